@@ -1,0 +1,54 @@
+# Every target is a visible line of a well-known tool. `make run` and `make test` set up what they need.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread per process: two OpenMP threads on a busy machine are many times slower.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: run setup test test-quick check fmt bench bench-startup bench-overhead bench-accuracy micro clean
+
+run: $(VENV)/ready
+	$(BIN)/vlmrun +recipe=smoke
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints/cpu.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; fix: make PYTHON=python3 (3.11 or newer)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
+	touch $@
+
+test: check
+	$(BIN)/pytest -n 2 --dist worksteal
+
+test-quick: check
+	$(BIN)/pytest -n 2 tests/unit tests/golden tests/properties
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-startup bench-overhead bench-accuracy
+
+bench-startup: $(VENV)/ready
+	$(BIN)/python -m benchmarks.startup
+
+bench-overhead: $(VENV)/ready
+	$(BIN)/python -m benchmarks.overhead
+
+bench-accuracy: $(VENV)/ready
+	$(BIN)/python -m benchmarks.accuracy
+
+micro: $(VENV)/ready
+	$(BIN)/python scripts/make_micro.py
+
+clean:
+	rm -rf outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,163 @@
+"""Artifacts: a stage's result folder, complete exactly when its `artifact.json` exists.
+
+`artifact.json` is written last (temporary name, fsync, rename) and lists every file with size and SHA-256, so a folder
+can be trusted, moved and asked where it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from vlmrun import __version__
+from vlmrun.errors import CheckpointError
+
+NAME = "artifact.json"
+
+
+class File(BaseModel):
+    """One file of an artifact. `mtime_ns` lets a later look trust it without reading it again, as git's index does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_bytes: int
+    sha256: str
+    mtime_ns: int
+
+
+class Parent(BaseModel):
+    """An artifact this one was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    key: str
+    path: str
+
+
+class Artifact(BaseModel):
+    """What `artifact.json` holds.
+
+    `summary` is a flat dict of what a table shows: `steps`, `loss`, `accuracy`, `seconds`, ... whichever the kind has.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: str
+    key: str
+    run: str
+    created: str  # ISO 8601, UTC
+    version: str = __version__
+    parents: list[Parent]
+    summary: dict[str, Any]
+    environment: dict[str, str]
+    files: dict[str, File]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames inside a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and renamed into place, on failure removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def describe_files(folder: Path, roots: tuple[str, ...]) -> dict[str, File]:
+    """Size and digest of every file below `folder/<root>` (a folder or a file), by path relative to `folder`."""
+    found: dict[str, File] = {}
+    for root in roots:
+        top = folder / root
+        paths = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())
+        for path in paths:
+            status = path.stat()
+            found[path.relative_to(folder).as_posix()] = File(
+                n_bytes=status.st_size, sha256=digest(path), mtime_ns=status.st_mtime_ns
+            )
+    return found
+
+
+def read(folder: Path) -> Artifact | None:
+    """The artifact in a folder, or None when it is not complete."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        return Artifact.model_validate_json(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{NAME} cannot be read: {str(error).splitlines()[0]}",
+            str(path),
+            "it was changed by hand or damaged: restore it, or remove the folder to make the stage again",
+        ) from error
+
+
+def verify(folder: Path, artifact: Artifact, *, thorough: bool = False) -> None:
+    """Checks that every listed file is there and unchanged.
+
+    A file whose size and modification time stand as recorded is trusted unless `thorough`; any other is read again.
+
+    Raises:
+        CheckpointError: naming every file that is missing or different.
+    """
+    wrong = []
+    for name, file in artifact.files.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} (missing)")
+            continue
+        status = path.stat()
+        if status.st_size != file.n_bytes:
+            wrong.append(f"{name} ({status.st_size} bytes, was {file.n_bytes})")
+        elif (thorough or status.st_mtime_ns != file.mtime_ns) and digest(path) != file.sha256:
+            wrong.append(f"{name} (content changed)")
+    if wrong:
+        raise CheckpointError(
+            f"artifact {artifact.name!r} is damaged: {'; '.join(wrong)}",
+            str(folder),
+            "restore these files, or remove the folder to make the stage again",
+        )

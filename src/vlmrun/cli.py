@@ -1,0 +1,137 @@
+"""The command line. Verbs are a table of strings, so that `--help` imports nothing it does not need.
+
+Hydra's override grammar serves the run verbs; the others are plain argparse. Errors become text and an exit code here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from vlmrun.errors import VlmrunError, suggest
+
+# verb -> module:function taking the remaining arguments and returning an exit code
+VERBS = {
+    "train": "vlmrun.run.verbs:train",
+    "check": "vlmrun.run.verbs:check",
+    "ls": "vlmrun.cli:ls",
+    "chat": "vlmrun.cli:chat",
+}
+
+HELP = """\
+vlmrun: train vision-language models from one declarative description
+
+usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of it
+       vlmrun check OVERRIDES              every problem of a run at once, before any weight is loaded
+       vlmrun -m OVERRIDES                 a sweep: key=a,b runs every combination, sharing what they share
+       vlmrun OVERRIDES --cfg job          print the composed run and stop
+       vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
+       vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+
+overrides (Hydra's grammar):
+       +recipe=NAME                        choose a recipe from conf/recipe
+       stage.lora.optim.lr=1e-4            set a value
+       model/connector=linear              choose another option of a group
+       only=[lora]                         run these stages only
+
+options: -m, --multirun   --cfg job   --config-dir DIR (adds your own conf/)   --help   --version
+
+try:   vlmrun +recipe=smoke                the whole way in miniature: minutes, two cores, no network
+       vlmrun check +recipe=smoke stage.lora.optim.lrr=1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command `vlmrun`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in arguments:
+        from vlmrun import __version__
+
+        print(f"vlmrun {__version__}")  # noqa: T201 - asked for on stdout
+        return 0
+    verb = arguments[0] if arguments and arguments[0] in VERBS else None
+    if not arguments or (verb in (None, "train", "check") and {"-h", "--help"} & set(arguments)):
+        print(HELP, end="")  # noqa: T201
+        return 0
+    try:
+        if verb is None:
+            _refuse_unknown_verb(arguments[0])
+        module, _, function = VERBS[verb or "train"].partition(":")
+        signal.signal(signal.SIGTERM, _interrupt)
+        code: int = getattr(importlib.import_module(module), function)(arguments[1:] if verb else arguments)
+        return code
+    except VlmrunError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def ls(arguments: list[str]) -> int:
+    """`vlmrun ls`."""
+    parser = argparse.ArgumentParser("vlmrun ls", description="List artifacts, or show where one came from.")
+    parser.add_argument("artifact", nargs="?", help="a stage name, name-key, key, or folder")
+    parser.add_argument(
+        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--verify", action="store_true", help="read every file again and compare its digest")
+    options = parser.parse_args(arguments)
+    from pathlib import Path
+
+    from vlmrun.run import listing
+
+    listing.main(Path(options.output), options.artifact, as_json=options.json, thorough=options.verify)
+    return 0
+
+
+def chat(arguments: list[str]) -> int:
+    """`vlmrun chat`."""
+    parser = argparse.ArgumentParser("vlmrun chat", description="Talk with a model about a picture.")
+    parser.add_argument("artifact", help="a stage name, name-key, key, or folder")
+    parser.add_argument("--image", help="picture to talk about")
+    parser.add_argument("--prompt", help="ask this, print the answer, and stop")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    from pathlib import Path
+
+    from vlmrun.run import store
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    folder = store.find(Path(options.output), options.artifact)
+    image = Path(options.image) if options.image else None
+    # A string, so that the front half does not depend on what loads torch.
+    talk = importlib.import_module("vlmrun.serve.chat").main
+    talk(folder, image, options.prompt, options.max_new_tokens)
+    return 0
+
+
+def _refuse_unknown_verb(word: str) -> None:
+    if word.isidentifier():
+        raise _usage(f"no verb {word!r}", suggest(word, VERBS, noun="verbs"))
+
+
+def _usage(what: str, fix: str) -> VlmrunError:
+    from vlmrun.errors import ConfigError
+
+    return ConfigError(what, "command line", fix)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

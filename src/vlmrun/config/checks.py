@@ -1,0 +1,144 @@
+"""Rules between fields, one small function each. They look at values only: no file is opened, no weight is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vlmrun.config import derived
+from vlmrun.config.schema import AverageStage, HardwareConfig, MergeStage, RunConfig, TrainStage
+from vlmrun.errors import Problem
+
+
+def check(run: RunConfig) -> list[Problem]:
+    """Every broken rule of a composed run."""
+    problems: list[Problem] = []
+    for name, stage in run.stage.items():
+        where = f"stage.{name}"
+        if isinstance(stage, TrainStage):
+            problems += _tuning(stage, where)
+            problems += _rates(stage, where)
+            problems += _batch(stage, run.hardware, where)
+            problems += _engine(stage, run.hardware, where)
+            problems += _lora_parent(stage, run, where)
+        elif isinstance(stage, AverageStage):
+            problems += _weights(stage, where)
+        elif isinstance(stage, MergeStage):
+            problems += _merge_parent(stage, run, where)
+    return problems
+
+
+def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if {stage.tune.llm, stage.tune.tower, stage.tune.connector} == {"freeze"}:
+        yield Problem(
+            "nothing is trained: every part is frozen", f"{where}.tune", f"for instance {where}.tune.connector=full"
+        )
+    if stage.tune.llm == "lora" and stage.lora is None:
+        yield Problem(
+            "tune.llm is lora, but lora has no values",
+            where,
+            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear}}'",
+        )
+    if stage.tune.llm != "lora" and stage.lora is not None:
+        yield Problem(
+            f"lora has values, but tune.llm is {stage.tune.llm}", where, f"{where}.tune.llm=lora or {where}.lora=null"
+        )
+    if stage.lora is not None and stage.lora.targets == []:
+        yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
+
+
+def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:
+    optim = stage.optim
+    used = {
+        "lr": optim.lr if "full" in (stage.tune.llm,) or stage.tune.llm == "lora" else None,
+        "connector_lr": _rate(optim.connector_lr, optim.lr) if stage.tune.connector == "full" else None,
+        "tower_lr": _rate(optim.tower_lr, optim.lr) if stage.tune.tower == "full" else None,
+    }
+    for name, rate in used.items():
+        if rate == 0.0:
+            yield Problem(
+                f"{name} is 0: that part would never move", f"{where}.optim.{name}", "freeze the part, or give a rate"
+            )
+    if optim.connector_lr is not None and stage.tune.connector == "freeze":
+        yield Problem(
+            "connector_lr is set, but the connector is frozen", f"{where}.optim.connector_lr", "set it to null"
+        )
+    if optim.tower_lr is not None and stage.tune.tower == "freeze":
+        yield Problem("tower_lr is set, but the vision tower is frozen", f"{where}.optim.tower_lr", "set it to null")
+    if optim.warmup_ratio >= 1.0:
+        yield Problem(
+            "the whole schedule is warm-up", f"{where}.optim.warmup_ratio", "a share of the steps, such as 0.03"
+        )
+    if any(beta >= 1.0 for beta in optim.betas):
+        yield Problem(f"betas {optim.betas} must be below 1", f"{where}.optim.betas", "[0.9, 0.999]")
+    if stage.max_steps is not None and math.ceil(optim.warmup_ratio * stage.max_steps) >= stage.max_steps:
+        yield Problem(
+            f"all {stage.max_steps} steps are warm-up, and the first has rate 0",
+            f"{where}.optim.warmup_ratio",
+            "raise max_steps or lower warmup_ratio",
+        )
+
+
+def _rate(own: float | None, common: float) -> float:
+    return common if own is None else own
+
+
+def _batch(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    unit = stage.micro_batch * derived.ranks(hardware)
+    if stage.global_batch % unit:
+        nearest = " or ".join(str(batch) for batch in derived.nearest_batches(stage, hardware))
+        yield Problem(
+            f"global_batch {stage.global_batch} cannot be cut into micro batches of {stage.micro_batch} "
+            f"on {derived.ranks(hardware)} rank(s)",
+            f"{where}.global_batch",
+            f"global_batch={nearest}, or another micro_batch: global batch = micro batch x accumulation x ranks",
+        )
+
+
+def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    ranks = derived.ranks(hardware)
+    if hardware.launcher == "inline" and ranks > 1:
+        yield Problem(
+            f"launcher inline is one process, but there are {ranks} ranks",
+            "hardware.launcher",
+            "hardware.launcher=torchrun",
+        )
+    if stage.engine == "plain" and ranks > 1:
+        yield Problem("engine plain is one process", f"{where}.engine", f"{where}.engine=deepspeed")
+    if stage.engine == "deepspeed" and stage.zero == 0 and hardware.precision == "bf16":
+        # DeepSpeed's bf16 optimizer at stage 0 takes a step with zero gradients at start: Adam's count is one ahead.
+        yield Problem("bf16 with ZeRO 0 trains wrongly in DeepSpeed", f"{where}.zero", f"{where}.zero=1 or more")
+
+
+def _lora_parent(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    parent = run.stage.get(stage.init_from or "")
+    if isinstance(parent, TrainStage) and parent.tune.llm == "lora":
+        yield Problem(
+            f"{stage.init_from!r} ends with adapters that are not merged",
+            f"{where}.init_from",
+            f"add a merge stage of {stage.init_from} and start from that",
+        )
+
+
+def _weights(stage: AverageStage, where: str) -> Iterator[Problem]:
+    if len(stage.weights) != len(stage.models):
+        yield Problem(
+            f"{len(stage.models)} models, {len(stage.weights)} weights", f"{where}.weights", "one weight per model"
+        )
+    elif not math.isclose(sum(stage.weights), 1.0, abs_tol=1e-6):
+        yield Problem(
+            f"the weights sum to {sum(stage.weights):g}, not 1", f"{where}.weights", "for instance [0.5, 0.5]"
+        )
+    if len(set(stage.models)) != len(stage.models):
+        yield Problem("a model is named twice", f"{where}.models", "name each once and give it the sum of its weights")
+
+
+def _merge_parent(stage: MergeStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    parent = run.stage.get(stage.init_from)
+    if parent is not None and not (isinstance(parent, TrainStage) and parent.tune.llm == "lora"):
+        options = [name for name, s in run.stage.items() if isinstance(s, TrainStage) and s.tune.llm == "lora"]
+        yield Problem(
+            f"{stage.init_from!r} has no adapters to merge",
+            f"{where}.init_from",
+            f"name a LoRA stage: {', '.join(options) or 'there is none in this run'}",
+        )

@@ -1,0 +1,37 @@
+"""Values that follow from others, each computed in one place."""
+
+from __future__ import annotations
+
+from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, TrainStage
+
+
+def ranks(hardware: HardwareConfig) -> int:
+    """Number of worker processes."""
+    return hardware.nodes * hardware.ranks_per_node
+
+
+def accumulation(stage: TrainStage, hardware: HardwareConfig) -> int:
+    """Forward passes per rank and update: global batch / (micro batch x ranks), which must divide."""
+    steps, rest = divmod(stage.global_batch, stage.micro_batch * ranks(hardware))
+    assert rest == 0, "checked before any job is written"
+    return steps
+
+
+def nearest_batches(stage: TrainStage, hardware: HardwareConfig) -> list[int]:
+    """Global batches next to the asked one that this micro batch and number of ranks can make."""
+    unit = stage.micro_batch * ranks(hardware)
+    below = stage.global_batch // unit * unit
+    return [batch for batch in (below, below + unit) if batch > 0]
+
+
+def template(stage: TrainStage | EvaluateStage, model: ModelConfig) -> str:
+    """The stage's template, or the model's."""
+    return stage.template or model.template
+
+
+def parent_names(stage: object) -> list[str]:
+    """What a stage refers to: names of stages or paths of artifacts, in order."""
+    if models := getattr(stage, "models", None):
+        return list(models)
+    start = getattr(stage, "init_from", None)
+    return [start] if start else []

@@ -1,0 +1,74 @@
+"""Where a named model part lies here: shipped with the package, a local folder, or the Hugging Face cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlmrun.errors import CheckpointError, suggest
+
+BUILTIN = "builtin:"
+
+
+def assets_dir() -> Path:
+    """The folder of weights that ship with the package."""
+    return Path(__file__).resolve().parents[1] / "assets"
+
+
+def locate(path: str) -> Path:
+    """The folder a part's `path` names.
+
+    Args:
+        path: `builtin:NAME`, a local folder, or a hub id whose files are in the local cache. Nothing is downloaded.
+
+    Raises:
+        CheckpointError: when there is no such folder, with what to do about it.
+    """
+    if path.startswith(BUILTIN):
+        name = path.removeprefix(BUILTIN)
+        folder = assets_dir() / name
+        if folder.is_dir() and folder.parent == assets_dir():
+            return folder
+        names = [p.name for p in assets_dir().iterdir() if p.is_dir()]
+        raise CheckpointError(f"no built-in part {name!r}", path, suggest(name, names, noun="built-in parts"))
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    cached = _cached_snapshot(path)
+    if cached is not None:
+        return cached
+    raise CheckpointError(
+        f"no model folder {path!r} here",
+        path,
+        f"give a local folder, or fetch it once while online: hf download {path}"
+        if _looks_like_hub_id(path)
+        else "give an existing folder that holds config.json, or a hub id such as openai/clip-vit-large-patch14-336",
+    )
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The `config.json` of the part at `path`."""
+    file = locate(path) / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            "config.json is missing", str(file), "point `path` at a Hugging Face model folder"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"config.json is not JSON: {error}", str(file), "fetch the model again") from error
+    return config
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
+def _cached_snapshot(path: str) -> Path | None:
+    if not _looks_like_hub_id(path):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, "config.json")
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,0 +1,104 @@
+"""Plain dict -> `RunConfig`, with every problem of shape in our own words and with the nearest name."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from vlmrun.config.schema import RunConfig, UserStage
+from vlmrun.errors import Problem, suggest
+
+_KINDS = {
+    typing.get_args(model.model_fields["kind"].annotation)[0]: model
+    for model in typing.get_args(typing.get_args(UserStage)[0])
+}
+
+
+def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunConfig | None, list[Problem]]:
+    """Types a composed tree.
+
+    Args:
+        known: problems found while composing; a value they already name is not reported twice.
+    """
+    if not tree.get("stage"):
+        return None, [] if known else [Problem("nothing to run: no stage is chosen", "command line", "+recipe=smoke")]
+    try:
+        return RunConfig.model_validate(tree), []
+    except ValidationError as error:
+        named = {problem.where for problem in known}
+        problems = []
+        for detail in error.errors(include_url=False):
+            path = _path(detail["loc"])
+            if path in named or (detail["input"] == "???"):
+                continue
+            problems.append(_problem(detail, path, tree))
+        return None, problems
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """A dotted key, without the kind that pydantic puts in after a stage's name."""
+    parts = [str(part) for part in location]
+    if len(parts) > 2 and parts[0] == "stage" and parts[2] in _KINDS:
+        del parts[2]
+    return ".".join(parts)
+
+
+def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
+    parent, _, name = path.rpartition(".")
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return Problem(f"unknown key {name!r}", parent or "the run", suggest(name, _fields(parent, tree), noun="keys"))
+    if kind == "missing":
+        fix = f"add {name}: ... or choose an option that has it"
+        if not parent:
+            fix = f"choose a recipe, as +recipe=smoke, or give {name}=..."
+        return Problem(f"{path} is missing", parent or "the run", fix)
+    if kind == "union_tag_not_found":
+        return Problem(
+            f"stage {name!r} has no kind",
+            path,
+            "it is not among the selected stages, but something sets values of it: to run part of a recipe use "
+            f"only=[...] instead of stage=[...], or take out the values of {path}",
+        )
+    if kind == "union_tag_invalid":
+        given = str(detail.get("ctx", {}).get("tag", ""))
+        return Problem(f"unknown kind {given}", path, suggest(given.strip("'"), _KINDS, noun="kinds"))
+    if kind == "model_type" and detail["input"] is None:
+        return Problem(f"{path} is not chosen", path, f"choose one: {path}=..., or a recipe: +recipe=smoke")
+    if kind == "literal_error":
+        expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return Problem(f"{detail['input']!r} is not an option of {path}", path, suggest(str(detail["input"]), expected))
+    return Problem(f"{path} = {detail['input']!r}: {detail['msg'].lower()}", path, "change the value")
+
+
+def _fields(path: str, tree: dict[str, Any]) -> list[str]:
+    """Names the schema knows below a dotted path."""
+    model: Any = RunConfig
+    node: Any = tree
+    for part in path.split(".") if path else []:
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+        model = _step(model, part, node)
+        if model is None:
+            return []
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    return names if path else [*names, "recipe"]
+
+
+def _step(model: Any, part: str, node: Any) -> Any:
+    if model is dict:  # the value below a named stage or data source
+        return _KINDS.get(node.get("kind")) if isinstance(node, dict) and "kind" in node else _data_model()
+    annotation = model.model_fields[part].annotation if part in model.model_fields else None
+    for option in (annotation, *typing.get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return dict if typing.get_origin(annotation) is dict else None
+
+
+def _data_model() -> Any:
+    from vlmrun.config.schema import DataConfig
+
+    return DataConfig

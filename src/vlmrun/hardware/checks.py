@@ -1,0 +1,37 @@
+"""Rules about what a machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from vlmrun.config.schema import HardwareConfig
+from vlmrun.errors import Problem, suggest
+from vlmrun.hardware.gpus import GPUS
+
+
+def check(hardware: HardwareConfig) -> Iterator[Problem]:
+    """Precision, attention and number of nodes against the GPU named."""
+    gpu = GPUS.get(hardware.gpu)
+    if gpu is None:
+        yield Problem(f"unknown gpu {hardware.gpu!r}", "hardware.gpu", suggest(hardware.gpu, GPUS, noun="gpus"))
+        return
+    if hardware.precision == "bf16" and not gpu.bf16:
+        yield Problem(f"{gpu.name} has no bf16", "hardware.precision", "hardware.precision=fp32")
+    if hardware.nodes > 1:
+        yield Problem("runs on several nodes are not built yet", "hardware.nodes", "hardware.nodes=1")
+    if hardware.attention == "flash_attention_2":
+        yield from _flash_attention(hardware, gpu.is_cpu)
+
+
+def _flash_attention(hardware: HardwareConfig, is_cpu: bool) -> Iterator[Problem]:
+    if is_cpu:
+        yield Problem("flash attention needs a GPU", "hardware.attention", "hardware.attention=sdpa")
+    elif hardware.precision == "fp32":
+        yield Problem("flash attention has no fp32", "hardware.attention", "hardware.precision=bf16, or attention=sdpa")
+    elif find_spec("flash_attn") is None:
+        yield Problem(
+            "flash-attn is not installed",
+            "hardware.attention",
+            "pip install 'vlmrun-trainer[gpu]', or hardware.attention=sdpa",
+        )

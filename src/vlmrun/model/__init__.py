@@ -1,0 +1,1 @@
+"""The VLM and its three parts."""

@@ -1,0 +1,223 @@
+"""Everything that can be found wrong with a composed run before a weight is loaded, in one list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmrun import build
+from vlmrun.config import checks as config_checks
+from vlmrun.config import derived
+from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStage
+from vlmrun.data.formats import FORMATS
+from vlmrun.data.templates import TEMPLATES
+from vlmrun.errors import CheckpointError, Problem, suggest
+from vlmrun.hardware import checks as hardware_checks
+from vlmrun.run import graph, parts
+
+# Arguments that model/parts.py supplies itself when it builds a part.
+_SUPPLIED = {
+    "llm": frozenset({"dtype", "attention"}),
+    "tower": frozenset({"dtype", "attention"}),
+    "connector": frozenset({"vision_dim", "llm_dim"}),
+}
+_MLP = "vlmrun.model.connectors.mlp.MLP"
+
+
+def check(run: RunConfig) -> list[Problem]:
+    """All problems: references, rules between fields, targets, dimensions, tokenizer, templates, files."""
+    _, problems = graph.plan(run)
+    problems += config_checks.check(run)
+    problems += hardware_checks.check(run.hardware)
+    problems += _targets(run)
+    problems += _templates(run)
+    problems += _data(run)
+    problems += _llm(run)
+    problems += _tower(run)
+    problems += _continued(run)
+    return list(dict.fromkeys(problems))
+
+
+def _targets(run: RunConfig) -> Iterator[Problem]:
+    for name in ("llm", "tower", "connector"):
+        part = getattr(run.model, name)
+        yield from build.check(part.target, part.arguments, f"model.{name}", _SUPPLIED[name])
+    for name, data in run.data.items():
+        if data.prepare is not None:
+            where = f"data.{name}.prepare"
+            yield from build.check(data.prepare.target, data.prepare.arguments, where, frozenset({"folder"}))
+
+
+def _readers(run: RunConfig) -> dict[str, TrainStage | EvaluateStage]:
+    return {name: stage for name, stage in run.stage.items() if isinstance(stage, TrainStage | EvaluateStage)}
+
+
+def _templates(run: RunConfig) -> Iterator[Problem]:
+    if run.model.template not in TEMPLATES:
+        fix = suggest(run.model.template, TEMPLATES, noun="templates")
+        yield Problem(f"no template {run.model.template!r}", "model.template", fix)
+    for name, stage in _readers(run).items():
+        if stage.template is not None and stage.template not in TEMPLATES:
+            where = f"stage.{name}.template"
+            yield Problem(
+                f"no template {stage.template!r}", where, suggest(stage.template, TEMPLATES, noun="templates")
+            )
+
+
+def _data(run: RunConfig) -> Iterator[Problem]:
+    used = {source for stage in _readers(run).values() for source in stage.data}
+    for name, data in run.data.items():
+        if "." not in data.format and data.format not in FORMATS:
+            where = f"data.{name}.format"
+            yield Problem(f"no data format {data.format!r}", where, suggest(data.format, FORMATS, noun="formats"))
+        if data.prepare is None and name in used:
+            yield from _files(data, f"data.{name}")
+    for name, stage in _readers(run).items():
+        for source in stage.data:
+            kind = run.data[source].format if source in run.data else None
+            if (kind == "vqa") != isinstance(stage, EvaluateStage) and kind in FORMATS:
+                wanted = "vqa" if isinstance(stage, EvaluateStage) else "llava"
+                yield Problem(
+                    f"{stage.kind} cannot read data {source!r} of format {kind}",
+                    f"stage.{name}.data",
+                    f"name data of format {wanted}",
+                )
+
+
+def _files(data: DataConfig, where: str) -> Iterator[Problem]:
+    annotations = Path(data.annotations).expanduser()
+    if not annotations.is_file():
+        yield Problem(f"no file {data.annotations!r}", f"{where}.annotations", "give an existing file")
+    if data.images is not None and not Path(data.images).expanduser().is_dir():
+        yield Problem(f"no folder {data.images!r}", f"{where}.images", "give the folder that image paths start from")
+
+
+def _llm(run: RunConfig) -> Iterator[Problem]:
+    try:
+        facts = parts.llm_facts(run.model.llm)
+        tokenizer = parts.tokenizer_facts(run.model.llm)
+    except CheckpointError as error:
+        yield from (Problem(problem.what, "model.llm.path", problem.fix) for problem in error.problems)
+        return
+    except KeyError as error:
+        yield Problem(f"the LLM's config.json has no {error}", "model.llm", "is this the folder of a causal LM?")
+        return
+    if facts.max_positions is not None and run.model.max_length > facts.max_positions:
+        yield Problem(
+            f"max_length {run.model.max_length} exceeds the LLM's {facts.max_positions} positions",
+            "model.max_length",
+            f"model.max_length={facts.max_positions} or less",
+        )
+    if tokenizer is not None:
+        yield from _vocabulary(run, facts, tokenizer)
+    for name, stage in run.stage.items():
+        if isinstance(stage, TrainStage) and stage.lora is not None and isinstance(stage.lora.targets, list):
+            yield from _lora_targets(stage.lora.targets, facts, f"stage.{name}.lora.targets")
+
+
+def _vocabulary(run: RunConfig, llm: parts.LlmFacts, tokenizer: parts.TokenizerFacts) -> Iterator[Problem]:
+    if tokenizer.n_ids > llm.vocab_size:
+        yield Problem(
+            f"the tokenizer has {tokenizer.n_ids} ids, the LLM {llm.vocab_size} embedding rows",
+            "model.llm",
+            "use the tokenizer that belongs to this LLM",
+        )
+    if "<image>" in tokenizer.tokens:
+        yield Problem(
+            "the tokenizer has a token <image> of its own, which marks the place of pictures here",
+            "model.llm",
+            "use the tokenizer of the LLM alone, before a VLM was made of it",
+        )
+    places = {run.model.template: "model.template"}
+    places |= {stage.template: f"stage.{name}.template" for name, stage in _readers(run).items() if stage.template}
+    for template, where in places.items():
+        missing = (
+            [text for text in TEMPLATES[template].special_tokens if text not in tokenizer.tokens]
+            if template in TEMPLATES
+            else []
+        )
+        if missing:
+            yield Problem(
+                f"template {template!r} needs the tokens {', '.join(missing)}, which the tokenizer does not have",
+                where,
+                "choose the template this LLM was trained with: " + ", ".join(_fitting(tokenizer)),
+            )
+
+
+def _fitting(tokenizer: parts.TokenizerFacts) -> list[str]:
+    return [name for name, template in TEMPLATES.items() if set(template.special_tokens) <= tokenizer.tokens]
+
+
+def _lora_targets(targets: list[str], llm: parts.LlmFacts, where: str) -> Iterator[Problem]:
+    for target in targets:
+        if llm.linear_layers is not None and target.split(".")[-1] not in llm.linear_layers:
+            fix = suggest(target, llm.linear_layers, noun="linear layers")
+            yield Problem(f"LoRA target {target!r} matches no layer of the LLM", where, fix)
+
+
+def _tower(run: RunConfig) -> Iterator[Problem]:
+    try:
+        facts = parts.tower_facts(run.model.tower)
+    except CheckpointError as error:
+        yield from (Problem(problem.what, "model.tower.path", problem.fix) for problem in error.problems)
+        return
+    except KeyError as error:
+        yield Problem(
+            f"the vision tower's config.json has no {error}", "model.tower", "is this the folder of a vision model?"
+        )
+        return
+    for layer in run.model.tower.arguments.get("layers", []):
+        if not -facts.n_layers - 1 <= layer <= facts.n_layers:
+            yield Problem(
+                f"layer {layer} does not exist: the tower has {facts.n_layers} blocks",
+                "model.tower.layers",
+                f"0 (before the first block) to {facts.n_layers}, or -1 to {-facts.n_layers - 1} from the end",
+            )
+    if run.model.connector.target == _MLP and facts.n_patches >= run.model.max_length:
+        yield Problem(
+            f"an image takes {facts.n_patches} tokens, a sample may have {run.model.max_length}: no text fits",
+            "model.max_length",
+            f"more than {facts.n_patches}",
+        )
+
+
+def _continued(run: RunConfig) -> Iterator[Problem]:
+    """A model of another run that a stage starts from must be of the parts that this run describes."""
+    for name, stage in run.stage.items():
+        reference = getattr(stage, "init_from", None)
+        saved = Path(reference or "").expanduser() / "weights" / "model.json"
+        if not reference or reference in run.stage or not saved.is_file():
+            continue
+        try:
+            yield from _differences(run, saved, f"stage.{name}.init_from")
+        except (KeyError, ValueError, CheckpointError):
+            yield Problem(
+                f"{saved} cannot be read", f"stage.{name}.init_from", "the artifact is damaged: make it again"
+            )
+
+
+def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
+    held = json.loads(saved.read_text("utf-8"))["model"]
+    connector = {"_target_": run.model.connector.target, **run.model.connector.arguments}
+    if held["connector"] != connector:
+        yield Problem(
+            f"it holds the connector {held['connector']}, this run describes {connector}",
+            where,
+            "choose the same model/connector",
+        )
+    for part, facts in (("llm", parts.llm_facts), ("tower", parts.tower_facts)):
+        config = json.loads((saved.parent / part / "config.json").read_text("utf-8"))
+        config = config.get("vision_config" if part == "tower" else "text_config", config)
+        ours = facts(getattr(run.model, part)).hidden_dim
+        if config["hidden_size"] != ours:
+            yield Problem(
+                f"its {part} has width {config['hidden_size']}, this run's has {ours}",
+                where,
+                f"choose the same model/{part}",
+            )
+
+
+def effective_templates(run: RunConfig) -> dict[str, str]:
+    """Stage -> template, for a person to look over."""
+    return {name: derived.template(stage, run.model) for name, stage in _readers(run).items()}

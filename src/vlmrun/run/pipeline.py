@@ -1,0 +1,175 @@
+"""The loop over a run's stages: reuse, or launch, verify, next."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlmrun import artifact, logs
+from vlmrun.artifact import Artifact
+from vlmrun.config.job import JOB_FILE, StageJob
+from vlmrun.config.schema import DataConfig, RunConfig
+from vlmrun.errors import CheckpointError
+from vlmrun.run import graph, identity, launch, store
+from vlmrun.run.graph import Planned
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished stage of a run."""
+
+    name: str
+    artifact: Artifact
+    folder: Path
+    reused: bool
+
+
+@dataclass
+class Run:
+    """A run on its way: what is planned, under which keys, and what is finished so far."""
+
+    config: RunConfig
+    planned: list[Planned]
+    keys: dict[str, str]
+    folder: Path
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def root(self) -> Path:
+        """The output root, absolute: stage folders know their parents by full path."""
+        return Path(self.config.output).expanduser().resolve()
+
+    def stage_folder(self, name: str) -> Path:
+        """The folder of one of the run's stages."""
+        return store.folder(self.root, name, self.keys[name])
+
+
+def prepare(config: RunConfig, folder: Path | None = None) -> Run:
+    """Orders a checked run and names its folders; touches nothing on disk."""
+    planned, problems = graph.plan(config)
+    graph.require(problems)
+    root = Path(config.output).expanduser().resolve()
+    return Run(config, planned, identity.keys(planned, config), folder or root / "runs" / config.name)
+
+
+def execute(run: Run) -> list[Outcome]:
+    """Runs what is not finished yet, parents first.
+
+    Raises:
+        VlmrunError: the first stage's error; what was finished before it stays finished.
+    """
+    chosen = graph.selected(run.planned, run.config.only)
+    _require_parents(run, chosen)
+    for position, item in enumerate(chosen, 1):
+        outcome = _one(run, item, f"[{position}/{len(chosen)}]")
+        run.outcomes.append(outcome)
+        _link(run.folder / "stages" / outcome.name, outcome.folder)
+    return run.outcomes
+
+
+def _one(run: Run, item: Planned, position: str) -> Outcome:
+    folder = run.stage_folder(item.name)
+    found = store.finished(folder)
+    if found is not None:
+        log.info("%s %s: reused, %s", position, item.name, _short(folder))
+        return Outcome(item.name, found, folder, reused=True)
+    with store.lock(folder, wait=run.config.if_busy == "wait", say=log.info) as lock_fd:
+        found = store.finished(folder)  # another process may have finished it while we waited
+        if found is not None:
+            log.info("%s %s: finished by another process, %s", position, item.name, _short(folder))
+            return Outcome(item.name, found, folder, reused=True)
+        job = job_of(run, item)
+        artifact.write_text(folder / JOB_FILE, job.to_json())
+        log.info("%s %s: %s, %s", position, item.name, describe(item), _short(folder))
+        started = time.monotonic()
+        launch.run(job, lock_fd)
+        found = store.finished(folder)
+    if found is None:
+        raise CheckpointError(f"stage {item.name!r} ended without an artifact", str(folder), "see logs/ in that folder")
+    log.info("%s %s: done in %.1f s%s", position, item.name, time.monotonic() - started, _headline(found.summary))
+    return Outcome(item.name, found, folder, reused=False)
+
+
+def job_of(run: Run, item: Planned) -> StageJob:
+    """The stage with everything resolved: parents to folders, data to absolute paths."""
+    parents = {
+        reference: str(run.stage_folder(name) if name else Path(reference).expanduser().resolve())
+        for reference, name in item.parents.items()
+    }
+    sources = getattr(item.stage, "data", [])
+    data = {
+        name: _absolute(run.config.data[name], run.stage_folder(item.prepared[name]) if name in item.prepared else None)
+        for name in sources
+    }
+    return StageJob(
+        name=item.name,
+        key=run.keys[item.name],
+        run=run.config.name,
+        folder=str(run.stage_folder(item.name)),
+        stage=item.stage,
+        model=run.config.model,
+        data=data,
+        parents=parents,
+        hardware=run.config.hardware,
+        tracking=run.config.tracking,
+    )
+
+
+def describe(item: Planned) -> str:
+    """A stage in a few words."""
+    stage = item.stage
+    if stage.kind == "train":
+        parts = {"llm": stage.tune.llm, "tower": stage.tune.tower, "connector": stage.tune.connector}
+        trained = [f"{name} ({how})" for name, how in parts.items() if how != "freeze"]
+        return f"train {' + '.join(trained)} on {', '.join(stage.data)}"
+    if stage.kind == "prepare":
+        return f"prepare data with {stage.source.target}"
+    if stage.kind == "average":
+        return "average " + " + ".join(f"{w:g} {m}" for w, m in zip(stage.weights, stage.models, strict=True))
+    if stage.kind == "evaluate":
+        return f"evaluate {stage.init_from} on {', '.join(stage.data)}"
+    return f"merge {stage.init_from}"
+
+
+def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:
+    base = prepared / "data" if prepared else Path.cwd()
+    changes: dict[str, Any] = {"annotations": str(base / Path(data.annotations).expanduser()), "prepare": None}
+    if data.images is not None:
+        changes["images"] = str(base / Path(data.images).expanduser())
+    return data.model_copy(update=changes)
+
+
+def _require_parents(run: Run, chosen: list[Planned]) -> None:
+    names = {item.name for item in chosen}
+    for item in chosen:
+        for name in item.needs:
+            if name not in names and store.finished(run.stage_folder(name)) is None:
+                raise CheckpointError(
+                    f"stage {item.name!r} starts from {name!r}, which is not finished with these settings",
+                    str(run.stage_folder(name)),
+                    f"run it too: only=[{name},{item.name}], or leave `only` out",
+                )
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    shown = [
+        f"{name} {summary[name]:.4g}" for name in ("loss", "accuracy") if isinstance(summary.get(name), int | float)
+    ]
+    return "".join(f", {text}" for text in shown)
+
+
+def _short(folder: Path) -> str:
+    return os.path.relpath(folder)
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)

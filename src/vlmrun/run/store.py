@@ -1,0 +1,118 @@
+"""Stage folders below the output root: found by key, locked while a process works in them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vlmrun import artifact
+from vlmrun.artifact import Artifact
+from vlmrun.errors import CheckpointError, LaunchError, suggest
+
+_POLL_SECONDS = 0.5
+
+
+def stages_dir(root: Path) -> Path:
+    """Where all stage folders of an output root are."""
+    return root / "stages"
+
+
+def folder(root: Path, name: str, key: str) -> Path:
+    """The folder of one stage."""
+    return stages_dir(root) / f"{name}-{key}"
+
+
+def finished(path: Path) -> Artifact | None:
+    """The stage's artifact, verified, or None when the stage is not finished."""
+    found = artifact.read(path)
+    if found is not None:
+        artifact.verify(path, found)
+    return found
+
+
+def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
+    """Every finished stage below an output root, oldest first."""
+    folders = sorted(stages_dir(root).glob("*/" + artifact.NAME)) if stages_dir(root).is_dir() else []
+    found = [(path.parent, artifact.read(path.parent)) for path in folders]
+    return sorted(((path, item) for path, item in found if item is not None), key=lambda pair: pair[1].created)
+
+
+def find(root: Path, reference: str) -> Path:
+    """The artifact folder a person means: a path, `name-key`, or the newest of a stage name.
+
+    Raises:
+        CheckpointError: with the nearest names when there is none.
+    """
+    path = Path(reference).expanduser()
+    if (path / artifact.NAME).is_file():
+        return path
+    known = artifacts(root)
+    matches = [where for where, item in known if reference in (item.name, f"{item.name}-{item.key}", item.key)]
+    if matches:
+        return matches[-1]
+    names = {item.name for _, item in known}
+    if path.is_dir():
+        raise CheckpointError(f"{reference!r} is not a finished artifact", str(path), f"it has no {artifact.NAME}")
+    raise CheckpointError(
+        f"no artifact {reference!r}", str(stages_dir(root)), suggest(reference, names, noun="artifacts")
+    )
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]:
+    """Holds a stage folder for this process; the kernel lets go when the holder dies, however it dies.
+
+    Args:
+        wait: wait for another holder to finish, or refuse at once.
+        say: told once whom we wait for.
+
+    Yields:
+        The lock's file descriptor, for workers to inherit: a worker that outlives us keeps the folder locked.
+
+    Raises:
+        LaunchError: when another process holds it and `wait` is false.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        told = False
+        while not _try(fd):
+            holder = _holder(path / "lock")
+            if not wait:
+                raise LaunchError(
+                    f"stage {path.name!r} is being worked on by {holder}",
+                    str(path),
+                    "wait for it (if_busy=wait), or stop that process first",
+                )
+            if not told:
+                say(f"waiting for {holder}, which works on {path.name} (Ctrl-C to give up)")
+                told = True
+            time.sleep(_POLL_SECONDS)
+        os.ftruncate(fd, 0)
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.pwrite(fd, json.dumps(note).encode(), 0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _try(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(path: Path) -> str:
+    try:
+        note = json.loads(path.read_text("utf-8"))
+        return f"process {note['pid']} on {note['host']} since {note['since']}"
+    except (ValueError, KeyError, OSError):
+        return "another process"

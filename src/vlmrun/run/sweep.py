@@ -1,0 +1,95 @@
+"""`-m`: every combination of the listed values, one run each, in one light process; equal stages are shared by key."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.errors import HydraException
+
+from vlmrun import artifact, logs
+from vlmrun.config import compose as composing
+from vlmrun.errors import VlmrunError
+
+if TYPE_CHECKING:
+    from vlmrun.run.pipeline import Run
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point of a sweep and how it went. `run` is None when it failed."""
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    run: Run | None
+    error: VlmrunError | None
+
+
+def expand(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """All combinations: (all overrides of a point, only those that differ between points)."""
+    choices: list[list[str]] = []
+    swept: list[bool] = []
+    for text in overrides:
+        try:
+            override = composing.parse(text)
+        except HydraException:
+            choices.append([text])  # composing it will say what is wrong
+            swept.append(False)
+            continue
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([text])
+        swept.append(override.is_sweep_override())
+    points = itertools.product(*choices)
+    return [(list(point), [text for text, own in zip(point, swept, strict=True) if own]) for point in points]
+
+
+def run(overrides: Sequence[str], one: Callable[[list[str], Path], Run]) -> int:
+    """Runs every point; one that fails does not stop the others.
+
+    Returns:
+        0, or the exit code of the first failed point.
+    """
+    from vlmrun.run import table
+
+    points = expand(overrides)
+    folder = (
+        Path("outputs" if not (root := _root(points[0][0])) else root) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    )
+    jobs: list[Job] = []
+    for number, (point, own) in enumerate(points):
+        log.info("sweep %d/%d: %s", number + 1, len(points), " ".join(own) or "(nothing swept)")
+        where = folder.resolve() / str(number)
+        try:
+            jobs.append(Job(number, own, where, one(point, where), None))
+        except VlmrunError as error:
+            log.error("%s", error)
+            jobs.append(Job(number, own, where, None, error))
+        artifact.write_json(folder / "sweep.json", [_record(job) for job in jobs])
+    table.compare(jobs)
+    return next((job.error.exit_code for job in jobs if job.error is not None), 0)
+
+
+def _record(job: Job) -> dict[str, object]:
+    return {
+        "number": job.number,
+        "overrides": job.overrides,
+        "folder": str(job.folder),
+        "error": job.error.to_dict() if job.error else None,
+        "stages": {item.name: item.artifact.summary for item in job.run.outcomes} if job.run else {},
+    }
+
+
+def _root(overrides: list[str]) -> str:
+    """The output root that a point of the sweep would use."""
+    tree = composing.compose(overrides).tree
+    return str(tree.get("output", ""))

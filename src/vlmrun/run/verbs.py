@@ -1,0 +1,145 @@
+"""The run verbs: compose, check, run; once, or once for every point of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmrun import artifact, logs
+from vlmrun.config import compose as composing
+from vlmrun.config.schema import RunConfig
+from vlmrun.config.validate import validate
+from vlmrun.errors import ConfigError, Problem
+from vlmrun.run import checks, graph, pipeline, report, store, sweep, table
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    overrides: list[str]
+    config_dirs: list[Path]
+    show_config: bool
+    multirun: bool
+
+
+def train(arguments: list[str]) -> int:
+    """`vlmrun [train]`: a run, a sweep (`-m`), or the composed text (`--cfg job`)."""
+    request = read(arguments)
+    logs.setup()
+    if request.show_config:
+        sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
+        return 0
+    if request.multirun:
+        return sweep.run(request.overrides, lambda overrides, folder: run(overrides, request.config_dirs, folder))
+    run(request.overrides, request.config_dirs)
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """`vlmrun check`: raises every problem found, or prints what would be run."""
+    request = read(arguments)
+    logs.setup()
+    config = compose(request.overrides, request.config_dirs)
+    graph.require(checks.check(config))
+    planned = pipeline.prepare(config)
+    for item in graph.selected(planned.planned, config.only):
+        folder = planned.stage_folder(item.name)
+        state = "finished" if artifact.read(folder) else "to do"
+        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {pipeline.describe(item)}\n")
+    sys.stdout.write(f"ok: {config.name} has no problems\n")
+    return 0
+
+
+def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
+    """One run from its overrides to its report."""
+    config = compose(overrides, config_dirs)
+    graph.require(checks.check(config))
+    planned = pipeline.prepare(config, folder)
+    artifact.write_text(planned.folder / "config.yaml", _text(config))
+    try:
+        pipeline.execute(planned)
+    finally:
+        if planned.outcomes:
+            table.show(table.summary(planned.outcomes), config.name)
+    if all(outcome.reused for outcome in planned.outcomes) and (planned.folder / "report.html").is_file():
+        log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
+    else:
+        log.info("report: %s", report.write(planned.folder, config.name, planned.outcomes))
+    _next_commands(planned)
+    return planned
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
+    """Overrides -> a typed run.
+
+    Raises:
+        ConfigError: with every problem of names, values and types.
+    """
+    composed = composing.compose(overrides, config_dirs)
+    config, problems = validate(composed.tree, composed.problems)
+    if config is None or composed.problems or problems:
+        if config is not None and composed.problems:
+            problems += checks.check(config)
+        raise ConfigError([*composed.problems, *problems])
+    return config
+
+
+def read(arguments: list[str]) -> Request:
+    """Splits our own options, which may stand anywhere, from Hydra's overrides."""
+    overrides: list[str] = []
+    config_dirs: list[Path] = []
+    show_config = multirun = False
+    rest = iter(arguments)
+    for word in rest:
+        name, _, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif name in ("--cfg", "-c"):
+            show_config = _expect(value or next(rest, ""), name, "job")
+        elif name in ("--config-dir", "-cd"):
+            config_dirs.append(_folder(value or next(rest, ""), name))
+        elif word.startswith("-"):
+            options = "-m, --cfg job, --config-dir DIR, --help, --version"
+            raise ConfigError(f"no option {word!r}", "command line", f"options: {options}")
+        else:
+            overrides.append(word)
+    return Request(overrides, config_dirs, show_config, multirun)
+
+
+def _expect(value: str, option: str, wanted: str) -> bool:
+    if value != wanted:
+        raise ConfigError(f"{option} {value}".strip(), "command line", f"{option} {wanted} prints the composed run")
+    return True
+
+
+def _folder(value: str, option: str) -> Path:
+    if not value or not Path(value).is_dir():
+        raise ConfigError(
+            [Problem(f"no folder {value!r}", f"command line ({option})", "give a folder laid out like conf/")]
+        )
+    return Path(value)
+
+
+def _text(config: RunConfig) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
+
+
+def _next_commands(planned: pipeline.Run) -> None:
+    models = [item for item in planned.outcomes if (item.folder / "weights").is_dir()]
+    if not models:
+        return
+    best = models[-1]
+    pictures = sorted(store.stages_dir(planned.root).glob("*/data/images/test/*.png"))[:1]
+    picture = pictures[0].relative_to(Path.cwd()) if pictures and pictures[0].is_relative_to(Path.cwd()) else "PICTURE"
+    log.info("next:")
+    log.info("  vlmrun chat %s --image %s --prompt 'What colour is the shape?'", best.name, picture)
+    log.info("  vlmrun ls %s", best.name)
+    trained = [item for item in planned.outcomes if item.artifact.kind == "train"]
+    log.info("  vlmrun -m +recipe=%s stage.%s.optim.lr=1e-3,3e-3", planned.config.name, (trained or models)[-1].name)
