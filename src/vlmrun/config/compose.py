@@ -23,6 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlmrun.errors import Problem, closest, suggest
 
+# What Hydra raises when it refuses an override; ValueError for `group=null` and the like.
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+
 
 @dataclass
 class Composed:
@@ -66,7 +69,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
             try:
                 config = hydra_compose("config", overrides=[*extra, *remaining], return_hydra_config=True)
                 break
-            except (HydraException, OmegaConfBaseException) as error:
+            except _REFUSALS as error:
                 index, cause = _first_failing(extra, remaining)
                 if cause is None:  # conf/ itself does not compose
                     return Composed({}, [*problems, Problem(_first_line(error), "composition")])
@@ -106,7 +109,7 @@ def _first_failing(extra: list[str], overrides: list[str]) -> tuple[int, Excepti
     for index in range(-1, len(overrides)):
         try:
             hydra_compose("config", overrides=[*extra, *overrides[: index + 1]])
-        except (HydraException, OmegaConfBaseException) as error:
+        except _REFUSALS as error:
             return index, error if index >= 0 else None
     raise AssertionError("composition failed with all overrides, so it fails with a prefix of them")
 
@@ -133,7 +136,7 @@ def _unknown_key(key: str, culprit: str, extra: list[str], others: list[str]) ->
     """Walks the composed tree down to where the key leaves it."""
     try:
         node: Any = hydra_compose("config", overrides=[*extra, *others])
-    except (HydraException, OmegaConfBaseException):
+    except _REFUSALS:
         return Problem(f"unknown key {key!r}", _where(culprit), "check its spelling with --cfg job")
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -156,16 +159,18 @@ def _unknown_key(key: str, culprit: str, extra: list[str], others: list[str]) ->
 def _plain(config: DictConfig, problems: list[Problem]) -> dict[str, Any]:
     """Resolves interpolations; what is still `???` or cannot be resolved becomes a problem."""
     tree = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    while True:
+        try:
+            plain = OmegaConf.to_container(tree, resolve=True)
+            break
+        except OmegaConfBaseException as error:
+            key = str(error.full_key or "")
+            problems.append(Problem(_first_line(error), key or "interpolation", "give the value it refers to"))
+            if not key or OmegaConf.is_missing(tree, key):
+                return {}
+            OmegaConf.update(tree, key, "???")  # so that the rest can be resolved and checked
     for missing in sorted(OmegaConf.missing_keys(tree)):
-        problems.append(Problem(f"{missing} has no value yet", missing, f"give it one: {missing}=..."))
-    try:
-        plain = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        problems.append(
-            Problem(
-                _first_line(error), getattr(error, "full_key", "") or "interpolation", "give the value it refers to"
-            )
-        )
-        plain = OmegaConf.to_container(tree, resolve=False)
+        if not any(problem.where == missing for problem in problems):
+            problems.append(Problem(f"{missing} has no value yet", missing, f"give it one: {missing}=..."))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -30,7 +30,7 @@ def locate(path: str) -> Path:
         folder = assets_dir() / name
         if folder.is_dir() and folder.parent == assets_dir():
             return folder
-        names = [p.name for p in assets_dir().iterdir() if p.is_dir()]
+        names = [p.name for p in assets_dir().glob("*") if p.is_dir()]
         raise CheckpointError(f"no built-in part {name!r}", path, suggest(name, names, noun="built-in parts"))
     local = Path(path).expanduser()
     if local.is_dir():

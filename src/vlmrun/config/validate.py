@@ -66,7 +66,7 @@ def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
         )
     if kind == "union_tag_invalid":
         given = str(detail.get("ctx", {}).get("tag", ""))
-        return Problem(f"unknown kind {given}", path, suggest(given.strip("'"), _KINDS, noun="kinds"))
+        return Problem(f"unknown kind {given}", path, suggest(given, _KINDS, noun="kinds"))
     if kind == "model_type" and detail["input"] is None:
         return Problem(f"{path} is not chosen", path, f"choose one: {path}=..., or a recipe: +recipe=smoke")
     if kind == "literal_error":

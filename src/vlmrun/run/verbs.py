@@ -12,7 +12,7 @@ from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
-from vlmrun.run import checks, graph, pipeline, report, store, sweep, table
+from vlmrun.run import checks, graph, pipeline, store, sweep
 
 log = logs.get(__name__)
 
@@ -57,6 +57,8 @@ def check(arguments: list[str]) -> int:
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
     """One run from its overrides to its report."""
+    from vlmrun.run import report, table
+
     config = compose(overrides, config_dirs)
     graph.require(checks.check(config))
     planned = pipeline.prepare(config, folder)

@@ -1,0 +1,114 @@
+"""Folders that appear whole or not at all, filled with links where nothing changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmrun import artifact
+from vlmrun.checkpoints.tensors import DTYPES, INDEX, Reader, Writer
+from vlmrun.errors import CheckpointError
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `folder`, which takes its place on success and is removed on failure."""
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.replace(folder)
+            artifact.fsync_folder(folder.parent)
+        except OSError as error:
+            free = shutil.disk_usage(_existing(folder)).free
+            raise CheckpointError(
+                f"the model cannot be saved: {error}",
+                str(folder),
+                f"{free:,} bytes are free: make room, then run again",
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def place(source: Path, destination: Path) -> None:
+    """Puts a file there: a hard link when it belongs to an artifact (those are never written again), else a copy."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if _in_artifact(source):
+        # Another file system, or one without links: copied like any other.
+        with contextlib.suppress(OSError):
+            os.link(source, destination)
+            return
+    with artifact.writing(destination) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def place_weights(source: Path, destination: Path) -> None:
+    """Puts the weights of a model folder there, unchanged; `.bin` files become safetensors."""
+    files = Reader(source).files()
+    if any(file.suffix == ".bin" for file in files):
+        reader = Reader(source)
+        with Writer(destination) as writer:
+            for name in reader.names():
+                writer.add(name, reader.get(name))
+        return
+    for file in files:
+        place(file, destination / file.name)
+    if (source / INDEX).is_file():
+        place(source / INDEX, destination / INDEX)
+
+
+def place_named(source: Path, destination: Path, names: tuple[str, ...]) -> None:
+    """Puts those of the named files there that exist."""
+    for name in names:
+        if (source / name).is_file():
+            place(source / name, destination / name)
+
+
+def place_rest(source: Path, destination: Path, dtype: str) -> None:
+    """Puts all but the weights of a part there; its config names the new type unless that is `keep`."""
+    weights = {file.name for file in Reader(source).files()} | {INDEX}
+    for file in sorted(path for path in source.iterdir() if path.is_file() and path.name not in weights):
+        if file.name == "config.json" and dtype in DTYPES:
+            config = json.loads(file.read_text("utf-8"))
+            config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+            artifact.write_json(destination / file.name, config)
+        else:
+            place(file, destination / file.name)
+
+
+def place_tree(source: Path, destination: Path) -> None:
+    """Puts a whole folder there."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place(file, destination / file.relative_to(source))
+
+
+def _in_artifact(file: Path) -> bool:
+    """Whether one of the nearest folders is a complete artifact (file: weights/part/name at the deepest)."""
+    return any((parent / artifact.NAME).is_file() for parent in list(file.resolve().parents)[:3])
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

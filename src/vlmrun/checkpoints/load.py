@@ -1,0 +1,131 @@
+"""A saved model loads again from its folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from vlmrun.checkpoints.adapter import Adapter
+from vlmrun.checkpoints.native import DESCRIPTION, FORMAT
+from vlmrun.checkpoints.tensors import Reader
+from vlmrun.config.schema import ModelConfig, Target
+from vlmrun.errors import CheckpointError
+from vlmrun.model.parts import Loaded, assemble
+from vlmrun.model.pretrained import read_json
+from vlmrun.model.tune import wrap
+
+
+def weights_folder(folder: Path) -> Path:
+    """The weights folder of an artifact, or the folder itself when it is one."""
+    folder = Path(folder)
+    for candidate in (folder / "weights", folder):
+        if (candidate / DESCRIPTION).is_file():
+            return candidate
+    raise CheckpointError(
+        f"there is no model here ({DESCRIPTION} is missing)",
+        str(folder),
+        "give the folder of a finished training, merge or average stage: `vlmrun ls` lists them",
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The `model.json` of an artifact or weights folder."""
+    path = weights_folder(folder) / DESCRIPTION
+    description = read_json(path, "the model is incomplete: make the stage again")
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"unknown format {description.get('format')!r}",
+            str(path),
+            f"this version reads {FORMAT}: use the one that wrote it",
+        )
+    return description
+
+
+def load(folder: Path, *, dtype: torch.dtype, attention: str, merge_adapter: bool = False) -> Loaded:
+    """Loads a saved model, in eval mode, with the template it was saved with.
+
+    Args:
+        folder: an artifact, or its weights folder.
+        merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
+
+    Raises:
+        CheckpointError: when something is missing, damaged or does not fit.
+    """
+    weights = weights_folder(folder)
+    description = describe(weights)
+    try:
+        model = ModelConfig.model_validate(description["model"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"the description cannot be read: {error}",
+            str(weights / DESCRIPTION),
+            "restore it, or make the stage again",
+        ) from error
+    model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
+    loaded = assemble(model, dtype=dtype, attention=attention, seed=0)
+    loaded.template = description.get("template")
+    _fill(loaded.vlm.connector, weights / "connector")
+    loaded.sources["connector"] = weights / "connector"
+    if description.get("adapter"):
+        adapter = Adapter(weights / "adapter")
+        if merge_adapter:
+            _merge(loaded.vlm.llm, adapter)
+        else:
+            loaded.vlm.llm = _wrapped(loaded.vlm.llm, adapter).eval()
+            loaded.sources["adapter"] = adapter.folder
+    return loaded
+
+
+def _inside(target: Target, weights: Path) -> Target:
+    """A part's target with its path made absolute; a path out of the folder is refused."""
+    path = (weights / str(target.arguments.get("path", ""))).resolve()
+    if not path.is_relative_to(weights.resolve()):
+        raise CheckpointError(
+            f"the description points outside its folder: {path}", str(weights / DESCRIPTION), "do not use it"
+        )
+    return Target.model_validate({"_target_": target.target, **target.arguments, "path": str(path)})
+
+
+def _fill(connector: nn.Module, folder: Path) -> None:
+    """Loads a connector's weights, all of them and no other."""
+    reader = Reader(folder)
+    expected = {name: tuple(value.shape) for name, value in connector.state_dict().items()}
+    found = {name: reader.shape(name) for name in reader.names()}
+    if expected != found:
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        name = different[0]
+        raise CheckpointError(
+            f"the connector's weights do not fit: {name} is {found.get(name)}, expected {expected.get(name)}",
+            str(folder),
+            "weights and model.json belong to different models: make the stage again",
+        )
+    connector.load_state_dict({name: reader.get(name) for name in found})
+
+
+def _wrapped(llm: nn.Module, adapter: Adapter) -> nn.Module:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    wrapped = wrap(llm, adapter.config)
+    state = adapter.state()
+    expected = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped).items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != found:
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise CheckpointError(
+            f"the adapter does not fit the LLM: {', '.join(different[:3])}", str(adapter.folder), "make the stage again"
+        )
+    set_peft_model_state_dict(wrapped, state)
+    return wrapped.requires_grad_(False)
+
+
+@torch.no_grad()
+def _merge(llm: nn.Module, adapter: Adapter) -> None:
+    for name, parameter in llm.named_parameters():
+        delta = adapter.delta(name, tuple(parameter.shape))
+        if delta is not None:
+            parameter.copy_((parameter.float() + delta).to(parameter.dtype))
+    adapter.check_all_used()

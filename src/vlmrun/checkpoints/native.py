@@ -1,0 +1,155 @@
+"""vlmrun's own weights folder: three parts and perhaps an adapter, with all that is needed to load them again.
+
+model.json   llm/   tower/   connector/   adapter/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmrun import artifact
+from vlmrun.checkpoints import adapter as adapters
+from vlmrun.checkpoints import files
+from vlmrun.checkpoints.tensors import Writer, dtype_name
+from vlmrun.config.schema import ModelConfig, Target
+from vlmrun.model.parts import Loaded
+from vlmrun.model.tune import has_adapter
+
+FORMAT = "vlmrun-1"
+DESCRIPTION = "model.json"
+PREPROCESSOR = "preprocessor_config.json"
+_LLM_CONFIG = ("config.json", "generation_config.json")
+
+Tensors = Iterator[tuple[str, torch.Tensor]]
+
+
+def save(
+    folder: Path,
+    loaded: Loaded,
+    *,
+    template: dict[str, Any],
+    image_aspect: str,
+    tensors: Mapping[str, Tensors],
+    adapter: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None,
+) -> None:
+    """Writes a weights folder whole, or leaves none.
+
+    Args:
+        folder: the weights folder itself.
+        tensors: for every part that changed (llm, tower, connector): its parameters, named as in the part or in the
+            whole VLM, gathered if they were sharded. A part that is not here is linked or copied from
+            `loaded.sources`, or, made at random and never trained, taken from the model in memory.
+        adapter: what `model.tune.adapter_config` says and the LoRA tensors. Without it, an adapter that was loaded
+            goes along unchanged.
+
+    Raises:
+        CheckpointError: when the disk is full or cannot be written.
+    """
+    with files.building(Path(folder)) as new:
+        _save_llm(new / "llm", loaded, tensors.get("llm"))
+        _save_tower(new / "tower", loaded, tensors.get("tower"))
+        _save_weights(new / "connector", loaded, "connector", tensors.get("connector"))
+        kept = loaded.sources.get("adapter")
+        if adapter is not None:
+            adapters.write(new / "adapter", *adapter)
+        elif kept is not None:
+            files.place_tree(kept, new / "adapter")
+        description = {
+            "format": FORMAT,
+            "model": relative(loaded.model).model_dump(by_alias=True),
+            "template": template,
+            "image_aspect": image_aspect,
+            "adapter": "adapter" if (new / "adapter").is_dir() else None,
+            "dtype": dtype_name(next(loaded.vlm.connector.parameters()).dtype),
+        }
+        artifact.write_json(new / DESCRIPTION, description)
+
+
+def relative(model: ModelConfig) -> ModelConfig:
+    """The same description with the parts where a weights folder has them."""
+    return model.model_copy(update={"llm": _at(model.llm, "llm"), "tower": _at(model.tower, "tower")})
+
+
+def _at(target: Target, path: str) -> Target:
+    kept = {key: value for key, value in target.arguments.items() if key not in ("path", "config", "tokenizer")}
+    return Target.model_validate({"_target_": target.target, "path": path, **kept})
+
+
+def _save_llm(folder: Path, loaded: Loaded, tensors: Tensors | None) -> None:
+    source = loaded.sources["llm"]
+    _save_weights(folder, loaded, "llm", tensors)
+    if tensors is None and source is not None:
+        files.place_named(source, folder, _LLM_CONFIG)
+    else:
+        llm: Any = loaded.vlm.llm.get_base_model() if has_adapter(loaded.vlm.llm) else loaded.vlm.llm
+        artifact.write_json(folder / "config.json", _config_values(llm))
+        artifact.write_json(folder / "generation_config.json", json.loads(llm.generation_config.to_json_string()))
+    tokenizer_source = loaded.sources["tokenizer"]
+    assert tokenizer_source is not None, "a tokenizer always comes from a folder"
+    files.place_named(tokenizer_source, folder, files.TOKENIZER)
+
+
+def _save_tower(folder: Path, loaded: Loaded, tensors: Tensors | None) -> None:
+    source = loaded.sources["tower"]
+    _save_weights(folder, loaded, "tower", tensors)
+    if tensors is None and source is not None:
+        files.place_named(source, folder, ("config.json",))
+    else:
+        artifact.write_json(folder / "config.json", loaded.vlm.tower.config_dict())
+    if source is not None:
+        files.place_named(source, folder, (PREPROCESSOR,))
+    if not (folder / PREPROCESSOR).is_file():
+        artifact.write_json(folder / PREPROCESSOR, loaded.preprocessor)
+
+
+def _save_weights(folder: Path, loaded: Loaded, part: str, tensors: Tensors | None) -> None:
+    source = loaded.sources[part]
+    if tensors is None and source is not None:
+        files.place_weights(source, folder)
+        return
+    module: nn.Module = getattr(loaded.vlm, part)
+    expected = {bare: _full_shape(p) for name, p in module.named_parameters() if (bare := _bare(name)) is not None}
+    if tensors is None:
+        assert not any(hasattr(p, "ds_id") for p in module.parameters()), f"give the gathered tensors of {part}"
+        tensors = iter(list(module.named_parameters()))
+    rename = loaded.vlm.tower.saved_name if part == "tower" else str
+    with Writer(folder) as writer:
+        for given, tensor in tensors:
+            name = _bare(given.removeprefix(f"{part}."))
+            if name is None:
+                continue
+            shape = expected.pop(name, None)
+            # A sharded export that forgot to gather looks right until it is loaded (platform T17).
+            assert shape == tuple(tensor.shape), f"{part}.{name} has shape {tuple(tensor.shape)}, expected {shape}"
+            writer.add(rename(name), tensor)
+        assert not expected, f"tensors of {part} were not given: {sorted(expected)[:3]}"
+        for name, buffer in _persistent_buffers(module):
+            writer.add(rename(name), buffer)
+
+
+def _bare(name: str) -> str | None:
+    """A parameter's name as if PEFT did not wrap the LLM; None for the adapter's own."""
+    if adapters.is_adapter_name(name):
+        return None
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    names = dict(module.named_buffers())
+    state = module.state_dict().items()
+    return ((bare, tensor) for name, tensor in state if name in names and (bare := _bare(name)) is not None)
+
+
+def _config_values(llm: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(llm.config.to_json_string())
+    return values | {"architectures": [type(llm).__name__]}

@@ -1,0 +1,249 @@
+"""Tensors on disk: read one at a time, written shard by shard, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vlmrun import artifact
+from vlmrun.errors import CheckpointError, suggest
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names that configs use
+INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that configs use for a type."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+class Reader:
+    """The tensors of a folder, whatever files they lie in, read one by one.
+
+    Understands single and sharded safetensors, and `pytorch_model*.bin` (with `weights_only`, so a file cannot run
+    code). Every shard's header is checked at once: a torn or missing shard is found before work starts.
+
+    Raises:
+        CheckpointError: when there are no weights, or a file is missing, torn or not what it says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._shards: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for shard, names in self._find():
+            held = set(self._handle(shard).keys())
+            for name in held if names is None else names:
+                if name not in held:
+                    raise CheckpointError(f"tensor {name!r} is not in its shard", str(shard), _AGAIN)
+                self._shards[name] = shard
+
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(self._open)
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self._shards)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        handle = self._handle(self._shard(name))
+        return tuple(handle[name].shape if isinstance(handle, dict) else handle.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, from the header."""
+        handle = self._handle(self._shard(name))
+        if isinstance(handle, dict):
+            found: torch.dtype = handle[name].dtype
+            return found
+        code = handle.get_slice(name).get_dtype()
+        if code not in _DTYPES:
+            raise CheckpointError(f"tensor {name!r} has the type {code}, which is not handled", str(self.folder), "")
+        return _DTYPES[code]
+
+    def get(self, name: str) -> torch.Tensor:
+        """Reads one tensor."""
+        shard = self._shard(name)
+        handle = self._handle(shard)
+        with _reading(shard):
+            tensor: torch.Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        return tensor
+
+    def _shard(self, name: str) -> Path:
+        if name not in self._shards:
+            near = suggest(name, self._shards, noun="tensors") if len(self._shards) < 50 else "see the folder's index"
+            raise CheckpointError(f"no tensor {name!r}", str(self.folder), near)
+        return self._shards[name]
+
+    def _find(self) -> Iterator[tuple[Path, list[str] | None]]:
+        """Shards with the names the index gives them; None: whatever they hold."""
+        for single, index in (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+            if (self.folder / index).is_file():
+                yield from _read_index(self.folder / index).items()
+                return
+            if (self.folder / single).is_file():
+                yield self.folder / single, None
+                return
+        others = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
+        if len(others) != 1:
+            raise CheckpointError(
+                "there are no weights in this folder",
+                str(self.folder),
+                "it needs model.safetensors, or shards with an index",
+            )
+        yield others[0], None
+
+    def _handle(self, shard: Path) -> Any:
+        if shard not in self._open:
+            with _reading(shard):
+                if shard.suffix == ".bin":
+                    self._open[shard] = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+                else:
+                    self._open[shard] = safe_open(shard, framework="pt")
+        return self._open[shard]
+
+
+class Writer:
+    """Writes tensors into a folder as `model.safetensors`, or as shards with an index when they are many.
+
+    A shard lies under a temporary name until `close`, which renames all of them; a failure, or leaving the `with`
+    block by an exception, removes them. At most one shard is held in memory.
+
+    Args:
+        max_shard_bytes: a shard is written when the next tensor would make it larger.
+
+    Raises:
+        CheckpointError: when the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, max_shard_bytes: float = 5e9) -> None:
+        self.folder = Path(folder)
+        self.n_bytes = 0
+        self._max_shard_bytes = max_shard_bytes
+        self._held: dict[str, torch.Tensor] = {}
+        self._held_bytes = 0
+        self._written: list[tuple[Path, list[str]]] = []
+        self._names: set[str] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Takes one tensor. It is copied: the caller may change or free its own."""
+        assert name not in self._names, f"tensor {name!r} was added twice"
+        n_bytes = tensor.numel() * tensor.element_size()
+        if self._held and self._held_bytes + n_bytes > self._max_shard_bytes:
+            self._flush()
+        self._names.add(name)
+        self._held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        self._held_bytes += n_bytes
+        self.n_bytes += n_bytes
+
+    def close(self) -> None:
+        """Writes what is left and gives every file its name."""
+        if self._held or not self._written:
+            self._flush()
+        total = len(self._written)
+        weight_map: dict[str, str] = {}
+        with self._failing():
+            for number, (temporary, names) in enumerate(self._written, start=1):
+                final = "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
+                temporary.replace(self.folder / final)
+                weight_map |= dict.fromkeys(names, final)
+            if total > 1:
+                metadata = {"total_size": self.n_bytes}
+                index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+                artifact.write_json(self.folder / INDEX, index)
+            artifact.fsync_folder(self.folder)
+        self._written = []
+
+    def abort(self) -> None:
+        """Removes what was written; nothing is left in the folder."""
+        for temporary, _ in self._written:
+            temporary.unlink(missing_ok=True)
+        self._written, self._held = [], {}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _flush(self) -> None:
+        temporary = self.folder / f".model-{len(self._written) + 1:05d}.safetensors.part"
+        self._written.append((temporary, list(self._held)))
+        with self._failing():
+            save_file(self._held, temporary, metadata={"format": "pt"})
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+        self._held, self._held_bytes = {}, 0
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            self.abort()
+            free = shutil.disk_usage(self.folder).free
+            raise CheckpointError(
+                f"weights cannot be written: {error}",
+                str(self.folder),
+                f"{self.n_bytes:,} bytes were to be written and {free:,} are free: make room and run again",
+            ) from error
+
+
+_AGAIN = "the files were damaged or copied in part: copy or make them again"
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN) from error
+
+
+def _read_index(path: Path) -> dict[Path, list[str]]:
+    """Tensor names by shard."""
+    try:
+        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+        pairs = list(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the index cannot be read: {error}", str(path), _AGAIN) from error
+    shards: dict[Path, list[str]] = {}
+    for name, file in pairs:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"the index puts {name!r} outside its folder: {file!r}", str(path), _AGAIN)
+        shards.setdefault(path.parent / file, []).append(name)
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"shard {shard.name} is missing", str(path.parent), _AGAIN)
+    return shards

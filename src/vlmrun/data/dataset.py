@@ -1,0 +1,228 @@
+"""The lazy dataset: records are read and checked once, images opened and text encoded when a sample is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmrun import logs
+from vlmrun.config.schema import DataConfig
+from vlmrun.data import formats
+from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
+from vlmrun.data.images import Aspect, ImageTransform, open_image
+from vlmrun.data.sample import Rejected, Sample, locate_record
+from vlmrun.data.templates import Template
+from vlmrun.errors import ConfigError, DataError, Problem, suggest
+
+log = logs.get(__name__)
+
+MAX_LISTED = 20  # problems an error shows; the number of all is told as well
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample ready to be put into a batch.
+
+    Args:
+        pixels: [n_images, 3, height, width], float32.
+        skipped: why nothing of it is learnt (`on_error: skip`), else None.
+    """
+
+    encoded: Encoded
+    pixels: np.ndarray
+    id: str
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """All that turns a sample into an item."""
+
+    template: Template
+    tokenizer: Any
+    image_transform: ImageTransform
+    aspect: Aspect
+    image_tokens: int
+    max_length: int
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Token ids and labels."""
+        return encode(sample, self.template, self.tokenizer, image_tokens=self.image_tokens, max_length=self.max_length)
+
+    def pixels(self, sample: Sample, root: Path | None) -> np.ndarray:
+        """Pixels of all its images, [n_images, 3, height, width]."""
+        if not sample.images:
+            return self.blank(0)
+        return np.stack([self._pixels_of(root, name, sample.where) for name in sample.images])
+
+    def blank(self, n_images: int) -> np.ndarray:
+        """As many empty images."""
+        return np.zeros((n_images, 3, *self.image_transform.size), dtype=np.float32)
+
+    def _pixels_of(self, root: Path | None, name: str, where: str) -> np.ndarray:
+        image = open_image(root, name, where)
+        try:
+            return self.image_transform(image, self.aspect)
+        except DataError as error:  # the transform knows what is wrong, but not where
+            raise DataError([replace(p, where=f"{name}, named in {where}") for p in error.problems]) from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run of samples comes from and how its problems are met."""
+
+    images: Path | None
+    skip: bool
+
+
+class Dataset:
+    """Samples of one or several sources, one after the other; usable by loader processes."""
+
+    def __init__(self, samples: Sequence[Sample], sources: Sequence[Source], encoder: Encoder) -> None:
+        """Args: sources: one for each sample, usually the same object many times."""
+        assert len(samples) == len(sources)
+        self._samples = samples
+        self._sources = sources
+        self.encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def sample(self, index: int) -> Sample:
+        """The record before encoding."""
+        return self._samples[index]
+
+    def sample_id(self, index: int) -> str:
+        """The id a person can find the record by: its own, or file and index."""
+        sample = self._samples[index]
+        return sample.id or locate_record(sample.source, "")
+
+    def __getitem__(self, index: int) -> Item:
+        """Encodes one sample.
+
+        A sample that turns out to be bad here keeps its place under `on_error: skip`, so that the order of all others
+        stays as it was: its item has no label and blank images.
+
+        Raises:
+            DataError: under `on_error: fail`.
+        """
+        sample, source = self._samples[index], self._sources[index]
+        try:
+            encoded = self.encoder.encode(sample)
+        except DataError as error:
+            if not source.skip:
+                raise
+            return self._unusable(index, error)
+        try:
+            pixels = self.encoder.pixels(sample, source.images)
+        except DataError as error:
+            if not source.skip:
+                raise
+            return self._unusable(index, error, encoded)
+        return Item(encoded, pixels, self.sample_id(index))
+
+    def _unusable(self, index: int, error: DataError, encoded: Encoded | None = None) -> Item:
+        """Keeps what could be encoded, without labels; otherwise one token stands in for the text."""
+        problem = error.problems[0]
+        reason = f"{problem.what} ({problem.where})"
+        if encoded is None:
+            tokenizer = self.encoder.tokenizer
+            stand_in = next((t for t in (tokenizer.eos_token_id, tokenizer.pad_token_id) if t is not None), 0)
+            return Item(Encoded([stand_in], [IGNORE], True, 0), self.encoder.blank(0), self.sample_id(index), reason)
+        unlearnt = replace(encoded, labels=[IGNORE] * len(encoded.labels), n_supervised=0)
+        n_images = len(self._samples[index].images)
+        return Item(unlearnt, self.encoder.blank(n_images), self.sample_id(index), reason)
+
+
+def open_datasets(
+    data: Mapping[str, DataConfig], names: Sequence[str], *, encoder: Encoder, skipped: Path | None
+) -> Dataset:
+    """Reads and checks all records of the named data, in order.
+
+    Args:
+        data: the job's data entries, paths absolute.
+        skipped: file that lists records left out under `on_error: skip`; None (ranks above 0) writes nothing.
+
+    Raises:
+        DataError: listing the first problems of all records whose data says `on_error: fail`.
+    """
+    samples: list[Sample] = []
+    sources: list[Source] = []
+    wrong: list[Rejected] = []
+    left_out: list[Rejected] = []
+    for name in names:
+        config = _entry(data, name)
+        source = Source(None if config.images is None else Path(config.images), config.on_error == "skip")
+        read, rejected = _split_misfits(*read_samples(config), encoder.template)
+        samples += read
+        sources += [source] * len(read)
+        (left_out if source.skip else wrong).extend(rejected)
+    if wrong:
+        raise rejection_error(wrong)
+    if left_out:
+        log.warning("left out %d of %d records (on_error: skip)", len(left_out), len(left_out) + len(samples))
+    if left_out and skipped is not None:
+        list_skipped(skipped, [record.to_dict() for record in left_out])
+    if not samples:
+        raise DataError("no usable record in the data", ", ".join(names), "look at skipped.jsonl and at the files")
+    return Dataset(samples, sources, encoder)
+
+
+def read_samples(config: DataConfig) -> tuple[list[Sample], list[Rejected]]:
+    """All records of one data entry, and those that cannot be used."""
+    samples: list[Sample] = []
+    rejected: list[Rejected] = []
+    if config.images is not None and not Path(config.images).is_dir():
+        raise DataError("the image folder does not exist", config.images, "check data.<name>.images")
+    for record in formats.reader(config.format)(Path(config.annotations)):
+        if isinstance(record, Rejected):
+            rejected.append(record)
+        else:
+            samples.append(record)
+    return samples, rejected
+
+
+def rejection_error(rejected: Sequence[Rejected]) -> DataError:
+    """One error that lists the first of them and tells how many there are."""
+    problems = [record.problem for record in rejected[:MAX_LISTED]]
+    if len(rejected) > MAX_LISTED:
+        more = Problem(f"{len(rejected) - MAX_LISTED} more bad records ({len(rejected)} in all)", rejected[0].source[0])
+        problems.append(replace(more, fix="mend them, or set on_error: skip to leave them out"))
+    return DataError(problems)
+
+
+def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Appends entries to a JSONL file, each once however often a run is resumed."""
+    known = set(path.read_text("utf-8").splitlines()) if path.is_file() else set()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as handle:
+        for entry in entries:
+            line = json.dumps(dict(entry), ensure_ascii=False)
+            if line not in known:
+                known.add(line)
+                handle.write(line + "\n")
+
+
+def _split_misfits(
+    samples: list[Sample], rejected: list[Rejected], template: Template
+) -> tuple[list[Sample], list[Rejected]]:
+    """Moves samples that the template cannot show to the rejected ones: now, and not hours into a run."""
+    fitting = []
+    for sample in samples:
+        problem = misfit(sample, template)
+        if problem is None:
+            fitting.append(sample)
+        else:
+            rejected.append(Rejected(sample.id, sample.source, problem.what, problem.fix))
+    return fitting, rejected
+
+
+def _entry(data: Mapping[str, DataConfig], name: str) -> DataConfig:
+    if name not in data:
+        raise ConfigError(f"no data named {name!r}", "stage.<name>.data", suggest(name, data, noun="data entries"))
+    return data[name]

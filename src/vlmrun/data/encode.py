@@ -1,0 +1,158 @@
+"""Sample + template + tokenizer -> token ids and labels.
+
+The text is cut at images only and every chunk is tokenised once. Labels follow from the characters each token covers,
+never from counting the tokens of some other tokenisation. Free of torch: the tokenizer is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
+from vlmrun.data.templates import Piece, Template
+from vlmrun.errors import CheckpointError, DataError, Problem
+
+IMAGE_TOKEN = -200  # stands for an image among token ids; in no vocabulary (equals vlmrun.model.vlm.IMAGE_TOKEN)
+IGNORE = -100  # label of a token that is not learnt
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids with one `IMAGE_TOKEN` per image; labels beside them, `IGNORE` where nothing is learnt."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+    n_supervised: int
+
+
+def encode(sample: Sample, template: Template, tokenizer: Any, *, image_tokens: int, max_length: int) -> Encoded:
+    """Encodes a sample.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        image_tokens: positions that one image takes after expansion.
+        max_length: longest expanded sequence; what lies beyond is cut off.
+
+    Raises:
+        DataError: when the template cannot show this sample, the cut would go through or before an image, or nothing
+            that is learnt remains.
+    """
+    wrong = misfit(sample, template)
+    if wrong is not None:
+        raise DataError([wrong])
+    ids, labels = _tokenize(template.render(sample.turns), tokenizer)
+    kept = _kept_tokens(ids, image_tokens, max_length)
+    if IMAGE_TOKEN in ids[kept:]:
+        raise DataError(
+            f"an image lies beyond the maximum length of {max_length} tokens ({image_tokens} of them per image)",
+            sample.where,
+            "raise model.max_length, or shorten the record",
+        )
+    truncated = kept < len(ids)
+    ids, labels = ids[:kept], labels[:kept]
+    n_supervised = sum(label != IGNORE for label in labels)
+    if n_supervised == 0:
+        raise DataError(
+            f"no token of an answer lies within the maximum length of {max_length} tokens",
+            sample.where,
+            "raise model.max_length, or shorten the record",
+        )
+    return Encoded(ids, labels, truncated, n_supervised)
+
+
+def encode_prompt(turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[int]:
+    """Token ids of the text up to where the next answer begins, one `IMAGE_TOKEN` per image."""
+    ids, _ = _tokenize([Piece(template.prompt(turns), False)], tokenizer)
+    return ids
+
+
+def misfit(sample: Sample, template: Template) -> Problem | None:
+    """Why a template cannot show a sample, known before anything is tokenised."""
+    if template.keep_question:
+        return None
+    if [turn.role for turn in sample.turns] == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
+        return None
+    return Problem(
+        f"template {template.name!r} takes one question with an image and one answer; "
+        f"this record has {len(sample.turns)} turns and {len(sample.images)} images",
+        sample.where,
+        "use this template for captions only, or choose another with stage.<name>.template",
+    )
+
+
+def _tokenize(pieces: Sequence[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokenises chunk by chunk, keeping the tokenizer's own beginning-of-text behaviour on the first."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(
+            f"tokenizer {type(tokenizer).__name__} cannot tell which characters a token covers",
+            getattr(tokenizer, "name_or_path", ""),
+            "save it as a fast tokenizer (tokenizer.json) beside the LLM",
+        )
+    text = "".join(piece.text for piece in pieces)
+    spans = _supervised_spans(pieces)
+    ids: list[int] = []
+    labels: list[int] = []
+    position = 0
+    for number, chunk in enumerate(text.split(IMAGE_TAG)):
+        if number > 0:
+            ids.append(IMAGE_TOKEN)
+            labels.append(IGNORE)
+            position += len(IMAGE_TAG)
+        for token, begin, end in _tokens_of_chunk(chunk, tokenizer, first=number == 0):
+            ids.append(token)
+            learnt = begin >= 0 and _overlaps(position + begin, position + end, spans)
+            labels.append(token if learnt else IGNORE)
+        position += len(chunk)
+    return ids, labels
+
+
+def _tokens_of_chunk(chunk: str, tokenizer: Any, *, first: bool) -> list[tuple[int, int, int]]:
+    """Token ids with their character ranges; the tokenizer's own BOS, before the first chunk, has the range -1."""
+    found = tokenizer(
+        chunk or "a",  # some text, so that what is added before it can be told from what is added after it
+        add_special_tokens=first,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    tokens: list[tuple[int, int, int]] = []
+    in_text = False
+    for token, (begin, end), added in zip(
+        found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True
+    ):
+        in_text = in_text or not added
+        if not added and chunk:
+            tokens.append((token, begin, end))
+        elif (
+            added and not in_text
+        ):  # one added after the text (EOS) is left out: the template says where an answer ends
+            tokens.append((token, -1, -1))
+    return tokens
+
+
+def _supervised_spans(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+    spans, position = [], 0
+    for piece in pieces:
+        if piece.supervised:
+            spans.append((position, position + len(piece.text)))
+        position += len(piece.text)
+    return spans
+
+
+def _overlaps(begin: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether a token shares a character with a span; one that covers none counts for the next."""
+    end = max(end, begin + 1)
+    return any(begin < stop and start < end for start, stop in spans)
+
+
+def _kept_tokens(ids: Sequence[int], image_tokens: int, max_length: int) -> int:
+    """How many ids fit, an image counting `image_tokens`; an image that fits in part does not."""
+    length = 0
+    for index, token in enumerate(ids):
+        length += image_tokens if token == IMAGE_TOKEN else 1
+        if length > max_length:
+            return index
+    return len(ids)

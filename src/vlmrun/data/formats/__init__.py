@@ -1,0 +1,36 @@
+"""Data formats by name. A format is a module with `read(path) -> Iterator[Sample | Rejected]`. Free of torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vlmrun import build
+from vlmrun.data.sample import Rejected, Sample
+from vlmrun.errors import ConfigError, suggest
+
+FORMATS = {"llava": "vlmrun.data.formats.llava", "vqa": "vlmrun.data.formats.vqa"}
+
+Reader = Callable[[Path], Iterator[Sample | Rejected]]
+
+
+def reader(name: str) -> Reader:
+    """The reading function of a format: a built-in name, or the dotted path of an allowed plugin's module.
+
+    Raises:
+        ConfigError: for an unknown name (with the nearest), or a plugin that is not allowed or has no `read`.
+    """
+    dotted = FORMATS.get(name, name)
+    if "." not in dotted:
+        raise ConfigError(f"no data format {name!r}", "data.format", suggest(name, FORMATS, noun="formats"))
+    if not build.is_allowed(dotted):
+        allowed = ", ".join(build.allowed_prefixes())
+        raise ConfigError(f"data format {name!r} is not allowed", "data.format", f"allowed packages: {allowed}")
+    try:
+        found: Reader | None = getattr(importlib.import_module(dotted), "read", None)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"no module {error.name!r}", "data.format", "check the path for a typing mistake") from error
+    if found is None:
+        raise ConfigError(f"{dotted} has no function `read`", "data.format", "define read(path) there")
+    return found

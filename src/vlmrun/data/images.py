@@ -1,0 +1,214 @@
+"""Opening images safely, and turning them into the pixels a tower expects. Free of torch."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vlmrun.errors import CheckpointError, DataError, closest
+
+Aspect = Literal["square", "pad"]
+
+# What Pillow's decoders raise on damaged files, by experience: far more than the documented OSError.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+def open_image(root: Path | None, name: str, where: str = "") -> Image.Image:
+    """Opens an image below `root` and converts it to RGB. EXIF rotation is ignored, as upstream ignores it.
+
+    Args:
+        root: the folder that the file must stay in, links and `..` followed.
+        where: the record that names the image.
+
+    Raises:
+        DataError: when the file is outside the root, missing, damaged, or too large to be opened safely.
+    """
+    path = _confined(root, name, where)
+    if not path.is_file():
+        # A near name is looked for among the first files only: folders of a million images are common.
+        names = [p.name for p in islice(path.parent.iterdir(), 1000)] if path.parent.is_dir() else []
+        near = closest(path.name, names)
+        fix = f"did you mean {near!r}?" if near else "check data.<name>.images, or on_error: skip"
+        raise DataError(f"image {name!r} does not exist", _place(path, where), fix)
+    return load_image(path, where)
+
+
+def load_image(path: Path, where: str = "") -> Image.Image:
+    """Opens an image file from anywhere; for one a person names."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
+        raise DataError(
+            f"image {path.name!r} is too large: {error}",
+            _place(path, where),
+            f"make it smaller than {Image.MAX_IMAGE_PIXELS} pixels",
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"image {path.name!r} does not exist", _place(path, where), "check the path") from error
+    except _DAMAGED as error:
+        raise DataError(
+            f"image {path.name!r} cannot be read: {error}", _place(path, where), "replace the file, or on_error: skip"
+        ) from error
+
+
+def _confined(root: Path | None, name: str, where: str) -> Path:
+    if root is None:
+        raise DataError(
+            f"record names image {name!r}, but its data has no image folder", where, "set data.<name>.images"
+        )
+    try:
+        top = root.resolve()
+        path = (top / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
+        raise DataError(f"image name {name!r} is not a usable path: {error}", where, "correct the name") from error
+    if not path.is_relative_to(top):
+        raise DataError(
+            f"image {name!r} lies outside the image folder {top}", where, "keep images below data.<name>.images"
+        )
+    return path
+
+
+def _place(path: Path, where: str) -> str:
+    return f"{path}, named in {where}" if where else str(path)
+
+
+class ImageTransform:
+    """Resize, crop, rescale and normalise as `preprocessor_config.json` says.
+
+    The arithmetic is that of transformers' Pillow-based processors, step by step in the same types, so that pixels are
+    equal to the bit.
+
+    Args:
+        config: the parsed preprocessor_config.json.
+
+    Attributes:
+        size: height and width of every result.
+
+    Raises:
+        CheckpointError: when the configuration does not lead to pictures of one size.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
+        self.resize = _size(config.get("size")) if config.get("do_resize", True) else None
+        self.crop = _size(config.get("crop_size")) if config.get("do_center_crop", False) else None
+        self.rescale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else None
+        self.mean = np.array(config.get("image_mean", [0.5] * 3), dtype=np.float32)
+        self.std = np.array(config.get("image_std", [0.5] * 3), dtype=np.float32)
+        self.normalise = bool(config.get("do_normalize", True))
+        self.pad_colour = tuple(int(float(value) * 255) for value in config.get("image_mean", [0.5] * 3))
+        self.size = self._result_size()
+
+    def __call__(self, image: Image.Image, aspect: Aspect) -> np.ndarray:
+        """Pixels of one RGB image.
+
+        Args:
+            aspect: `pad` makes the image square with a border in the mean colour first; `square` leaves that to the
+                processor (CLIP crops the centre, SigLIP squeezes).
+
+        Shape:
+            [3, height, width], float32.
+        """
+        if aspect == "pad":
+            image = pad_to_square(image, self.pad_colour)
+        if self.resize is not None:
+            width, height = self._resized(image.width, image.height)
+            image = image.resize((width, height), resample=self.resample)
+        pixels = np.moveaxis(np.array(image), -1, 0)
+        if self.crop is not None:
+            pixels = _center_crop(pixels, *self._crop_size())
+        if self.rescale is not None:
+            pixels = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
+        if self.normalise:
+            pixels = ((pixels.astype(np.float32).T - self.mean) / self.std).T
+        return np.ascontiguousarray(pixels, dtype=np.float32)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        assert self.resize is not None
+        if "height" in self.resize:
+            return self.resize["width"], self.resize["height"]
+        edge = self.resize["shortest_edge"]
+        long = int(edge * max(width, height) / min(width, height))
+        if Image.MAX_IMAGE_PIXELS is not None and edge * long > Image.MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"an image of {width} x {height} pixels would grow to {edge} x {long}",
+                fix="crop it to a less extreme shape, or use image_aspect: pad",
+            )
+        return (edge, long) if width <= height else (long, edge)
+
+    def _crop_size(self) -> tuple[int, int]:
+        assert self.crop is not None
+        return (self.crop["height"], self.crop["width"]) if "height" in self.crop else (self.crop["shortest_edge"],) * 2
+
+    def _result_size(self) -> tuple[int, int]:
+        if self.crop is not None:
+            return self._crop_size()
+        if self.resize is not None and "height" in self.resize:
+            return self.resize["height"], self.resize["width"]
+        raise CheckpointError(
+            "the image processor leaves pictures of different sizes",
+            "preprocessor_config.json",
+            'give `size` as {"height": n, "width": n}, or `crop_size` and do_center_crop',
+        )
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """Pastes the image into the middle of a square of its longer side; an odd row or column goes below or right."""
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    if Image.MAX_IMAGE_PIXELS is not None and side * side > Image.MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"an image of {image.width} x {image.height} pixels would grow to {side} x {side}",
+            fix="crop it to a less extreme shape",
+        )
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _size(value: Any) -> dict[str, int]:
+    """`size` and `crop_size` come as a number or as one of two kinds of dict."""
+    if isinstance(value, int):
+        return {"shortest_edge": value}
+    if isinstance(value, dict) and (set(value) >= {"height", "width"} or "shortest_edge" in value):
+        return {key: int(number) for key, number in value.items() if number is not None}
+    raise CheckpointError(
+        f"image size {value!r} is not understood", "preprocessor_config.json", 'use {"height": n, "width": n}'
+    )
+
+
+def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cuts the middle; what is too small is surrounded with zeros."""
+    _, old_height, old_width = pixels.shape
+    top_pad = max(0, -(-(height - old_height) // 2))
+    left_pad = max(0, -(-(width - old_width) // 2))
+    if top_pad or left_pad:
+        canvas = np.zeros((3, max(height, old_height), max(width, old_width)), dtype=pixels.dtype)
+        canvas[:, top_pad : top_pad + old_height, left_pad : left_pad + old_width] = pixels
+        pixels = canvas
+    top = (old_height - height) // 2 + top_pad
+    left = (old_width - width) // 2 + left_pad
+    return pixels[:, top : top + height, left : left + width]

@@ -1,0 +1,67 @@
+"""Batches in the order of a schedule, loaded in this process or by workers: the result is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from vlmrun.data.collate import Collator
+from vlmrun.data.dataset import Dataset
+from vlmrun.data.sampler import Schedule
+
+
+class _MicroBatches(Sampler[list[int]]):
+    """One rank's micro batches from a step on."""
+
+    def __init__(self, schedule: Schedule, rank: int, first_step: int) -> None:
+        self.schedule = schedule
+        self.rank = rank
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first_step, self.schedule.steps):
+            yield from self.schedule.micro_batches(step, self.rank)
+
+    def __len__(self) -> int:
+        return (self.schedule.steps - self.first_step) * self.schedule.accumulation
+
+
+def batches(
+    dataset: Dataset, schedule: Schedule, collator: Collator, *, rank: int, first_step: int, workers: int
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yields (step, the rank's collated micro batches of that step), steps counting from 0.
+
+    Args:
+        first_step: where to go on; samples before it are not touched.
+        workers: loader processes; 0 loads in this process and starts none.
+    """
+    if workers > 0:
+        # tokenizers would warn in every fork that its threads are not usable there.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=_MicroBatches(schedule, rank, first_step),
+        collate_fn=collator,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        # DataLoader draws a seed even when nothing uses it: not from the global generator, which training relies on.
+        generator=torch.Generator().manual_seed(schedule.seed),
+    )
+    iterator = iter(loader)
+    try:
+        for step in range(first_step, schedule.steps):
+            yield step, [next(iterator) for _ in range(schedule.accumulation)]
+    finally:
+        del iterator  # ends the workers now, not when the collector comes by
+
+
+def _start_worker(_: int) -> None:
+    """A worker ends on SIGTERM and leaves Ctrl-C to the trainer, whatever handlers it inherited."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,74 @@
+"""Questions to a finished model: prompts in, answers out. Both evaluation and chat go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlmrun.data.collate import Collator
+from vlmrun.data.dataset import Encoder, Item
+from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, encode_prompt
+from vlmrun.data.sample import Turn
+from vlmrun.errors import CheckpointError, DataError
+
+
+class Prompts:
+    """Turns into batches for generation, generated ids into text."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.stop_ids = self._stop_ids()
+        pad = encoder.tokenizer.pad_token_id
+        height, _ = encoder.image_transform.size
+        self.collate = Collator(
+            self.stop_ids[0] if pad is None else pad, encoder.image_tokens, height, padding_side="left"
+        )
+
+    def item(self, turns: Sequence[Turn], pixels: np.ndarray, id: str) -> Item:
+        """One prompt, ready to be put into a batch by `collate`.
+
+        Raises:
+            DataError: when it is longer than the model's maximum length.
+        """
+        ids = encode_prompt(turns, self.encoder.template, self.encoder.tokenizer)
+        if not ids:
+            raise DataError("the prompt is empty", id, "ask something, or show a picture")
+        n_images = ids.count(IMAGE_TOKEN)
+        assert n_images == len(pixels), f"{n_images} image tags, {len(pixels)} images"
+        length = len(ids) + n_images * (self.encoder.image_tokens - 1)
+        if length > self.encoder.max_length:
+            raise DataError(
+                f"the prompt has {length} tokens, the model takes {self.encoder.max_length}",
+                id,
+                "ask a shorter question, or begin a new conversation",
+            )
+        return Item(Encoded(ids, [IGNORE] * len(ids), False, 0), pixels, id)
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """The text of generated ids up to the first thing that ends an answer, without surrounding space."""
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        text: str = self.encoder.tokenizer.decode(
+            list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for stop in self.encoder.template.stop:
+            text = text.lstrip().split(stop, 1)[0]
+        return text.strip()
+
+    def _stop_ids(self) -> list[int]:
+        """The tokenizer's own end, and the template's stop strings where they are one token."""
+        tokenizer: Any = self.encoder.tokenizer
+        found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        for text in self.encoder.template.stop:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            # A SentencePiece tokenizer puts its space mark before a lone newline, hence the last id, not the only one.
+            if ids and tokenizer.decode(ids[-1:]) == text and ids[-1] not in found:
+                found.append(int(ids[-1]))
+        if not found:
+            raise CheckpointError(
+                f"no token ends an answer of template {self.encoder.template.name!r}",
+                getattr(tokenizer, "name_or_path", ""),
+                "give the tokenizer an eos_token, or use a template whose stop string is one of its tokens",
+            )
+        return found

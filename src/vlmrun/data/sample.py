@@ -1,0 +1,74 @@
+"""Samples: the one internal form between any data format and the encoder. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlmrun.errors import Problem
+
+IMAGE_TAG = "<image>"  # marks in a turn's text where an image goes
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation and the images it refers to, in the order of their `<image>` tags.
+
+    Args:
+        images: file names below the image root.
+        source: annotation file and record index (from 0).
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    source: tuple[str, int]
+
+    @property
+    def where(self) -> str:
+        """The record in an error's words."""
+        return locate_record(self.source, self.id)
+
+
+@dataclass(frozen=True)
+class Question(Sample):
+    """A sample that ends with a question, and the answer it is compared with."""
+
+    answer: str
+    category: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that cannot become a sample. Readers yield it in the record's place, so that the rest is still read."""
+
+    id: str
+    source: tuple[str, int]
+    what: str
+    fix: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A line of skipped.jsonl."""
+        return {"source": self.source[0], "index": self.source[1], "id": self.id, "reason": self.what}
+
+    @property
+    def problem(self) -> Problem:
+        """The same as a problem of an error."""
+        return Problem(self.what, locate_record(self.source, self.id), self.fix)
+
+
+def locate_record(source: tuple[str, int], id: str) -> str:
+    """`file[index]` as jq counts records, and the id when the record has one."""
+    file, index = source
+    return f"{file}[{index}]" + (f" (id {id!r})" if id else "")

@@ -1,0 +1,93 @@
+"""The order of samples: a pure function of seed, epoch and step, so a run goes on from a step number alone.
+
+Epoch orders are seeded permutations, laid end to end and cut into global batches. How a batch is divided among ranks
+and micro batches does not change it. Free of torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlmrun.errors import ConfigError, DataError
+
+
+class Schedule:
+    """Which samples each step, rank and micro batch takes. Steps count from 0.
+
+    Args:
+        epochs: may be a fraction; `floor(n_samples * epochs)` samples are used.
+        max_steps: ends earlier when reached first.
+
+    Attributes:
+        steps: number of optimizer steps.
+        accumulation: micro batches per rank and step.
+        dropped: samples at the end that fill no global batch (0 when `max_steps` ends the run).
+
+    Raises:
+        ConfigError: when the global batch is not a multiple of micro batch x ranks.
+        DataError: when the samples do not fill one global batch.
+    """
+
+    def __init__(  # noqa: PLR0913  (these numbers belong together and every caller has them at hand)
+        self,
+        n_samples: int,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        ranks: int,
+        epochs: float,
+        max_steps: int | None,
+        seed: int,
+    ) -> None:
+        if global_batch % (micro_batch * ranks):
+            raise ConfigError(
+                f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks",
+                "stage",
+                f"nearest that divides: {max(1, round(global_batch / (micro_batch * ranks))) * micro_batch * ranks}",
+            )
+        n_used = int(n_samples * epochs)
+        available = n_used // global_batch
+        if available == 0:
+            raise DataError(
+                f"{n_samples} samples over {epochs:g} epochs do not fill one global batch of {global_batch}",
+                "stage.global_batch",
+                f"use a global batch of at most {n_used}, more epochs, or more data",
+            )
+        self.n_samples = n_samples
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.ranks = ranks
+        self.seed = seed
+        self.accumulation = global_batch // (micro_batch * ranks)
+        self.steps = available if max_steps is None else min(available, max_steps)
+        self.dropped = n_used - available * global_batch if self.steps == available else 0
+        self._orders: dict[int, np.ndarray] = {}
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data finished when `step` steps are done."""
+        return step * self.global_batch / self.n_samples
+
+    def indices(self, step: int) -> list[int]:
+        """Sample numbers of one global batch, the same for any ranks and micro batch."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        first = step * self.global_batch
+        return [self._sample(position) for position in range(first, first + self.global_batch)]
+
+    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
+        """One rank's micro batches of a step, in order."""
+        batch = self.indices(step)
+        starts = [(part * self.ranks + rank) * self.micro_batch for part in range(self.accumulation)]
+        return [batch[start : start + self.micro_batch] for start in starts]
+
+    def _sample(self, position: int) -> int:
+        epoch, offset = divmod(position, self.n_samples)
+        if epoch not in self._orders:
+            self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
+            self._orders[epoch] = self._permutation(epoch)
+        return int(self._orders[epoch][offset])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Sorting raw bits: numpy promises bit generators' streams across versions, but not Generator.permutation's.
+        bits = np.random.PCG64(np.random.SeedSequence((self.seed, epoch)))
+        return np.argsort(bits.random_raw(self.n_samples), kind="stable")

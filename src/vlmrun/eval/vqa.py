@@ -1,0 +1,82 @@
+"""Scores of answered questions: pure functions on the rows of answers.jsonl."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+UNSEEN = "unseen"  # the split of attribute combinations that no training picture has
+
+Row = Mapping[str, Any]
+
+
+def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]:
+    """Exact match, beside what guessing and looking at the wrong picture reach.
+
+    Args:
+        answers: rows with `expected`, `answer`, `category` and `split`.
+        control: rows of the same questions asked with other questions' pictures.
+
+    Returns:
+        `seen` (all splits but `unseen`) and `unseen`, each None or a group with `n_questions`, `accuracy`, `chance`,
+        `shuffled` and the same per category; `splits`: a group for each split.
+    """
+    by_split = _groups(answers, "split")
+    control_by_split = _groups(control, "split")
+    return {
+        "n_questions": len(answers),
+        "seen": _group(
+            [row for row in answers if row["split"] != UNSEEN], [row for row in control if row["split"] != UNSEEN]
+        ),
+        "unseen": _group(by_split.get(UNSEEN, []), control_by_split.get(UNSEEN, [])),
+        "splits": {name: _group(rows, control_by_split.get(name, [])) for name, rows in sorted(by_split.items())},
+    }
+
+
+def is_match(row: Row) -> bool:
+    """Exact match but for letter case and surrounding space."""
+    return _plain(row["answer"]) == _plain(row["expected"])
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower()
+
+
+def _group(rows: Sequence[Row], control: Sequence[Row]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    control_by_category = _groups(control, "category")
+    categories: dict[str, dict[str, Any]] = {
+        name: {
+            "n_questions": len(part),
+            "accuracy": _share(part),
+            "chance": _chance(part),
+            "shuffled": _share(control_by_category.get(name, [])),
+        }
+        for name, part in sorted(_groups(rows, "category").items())
+    }
+    chance = sum(part["chance"] * part["n_questions"] for part in categories.values()) / len(rows)
+    return {
+        "n_questions": len(rows),
+        "accuracy": _share(rows),
+        "chance": chance,
+        "shuffled": _share(control),
+        "categories": categories,
+    }
+
+
+def _groups(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row[key]].append(row)
+    return dict(found)
+
+
+def _share(rows: Sequence[Row]) -> float | None:
+    return sum(is_match(row) for row in rows) / len(rows) if rows else None
+
+
+def _chance(rows: Sequence[Row]) -> float:
+    """What always giving the most frequent answer reaches."""
+    return Counter(_plain(row["expected"]) for row in rows).most_common(1)[0][1] / len(rows)

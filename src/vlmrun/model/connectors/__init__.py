@@ -1,0 +1,1 @@
+"""Connectors: patch features to image tokens."""

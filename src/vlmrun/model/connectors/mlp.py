@@ -1,0 +1,31 @@
+"""Linear layers with exact GELU between them: LLaVA's `linear` (depth 1) and `mlp2x_gelu` (depth 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vlmrun.errors import ConfigError
+from vlmrun.model.connectors.base import Connector
+
+
+class MLP(Connector):
+    """Applies `depth` linear layers to every patch on its own.
+
+    Source:
+        LLaVA, haotian-liu/LLaVA llava/model/multimodal_projector/builder.py; state keys `layers.0`, `layers.2`, ...
+        stand where its `mm_projector.0`, `mm_projector.2` stood.
+    """
+
+    def __init__(self, vision_dim: int, llm_dim: int, depth: int = 2) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ConfigError(f"an MLP connector of depth {depth}", "model.connector.depth", "give 1 (linear) or more")
+        layers: list[nn.Module] = [nn.Linear(vision_dim, llm_dim)]
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Linear(llm_dim, llm_dim)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
+        """Concatenates the tower's layers on channels and projects them."""
+        return self.layers(torch.cat(layers, dim=-1))

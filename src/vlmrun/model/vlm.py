@@ -1,0 +1,170 @@
+"""The VLM: an LLM that reads text embeddings with image features spliced in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlmrun.errors import DataError
+from vlmrun.model.connectors.base import Connector
+from vlmrun.model.splice import splice
+from vlmrun.model.towers.base import Tower
+
+IMAGE_TOKEN = -200  # id of an image position in expanded ids; never in a vocabulary, never reaches the embedding table
+IGNORE = -100  # label of a position that is not supervised
+
+
+@dataclass
+class VLMOutput:
+    """What a forward pass gives; `loss` is None when no labels were given."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+class VLM(nn.Module):
+    """An LLM, a vision tower and the connector between them.
+
+    Every forward pass runs tower, connector, embedding, LLM in this order, also for a batch without a picture: ranks
+    that differ in the order of their modules hang or silently diverge under ZeRO.
+    """
+
+    def __init__(self, llm: nn.Module, tower: Tower, connector: Connector) -> None:
+        super().__init__()
+        self.llm = llm
+        self.tower = tower
+        self.connector = connector
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one image takes in the text."""
+        return self.connector.tokens(self.tower.n_patches)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along an edge of what the tower takes."""
+        return self.tower.image_size
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> VLMOutput:
+        """Runs the model on right-padded, expanded ids.
+
+        Args:
+            input_ids: `IMAGE_TOKEN` where the next feature row goes, row-major over the batch.
+            pixels: None for a batch without pictures; one all-zero picture and no image position means the same.
+            labels: next-token targets before shifting, -100 where unsupervised; the loss is their mean in fp32 and
+                is nan when nothing is supervised.
+
+        Shape:
+            input_ids, attention_mask, labels [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
+
+        Raises:
+            DataError: when pictures and image positions do not fit.
+        """
+        embeds = self.embed(input_ids, pixels)
+        output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
+        loss = None
+        if labels is not None:
+            shifted = output.logits[:, :-1].float().flatten(0, 1)
+            loss = F.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORE)
+        return VLMOutput(output.logits, loss)
+
+    def embed(self, input_ids: torch.Tensor, pixels: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings with image features in their places."""
+        mask = input_ids == IMAGE_TOKEN
+        blank = self._is_blank(mask, pixels)
+        if pixels is None:
+            pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
+        features = self._features(pixels)
+        embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
+        embeds = embedding(input_ids.masked_fill(mask, 0))
+        if blank:
+            # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
+            return embeds + features.sum().to(embeds.dtype) * 0
+        return splice(embeds, features, mask)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixels: torch.Tensor | None,
+        *,
+        max_new_tokens: int,
+        eos_ids: list[int],
+        streamer: Any = None,
+    ) -> torch.Tensor:
+        """Continues prompts greedily; call `eval()` first.
+
+        Args:
+            input_ids: expanded ids, left-padded when prompts differ in length.
+            streamer: a transformers streamer, for one prompt.
+
+        Shape:
+            input_ids, attention_mask [B, L]; result [B, T], new ids only, rows that ended filled up with `eos_ids[0]`
+        """
+        from transformers import GenerationConfig
+
+        assert not self.training, "generate in eval mode: dropout would change the answers"
+        embeds = self.embed(input_ids, pixels)
+        # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
+        llm: Any = self.llm.get_base_model() if hasattr(self.llm, "peft_config") else self.llm
+        # A hub folder's generation_config.json (sampling, penalties) fills whatever is unset, so it is set aside.
+        kept = llm.generation_config
+        llm.generation_config = GenerationConfig()
+        try:
+            ids = llm.generate(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask.long(),
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=list(eos_ids),
+                    pad_token_id=eos_ids[0],
+                ),
+                streamer=streamer,
+            )
+        finally:
+            llm.generation_config = kept
+        return ids
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recomputes activations in the backward pass: in the LLM and, when it is trained, in the tower."""
+        llm: Any = self.llm
+        if enabled:
+            llm.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            llm.activation_checkpointing_disable()
+        self.tower.set_gradient_checkpointing(enabled and self._trains_tower())
+
+    def _trains_tower(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.tower.parameters())
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(self._trains_tower() and torch.is_grad_enabled()):
+            layers = self.tower(pixels.to(self.tower.dtype))
+        dtype = next(self.connector.parameters()).dtype
+        return self.connector([layer.to(dtype) for layer in layers])
+
+    @staticmethod
+    def _is_blank(mask: torch.Tensor, pixels: torch.Tensor | None) -> bool:
+        """Whether the batch has no picture: none given, or the collator's one blank picture."""
+        if mask.any():
+            if pixels is None:
+                raise DataError(
+                    f"the text has {int(mask.sum())} image positions but no picture was given",
+                    f"a batch of {mask.shape[0]} sequences",
+                    "give the pictures, or take <image> out of the text",
+                )
+            return False
+        return pixels is None or (pixels.shape[0] == 1 and not pixels.any())

@@ -1,0 +1,31 @@
+"""The `train` stage."""
+
+from __future__ import annotations
+
+from vlmrun.config.job import StageJob
+from vlmrun.stages import Result
+from vlmrun.train import setup
+from vlmrun.train.log import METRICS
+
+
+def execute(job: StageJob) -> Result | None:
+    """Trains, and tells what a table shows; None on ranks other than 0."""
+    trained = setup.train(job)
+    if trained is None:
+        return None
+    losses = [row.loss for row in trained.rows if row.loss is not None]
+    summary = {
+        "steps": len(trained.rows),
+        "loss": losses[-1] if losses else None,
+        "seconds": round(sum(row.seconds for row in trained.rows), 3),
+        "supervised_tokens": sum(row.supervised_tokens for row in trained.rows),
+        "tokens": sum(row.tokens for row in trained.rows),
+        "samples": sum(row.samples for row in trained.rows),
+        "skipped": trained.n_skipped,
+        "dropped": trained.n_dropped,
+        "trainable": trained.n_trainable,
+        "engine": trained.engine,
+    }
+    roots = [setup.WEIGHTS, METRICS]
+    roots += [name for name in ("skipped.jsonl",) if (job.path / name).is_file()]
+    return Result(summary, tuple(roots))

@@ -1,0 +1,62 @@
+"""The merge and average stages: from a job to a finished weights folder."""
+
+import torch
+from tests.pico import pico_model_config
+from tests.unit.checkpoints.conftest import logits
+
+from vlmrun.checkpoints.load import load
+from vlmrun.config.job import StageJob
+from vlmrun.stages import average, merge
+
+HARDWARE = {
+    "gpu": "cpu",
+    "nodes": 1,
+    "ranks_per_node": 1,
+    "precision": "fp32",
+    "attention": "sdpa",
+    "launcher": "inline",
+    "threads": 1,
+    "timeout_seconds": 60,
+}
+
+
+def _job(tmp_path, name, stage, parents):
+    return StageJob.model_validate(
+        {
+            "name": name,
+            "key": "0",
+            "run": "test",
+            "folder": str(tmp_path / name),
+            "stage": stage,
+            "model": pico_model_config(tmp_path / "pico").model_dump(by_alias=True),
+            "data": {},
+            "parents": {parent: str(folder) for parent, folder in parents.items()},
+            "hardware": HARDWARE,
+        }
+    )
+
+
+def test_merge_then_average(tmp_path, make, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    merged = {}
+    for seed in (1, 2):
+        lora = make(f"lora{seed}", seed, "connector", adapter=True)
+        job = _job(tmp_path, f"merge{seed}", {"kind": "merge", "init_from": "lora", "dtype": "keep"}, {"lora": lora})
+        result = merge.execute(job)
+        assert result.roots == ("weights",)
+        assert result.summary["merged"] == 14
+        merged[f"merge{seed}"] = job.path
+        assert merge.execute(job).summary == result.summary, "again over what an interrupted attempt left"
+    stage = {"kind": "average", "models": list(merged), "weights": [0.5, 0.5], "dtype": "keep"}
+    job = _job(tmp_path, "average", stage, merged)
+    assert average.execute(job).summary["models"] == 2
+    found = load(job.path, dtype=torch.float32, attention="sdpa")
+    assert torch.isfinite(logits(found)).all()
+
+
+def test_other_ranks_do_nothing(tmp_path, make, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    one = make("one", 1, adapter=True)
+    job = _job(tmp_path, "merge", {"kind": "merge", "init_from": "one", "dtype": "keep"}, {"one": one})
+    assert merge.execute(job) is None
+    assert not job.path.exists()

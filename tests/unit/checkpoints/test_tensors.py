@@ -1,0 +1,200 @@
+"""Lazy reading and sharded writing."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from vlmrun.checkpoints import tensors as module
+from vlmrun.checkpoints.tensors import INDEX, Reader, Writer
+from vlmrun.errors import CheckpointError
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+
+
+def _some(n=6, size=10):
+    generator = torch.Generator().manual_seed(0)
+    return {f"layer.{i}.weight": torch.randn(size, i + 1, generator=generator) for i in range(n)}
+
+
+def _write(folder, values, limit=5e9):
+    with Writer(folder, limit) as writer:
+        for name, value in values.items():
+            writer.add(name, value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    limit=st.integers(1, 400),
+    kinds=st.lists(st.sampled_from(DTYPES), min_size=12, max_size=12),
+)
+def test_what_is_written_is_read_back_to_the_bit(tmp_path_factory, sizes, limit, kinds):
+    folder = tmp_path_factory.mktemp("shards")
+    values = {f"t{i}": (torch.randn(size) * 3).to(kinds[i]) for i, size in enumerate(sizes)}
+    _write(folder, values, limit)
+    reader = Reader(folder)
+    assert reader.names() == sorted(values)
+    for name, value in values.items():
+        assert (reader.shape(name), reader.dtype(name)) == (tuple(value.shape), value.dtype)
+        assert torch.equal(reader.get(name), value)
+    for file in reader.files():
+        held = load_file(file)
+        n_bytes = sum(t.numel() * t.element_size() for t in held.values())
+        assert n_bytes <= limit or len([t for t in held.values() if t.numel()]) == 1
+    assert all(file.name.startswith("model") for file in folder.iterdir())
+
+
+def test_many_shards_have_the_usual_names_and_an_index(tmp_path):
+    _write(tmp_path, _some(3), limit=1)
+    names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*names, INDEX]
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["weight_map"] == {f"layer.{i}.weight": name for i, name in enumerate(names)}
+    assert index["metadata"]["total_size"] == 4 * 10 * (1 + 2 + 3)
+
+
+def test_tensors_may_be_views_of_one_buffer_or_be_changed_after_they_were_given(tmp_path):
+    flat = torch.arange(12, dtype=torch.float32)
+    with Writer(tmp_path) as writer:
+        writer.add("a", flat[:8].view(2, 4).T)
+        writer.add("b", flat)
+        flat.zero_()
+    reader = Reader(tmp_path)
+    assert torch.equal(reader.get("b"), torch.arange(12.0))
+    assert torch.equal(reader.get("a"), torch.arange(8.0).view(2, 4).T)
+
+
+def test_transformers_reads_our_shards(tmp_path):
+    from tests.pico import pico_llm
+
+    from vlmrun.model.llm import load
+
+    folder = pico_llm(tmp_path / "llm")
+    whole = load_file(folder / "model.safetensors")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    _write(copy, whole, limit=10_000)
+    assert len(Reader(copy).files()) > 2
+    model = load(str(copy), dtype=torch.float32, attention="sdpa").model
+    assert all(torch.equal(value, whole[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("limit", [5e9, 1])
+def test_a_failing_producer_leaves_nothing(tmp_path, limit):
+    def produce():
+        with Writer(tmp_path, limit) as writer:
+            for name, value in _some().items():
+                writer.add(name, value)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        produce()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    calls = []
+
+    def full(held, path, metadata):
+        calls.append(path)
+        save_file(held, path, metadata)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device(.|\n)*are free: make room"):
+        _write(tmp_path, _some(), limit=1)
+    assert len(calls) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_write_error_is_told_and_leaves_nothing(tmp_path):
+    """The kernel refuses to let a file grow, as a full disk or a quota does."""
+    script = f"""
+import resource, signal, torch
+from pathlib import Path
+from vlmrun.checkpoints.tensors import Writer
+from vlmrun.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    with Writer(Path({str(tmp_path)!r}), 2000) as writer:
+        for i, size in enumerate((100, 100, 5000)):
+            writer.add(str(i), torch.zeros(size))
+except CheckpointError as error:
+    print("told:", error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("told: error: weights cannot be written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_name_twice_is_a_bug(tmp_path):
+    writer = Writer(tmp_path)
+    writer.add("a", torch.zeros(1))
+    with pytest.raises(AssertionError, match="twice"):
+        writer.add("a", torch.zeros(1))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -3])
+def test_a_torn_shard_is_found_before_work_starts(tmp_path, keep):
+    _write(tmp_path, _some(3), limit=1)
+    victim = tmp_path / "model-00002-of-00003.safetensors"
+    victim.write_bytes(victim.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"cannot be read(.|\n)*model-00002-of-00003"):
+        Reader(tmp_path)
+
+
+def test_missing_shards_and_bad_indexes_are_told(tmp_path):
+    _write(tmp_path, _some(3), limit=1)
+    index = json.loads((tmp_path / INDEX).read_text())
+    (tmp_path / "model-00003-of-00003.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(CheckpointError, match=r"shard model-00003-of-00003\.safetensors is missing"):
+        Reader(tmp_path)
+    for wrong, message in (
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        (json.dumps({"weight_map": {"a": "../../etc/passwd"}}), "outside its folder"),
+        (json.dumps({"weight_map": {"ghost": index["weight_map"]["layer.0.weight"]}}), "'ghost' is not in its shard"),
+    ):
+        (tmp_path / INDEX).write_text(wrong)
+        with pytest.raises(CheckpointError, match=message):
+            Reader(tmp_path)
+
+
+def test_a_folder_without_weights_is_told(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(CheckpointError, match="no weights in this folder"):
+            Reader(folder)
+
+
+def test_an_unknown_tensor_is_told_with_the_nearest(tmp_path):
+    _write(tmp_path, _some(2))
+    with pytest.raises(CheckpointError, match=r"did you mean 'layer\.0\.weight'"):
+        Reader(tmp_path).get("layer.0.wieght")
+
+
+def test_bin_files_are_read_without_running_what_is_in_them(tmp_path):
+    values = _some(2)
+    torch.save(values, tmp_path / "pytorch_model.bin")
+    reader = Reader(tmp_path)
+    assert all(torch.equal(reader.get(name), value) for name, value in values.items())
+    assert reader.shape("layer.1.weight") == (10, 2)
+    assert reader.dtype("layer.1.weight") == torch.float32
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"a": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Reader(tmp_path)
+    assert not (tmp_path / "owned").exists()

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+
+from vlmrun.checkpoints import native
+from vlmrun.config.job import StageJob
+from vlmrun.config.schema import DataConfig, EvaluateStage, HardwareConfig
+from vlmrun.data.templates import TEMPLATES
+from vlmrun.errors import ConfigError, DataError
+from vlmrun.stages import evaluate
+
+HARDWARE = HardwareConfig(
+    gpu="cpu",
+    nodes=1,
+    ranks_per_node=1,
+    precision="fp32",
+    attention="sdpa",
+    launcher="inline",
+    threads=1,
+    timeout_seconds=60,
+)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, loaded):
+    folder = tmp_path_factory.mktemp("artifact")
+    native.save(folder / "weights", loaded, template=TEMPLATES["micro"].to_dict(), image_aspect="square", tensors={})
+    return folder
+
+
+@pytest.fixture
+def make_job(tmp_path, questions, model, loaded):
+    def make(*, on_error="fail", data=None, **changes):
+        stage = {
+            "kind": "evaluate",
+            "init_from": "instruct",
+            "data": ["test"],
+            "template": None,
+            "image_aspect": "square",
+            "max_new_tokens": 4,
+            "batch": 4,
+            "max_samples": None,
+            "shuffle_control": True,
+            "seed": 0,
+        }
+        entry = {
+            "format": "vqa",
+            "annotations": str(questions),
+            "images": str(questions.parent / "images"),
+            "on_error": on_error,
+            "prepare": None,
+        }
+        (tmp_path / "stage").mkdir(exist_ok=True)
+        return StageJob(
+            name="eval",
+            key="k",
+            run="r",
+            folder=str(tmp_path / "stage"),
+            stage=EvaluateStage.model_validate(stage | changes),
+            model=loaded.model,
+            data={"test": DataConfig.model_validate(entry | (data or {}))},
+            parents={"instruct": str(model)},
+            hardware=HARDWARE,
+        )
+
+    return make
+
+
+def test_answers_and_scores(make_job):
+    job = make_job()
+    result = evaluate.execute(job)
+    assert set(result.summary) == {"accuracy", "accuracy_unseen", "chance", "shuffled", "n_questions", "seconds"}
+    assert result.summary["n_questions"] == 10
+    assert result.summary["chance"] == 1.0  # every expected answer of the fixture is the same
+    assert result.roots == ("answers.jsonl", "answers_shuffled.jsonl", "scores.json")
+    scores = json.loads((job.path / "scores.json").read_text())
+    assert scores["seen"]["n_questions"] == 8
+    assert scores["unseen"]["n_questions"] == 2
+    assert result.summary["shuffled"] == scores["seen"]["shuffled"]
+
+
+def test_a_right_answer_counts(make_job, questions):
+    job = make_job()
+    evaluate.execute(job)
+    answers = [json.loads(line) for line in (job.path / "answers.jsonl").read_text("utf-8").splitlines()]
+    truth = {row["question_id"]: row["answer"].upper() or "nothing" for row in answers}
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    questions.write_text("".join(json.dumps(line | {"answer": truth[line["question_id"]]}) + "\n" for line in lines))
+    for path in job.path.iterdir():
+        path.unlink()
+    summary = evaluate.execute(job).summary
+    n_empty = sum(row["answer"] == "" for row in answers)
+    assert n_empty == 0
+    assert summary["accuracy"] == summary["accuracy_unseen"] == 1.0
+    assert summary["shuffled"] < 1.0  # other pictures, other answers
+
+
+def test_repeated_evaluation_writes_the_same(make_job):
+    job = make_job()
+    evaluate.execute(job)
+    first = {path.name: path.read_bytes() for path in job.path.iterdir()}
+    evaluate.execute(job)
+    assert {path.name: path.read_bytes() for path in job.path.iterdir()} == first
+
+
+def test_a_choice_of_questions(make_job):
+    job = make_job(max_samples=4, shuffle_control=False)
+    result = evaluate.execute(job)
+    assert result.summary["n_questions"] == 4
+    assert result.summary["shuffled"] is None
+    assert result.roots == ("answers.jsonl", "scores.json")
+    first = (job.path / "answers.jsonl").read_bytes()
+    for path in job.path.iterdir():
+        path.unlink()
+    evaluate.execute(job)
+    assert (job.path / "answers.jsonl").read_bytes() == first
+
+
+def test_bad_questions(make_job, questions):
+    questions.write_text(questions.read_text() + '{"question_id": "bad"}\n')
+    with pytest.raises(DataError, match="'text' is missing"):
+        evaluate.execute(make_job())
+    job = make_job(on_error="skip")
+    result = evaluate.execute(job)
+    assert result.summary["n_questions"] == 10
+    assert "skipped.jsonl" in result.roots
+    assert json.loads((job.path / "skipped.jsonl").read_text())["id"] == "bad"
+
+
+def test_data_without_questions(make_job, tmp_path):
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    (tmp_path / "d.json").write_text(json.dumps([{"conversations": turns}]))
+    with pytest.raises(ConfigError, match="format 'llava' has no questions"):
+        evaluate.execute(make_job(data={"format": "llava", "annotations": str(tmp_path / "d.json")}))
+    (tmp_path / "q.jsonl").write_text("")
+    with pytest.raises(DataError, match="no question in the data"):
+        evaluate.execute(make_job(data={"annotations": str(tmp_path / "q.jsonl")}))
+
+
+def test_other_ranks_do_nothing(make_job, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    job = make_job()
+    assert evaluate.execute(job) is None
+    assert list(job.path.iterdir()) == []
