@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from vlmrun.errors import VlmrunError, suggest
+from vlmrun.errors import LaunchError, VlmrunError, suggest
 
 # verb -> module:function taking the remaining arguments and returning an exit code
 VERBS = {
@@ -22,6 +22,8 @@ VERBS = {
     "ls": "vlmrun.cli:ls",
     "chat": "vlmrun.cli:chat",
 }
+
+_OUTPUT_FIX = "check the rights and the free space there, or choose another place: output=FOLDER"
 
 HELP = """\
 vlmrun: train vision-language models from one declarative description
@@ -74,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A folder that cannot be written, a full disk: the user's matter, not a bug of ours.
+        print(LaunchError(str(error.strerror or error), str(error.filename or ""), _OUTPUT_FIX), file=sys.stderr)  # noqa: T201
+        return LaunchError.exit_code
 
 
 def ls(arguments: list[str]) -> int:

@@ -27,5 +27,5 @@ def execute(job: StageJob) -> Result | None:
         "engine": trained.engine,
     }
     roots = [setup.WEIGHTS, METRICS]
-    roots += [name for name in ("skipped.jsonl",) if (job.path / name).is_file()]
+    roots += [name for name in (setup.SKIPPED,) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

@@ -1,0 +1,144 @@
+"""Writes docs/reference/config.md from the schema and `conf/`, with their comments; a test fails when it is stale.
+
+python scripts/make_reference.py
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema.py"
+CONF = ROOT / "conf"
+PAGE = ROOT / "docs" / "reference" / "config.md"
+
+# Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
+NODES = {
+    "RunConfig": ("", "config.yaml"),
+    "ModelConfig": ("model", "model/micro.yaml"),
+    "Target": ("model.llm, model.tower, model.connector, data.NAME.prepare", ""),
+    "DataConfig": ("data.NAME", "data/llava.yaml"),
+    "TrainStage": ("stage.NAME, kind: train", "stage/_train.yaml"),
+    "Tune": ("stage.NAME.tune", "stage/_train.yaml"),
+    "Lora": ("stage.NAME.lora", "stage/_train.yaml"),
+    "Optim": ("stage.NAME.optim", "stage/_train.yaml"),
+    "MergeStage": ("stage.NAME, kind: merge", "stage/merge.yaml"),
+    "AverageStage": ("stage.NAME, kind: average", "stage/average.yaml"),
+    "EvaluateStage": ("stage.NAME, kind: evaluate", "stage/evaluate.yaml"),
+    "PrepareStage": ("made by vlmrun, kind: prepare", ""),
+    "HardwareConfig": ("hardware", "hardware/cpu.yaml"),
+}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "min_length": "items at least", "max_length": "at most"}
+GROUPS = ("recipe", "model", "model/llm", "model/tower", "model/connector", "data", "stage", "hardware")
+HEAD = """\
+# Every key and option
+
+<!-- Made by scripts/make_reference.py from src/vlmrun/config/schema.py and conf/. Do not edit. -->
+
+First the keys, by the node they belong to, then the shipped files of `conf/` that give them values. `volatile` marks
+what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)). The schema has no defaults:
+`--cfg job` prints every value of a run.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    source = SCHEMA.read_text("utf-8")
+    tree = ast.parse(source)
+    aliases = dict(_aliases(tree))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    forgotten = {name for name, node in classes.items() if name not in NODES and _fields(node)}
+    assert not forgotten, f"add to NODES: {sorted(forgotten)}"
+    parts = [HEAD, "## Keys\n"]
+    parts += [_node(classes[name], place, file, source, aliases) for name, (place, file) in NODES.items()]
+    parts.append("## Files\n")
+    parts.append(_file(CONF / "config.yaml", "config.yaml"))
+    for group in GROUPS:
+        parts += [f"### {group}\n"]
+        parts += [_file(file, f"{group}/{file.name}") for file in sorted((CONF / group).glob("*.yaml"))]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _node(node: ast.ClassDef, place: str, file: str, source: str, aliases: dict[str, str]) -> str:
+    lines = source.splitlines()
+    spoken = _comments(CONF / file) if file else {}
+    rows = []
+    for field in _fields(node):
+        name = field.target.id
+        written = ast.get_source_segment(source, field.annotation) or ""
+        told = lines[field.lineno - 1].partition("  # ")[2] or spoken.get(name, "")
+        name = "_target_" if name == "target" else name
+        volatile = "volatile" if "Volatile" in written else ""
+        rows.append(f"| `{name}` | {_type(written, aliases)} | {volatile} | {_cell(told)} |")
+    title = f"### {node.name}" + (f": `{place}`" if place else "")
+    table = ["| key | type | | meaning |", "|---|---|---|---|", *rows]
+    return "\n".join([title, "", ast.get_docstring(node) or "", "", *table, ""])
+
+
+def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+
+
+def _aliases(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Names of types, such as `Positive`, in words."""
+    words = {"Fraction": "number, 0 to 1", "Positive": "whole number, 1 or more", "Count": "whole number, 0 or more"}
+    words |= {"Rate": "number, 0 or more"}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name, text = node.targets[0].id, ast.unparse(node.value)
+            if name in words or text.startswith("Literal["):
+                yield name, words.get(name) or text
+
+
+def _type(written: str, aliases: dict[str, str]) -> str:
+    """An annotation in words."""
+    bounds = [
+        f"{_BOUNDS[name]} {number}" for name, number in re.findall(r"\b(\w+)=([\d.]+)", written) if name in _BOUNDS
+    ]
+    text = re.sub(r"Annotated\[(.+)\]$", lambda found: _first_argument(found[1]), written, flags=re.DOTALL)
+    for name, words in aliases.items():
+        text = re.sub(rf"\b{name}\b", words, text)
+    text = re.sub(r"Literal\[([^]]*)\]", lambda found: found[1].replace('"', "").replace("'", ""), text)
+    plain = {"str": "text", "bool": "true or false", "float": "number", "None": "null"}
+    for name, words in plain.items():
+        text = re.sub(rf"\b{name}\b", words, text)
+    text = re.sub(r"list\[([^]]*)\]", r"list of \1", text)
+    text = re.sub(r"dict\[text, (\w+)\]", r"\1 by name", text)
+    return ", ".join([text.replace(" | ", " or "), *bounds])
+
+
+def _cell(text: str) -> str:
+    """Text that stays text inside a Markdown table."""
+    return text.replace("|", "or").replace("<", "\\<")
+
+
+def _first_argument(text: str) -> str:
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "[(") - (character in "])")
+        if character == "," and depth == 0:
+            return text[:place]
+    return text
+
+
+def _comments(file: Path) -> dict[str, str]:
+    """Key -> the comment behind it, of a YAML file of ours."""
+    found = {}
+    for line in file.read_text("utf-8").splitlines():
+        match = re.match(r"\s*(\w+):.*?\s#\s(.+)$", line)
+        if match:
+            found.setdefault(match[1], match[2])
+    return found
+
+
+def _file(path: Path, name: str) -> str:
+    return f"`conf/{name}`\n\n```yaml\n{path.read_text('utf-8').rstrip()}\n```\n"
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(render(), encoding="utf-8")
+    print(PAGE.relative_to(ROOT))

@@ -1,0 +1,136 @@
+"""Answers of an evaluation to show beside their pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmrun.config.job import JOB_FILE
+from vlmrun.eval.vqa import UNSEEN, is_match
+
+ANSWERS = "answers.jsonl"
+_MOST_BYTES = 2_000_000  # of a picture inside the page
+_WRONG_SHARE = 1 / 3
+# Told by their first bytes: names lie, and tables of suffixes differ between machines.
+_MIMES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+}
+_TEXTS = ("data", "text", "expected", "answer", "category", "split")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An answer with its picture as a data URI, or with what to say in its place."""
+
+    question: str
+    expected: str
+    answer: str
+    category: str
+    correct: bool
+    unseen: bool
+    picture: str | None
+    note: str
+    small: bool  # drawn from few pixels: to be enlarged without blurring
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSONL file; a missing file has none, and torn lines are passed over."""
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def show(folder: Path, count: int) -> tuple[list[Shown], int]:
+    """Some answers of an evaluate stage, and how many there are in all."""
+    answers = [row for row in rows(folder / ANSWERS) if all(isinstance(row.get(name), str) for name in _TEXTS)]
+    roots = _image_roots(folder)
+    return [_shown(row, roots) for row in choose(answers, count)], len(answers)
+
+
+def choose(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """A mixture over categories, in the order of the file: a third wrong if there are so many, the rest right."""
+    wrong = [row for row in answers if not is_match(row)]
+    right = [row for row in answers if is_match(row)]
+    n_wrong = min(len(wrong), max(round(count * _WRONG_SHARE), count - len(right)))
+    chosen = _mixed(wrong, n_wrong)
+    chosen += _mixed(right, count - n_wrong)
+    kept = {id(row) for row in chosen}
+    return [row for row in answers if id(row) in kept]
+
+
+def _mixed(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Takes turns between categories; within one, evenly spread over its rows, and not where the others stand.
+
+    Neighbours in a file often ask about the same picture.
+    """
+    by_category: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in answers:
+        by_category[row["category"]].append(row)
+    groups = list(by_category.values())
+    each = next((n for n in range(1, count) if sum(min(n, len(group)) for group in groups) >= count), count)
+    turns = []
+    for place, group in enumerate(groups):
+        wanted = min(each, len(group))
+        picks = (int((turn + place / len(groups)) * len(group) / wanted) for turn in range(wanted))
+        turns += [(turn, group[pick]) for turn, pick in enumerate(picks)]
+    return [row for _, row in sorted(turns, key=lambda pair: pair[0])][:count]
+
+
+def _shown(row: dict[str, Any], roots: dict[str, Path]) -> Shown:
+    picture, note, small = _picture(roots.get(row["data"]), row.get("image"))
+    return Shown(
+        question=row["text"],
+        expected=row["expected"],
+        answer=row["answer"],
+        category=row["category"],
+        correct=is_match(row),
+        unseen=row["split"] == UNSEEN,
+        picture=picture,
+        note=note,
+        small=small,
+    )
+
+
+def _picture(root: Path | None, name: object) -> tuple[str | None, str, bool]:
+    if not isinstance(name, str):
+        return None, "no picture", False
+    missing = (None, "picture not found", False)
+    if root is None:
+        return missing
+    try:
+        path = (root / name).resolve()
+        if not path.is_relative_to(root.resolve()):
+            return missing
+        if path.stat().st_size > _MOST_BYTES:
+            return None, f"picture not shown: {path.stat().st_size / 1e6:.1f} MB", False
+        content = path.read_bytes()
+    except (OSError, ValueError):
+        return missing
+    mime = next((mime for magic, mime in _MIMES.items() if content.startswith(magic)), None)
+    if mime is None:
+        return None, "not a picture", False
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}", "", len(content) < 4096
+
+
+def _image_roots(folder: Path) -> dict[str, Path]:
+    """Data name -> images folder, as the stage's job says; read leniently, for a report outlives its schema."""
+    try:
+        data = json.loads((folder / JOB_FILE).read_text("utf-8"))["data"]
+        return {name: Path(entry["images"]) for name, entry in data.items() if entry.get("images")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

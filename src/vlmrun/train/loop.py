@@ -1,0 +1,240 @@
+"""The training loop: batch, forward, loss, backward, step, log, save."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vlmrun import logs
+from vlmrun.config.schema import TrainStage
+from vlmrun.errors import LaunchError, VlmrunError
+from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.train import dist, loss
+from vlmrun.train.audit import Proof
+from vlmrun.train.engine import Engine
+from vlmrun.train.log import Row, Tracker
+
+log = logs.get(__name__)
+
+Batch = dict[str, Any]
+_SHOWN = 20
+
+
+@dataclass
+class Plan:
+    """All the loop needs besides the engine.
+
+    Args:
+        batches: (step, this rank's micro batches), steps counting from 0.
+        done: steps finished before this process began.
+        rate: the schedule's factor, by steps finished.
+        save: writes the checkpoint of so many finished steps.
+        skipped: told of samples that were left out while loading.
+    """
+
+    stage: TrainStage
+    batches: Iterable[tuple[int, list[Batch]]]
+    steps: int
+    done: int
+    epoch: Callable[[int], float]
+    rate: Callable[[int], float]
+    save: Callable[[int], None]
+    skipped: Callable[[list[dict[str, Any]]], None]
+    trackers: list[Tracker] = field(default_factory=list)
+
+
+def run(engine: Engine, plan: Plan) -> None:
+    """Trains from `plan.done` to `plan.steps`.
+
+    Raises:
+        VlmrunError: when the loss is not finite, or a part does not do what its tuning says.
+        LaunchError: after a signal, with a checkpoint saved.
+    """
+    stage = plan.stage
+    seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
+    proof = Proof(engine.vlm, engine.finest) if plan.done < plan.steps else None
+    with _signals() as asked, contextlib.closing(_closing(plan.batches)) as batches:
+        began = time.perf_counter()
+        for step, micro_batches in batches:
+            seed(stage.seed, step, dist.rank())
+            factor = plan.rate(step)
+            totals = _update(engine, stage, micro_batches, factor, asked)
+            taught = totals.pictures if seeing else totals.supervised
+            if proof is not None and proof.open and factor > 0 and taught > 0:
+                proof.conclude()
+            now = time.perf_counter()
+            _report(plan, step, micro_batches, totals, now - began)
+            began = now
+            finished = step + 1
+            if totals.stop:
+                plan.save(finished)
+                raise LaunchError(
+                    f"stopped at step {finished}; checkpoint saved; the same command goes on from there", stage.kind
+                )
+            # The last step too: should the disk be too full for the weights, no step has to be repeated.
+            if finished % stage.save_steps == 0 or finished == plan.steps:
+                plan.save(finished)
+    if proof is not None and proof.open:
+        log.warning("the tune proof could not be made: no update had a rate above zero and something to learn")
+
+
+def seed(number: int, step: int, rank: int) -> None:
+    """Seeds torch for a step, so that a resumed run draws what an undisturbed one would."""
+    mixed = hashlib.sha256(f"{number}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(mixed[:8], "big") >> 1)
+
+
+@dataclass
+class _Totals:
+    """One update's sums over all ranks."""
+
+    loss: float | None
+    grad_norm: float
+    lr: float
+    supervised: int
+    pictures: int  # samples that can teach every part: a picture and supervised tokens
+    tokens: int
+    samples: int
+    empty: list[str]  # samples of micro batches without a supervised token
+    stop: bool
+
+
+def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], factor: float, asked: list[int]) -> _Totals:
+    """Forward and backward of every micro batch, then the update."""
+    counts = [loss.count(batch["labels"]) for batch in micro_batches]
+    n_tokens = int(_sum({"tokens": sum(counts)})["tokens"]) if stage.loss == "token_mean" else sum(counts)
+    window = loss.Window(stage.loss, counts, n_tokens, dist.world())
+    values = []
+    for batch in micro_batches:
+        logits = engine.forward(batch)
+        value = window.add(logits, batch["labels"].to(logits.device))
+        engine.backward(value)
+        values.append(value.detach())
+    # One look at the device per update, not one per micro batch.
+    finite = torch.stack(values).isfinite().tolist()
+    bad = [batch for batch, good in zip(micro_batches, finite, strict=True) if not good]
+    empty = [batch for batch, n in zip(micro_batches, counts, strict=True) if n == 0]
+    sums = _sum(
+        {
+            "loss": float(window.total),
+            "units": window.n_units,
+            "supervised": sum(counts),
+            "pictures": sum(_pictures(batch) for batch in micro_batches),
+            "tokens": sum(int(batch["attention_mask"].sum()) for batch in micro_batches),
+            "samples": sum(len(batch["ids"]) for batch in micro_batches),
+            "bad": len(bad),
+            "empty": len(empty),
+            "asked": len(asked),
+        }
+    )
+    if sums["bad"]:
+        raise _not_finite("loss", bad)
+    norm = engine.step(factor)
+    if not math.isfinite(norm):
+        raise _not_finite("gradient norm", micro_batches)
+    return _Totals(
+        loss=sums["loss"] / sums["units"] if sums["units"] else None,
+        grad_norm=norm,
+        lr=stage.optim.lr * factor,
+        supervised=int(sums["supervised"]),
+        pictures=int(sums["pictures"]),
+        tokens=int(sums["tokens"]),
+        samples=int(sums["samples"]),
+        empty=_names(empty) if sums["empty"] else [],
+        stop=sums["asked"] > 0,
+    )
+
+
+def _pictures(batch: Batch) -> int:
+    """Samples of a micro batch that have both a picture and supervised tokens."""
+    seeing = (batch["input_ids"] == IMAGE_TOKEN).any(dim=1)
+    taught = (batch["labels"][:, 1:] != loss.IGNORE).any(dim=1)
+    return int((seeing & taught).sum())
+
+
+def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, seconds: float) -> None:
+    """Tells the trackers, and whoever should know of samples that taught nothing."""
+    row = Row(
+        step=step + 1,
+        epoch=plan.epoch(step + 1),
+        loss=totals.loss,
+        lr=totals.lr,
+        grad_norm=totals.grad_norm,
+        supervised_tokens=totals.supervised,
+        tokens=totals.tokens,
+        samples=totals.samples,
+        seconds=seconds,
+    )
+    for batch in micro_batches:
+        plan.skipped(batch["skipped"])
+    if totals.empty:
+        log.warning(
+            "step %d: micro batches without supervised tokens teach nothing: %s", row.step, _shown(totals.empty)
+        )
+    for index, tracker in enumerate(plan.trackers):
+        # The first tracker is metrics.jsonl and the last one progress; only what stands between is thinned.
+        outer = index in (0, len(plan.trackers) - 1)
+        if outer or row.step % plan.stage.log_steps == 0 or row.step == plan.steps:
+            tracker.track(row)
+
+
+def _sum(values: dict[str, float]) -> dict[str, float]:
+    """Sums over ranks, in one collective."""
+    if dist.world() == 1:
+        return values
+    summed = dist.all_reduce(dist.on_device(torch.tensor(list(values.values()), dtype=torch.float64)))
+    return dict(zip(values, summed.tolist(), strict=True))
+
+
+def _names(batches: list[Batch]) -> list[str]:
+    """Sample ids of every rank's batches. A collective."""
+    mine = [name for batch in batches for name in batch["ids"]]
+    return [name for part in dist.gather_objects(mine) for name in part]
+
+
+def _not_finite(what: str, mine: list[Batch]) -> VlmrunError:
+    """The same error on every rank, with the samples of all."""
+    return VlmrunError(
+        f"the {what} is not finite: training stops before it is saved",
+        f"samples: {_shown(_names(mine))}",
+        "look at these records; if they are sound, lower the learning rate or set optim.max_grad_norm; "
+        "the last checkpoint is from before",
+    )
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that a first SIGINT or SIGTERM is noted in; a second one acts at once."""
+    asked: list[int] = []
+    kept: dict[int, Any] = {}
+
+    def note(number: int, _frame: object) -> None:
+        asked.append(number)
+        for known, handler in kept.items():
+            signal.signal(known, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        kept[number] = signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _closing(batches: Iterable[tuple[int, list[Batch]]]) -> Any:
+    """The batches as a generator, so that leaving the loop ends the loader's processes."""
+    yield from batches

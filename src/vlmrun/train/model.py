@@ -1,0 +1,88 @@
+"""What is trained: the model of a job, loaded, tuned, and where it computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmrun.checkpoints import load as saved
+from vlmrun.config.job import StageJob
+from vlmrun.config.paths import read_config
+from vlmrun.config.schema import TrainStage
+from vlmrun.errors import CheckpointError
+from vlmrun.hardware import zero
+from vlmrun.model import parts, tune
+from vlmrun.model.parts import Loaded
+from vlmrun.train import dist
+from vlmrun.train.engine import start_deepspeed
+
+_USUAL_WIDTH = 1024
+
+
+def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
+    """The dict for `deepspeed.initialize`; None for the plain engine."""
+    if stage.engine == "plain":
+        return None
+    return zero.deepspeed_config(stage, job.hardware, hidden_dim=_hidden_dim(job, stage))
+
+
+def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loaded:
+    """Loads the parts, sets what is trained, and moves everything to this rank's device."""
+    masters = config is not None and job.hardware.precision == "bf16"
+    dtype = torch.bfloat16 if masters else torch.float32
+    # While this object lives, transformers loads straight into ZeRO-3 shards. It only keeps a weak reference itself.
+    alive = _shard_at_load(config) if config is not None and stage.zero == 3 and _in_folders(job, stage) else None
+    attention = job.hardware.attention
+    if stage.init_from is None:
+        loaded = parts.assemble(job.model, dtype=dtype, attention=attention, seed=stage.seed)
+    else:
+        folder = Path(job.parents[stage.init_from])
+        _refuse_adapter(folder)
+        loaded = saved.load(folder, dtype=dtype, attention=attention)
+    if stage.tune.llm == "lora" and loaded.sources["llm"] is None:
+        raise CheckpointError(
+            "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"
+        )
+    tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed)
+    if stage.gradient_checkpointing:
+        loaded.vlm.set_gradient_checkpointing(True)
+    if stage.zero != 3 or config is None:
+        loaded.vlm.to(dist.device(job.hardware))
+    del alive
+    return loaded
+
+
+def _in_folders(job: StageJob, stage: TrainStage) -> bool:
+    """Whether all weights are read; sharded while made at random they would be others than at the lower stages."""
+    return stage.init_from is not None or all("path" in part.arguments for part in (job.model.llm, job.model.tower))
+
+
+def _shard_at_load(config: dict[str, Any]) -> Any:
+    start_deepspeed()
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(config)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if saved.describe(folder).get("adapter"):
+        raise CheckpointError(
+            "this model is a LoRA stage that is not merged: it cannot be trained on",
+            str(folder),
+            "put a stage of kind merge between them and start from that",
+        )
+
+
+def _hidden_dim(job: StageJob, stage: TrainStage) -> int:
+    """The LLM's width, read before anything is loaded: ZeRO-3's thresholds follow from it."""
+    arguments = job.model.llm.arguments
+    if stage.init_from is not None:
+        config = read_config(str(saved.weights_folder(Path(job.parents[stage.init_from])) / "llm"))
+    elif arguments.get("path"):
+        config = read_config(str(arguments["path"]))
+    else:
+        config = arguments.get("config") or {}
+    width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size") or _USUAL_WIDTH
+    return int(width)

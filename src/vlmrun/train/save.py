@@ -1,0 +1,198 @@
+"""Checkpoints that are there whole or not at all.
+
+A checkpoint is written under a temporary name, every file is synced and hashed, the manifest is written, and only then
+the folder gets its name. Whoever dies when: what is called `step-N` and matches its manifest is good. DeepSpeed alone
+would call a checkpoint the latest before other ranks have written theirs, and loads flipped bytes without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmrun import artifact, logs
+from vlmrun.errors import CheckpointError
+from vlmrun.train import dist
+
+log = logs.get(__name__)
+
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d+)")
+_TEMPORARY = ".tmp-"
+_DAMAGED = "damaged-"
+# AdamW in fp32 beside fp32 weights: two moments, a master copy, the weights.
+_BYTES_PER_PARAMETER = 16
+_MARGIN_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `facts` say what kind of run can continue from it."""
+
+    step: int
+    path: Path
+    facts: dict[str, Any]
+
+
+def commit(folder: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path:
+    """Writes the checkpoint of a step; every rank calls it.
+
+    Args:
+        write: a collective that fills the folder it is given.
+
+    Raises:
+        CheckpointError: when it cannot be written; what was saved before is untouched.
+    """
+    temporary, final = folder / f"{_TEMPORARY}step-{step}", folder / f"step-{step}"
+    if dist.is_main():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    try:
+        write(temporary)
+        dist.barrier()
+        files = _describe(temporary, sync=True)
+        if dist.is_main():
+            manifest = {"step": step, "facts": facts, "files": files}
+            artifact.write_json(temporary / MANIFEST, manifest)
+            _discard(final)
+            temporary.rename(final)
+            artifact.fsync_folder(folder)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError. Ranks now stand in different collectives: only leaving is safe.
+        if dist.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+        if dist.lost_a_rank(error):
+            raise
+        raise _cannot_save(folder, step, str(error).splitlines()[0]) from error
+    dist.barrier()
+    return final
+
+
+def check_space(folder: Path, step: int, n_trainable: int) -> None:
+    """Refuses, on all ranks together, to begin a checkpoint that the disk cannot hold.
+
+    Raises:
+        CheckpointError: with what is needed and what is free.
+    """
+    needed = n_trainable * _BYTES_PER_PARAMETER + _MARGIN_BYTES * dist.world()
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = torch.tensor([needed - shutil.disk_usage(folder).free], dtype=torch.float64)
+    short = float(dist.all_reduce(dist.on_device(missing), maximum=True))
+    if short > 0:
+        raise _cannot_save(
+            folder, step, f"about {needed / 1e6:.0f} MB are needed, {(needed - short) / 1e6:.0f} MB are free"
+        )
+
+
+def newest_good(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files match its manifest; every rank calls it and gets the same.
+
+    A damaged one is reported, set aside, and the one before is taken.
+    """
+    names = sorted((p.name for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=_step, reverse=True)
+    for name in dist.broadcast_object(names):
+        path = folder / name
+        problem, manifest = _verify(path)
+        if problem is None:
+            return Checkpoint(manifest["step"], path, manifest["facts"])
+        if dist.is_main():
+            log.warning("checkpoint %s is damaged (%s): going back to the one before", path, problem)
+            _discard(folder / f"{_DAMAGED}{name}")
+            path.rename(folder / f"{_DAMAGED}{name}")
+        dist.barrier()
+    if names and dist.is_main():
+        log.warning("no checkpoint in %s is whole: training starts from the beginning", folder)
+    return None
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Keeps the newest `limit` checkpoints, and nothing half-written or damaged."""
+    if not dist.is_main() or not folder.is_dir():
+        return
+    good = sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: _step(p.name))
+    stale = [p for p in folder.iterdir() if p.name.startswith((_TEMPORARY, _DAMAGED))]
+    for path in good[:-limit] + stale:
+        _discard(path)
+
+
+def check_facts(found: Checkpoint, facts: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another layout: optimizer shards only fit the run that wrote them.
+
+    Raises:
+        CheckpointError: naming every difference.
+    """
+    changed = [key for key, value in facts.items() if found.facts.get(key) != value]
+    different = [f"{key}: {found.facts.get(key)!r} then, {facts[key]!r} now" for key in changed]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} does not fit this run ({'; '.join(different)})",
+            str(found.path),
+            "run with the values it was written with, or remove the checkpoints folder to train from the beginning",
+        )
+
+
+def _step(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    assert match, name
+    return int(match[1])
+
+
+def _describe(folder: Path, *, sync: bool) -> dict[str, dict[str, Any]]:
+    """Size and digest of every file but the manifest; the ranks share the reading."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    mine = {}
+    for path in paths[dist.rank() :: dist.world()]:
+        if sync:
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        mine[path.relative_to(folder).as_posix()] = {"n_bytes": path.stat().st_size, "sha256": artifact.digest(path)}
+    merged: dict[str, dict[str, Any]] = {}
+    for part in dist.gather_objects(mine):
+        merged |= part
+    return dict(sorted(merged.items()))
+
+
+def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a checkpoint (None: nothing), and its manifest."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        listed, step, _ = manifest["files"], manifest["step"], manifest["facts"]
+    except FileNotFoundError:
+        return f"no {MANIFEST}", {}
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read", {}
+    found = _describe(path, sync=False)
+    wrong = [f"{name}: missing" for name in listed if name not in found]
+    wrong += [f"{name}: content changed" for name in listed if name in found and found[name] != listed[name]]
+    if step != _step(path.name):
+        wrong.append(f"it is of step {step}")
+    return ("; ".join(wrong) or None), manifest
+
+
+def _discard(path: Path) -> None:
+    """Removes a folder; renamed first, so that a kill half way leaves nothing that looks whole."""
+    if not path.exists():
+        return
+    doomed = path.with_name(f"{_TEMPORARY}gone-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _cannot_save(folder: Path, step: int, reason: str) -> CheckpointError:
+    last = max((_step(p.name) for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), default=0)
+    kept = f"the checkpoint of step {last} is untouched" if last else "none was saved before"
+    return CheckpointError(
+        f"the checkpoint of step {step} cannot be written: {reason}; {kept}",
+        str(folder),
+        "free some space (or lower save_total_limit) and give the same command again: it goes on from there",
+    )

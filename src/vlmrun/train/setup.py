@@ -1,0 +1,222 @@
+"""The one assembly point: job -> ranks, model, data, engine, loop -> weights."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+from typing import Any
+
+from vlmrun import logs
+from vlmrun.checkpoints import native
+from vlmrun.config import derived
+from vlmrun.config.job import StageJob
+from vlmrun.config.schema import TrainStage
+from vlmrun.data import templates
+from vlmrun.data.collate import Collator
+from vlmrun.data.dataset import Encoder, list_skipped, open_datasets
+from vlmrun.data.images import ImageTransform
+from vlmrun.data.loader import batches
+from vlmrun.data.sampler import Schedule
+from vlmrun.errors import ConfigError
+from vlmrun.model import tune
+from vlmrun.model.parts import Loaded
+from vlmrun.train import audit, dist, loop, model, optim, save
+from vlmrun.train.engine import DeepSpeedEngine, Engine, create
+from vlmrun.train.log import METRICS, Row, open_trackers, read
+
+log = logs.get(__name__)
+
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "weights"
+SKIPPED = "skipped.jsonl"
+
+
+@dataclass
+class Trained:
+    """What a finished training leaves behind besides its files."""
+
+    rows: list[Row]
+    n_skipped: int
+    n_dropped: int
+    n_trainable: int
+    engine: str
+
+
+def train(job: StageJob) -> Trained | None:
+    """Carries out a train stage: fills `checkpoints/`, `metrics.jsonl` and `weights/` of the job's folder.
+
+    Every rank calls it; rank 0 gets the result. Called again after a crash it goes on from the newest checkpoint.
+    """
+    stage = job.stage
+    assert isinstance(stage, TrainStage)
+    with dist.session(job.hardware):
+        config = model.deepspeed_config(job, stage)
+        loaded = model.load(job, stage, config)
+        run = _Run(job, stage, loaded, config)
+        run.resume()
+        run.train()
+        run.export()
+        dist.barrier()
+        return run.result() if dist.is_main() else None
+
+
+class _Run:
+    """The assembled pieces of one training."""
+
+    def __init__(self, job: StageJob, stage: TrainStage, loaded: Loaded, config: dict[str, Any] | None) -> None:
+        self.job, self.stage, self.loaded = job, stage, loaded
+        self.template = templates.get(derived.template(stage, job.model))
+        self.counts = audit.count(loaded.vlm, stage.tune)
+        audit.check(self.counts)
+        log.info("%s", audit.table(self.counts))
+        self.dataset = self._dataset()
+        self._check_images()
+        self.schedule = self._schedule()
+        groups = optim.groups(loaded.vlm, stage.optim)
+        self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
+        self.checkpoints = job.path / CHECKPOINTS
+        self.facts = self._facts()
+        self.done = 0
+
+    def resume(self) -> None:
+        """Goes on from the newest whole checkpoint, if there is one."""
+        found = save.newest_good(self.checkpoints)
+        if found is None:
+            return
+        save.check_facts(found, self.facts)
+        self.engine.load(found.path)
+        self.done = found.step
+        log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
+
+    def train(self) -> None:
+        """Runs the loop with trackers open."""
+        stage, schedule = self.stage, self.schedule
+        pad_id = self.loaded.tokenizer.pad_token_id
+        collator = Collator(0 if pad_id is None else pad_id, self.loaded.vlm.image_tokens, self.loaded.vlm.image_size)
+        trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
+        plan = loop.Plan(
+            stage=stage,
+            batches=batches(
+                self.dataset,
+                schedule,
+                collator,
+                rank=dist.rank(),
+                first_step=self.done,
+                workers=stage.workers,
+            ),
+            steps=schedule.steps,
+            done=self.done,
+            epoch=schedule.epoch,
+            rate=optim.schedule(stage.optim, schedule.steps),
+            save=self._save,
+            skipped=self._list_skipped,
+            trackers=trackers,
+        )
+        self._set_modes()
+        try:
+            loop.run(self.engine, plan)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+
+    def export(self) -> None:
+        """Writes the finished model; ranks other than 0 take part in gathering it."""
+        tuning, sources = self.stage.tune, self.loaded.sources
+        adapter = self.engine.gather("llm", trainable=True) if tuning.llm == "lora" else iter(())
+        # A part made at random lies in no folder it could be linked from, whether it was trained or not.
+        whole = [part for part in optim.PARTS if getattr(tuning, part) == "full" or sources[part] is None]
+        tensors = {part: self.engine.gather(part) for part in whole}
+        state = dict(adapter)
+        if not dist.is_main():
+            for gathered in tensors.values():
+                collections.deque(gathered, maxlen=0)
+            return
+        native.save(
+            self.job.path / WEIGHTS,
+            self.loaded,
+            template=self.template.to_dict(),
+            image_aspect=self.stage.image_aspect,
+            tensors=tensors,
+            adapter=(tune.adapter_config(self.loaded.vlm.llm), state) if state else None,
+        )
+
+    def result(self) -> Trained:
+        """What to tell about the training; rows of an earlier process included."""
+        listed = self.job.path / SKIPPED
+        return Trained(
+            rows=list(read(self.job.path / METRICS)),
+            n_skipped=len(listed.read_text("utf-8").splitlines()) if listed.is_file() else 0,
+            n_dropped=self.schedule.dropped,
+            n_trainable=self._n_trainable(),
+            engine=f"ZeRO-{self.stage.zero}" if isinstance(self.engine, DeepSpeedEngine) else "plain",
+        )
+
+    def _dataset(self) -> Any:
+        encoder = Encoder(
+            template=self.template,
+            tokenizer=self.loaded.tokenizer,
+            image_transform=ImageTransform(self.loaded.preprocessor),
+            aspect=self.stage.image_aspect,
+            image_tokens=self.loaded.vlm.image_tokens,
+            max_length=self.job.model.max_length,
+        )
+        skipped = self.job.path / SKIPPED if dist.is_main() else None
+        return open_datasets(self.job.data, self.stage.data, encoder=encoder, skipped=skipped)
+
+    def _check_images(self) -> None:
+        """A tower or connector learns nothing from text alone."""
+        seeing = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
+        if seeing and not any(self.dataset.sample(index).images for index in range(len(self.dataset))):
+            raise ConfigError(
+                f"the {' and the '.join(seeing)} cannot learn: no record has an image",
+                f"data {', '.join(self.stage.data)}",
+                f"freeze it (tune.{seeing[0]}: freeze), or choose data with images",
+            )
+
+    def _schedule(self) -> Schedule:
+        schedule = Schedule(
+            len(self.dataset),
+            global_batch=self.stage.global_batch,
+            micro_batch=self.stage.micro_batch,
+            ranks=dist.world(),
+            epochs=self.stage.epochs,
+            max_steps=self.stage.max_steps,
+            seed=self.stage.seed,
+        )
+        if schedule.dropped:
+            log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
+        return schedule
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint and the run that goes on from it must share."""
+        engine = f"ZeRO-{self.stage.zero}" if isinstance(self.engine, DeepSpeedEngine) else "plain"
+        frozen = [p for p in self.loaded.vlm.parameters() if not p.requires_grad]
+        prints = [audit.fingerprint(tensor) for p in frozen if (tensor := self.engine.finest(p)) is not None]
+        return {
+            "engine": engine,
+            "ranks": dist.world(),
+            "precision": self.job.hardware.precision,
+            "steps": self.schedule.steps,
+            "trainable": {row.part: row.n_trainable for row in self.counts},
+            # Frozen weights are not in a checkpoint: they must be the same again (rank 0's share, under ZeRO-3).
+            "frozen": dist.broadcast_object([str(sum(numbers) % 2**64) for numbers in zip(*prints, strict=True)]),
+        }
+
+    def _save(self, finished: int) -> None:
+        save.check_space(self.checkpoints, finished, self._n_trainable())
+        save.commit(self.checkpoints, finished, self.engine.save, self.facts)
+        save.prune(self.checkpoints, self.stage.save_total_limit)
+
+    def _n_trainable(self) -> int:
+        return sum(row.n_trainable for row in self.counts)
+
+    def _list_skipped(self, found: list[dict[str, Any]]) -> None:
+        if found:
+            list_skipped(self.job.path / SKIPPED, found)
+
+    def _set_modes(self) -> None:
+        """Dropout where something learns; a frozen tower and connector answer as they will after training."""
+        vlm = self.loaded.vlm
+        vlm.train()
+        for part in ("tower", "connector"):
+            vlm.get_submodule(part).train(getattr(self.stage.tune, part) != "freeze")

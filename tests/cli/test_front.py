@@ -1,0 +1,136 @@
+"""What a user types and reads before anything is trained."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tests.conftest import ROOT
+
+HEAVY = ("torch", "transformers", "deepspeed", "peft", "numpy")
+
+
+def test_help_names_every_verb(vlmrun):
+    done = vlmrun("--help")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("train", "check", "ls", "chat", "--cfg job", "-m", "+recipe=smoke"))
+    assert vlmrun().stdout == done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["ls", "--help"], ["chat", "--help"], ["check", "--help"], ["train", "-h"]])
+def test_every_verb_has_help(vlmrun, arguments):
+    done = vlmrun(*arguments)
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+
+
+def test_version(vlmrun):
+    assert vlmrun("--version").stdout.startswith("vlmrun 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["+recipe=smoke", "--cfg", "job"], ["check", "+recipe=smoke"], ["ls"], ["check", "+recipe=smok"]],
+)
+def test_torch_is_not_imported(tmp_path, arguments):
+    code = (
+        "import sys; from vlmrun.cli import main; main(sys.argv[1:]); "
+        f"sys.stderr.write('LOADED ' + ' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.rstrip().endswith("LOADED"), done.stderr
+
+
+def test_cfg_job_prints_the_whole_truth_as_yaml_and_runs_nothing(vlmrun, tmp_path):
+    done = vlmrun("+recipe=smoke", "stage.lora.optim.lr=0.5", "--cfg", "job")
+    tree = yaml.safe_load(done.stdout)
+    assert tree["stage"]["lora"]["optim"]["lr"] == 0.5
+    assert tree["stage"]["lora"]["seed"] == 0, "interpolations are resolved"
+    assert tree["model"]["connector"]["_target_"] == "vlmrun.model.connectors.mlp.MLP"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_printed_config_is_a_complete_run(vlmrun):
+    from vlmrun.config.schema import RunConfig
+
+    RunConfig.model_validate(yaml.safe_load(vlmrun("+recipe=smoke", "--cfg", "job").stdout))
+
+
+def test_check_lists_the_stages_and_writes_nothing(vlmrun, tmp_path):
+    done = vlmrun("check", "+recipe=smoke")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "ok: smoke has no problems"
+    assert len(lines) == 14
+    assert all(line.startswith("to do") for line in lines[:-1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_reports_names_and_rules_together(vlmrun):
+    done = vlmrun("check", "+recipe=smoke", "stage.lora.optim.lrr=1", "stage.lora.micro_batch=5", "hardware.gpu=a100")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 3
+    assert done.stderr.count("  at:  ") == 3
+    assert done.stderr.count("  fix: ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["chek", "+recipe=smoke"], 2, "did you mean 'check'?"),
+        (["--cfgg", "+recipe=smoke"], 2, "no option '--cfgg'"),
+        (["+recipe=smoke", "--cfg", "hydra"], 2, "--cfg job"),
+        (["+recipe=smoke", "--config-dir", "nowhere"], 2, "no folder 'nowhere'"),
+        (["ls", "nothing"], 4, "no artifact 'nothing'"),
+        (["chat", "nothing", "--image", "a.png"], 4, "no artifact 'nothing'"),
+        (["+recipe=smoke", "only=[lora]"], 4, "starts from 'instruct', which is not finished"),
+        (["seed=1"], 2, "nothing to run"),
+    ],
+)
+def test_wrong_use_is_a_sentence_with_a_remedy_and_an_exit_code(vlmrun, arguments, code, text):
+    done = vlmrun(*arguments)
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m vlmrun.cli +recipe=smoke --cfg job | head -1",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+
+
+def test_ones_own_connector_is_one_file_and_one_yaml(vlmrun, tmp_path):
+    (tmp_path / "my_parts").mkdir()
+    (tmp_path / "my_parts" / "__init__.py").write_text("")
+    (tmp_path / "my_parts" / "gated.py").write_text(
+        "from vlmrun.model.connectors.base import Connector\n\n\n"
+        "class Gated(Connector):\n"
+        "    def __init__(self, vision_dim, llm_dim, width=2):\n"
+        "        super().__init__()\n"
+    )
+    conf = tmp_path / "conf" / "model" / "connector"
+    conf.mkdir(parents=True)
+    (conf / "gated.yaml").write_text("_target_: my_parts.gated.Gated\nwidth: 2\n")
+    arguments = ["check", "--config-dir", "conf", "+recipe=smoke", "model/connector=gated"]
+    refused = vlmrun(*arguments, PYTHONPATH=str(tmp_path))
+    assert refused.returncode == 2
+    assert "VLMRUN_ALLOW" in refused.stderr
+    allowed = {"PYTHONPATH": str(tmp_path), "VLMRUN_ALLOW": "my_parts"}
+    assert vlmrun(*arguments, **allowed).returncode == 0
+    wrong = vlmrun(*arguments, "+model.connector.widht=3", **allowed)
+    assert "did you mean 'width'?" in wrong.stderr
+
+
+def test_the_makefile_runs_what_the_readme_names_first():
+    readme = (ROOT / "README.md").read_text()
+    commands = [line.strip() for line in readme.splitlines() if line.lstrip().startswith("make ")]
+    assert [command.split("#")[0].strip() for command in commands[:2]] == ["make run", "make test"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text()

@@ -1,0 +1,150 @@
+"""Killed, stopped, blocked, out of room: the same command goes on and the result is the same to the last bit."""
+
+import fcntl
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.conftest import run_vlmrun
+from tests.faults.conftest import arguments
+
+from vlmrun import artifact
+
+MORE = ["stage.pretrain.epochs=20", "stage.pretrain.engine=deepspeed", "stage.pretrain.save_steps=3"]
+
+
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "vlmrun.cli", *arguments(folder), *MORE],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def stage_folder(folder):
+    (found,) = (folder / "outputs" / "stages").glob("pretrain-*")
+    return found
+
+
+def wait_for_step(folder, step, process):
+    """Waits until this process, not one before it, has logged a step at or beyond `step`."""
+    began = time.time()
+    for _ in range(1200):
+        for rows in (folder / "outputs" / "stages").glob("pretrain-*/metrics.jsonl"):
+            if rows.stat().st_mtime > began and len(rows.read_text().splitlines()) >= step:
+                return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached in 24 s")
+
+
+def workers_of(process):
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def result(folder):
+    stage = stage_folder(folder)
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+    weights = {name: file.sha256 for name, file in artifact.read(stage).files.items() if name.endswith(".safetensors")}
+    return losses, weights
+
+
+@pytest.fixture
+def undisturbed(own_data, tmp_path_factory, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps(own_data))
+    calm = tmp_path_factory.mktemp("calm")
+    done = run_vlmrun(*arguments(tmp_path), *MORE, cwd=calm)
+    assert done.returncode == 0, done.stderr
+    return result(calm)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_at_random_steps_ends_bit_identically(undisturbed, tmp_path):
+    for step in sorted(random.Random(7).sample(range(1, 39), 3)):
+        process = start(tmp_path)
+        wait_for_step(tmp_path, step, process)
+        (worker,) = workers_of(process)
+        os.kill(worker, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 5, said
+        assert "was killed by SIGKILL" in said
+        assert "the same command goes on" in said
+    done = run_vlmrun(*arguments(tmp_path), *MORE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step" in done.stderr
+    losses, weights = result(tmp_path)
+    assert [row for row in zip(losses, undisturbed[0], strict=True) if row[0] != row[1]] == []
+    assert weights == undisturbed[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on(undisturbed, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(tmp_path, 4, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "checkpoint saved" in said
+    assert "Traceback" not in said
+    done = run_vlmrun(*arguments(tmp_path), *MORE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_killing_the_parent_leaves_no_worker_behind(own_data, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps(own_data))
+    process = start(tmp_path)
+    wait_for_step(tmp_path, 2, process)
+    (worker,) = workers_of(process)
+    process.kill()
+    process.communicate()
+    for _ in range(200):
+        if not os.path.exists(f"/proc/{worker}"):  # noqa: PTH110
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the worker outlived its parent by 20 s")
+
+
+def test_a_second_process_on_the_same_stage_is_refused_when_asked_not_to_wait(own_data, pretrain, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps(own_data))
+    checked = run_vlmrun("check", *arguments(tmp_path), cwd=tmp_path)
+    key = checked.stdout.split()[3]
+    folder = tmp_path / "outputs" / "stages" / f"pretrain-{key}"
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = pretrain(own_data, "if_busy=fail")
+    assert done.returncode == 5, done.stderr
+    assert "is being worked on by" in done.stderr
+    assert "if_busy=wait" in done.stderr
+
+
+def test_a_full_disk_is_told_and_loses_nothing(own_data, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps(own_data))
+    command = [sys.executable, "-m", "vlmrun.cli", *arguments(tmp_path), "model/llm=micro"]
+    limited = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        # No file may grow beyond this: writes fail as on a full disk.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )  # fmt: skip
+    assert limited.returncode in (3, 4), limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert artifact.read(stage_folder(tmp_path)) is None
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_read_only_output_folder_is_told(own_data, pretrain, tmp_path):
+    done = pretrain(own_data, "output=/proc/nothing")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "/proc/nothing" in done.stderr

@@ -1,0 +1,146 @@
+"""Small but complete train jobs: pico parts, a few records on disk, a StageJob to execute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tests.pico import pico_model_config
+
+from vlmrun import artifact
+from vlmrun.config.job import StageJob
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
+
+STAGE: dict[str, Any] = {
+    "kind": "train",
+    "init_from": None,
+    "data": ["shapes"],
+    "template": None,
+    "image_aspect": "square",
+    "tune": {"llm": "full", "tower": "freeze", "connector": "full"},
+    "lora": None,
+    "optim": {
+        "lr": 3e-3,
+        "connector_lr": 1e-3,
+        "tower_lr": None,
+        "weight_decay": 0.1,
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "schedule": "cosine",
+        "warmup_ratio": 0.1,
+        "max_grad_norm": 1.0,
+    },
+    "loss": "token_mean",
+    "epochs": 2.0,
+    "max_steps": None,
+    "global_batch": 4,
+    "micro_batch": 2,
+    "zero": 2,
+    "engine": "deepspeed",
+    "gradient_checkpointing": False,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "log_steps": 1,
+    "workers": 0,
+    "seed": 7,
+}
+
+HARDWARE: dict[str, Any] = {
+    "gpu": "cpu",
+    "nodes": 1,
+    "ranks_per_node": 1,
+    "precision": "fp32",
+    "attention": "sdpa",
+    "launcher": "inline",
+    "threads": 1,
+    "timeout_seconds": 30,
+}
+
+
+def write_records(folder: Path, n: int = 24, *, text_only: str = "some") -> Path:
+    """Writes n LLaVA records with answers of unequal length. `text_only`: none, some, or all of the records."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    records = []
+    for index in range(n):
+        name, colour = list(COLOURS.items())[index % len(COLOURS)]
+        bare = text_only == "all" or (text_only == "some" and index % 6 == 5)
+        answer = " ".join([name] * (1 + index % 5))
+        question = "Which colour?" if bare else "<image>\nWhich colour?"
+        record: dict[str, Any] = {
+            "id": f"r{index}",
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+        }
+        if not bare:
+            record["image"] = f"{index}.png"
+            Image.new("RGB", (16, 16), colour).save(folder / "images" / f"{index}.png")
+        records.append(record)
+    (folder / "data.json").write_text(json.dumps(records), "utf-8")
+    return folder
+
+
+def make_job(folder: Path, name: str = "instruct", **changes: Any) -> StageJob:
+    """A job in `folder/name`; parts and records are made in `folder` once.
+
+    Keys of `changes` that the stage, its optim or the hardware have go there; `model`, `parents`, `tracking` and
+    `on_error` change the job.
+    """
+    if not (folder / "data.json").is_file():
+        write_records(folder)
+    model = changes.pop("model", None) or pico_model_config(folder / "parts")
+    data = {
+        "format": "llava",
+        "annotations": str(folder / "data.json"),
+        "images": str(folder / "images"),
+        "on_error": changes.pop("on_error", "fail"),
+        "prepare": None,
+    }
+    job: dict[str, Any] = {
+        "name": name,
+        "key": "0" * 16,
+        "run": "test",
+        "folder": str(folder / name),
+        "model": model.model_dump(by_alias=True),
+        "data": {"shapes": data},
+        "parents": changes.pop("parents", {}),
+        "tracking": changes.pop("tracking", []),
+    }
+    optim = STAGE["optim"] | {key: changes.pop(key) for key in list(changes) if key in STAGE["optim"]}
+    hardware = HARDWARE | {key: changes.pop(key) for key in list(changes) if key in HARDWARE}
+    unknown = set(changes) - set(STAGE)
+    assert not unknown, f"no such settings: {unknown}"
+    job |= {"stage": STAGE | changes | {"optim": optim}, "hardware": hardware}
+    Path(job["folder"]).mkdir(parents=True, exist_ok=True)
+    return StageJob.model_validate(job)
+
+
+def rows(job: StageJob) -> list[dict[str, Any]]:
+    """metrics.jsonl without its times."""
+    lines = (job.path / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def execute(text: str) -> dict[str, Any] | None:
+    """Runs a job given as JSON in this process, as a worker does; returns the summary on rank 0."""
+    import torch.distributed
+
+    from vlmrun import logs
+    from vlmrun.stages import train
+
+    job = StageJob.model_validate(json.loads(text))
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    logs.setup(rank=rank, folder=job.path / "logs")
+    result = train.execute(job)
+    return None if result is None else result.summary
+
+
+def said(job: StageJob) -> str:
+    """What rank 0 wrote to its log."""
+    return (job.path / "logs" / "rank-0.log").read_text("utf-8")
+
+
+def weights(job: StageJob) -> dict[str, str]:
+    """Digest of every file of the trained model."""
+    return {name: file.sha256 for name, file in artifact.describe_files(job.path, ("weights",)).items()}

@@ -1,0 +1,106 @@
+"""Cross checks: every broken rule is found, none is found in a sound run, and all of them at once."""
+
+import json
+
+import pytest
+
+from vlmrun.config.compose import compose
+from vlmrun.config.validate import validate
+from vlmrun.run.checks import check
+
+
+def composed(*overrides: str):
+    result = compose(["+recipe=smoke", *overrides])
+    run, problems = validate(result.tree, result.problems)
+    assert run is not None, [str(problem) for problem in [*result.problems, *problems]]
+    return run
+
+
+def found(*overrides: str) -> list[str]:
+    return [f"{problem.where}: {problem.what} | {problem.fix}" for problem in check(composed(*overrides))]
+
+
+def test_the_smoke_recipe_is_sound():
+    assert found() == []
+
+
+RULES = {
+    "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
+    "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
+    "nothing trained": ("stage.pretrain.tune.connector=freeze", "every part is frozen"),
+    "lora without values": ("stage.lora.lora=null", "lora has no values"),
+    "lora values unused": ("stage.lora.tune.llm=full", "tune.llm is full"),
+    "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
+    "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
+    "rate 0": ("stage.instruct.optim.lr=0.0", "would never move"),
+    "warm-up only": ("stage.instruct.optim.warmup_ratio=1.0", "the whole schedule is warm-up"),
+    "warm-up in one step": ("stage.instruct.max_steps=1", "all 1 steps are warm-up"),
+    "rate of a frozen part": ("stage.instruct.optim.tower_lr=1e-4", "the vision tower is frozen"),
+    "inline ranks": ("hardware.ranks_per_node=2", "launcher inline is one process"),
+    "bf16 zero 0": (["hardware.precision=bf16", "stage.lora.zero=0"], "bf16 with ZeRO 0"),
+    "bf16 on v100": (["hardware.precision=bf16", "hardware.gpu=v100_32g"], "v100_32g has no bf16"),
+    "unknown gpu": ("hardware.gpu=a100", "unknown gpu 'a100'"),
+    "flash on cpu": ("hardware.attention=flash_attention_2", "flash attention needs a GPU"),
+    "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
+    "average count": ("stage.average.weights=[0.2,0.3,0.5]", "2 models, 3 weights"),
+    "merge of no lora": ("stage.merge.init_from=instruct", "'instruct' has no adapters to merge"),
+    "train from lora": ("stage.lora2.init_from=lora", "adapters that are not merged"),
+    "cycle": ("stage.pretrain.init_from=instruct", "wait for each other"),
+    "near stage": ("stage.lora.init_from=instuct", "did you mean 'instruct'?"),
+    "near data": ("stage.lora.data=[shapes_lora]", "no data 'shapes_lora'"),
+    "only": ("only=[loraa]", "did you mean 'lora'?"),
+    "template": ("stage.lora.template=vicuna", "did you mean 'vicuna_v1'?"),
+    "template tokens": ("model.template=vicuna_v1", "needs the tokens </s>"),
+    "max length": ("model.max_length=16", "no text fits"),
+    "max positions": ("model.max_length=100000", "exceeds the LLM's"),
+    "tower layer": ("model.tower.layers=[-9]", "layer -9 does not exist"),
+    "target argument": ("+model.connector.dept=3", "did you mean 'depth'?"),
+    "target forbidden": ("model.connector._target_=os.system", "is not allowed"),
+    "target name": ("model.connector._target_=vlmrun.model.connectors.mlp.MPL", "did you mean 'MLP'?"),
+    "missing model": ("model.llm.path=/nowhere/at/all", "no model folder '/nowhere/at/all'"),
+    "hub id": ("model.llm.path=lmsys/vicuna-7b-v1.5", "hf download lmsys/vicuna-7b-v1.5"),
+    "builtin": ("model.llm.path=builtin:micro-lm", "did you mean 'micro-llm'?"),
+    "format": ("data.shapes_test.format=vqaa", "did you mean 'vqa'?"),
+    "kind of data": ("stage.lora.data=[shapes_test]", "train cannot read data 'shapes_test' of format vqa"),
+    "nodes": ("hardware.nodes=2", "several nodes"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_broken_rule_is_found(name):
+    overrides, text = RULES[name]
+    problems = found(*([overrides] if isinstance(overrides, str) else overrides))
+    assert any(text in problem for problem in problems), problems
+
+
+def test_all_problems_come_at_once():
+    problems = found(
+        "stage.lora.micro_batch=5", "hardware.gpu=a100", "model.tower.layers=[7]", "model.max_length=100000"
+    )
+    assert len(problems) == 4, problems
+
+
+def test_vocabulary_larger_than_the_embedding_table(tmp_path):
+    run = composed("model/llm=pico", "model.llm.config.vocab_size=300")
+    problems = [problem.what for problem in check(run)]
+    assert any("300 embedding rows" in what for what in problems), problems
+
+
+def test_weights_may_be_absent_when_config_json_is_there(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "phi", "hidden_size": 2560, "vocab_size": 51200, "max_position_embeddings": 2048})
+    )
+    run = composed(f"model.llm.path={tmp_path}", "stage.lora.lora.targets=[fc1,q_proj]")
+    assert check(run) == []
+    run = composed(f"model.llm.path={tmp_path}", "stage.lora.lora.targets=[gate_proj]")
+    assert [problem.where for problem in check(run)] == ["stage.lora.lora.targets"]
+
+
+def test_files_of_ones_own_data_must_exist(tmp_path):
+    problems = found(
+        "data=[shapes_captions,shapes_instruct,shapes_lora_a,shapes_lora_b,shapes_test,llava]",
+        f"data.llava.annotations={tmp_path}/none.json",
+        f"data.llava.images={tmp_path}/none",
+        "stage.lora.data=[llava]",
+    )
+    assert len(problems) == 2, problems

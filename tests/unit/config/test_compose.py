@@ -1,0 +1,90 @@
+"""Composition: everything wrong with the command line is found at once, each with the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from vlmrun.config.compose import compose, conf_dir
+from vlmrun.config.validate import validate
+
+
+def problems_of(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> list:
+    composed = compose(overrides, config_dirs)
+    _, problems = validate(composed.tree, composed.problems)
+    return [*composed.problems, *problems]
+
+
+def test_the_smoke_recipe_composes_without_problems():
+    assert problems_of("+recipe=smoke") == []
+
+
+def test_every_option_of_the_shipped_groups_is_valid_yaml_with_a_header_or_values():
+    assert {path.name for path in conf_dir().iterdir()} == {
+        "config.yaml", "model", "data", "stage", "hardware", "recipe",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "fix"),
+    [
+        ("stage.lora.optim.lrr=1", "unknown key 'lrr'", "did you mean 'stage.lora.optim.lr'?"),
+        ("stage.lorra.seed=1", "unknown key 'lorra'", "did you mean 'stage.lora'?"),
+        ("model/connector=linar", "model/connector has no option 'linar'", "did you mean 'linear'?"),
+        ("+stage.lora.optim.lrate=1.0", "unknown key 'lrate'", "keys: betas"),
+        ("+recipee=smoke", "unknown key 'recipee'", "did you mean 'recipe'?"),
+        ("stage.lora.zero=7", "7 is not an option of stage.lora.zero", "0, 1, 2, 3"),
+        ("stage.lora.micro_batch=two", "should be a valid integer", "change the value"),
+        ("stage.lora.data=???", "stage.lora.data has no value yet", "stage.lora.data=..."),
+        ("a=[", "cannot read the override", "quote a value"),
+        ("stage.lora.seed=${nothing}", "nothing", "the value it refers to"),
+        ("stage.lora.kind=trane", "unknown kind trane", "did you mean 'train'?"),
+        ("hardware=null", "Config group override must be a string or a list", ""),
+    ],
+)
+def test_one_wrong_override_is_one_problem_with_a_remedy(override, what, fix):
+    found = problems_of("+recipe=smoke", override)
+    assert len(found) == 1, [str(problem) for problem in found]
+    assert what in found[0].what
+    assert fix in found[0].fix
+
+
+def test_a_misspelt_recipe_is_reported_and_the_rest_is_checked_with_the_nearest():
+    found = problems_of("+recipe=smok", "stage.lora.optim.lrr=1", "stage.lora.zero=9")
+    assert [problem.what for problem in found] == [
+        "recipe has no option 'smok'",
+        "unknown key 'lrr'",
+        "9 is not an option of stage.lora.zero",
+    ]
+
+
+def test_a_recipe_without_plus_is_told_about_the_plus():
+    (problem,) = problems_of("recipe=smoke")
+    assert "+recipe=smoke" in problem.fix
+
+
+def test_selecting_stages_again_leaves_nodes_without_kind_and_says_to_use_only():
+    found = problems_of("+recipe=smoke", "stage=[lora]")
+    assert found
+    assert all("has no kind" in problem.what and "only=[...]" in problem.fix for problem in found)
+
+
+def test_nothing_at_all_is_one_problem():
+    (problem,) = problems_of()
+    assert "nothing to run" in problem.what
+
+
+def test_a_folder_of_ones_own_adds_options(tmp_path):
+    (tmp_path / "model" / "connector").mkdir(parents=True)
+    (tmp_path / "model" / "connector" / "mine.yaml").write_text("_target_: my_parts.Mine\nwidth: 3\n")
+    composed = compose(["+recipe=smoke", "model/connector=mine"], [tmp_path])
+    assert composed.problems == []
+    assert composed.tree["model"]["connector"] == {"_target_": "my_parts.Mine", "width": 3}
+
+
+def test_strict_types_refuse_what_yaml_would_let_pass():
+    (problem,) = problems_of("+recipe=smoke", "stage.lora.gradient_checkpointing=1")
+    assert "gradient_checkpointing" in problem.what
+
+
+def test_an_integer_is_a_fine_float():
+    assert problems_of("+recipe=smoke", "stage.lora.epochs=2", "stage.lora.optim.lr=0.001") == []

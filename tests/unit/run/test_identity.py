@@ -1,0 +1,92 @@
+"""Stage keys: they ignore what only moves work about, and change with everything else, downstream included."""
+
+import pytest
+
+from vlmrun.config.schema import HardwareConfig, TrainStage, Volatile
+from vlmrun.run import graph, identity
+
+
+def keys(run):
+    planned, problems = graph.plan(run)
+    assert problems == []
+    return identity.keys(planned, run)
+
+
+def changed(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_the_same_run_has_the_same_keys(smoke):
+    assert keys(smoke()) == keys(smoke())
+
+
+VOLATILE = {
+    "micro_batch": "8", "zero": "3", "engine": "plain", "gradient_checkpointing": "true", "save_steps": "7",
+    "save_total_limit": "3", "log_steps": "9", "workers": "1",
+}  # fmt: skip
+
+
+def test_every_volatile_field_is_listed_here():
+    marked = {name for name, field in TrainStage.model_fields.items() if Volatile in field.metadata}
+    assert marked == set(VOLATILE)
+
+
+@pytest.mark.parametrize("field", VOLATILE)
+def test_volatile_fields_leave_every_key_alone(smoke, field):
+    assert keys(smoke()) == keys(smoke(f"stage.instruct.{field}={VOLATILE[field]}"))
+
+
+def test_hardware_leaves_keys_alone_but_for_precision(smoke):
+    marked = {name for name, field in HardwareConfig.model_fields.items() if Volatile in field.metadata}
+    assert marked == set(HardwareConfig.model_fields) - {"gpu", "precision"}
+    assert keys(smoke()) == keys(smoke("hardware.threads=2", "hardware.launcher=torchrun", "hardware.gpu=a100_80g"))
+    assert changed(keys(smoke()), keys(smoke("hardware.precision=bf16"))) >= {"pretrain", "eval_average"}
+
+
+def test_a_rate_changes_its_stage_and_what_comes_of_it(smoke):
+    assert changed(keys(smoke()), keys(smoke("stage.lora.optim.lr=0.5"))) == {
+        "lora", "merge", "average", "eval_merge", "eval_average",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stage.pretrain.epochs=2.0", "stage.pretrain.loss=micro_mean", "stage.pretrain.global_batch=64",
+        "stage.pretrain.image_aspect=pad", "stage.pretrain.template=micro", "stage.pretrain.seed=9", "seed=9",
+        "model/connector=linear", "model.max_length=64", "data.shapes_captions.prepare.n_train=100",
+    ],
+)  # fmt: skip
+def test_what_changes_the_result_changes_the_key(smoke, override):
+    assert {"pretrain", "instruct", "average"} <= changed(keys(smoke()), keys(smoke(override)))
+
+
+def test_a_mean_of_micro_batches_depends_on_their_size(smoke):
+    before = keys(smoke("stage.pretrain.loss=micro_mean"))
+    after = keys(smoke("stage.pretrain.loss=micro_mean", "stage.pretrain.micro_batch=8"))
+    assert "pretrain" in changed(before, after)
+
+
+def test_the_content_of_a_data_file_is_part_of_the_key(smoke, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("[]")
+    overrides = ["data=[shapes_captions,shapes_instruct,shapes_lora_a,shapes_lora_b,shapes_test,llava]",
+                 f"data.llava.annotations={file}", f"data.llava.images={tmp_path}",
+                 "stage.lora.data=[llava]"]  # fmt: skip
+    before = keys(smoke(*overrides))
+    file.write_text("[1]")
+    assert changed(before, keys(smoke(*overrides))) == {"lora", "merge", "average", "eval_merge", "eval_average"}
+
+
+def test_the_weights_of_a_part_are_part_of_the_key(smoke, tmp_path):
+    import shutil
+
+    from vlmrun.config.paths import locate
+
+    shutil.copytree(locate("builtin:micro-tower"), tmp_path / "tower")
+    before = keys(smoke(f"model.tower.path={tmp_path}/tower"))
+    weights = tmp_path / "tower" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert "pretrain" in changed(before, keys(smoke(f"model.tower.path={tmp_path}/tower")))

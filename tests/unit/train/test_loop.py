@@ -1,0 +1,176 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from tests.integration.jobs import HARDWARE, STAGE
+from tests.pico import pico_vlm
+
+from vlmrun.config.schema import HardwareConfig, Lora, TrainStage, Tune
+from vlmrun.errors import LaunchError, VlmrunError
+from vlmrun.model import tune
+from vlmrun.train import loop, optim
+from vlmrun.train.engine import PlainEngine
+
+FULL = Tune(llm="full", tower="freeze", connector="full")
+
+
+def _batch(index, *, text_only=False, supervised=True):
+    made = torch.Generator().manual_seed(index)
+    text = torch.randint(5, 300, (2, 6), generator=made)
+    ids = text if text_only else torch.cat([torch.full((2, 4), -200), text], 1)
+    labels = torch.where(ids == -200, -100, ids) if supervised else torch.full_like(ids, -100)
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "attention_mask": torch.ones_like(ids, dtype=torch.bool),
+        "pixels": torch.zeros(1, 3, 16, 16) if text_only else torch.randn(2, 3, 16, 16, generator=made),
+        "ids": [f"s{index}a", f"s{index}b"],
+        "skipped": [],
+    }
+
+
+class _Rows:
+    def __init__(self):
+        self.rows = []
+
+    def track(self, row):
+        self.rows.append(row)
+
+    def close(self):
+        pass
+
+
+def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, **changes):
+    stage = TrainStage.model_validate(
+        STAGE | {"global_batch": 2, "engine": "plain", "tune": wanted.model_dump()} | changes
+    )
+    vlm = pico_vlm()
+    tune.apply(vlm, wanted, stage.lora)
+    engine = PlainEngine(vlm, optim.groups(vlm, stage.optim), stage, HardwareConfig.model_validate(HARDWARE))
+    tracker = _Rows()
+    saved = [] if saves is None else saves
+    plan = loop.Plan(
+        stage=stage,
+        batches=batches,
+        steps=len(batches) + done,
+        done=done,
+        epoch=lambda step: step / 10,
+        rate=lambda step: 1.0,
+        save=saved.append,
+        skipped=lambda found: None,
+        trackers=[tracker, *(trackers or []), _Rows()],
+    )
+    try:
+        loop.run(engine, plan)
+    finally:
+        _train.rows = tracker.rows
+    return tracker.rows, saved, vlm
+
+
+def _steps(n, **kind):
+    return [(step, [_batch(step, **kind)]) for step in range(n)]
+
+
+def test_rows_count_from_one_and_carry_everything():
+    rows, saved, _ = _train(_steps(3))
+    assert [row.step for row in rows] == [1, 2, 3]
+    assert rows[0].supervised_tokens == 12  # six tokens of text in each of two rows, the first after the picture too
+    assert rows[0].tokens == 20
+    assert rows[0].samples == 2
+    assert rows[0].lr == STAGE["optim"]["lr"]
+    assert rows[0].epoch == 0.1
+    assert saved == [3], "the last step is always saved"
+
+
+def test_saves_come_at_save_steps_and_at_the_end():
+    assert _train(_steps(5), save_steps=2)[1] == [2, 4, 5]
+
+
+def test_only_outer_trackers_get_every_row():
+    between = _Rows()
+    rows, _, _ = _train(_steps(5), log_steps=2, trackers=[between])
+    assert len(rows) == 5
+    assert [row.step for row in between.rows] == [2, 4, 5]
+
+
+def test_a_step_without_labels_has_no_loss_and_names_its_samples(monkeypatch):
+    heard = []
+    monkeypatch.setattr(loop.log, "warning", lambda text, *values: heard.append(text % values))
+    rows, _, _ = _train([(0, [_batch(0)]), (1, [_batch(1, supervised=False)])])
+    assert rows[0].loss is not None
+    assert rows[1].loss is None
+    assert heard == ["step 2: micro batches without supervised tokens teach nothing: s1a, s1b"]
+
+
+def test_the_proof_waits_for_a_picture():
+    """A text-only first batch gives the connector no gradient; that is no reason to stop."""
+    rows, _, _ = _train([(0, [_batch(0, text_only=True)]), (1, [_batch(1)])])
+    assert len(rows) == 2
+
+
+def test_a_proof_that_could_not_be_made_is_told(monkeypatch):
+    heard = []
+    monkeypatch.setattr(loop.log, "warning", lambda text, *values: heard.append(text % values))
+    _train(_steps(1, text_only=True))
+    assert "tune proof could not be made" in heard[0]
+
+
+def test_text_alone_proves_an_llm():
+    monkey = Tune(llm="full", tower="freeze", connector="freeze")
+    rows, _, _ = _train(_steps(2, text_only=True), wanted=monkey)
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_so(number):
+    def batches():
+        for step, micro in _steps(5):
+            if step == 2:
+                os.kill(os.getpid(), number)
+            yield step, micro
+
+    class Endless(list):
+        __iter__ = lambda self: batches()  # noqa: E731
+
+    before = signal.getsignal(number)
+    saves = []
+    with pytest.raises(LaunchError, match="stopped at step 3; checkpoint saved; the same command goes on from there"):
+        _train(Endless(_steps(5)), saves=saves)
+    assert saves == [3]
+    assert signal.getsignal(number) is before
+
+
+def test_not_finite_stops_before_the_update_with_the_samples():
+    bad = _batch(1)
+    bad["pixels"] = bad["pixels"] * float("inf")
+    with pytest.raises(VlmrunError, match=r"(?s)the loss is not finite.*samples: s1a, s1b"):
+        _train([(0, [_batch(0)]), (1, [bad])])
+    assert len(_train.rows) == 1
+
+
+def test_seeds_differ_by_step_and_rank_and_repeat():
+    def draw(*key):
+        loop.seed(*key)
+        return torch.rand(1).item()
+
+    drawn = {key: draw(*key) for key in [(7, 0, 0), (7, 1, 0), (7, 0, 1), (8, 0, 0)]}
+    assert len(set(drawn.values())) == 4
+    assert all(draw(*key) == value for key, value in drawn.items())
+
+
+def test_frozen_parts_are_bit_equal_afterwards():
+    before = pico_vlm().tower.state_dict()
+    _, _, vlm = _train(_steps(3))
+    assert all(torch.equal(value, before[name]) for name, value in vlm.tower.state_dict().items())
+
+
+def test_dropout_repeats_when_a_run_goes_on():
+    """The first row of a resumed run draws what the same step of the whole run drew."""
+    lora = Lora(r=4, alpha=8.0, dropout=0.5, targets="all-linear").model_dump()
+    wanted = Tune(llm="lora", tower="freeze", connector="freeze")
+    first = _train(_steps(1), wanted=wanted, lora=lora)[0][0]
+    torch.manual_seed(12345)
+    again = _train(_steps(1), wanted=wanted, lora=lora)[0][0]
+    assert json.dumps(first.loss) == json.dumps(again.loss)

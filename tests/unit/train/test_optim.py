@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.integration.jobs import STAGE
+from tests.pico import pico_vlm
+from torch import nn
+
+from vlmrun.config.schema import Optim
+from vlmrun.train import optim
+
+
+def _optim(**changes):
+    return Optim.model_validate(STAGE["optim"] | changes)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["cosine", "linear", "constant"]),
+    st.integers(1, 300),
+    st.sampled_from([0.0, 0.01, 0.03, 0.1, 0.5, 1.0]),
+)
+def test_schedules_are_transformers_own(name, steps, ratio):
+    from transformers import get_scheduler
+
+    config = _optim(schedule=name, warmup_ratio=ratio)
+    ours = optim.schedule(config, steps)
+    adam = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs_name = "constant_with_warmup" if name == "constant" else name
+    warmup = optim.warmup_steps(config, steps)
+    theirs = get_scheduler(theirs_name, adam, num_warmup_steps=warmup, num_training_steps=steps)
+    for done in range(steps):
+        assert ours(done) == pytest.approx(theirs.lr_lambdas[0](done), abs=1e-12), done
+
+
+def test_the_first_update_of_a_warm_up_has_rate_zero():
+    config = _optim(warmup_ratio=0.03)
+    assert optim.warmup_steps(config, 101) == 4  # rounded up
+    factor = optim.schedule(config, 101)
+    assert [factor(done) for done in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert optim.schedule(_optim(warmup_ratio=0.0), 10)(0) == 1.0
+
+
+def test_groups_are_part_by_decay_with_their_own_rates():
+    vlm = pico_vlm()
+    found = optim.groups(vlm, _optim(lr=1e-3, connector_lr=1e-4, tower_lr=1e-5, weight_decay=0.1))
+    assert [(g.part, g.lr, g.weight_decay) for g in found] == [
+        ("llm", 1e-3, 0.1),
+        ("llm", 1e-3, 0.0),
+        ("tower", 1e-5, 0.1),
+        ("tower", 1e-5, 0.0),
+        ("connector", 1e-4, 0.1),
+        ("connector", 1e-4, 0.0),
+    ]
+    named = [name for group in found for name in group.names]
+    assert sorted(named) == sorted(name for name, _ in vlm.named_parameters())
+    assert len(named) == len(set(named))
+
+
+def test_biases_and_norms_do_not_decay_and_everything_else_does():
+    undecayed = {n for g in optim.groups(pico_vlm(), _optim(weight_decay=0.1)) if g.weight_decay == 0 for n in g.names}
+    assert "llm.model.layers.0.input_layernorm.weight" in undecayed
+    assert "llm.model.norm.weight" in undecayed
+    assert "connector.layers.0.bias" in undecayed
+    assert "tower.model.pre_layrnorm.weight" in undecayed
+    assert not {name for name in undecayed if "proj.weight" in name or ("embed" in name and "norm" not in name)}
+
+
+def test_frozen_parameters_are_in_no_group_and_empty_groups_are_left_out():
+    vlm = pico_vlm()
+    vlm.requires_grad_(False)
+    vlm.connector.requires_grad_(True)
+    found = optim.groups(vlm, _optim())
+    assert {group.part for group in found} == {"connector"}
+    assert len(found) == 2
+    adam = optim.optimizer(found, _optim())
+    assert sum(p.numel() for g in adam.param_groups for p in g["params"]) == 1600
+
+
+def test_part_rates_default_to_lr():
+    found = optim.groups(pico_vlm(), _optim(lr=7e-4, connector_lr=None))
+    assert {group.lr for group in found} == {7e-4}
+
+
+def test_a_parameter_of_no_part_is_a_bug():
+    with pytest.raises(AssertionError, match="belongs to no part"):
+        optim.part_of("head.weight")
