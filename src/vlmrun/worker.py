@@ -58,7 +58,7 @@ def finish(job: StageJob, result: Result, seconds: float) -> None:
         key=job.key,
         run=job.run,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-        parents=[_parent(folder) for folder in job.parents.values()],
+        parents=[_parent(folder) for folder in [*job.parents.values(), *job.prepared]],
         summary={**result.summary, "seconds": round(seconds, 2)},
         environment=_environment(),
         files=artifact.describe_files(job.path, result.roots),

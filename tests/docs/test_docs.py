@@ -24,6 +24,10 @@ from scripts import make_reference
 from tests.conftest import ROOT
 
 from vlmrun.config.paths import assets_dir
+from vlmrun.data.encode import misfit
+from vlmrun.data.formats import llava, vqa
+from vlmrun.data.sample import Sample
+from vlmrun.data.templates import TEMPLATES
 from vlmrun.run import sweep
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,8 +77,8 @@ COMMANDS = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_run):
-    """A folder as the reader of the pages has it: their files, some pictures, models, and a finished run."""
+def shown_files(tmp_path_factory):
+    """A folder with the files that the pages show, and the pictures and models these speak of."""
     folder = tmp_path_factory.mktemp("docs")
     for block in BLOCKS:
         if block.mark.startswith("file: "):
@@ -88,8 +92,14 @@ def place(tmp_path_factory, tiny_run):
     (folder / "models").mkdir()
     (folder / "models" / "my-llm").symlink_to(assets_dir() / "micro-llm")
     (folder / "models" / "my-siglip").symlink_to(assets_dir() / "micro-tower")
-    (folder / "outputs").symlink_to(tiny_run.output)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(shown_files, tiny_run):
+    """That folder, with a finished run in it."""
+    (shown_files / "outputs").symlink_to(tiny_run.output)
+    return shown_files
 
 
 @cache
@@ -131,6 +141,24 @@ def test_commands_run(place, block, command):
         if expected and done.returncode == expected and not marked[2]:
             assert all(line in said for line in block.output.splitlines()), said
     assert codes == ({0, expected} if marked and marked[2] else {expected})
+
+
+def test_the_recipe_of_the_guide_trains(shown_files, tmp_path):
+    """One command is carried out in earnest: its files are those of the guide."""
+    done = _run(f"vlmrun --config-dir my_conf +recipe=mine output={tmp_path}", shown_files)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("stages/pretrain-*/artifact.json"))
+
+
+def test_the_data_files_shown_can_be_read(shown_files):
+    plain = TEMPLATES["plain"]
+    for name, read in (("captions.json", llava.read), ("train.json", llava.read), ("questions.jsonl", vqa.read)):
+        samples = list(read(shown_files / name))
+        assert len(samples) >= 2
+        for sample in samples:
+            assert isinstance(sample, Sample), sample
+            assert all((shown_files / "pictures" / image).is_file() for image in sample.images)
+            assert name != "captions.json" or misfit(sample, plain) is None
 
 
 def test_the_commands_are_found():

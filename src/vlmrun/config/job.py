@@ -17,8 +17,8 @@ FAILURE_FILE = "failure.json"  # a worker's last words: an error for its parent 
 class StageJob(Node):
     """One stage, fully resolved: all that a worker knows.
 
-    `parents` maps every reference the stage makes (`init_from`, `models`) to the artifact folder it resolves to.
-    Paths in `data` are absolute by now.
+    `parents` maps every reference the stage makes (`init_from`, `models`) to the artifact folder it resolves to,
+    `prepared` lists the artifact folders its data was made in. Paths in `data` are absolute by now.
     """
 
     name: str
@@ -29,6 +29,7 @@ class StageJob(Node):
     model: ModelConfig
     data: dict[str, DataConfig]
     parents: dict[str, str]
+    prepared: list[str]
     hardware: HardwareConfig
     tracking: list[Tracker] = Field(default_factory=list)
 

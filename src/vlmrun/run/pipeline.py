@@ -115,6 +115,7 @@ def job_of(run: Run, item: Planned) -> StageJob:
         model=run.config.model,
         data=data,
         parents=parents,
+        prepared=sorted({str(run.stage_folder(maker)) for maker in item.prepared.values()}),
         hardware=run.config.hardware,
         tracking=run.config.tracking,
     )

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlmrun import artifact
+from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.errors import CheckpointError, LaunchError, suggest
+
+log = logs.get(__name__)
 
 _POLL_SECONDS = 0.5
 
@@ -37,10 +39,17 @@ def finished(path: Path) -> Artifact | None:
 
 
 def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
-    """Every finished stage below an output root, oldest first."""
-    folders = sorted(stages_dir(root).glob("*/" + artifact.NAME)) if stages_dir(root).is_dir() else []
-    found = [(path.parent, artifact.read(path.parent)) for path in folders]
-    return sorted(((path, item) for path, item in found if item is not None), key=lambda pair: pair[1].created)
+    """Every finished stage below an output root, oldest first; one that cannot be read is told and left out."""
+    found = []
+    for path in sorted(stages_dir(root).glob("*/" + artifact.NAME)):
+        try:
+            item = artifact.read(path.parent)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            continue
+        if item is not None:
+            found.append((path.parent, item))
+    return sorted(found, key=lambda pair: pair[1].created)
 
 
 def find(root: Path, reference: str) -> Path:

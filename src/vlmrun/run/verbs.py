@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
     else:
         log.info("report: %s", report.write(planned.folder, config.name, planned.outcomes))
-    _next_commands(planned)
+    _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
     return planned
 
 
@@ -133,15 +134,16 @@ def _text(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
 
 
-def _next_commands(planned: pipeline.Run) -> None:
+def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
     models = [item for item in planned.outcomes if (item.folder / "weights").is_dir()]
     if not models:
         return
-    best = models[-1]
+    best = models[-1].name
     pictures = sorted(store.stages_dir(planned.root).glob("*/data/images/test/*.png"))[:1]
-    picture = pictures[0].relative_to(Path.cwd()) if pictures and pictures[0].is_relative_to(Path.cwd()) else "PICTURE"
+    picture = os.path.relpath(pictures[0]) if pictures else "PICTURE"
     log.info("next:")
-    log.info("  vlmrun chat %s --image %s --prompt 'What colour is the shape?'", best.name, picture)
-    log.info("  vlmrun ls %s", best.name)
-    trained = [item for item in planned.outcomes if item.artifact.kind == "train"]
-    log.info("  vlmrun -m +recipe=%s stage.%s.optim.lr=1e-3,3e-3", planned.config.name, (trained or models)[-1].name)
+    log.info("  vlmrun chat %s --image %s --prompt 'Describe the picture.'", best, picture)
+    log.info("  vlmrun ls %s", best)
+    trained = [item.name for item in planned.outcomes if item.artifact.kind == "train"]
+    if recipe and trained:
+        log.info("  vlmrun -m %s stage.%s.optim.lr=1e-3,3e-3", recipe[0], trained[-1])

@@ -169,13 +169,12 @@ def _n_islands(image: Image.Image) -> int:
     """Connected regions that are neither background nor its bleed into edges."""
     background = max(image.getcolors(32 * 32) or [], key=lambda found: found[0])[1]
     assert isinstance(background, tuple)
-    pixels = image.load()
-    assert pixels is not None
+    pixels = [tuple(image.tobytes()[at : at + 3]) for at in range(0, 3 * 32 * 32, 3)]
     ink = {
         (x, y)
         for x in range(32)
         for y in range(32)
-        if sum(abs(value - ground) for value, ground in zip(pixels[x, y], background, strict=True)) > 20
+        if sum(abs(value - ground) for value, ground in zip(pixels[32 * y + x], background, strict=True)) > 20
     }
     islands = 0
     while ink:
