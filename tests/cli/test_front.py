@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "transformers", "deepspeed", "peft", "numpy")

@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
-from tests.conftest import TINY
 
+from tests.conftest import TINY
 from vlmrun import artifact
 
 STAGES = [

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from scripts import make_reference
 from tests.conftest import ROOT
-
 from vlmrun.config.paths import assets_dir
 from vlmrun.data.encode import misfit
 from vlmrun.data.formats import llava, vqa

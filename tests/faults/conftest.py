@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+
 from tests.conftest import run_vlmrun
 
 

@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
+
 from tests.conftest import run_vlmrun
 from tests.faults.conftest import arguments
-
 from vlmrun import artifact
 
 MORE = ["stage.pretrain.epochs=20", "stage.pretrain.engine=deepspeed", "stage.pretrain.save_steps=3"]

@@ -1,6 +1,7 @@
 """Fixtures of the integration tests."""
 
 import pytest
+
 from tests.integration import ranks as forked
 
 

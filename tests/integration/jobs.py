@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tests.pico import pico_model_config
 
+from tests.pico import pico_model_config
 from vlmrun import artifact
 from vlmrun.config.job import StageJob
 

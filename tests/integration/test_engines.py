@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.integration.jobs import execute, make_job, rows, said, weights
 from tests.pico import pico_model_config
 

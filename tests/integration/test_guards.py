@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, make_job, rows, said, write_records
 from tests.integration.ranks import RankError

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+
 from tests.integration import ranks as forked
 from tests.integration.ranks import RankError
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, make_job, rows, said, weights
 from tests.integration.ranks import RankError

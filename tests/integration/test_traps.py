@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, make_job, rows, write_records
 from tests.integration.ranks import RankError

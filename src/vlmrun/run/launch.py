@@ -35,7 +35,7 @@ def command(job: StageJob, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--num_accelerators", str(hardware.ranks_per_node), "--master_port", str(port)),
-        *("--no_local_rank", "--module", "vlmrun.worker", job_file),
+        *("--log_level", "warning", "--no_local_rank", "--module", "vlmrun.worker", job_file),
     ]
 
 
@@ -70,6 +70,7 @@ def run(job: StageJob, lock_fd: int) -> None:
         start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
         preexec_fn=_die_with_parent,
         pass_fds=(lock_fd,),
+        stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
     )
     code, stopped = _wait(process)
     if failure.is_file():

@@ -79,7 +79,8 @@ def session(hardware: HardwareConfig) -> Iterator[None]:
             raise LaunchError(
                 f"rank {rank()} lost another rank: {str(error).splitlines()[0]}",
                 f"{world()} ranks",
-                "look for the first error in logs/rank-*.log; if one was only slow, raise hardware.timeout_seconds",
+                "its last words are in logs/rank-*.log; if it was only slow, raise hardware.timeout_seconds; "
+                "the same command goes on from the newest checkpoint",
             ) from error
         raise
     finally:

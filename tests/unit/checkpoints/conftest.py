@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.pico import IMAGE_SIZE, N_PATCHES, pico_loaded
 
+from tests.pico import IMAGE_SIZE, N_PATCHES, pico_loaded
 from vlmrun.checkpoints import native
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.model import tune

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests.unit.checkpoints.conftest import logits
 
+from tests.unit.checkpoints.conftest import logits
 from vlmrun.checkpoints.average import average, mean
 from vlmrun.checkpoints.load import describe, load
 from vlmrun.checkpoints.tensors import Reader, Writer

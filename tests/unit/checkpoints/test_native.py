@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
+
 from tests.pico import LLAMA, TOWER, pico_loaded, pico_model_config
 from tests.unit.checkpoints.conftest import TEMPLATE, add_lora, logits, save
-
 from vlmrun.checkpoints import files, native
 from vlmrun.checkpoints.load import describe, load
 from vlmrun.checkpoints.tensors import Reader

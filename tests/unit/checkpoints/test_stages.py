@@ -1,9 +1,9 @@
 """The merge and average stages: from a job to a finished weights folder."""
 
 import torch
+
 from tests.pico import pico_model_config
 from tests.unit.checkpoints.conftest import logits
-
 from vlmrun.checkpoints.load import load
 from vlmrun.config.job import StageJob
 from vlmrun.stages import average, merge

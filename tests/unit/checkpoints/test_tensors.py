@@ -74,7 +74,6 @@ def test_tensors_may_be_views_of_one_buffer_or_be_changed_after_they_were_given(
 
 def test_transformers_reads_our_shards(tmp_path):
     from tests.pico import pico_llm
-
     from vlmrun.model.llm import load
 
     folder = pico_llm(tmp_path / "llm")

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tests.pico import pico_tokenizer
 from transformers import AutoTokenizer
 
+from tests.pico import pico_tokenizer
 from vlmrun.config.schema import DataConfig
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.images import ImageTransform

@@ -5,10 +5,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pico import pico_tokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer
 
+from tests.pico import pico_tokenizer
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, encode, encode_prompt
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import TEMPLATES

@@ -2,8 +2,8 @@ import subprocess
 import sys
 
 import pytest
-from tests.integration.jobs import HARDWARE, STAGE
 
+from tests.integration.jobs import HARDWARE, STAGE
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.hardware.zero import TOP_LEVEL_KEYS, deepspeed_config, refuse_unknown
 

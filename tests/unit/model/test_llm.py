@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from tests.pico import LLAMA, pico_llm, pico_model_config, pico_tokenizer
 
+from tests.pico import LLAMA, pico_llm, pico_model_config, pico_tokenizer
 from vlmrun.config.schema import ModelConfig
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.model.llm import load

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.pico import IMAGE_SIZE, N_PATCHES, TOWER, pico_tower
 
+from tests.pico import IMAGE_SIZE, N_PATCHES, TOWER, pico_tower
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.model.connectors.mlp import MLP
 from vlmrun.model.towers.clip import Clip

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
 
+from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError
 from vlmrun.model import tune

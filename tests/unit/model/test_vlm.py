@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
 
+from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
 from vlmrun.errors import DataError
 from vlmrun.model.vlm import IMAGE_TOKEN
 

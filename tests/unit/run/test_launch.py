@@ -41,7 +41,7 @@ def test_deepspeed_is_given_its_port(job):
     made = job("lora", "hardware.launcher=deepspeed", "hardware.ranks_per_node=2")
     assert launch.command(made, 1234)[1:] == [
         "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "1234",
-        "--no_local_rank", "--module", "vlmrun.worker", f"{made.folder}/job.json",
+        "--log_level", "warning", "--no_local_rank", "--module", "vlmrun.worker", f"{made.folder}/job.json",
     ]  # fmt: skip
 
 

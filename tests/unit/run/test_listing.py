@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from tests.unit.run import made
 from tests.unit.run.test_table import Terminal
-
 from vlmrun import artifact
 from vlmrun.errors import CheckpointError
 from vlmrun.run import lineage, listing, store

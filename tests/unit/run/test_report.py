@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.run import made
 
+from tests.unit.run import made
 from vlmrun.eval.vqa import is_match
 from vlmrun.run import answers, report, svg
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.unit.run import made
 
+from tests.unit.run import made
 from vlmrun.errors import DataError
 from vlmrun.run import grid, table
 from vlmrun.run.grid import Column, Grid

@@ -1,6 +1,6 @@
 import pytest
-from tests.pico import pico_loaded
 
+from tests.pico import pico_loaded
 from vlmrun.checkpoints import native
 from vlmrun.data.templates import TEMPLATES
 

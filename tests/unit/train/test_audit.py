@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pico import pico_vlm
 
+from tests.pico import pico_vlm
 from vlmrun.config.schema import Tune
 from vlmrun.errors import ConfigError, VlmrunError
 from vlmrun.model import tune

@@ -2,8 +2,8 @@ import os
 
 import pytest
 import torch
-from tests.integration.jobs import HARDWARE
 
+from tests.integration.jobs import HARDWARE
 from vlmrun.config.schema import HardwareConfig
 from vlmrun.errors import LaunchError
 from vlmrun.train import dist

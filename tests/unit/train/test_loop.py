@@ -4,9 +4,9 @@ import signal
 
 import pytest
 import torch
+
 from tests.integration.jobs import HARDWARE, STAGE
 from tests.pico import pico_vlm
-
 from vlmrun.config.schema import HardwareConfig, Lora, TrainStage, Tune
 from vlmrun.errors import LaunchError, VlmrunError
 from vlmrun.model import tune

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.integration.jobs import STAGE
-from tests.pico import pico_vlm
 from torch import nn
 
+from tests.integration.jobs import STAGE
+from tests.pico import pico_vlm
 from vlmrun.config.schema import Optim
 from vlmrun.train import optim
 

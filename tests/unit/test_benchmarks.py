@@ -1,0 +1,61 @@
+"""Each benchmark's quick mode runs and prints all its rows; the figures themselves are nobody's promise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def _quick(name: str, file: Path, *options: str) -> tuple[str, list[dict]]:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(file), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text("utf-8"))
+    assert "cores" in done.stdout
+    assert "torch" in found["machine"]["versions"]
+    return done.stdout, found["rows"]
+
+
+def test_startup(tmp_path):
+    printed, rows = _quick("startup", tmp_path / "figures.json")
+    commands = [row["command"] for row in rows]
+    assert commands == [
+        "python -c pass",
+        "python -c 'import hydra'",
+        "vlmrun --help",
+        "vlmrun +recipe=smoke --cfg job",
+        "vlmrun check +recipe=smoke",
+        "vlmrun, all stages finished",
+    ]
+    assert all(command in printed for command in commands)
+    assert all(row["median s"] > 0 and row["peak MiB"] > 0 for row in rows)
+    assert [row["target"][:6].rstrip(" s:") for row in rows if row["target"]] == ["< 0.15", "< 1", "< 2"]
+
+
+def test_overhead(tmp_path):
+    from benchmarks.overhead import BARE, CONTENDERS
+
+    printed, rows = _quick("overhead", tmp_path / "figures.json")
+    assert [row["contender"] for row in rows] == list(CONTENDERS)
+    assert all(label in printed for label in CONTENDERS)
+    assert all(row["ms/step"] > 0 for row in rows)
+    assert [row["contender"] for row in rows if row["overhead ms"] is None] == [BARE]
+
+
+def test_accuracy(tmp_path):
+    printed, rows = _quick("accuracy", tmp_path / "figures.json", "--seeds", "3")
+    assert [(row["model"], row["seed"]) for row in rows] == [("pretrain", s) for s in ("3", "lowest", "mean")]
+    assert all(0 <= row["seen"] <= 1 and 0 < row["chance"] <= 1 for row in rows)
+    assert "(seed 3)" in printed
