@@ -87,5 +87,5 @@ def test_a_killed_rank_ends_the_run_and_leaves_no_orphan(tmp_path):
 def ranks_of(folder):
     """Workers (not the launcher) of the jobs below a folder."""
     listed = subprocess.run(["pgrep", "-af", "vlmrun.worker"], capture_output=True, text=True, check=False).stdout
-    mine = [line for line in listed.splitlines() if str(folder) in line and "torch.distributed.run" not in line]
+    mine = [line for line in listed.splitlines() if str(folder) in line and "vlmrun.torchrun" not in line]
     return sorted(int(line.split()[0]) for line in mine)

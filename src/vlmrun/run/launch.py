@@ -27,7 +27,7 @@ def command(job: StageJob, port: int) -> list[str]:
         return [sys.executable, "-m", "vlmrun.worker", job_file]
     if hardware.launcher == "torchrun":
         return [
-            *(sys.executable, "-m", "torch.distributed.run"),
+            *(sys.executable, "-m", "vlmrun.torchrun"),
             *("--nnodes", "1", "--nproc-per-node", str(hardware.ranks_per_node)),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", job.key),
             *("--max-restarts", "0", "-m", "vlmrun.worker", job_file),
