@@ -24,7 +24,7 @@ test: check
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-quick: check
-	$(BIN)/pytest -n 2 tests/unit tests/golden tests/properties
+	$(BIN)/pytest -n 2 tests/unit tests/golden tests/parity
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -133,7 +133,7 @@ def text_batch(tokenizer: Tokenizer, rng: Random) -> tuple[Tensor, Tensor]:
     Shape:
         [LLM_BATCH, length of the longest document].
     """
-    end, bos = tokenizer.token_to_id(END), tokenizer.token_to_id(BOS)
+    bos, end = (tokenizer.token_to_id(token) or 0 for token in (BOS, END))
     read, learnt = [], []
     for _ in range(LLM_BATCH):
         first, second = document(rng)
@@ -201,7 +201,7 @@ def write_llm(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> No
 
 # Pictures.
 
-LABELS = {
+LABELS: dict[str, list[str] | list[int]] = {
     "colour": list(shapes.COLOURS),
     "shape": list(shapes.SHAPES),
     "size": ["", *shapes.SIZES],
@@ -241,7 +241,7 @@ def picture_batch(rng: Random, n: int) -> tuple[Tensor, dict[str, Tensor], Tenso
     size = shapes.IMAGE_SIZE
     pixels = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(n, size, size, 3).permute(0, 3, 1, 2).float()
     labels = {
-        name: torch.tensor([values.index(getattr(picture, name)) for picture in pictures])
+        name: torch.tensor([list(values).index(getattr(picture, name)) for picture in pictures])
         for name, values in LABELS.items()
     }
     background = pixels.flatten(2).median(dim=2).values[:, :, None, None]
@@ -327,7 +327,7 @@ def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, n_steps: in
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One optimiser step."""
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 

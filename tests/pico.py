@@ -30,6 +30,8 @@ LLAMA = {
     "max_position_embeddings": 512,
     "initializer_range": 0.2,  # large enough that a random model's greedy choice is never a near tie
 }
+# Rows of whole blocks, which 4-bit layers need on a CPU.
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
 TOWER = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -151,9 +153,17 @@ def pico_model_config(
     )
 
 
-def pico_loaded(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **choices: Any) -> Loaded:
+def pico_loaded(
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    quantized: str | None = None,
+    **choices: Any,
+) -> Loaded:
     """A pico VLM with its tokenizer, assembled from folders; `choices` go to `pico_model_config`."""
-    return assemble(pico_model_config(folder, **choices), dtype=dtype, attention="sdpa", seed=seed)
+    config = pico_model_config(folder, **choices)
+    return assemble(config, dtype=dtype, attention="sdpa", seed=seed, quantized=quantized)
 
 
 def pico_vlm(

@@ -49,7 +49,9 @@ def check(target: str, arguments: dict[str, Any], where: str, supplied: frozense
     module_name, _, attribute = target.rpartition(".")
     source = _module_file(module_name)
     if source is None:
-        return [Problem(f"no module {module_name!r}", where, "check _target_ for a typing mistake")]
+        return [
+            Problem(f"no module {module_name!r}", where, "check _target_; the folder it lies in must be on PYTHONPATH")
+        ]
     tree = ast.parse(source.read_text("utf-8"))
     function = _find_callable(tree, attribute)
     if function is None:

@@ -135,3 +135,24 @@ def test_the_makefile_runs_what_the_readme_names_first():
     commands = [line.strip() for line in readme.splitlines() if line.lstrip().startswith("make ")]
     assert [command.split("#")[0].strip() for command in commands[:2]] == ["make run", "make test"]
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_check_of_a_sweep_checks_every_point(vlmrun):
+    done = vlmrun("check", "-m", "+recipe=smoke", "stage.lora.micro_batch=4,5", "model/connector=linear,mlp2x_gelu")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "cannot be cut into micro batches of 5" in done.stderr
+    good = vlmrun("check", "-m", "+recipe=smoke", "model/connector=linear,mlp2x_gelu")
+    assert good.stdout.count("ok: smoke has no problems") == 2
+
+
+def test_stages_that_only_leaves_out_are_not_judged(vlmrun):
+    wrong = ["check", "+recipe=smoke", "stage.lora.micro_batch=5"]
+    assert vlmrun(*wrong).returncode == 2
+    assert vlmrun(*wrong, "only=[pretrain]").returncode == 0
+
+
+def test_a_launcher_sets_nodes_and_calls_vlmrun_with_what_it_is_given():
+    for script in (ROOT / "launchers").iterdir():
+        commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+        assert commands == ["set -euo pipefail", 'exec vlmrun "$@"'], script

@@ -105,6 +105,7 @@ def make_job(folder: Path, name: str = "instruct", **changes: Any) -> StageJob:
         "model": model.model_dump(by_alias=True),
         "data": {"shapes": data},
         "parents": changes.pop("parents", {}),
+        "prepared": [],
         "tracking": changes.pop("tracking", []),
     }
     optim = STAGE["optim"] | {key: changes.pop(key) for key in list(changes) if key in STAGE["optim"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from vlmrun import artifact
-from vlmrun.checkpoints.tensors import Reader
+from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.errors import CheckpointError
+from vlmrun.model import nf4
 from vlmrun.model.pretrained import read_json
 
 CONFIG = "adapter_config.json"
@@ -35,6 +37,32 @@ def write(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) 
     with artifact.writing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     artifact.write_json(folder / CONFIG, config)
+
+
+Base = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def trained_base(weights: Path, description: dict[str, Any]) -> Base:
+    """What a saved model's adapter was trained on, from a weight's name and its value in the `llm` folder.
+
+    That is the value itself, or for a quantised LLM what is left of it after 4 bits, in the type of the training.
+
+    Raises:
+        CheckpointError: when bitsandbytes is missing, or the folder names its weights otherwise than the model does.
+    """
+    kind = description.get("quantized")
+    if kind is None:
+        return lambda _name, weight: weight
+    nf4.check(kind)
+    names, dtype = nf4.layers(weights / "llm"), DTYPES[description["dtype"]]
+    unknown = sorted(names - set(Reader(weights / "llm").names()))
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} weights that were trained on in 4 bits are not in the folder: {', '.join(unknown[:3])}",
+            str(weights / "llm"),
+            "an LLM whose files name weights otherwise than its modules cannot be merged",
+        )
+    return lambda name, weight: nf4.rounded(weight, dtype) if name in names else weight
 
 
 class Adapter:

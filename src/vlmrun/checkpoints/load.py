@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from vlmrun.checkpoints.adapter import Adapter
+from vlmrun.checkpoints.adapter import Adapter, Base, trained_base
 from vlmrun.checkpoints.native import DESCRIPTION, FORMAT
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.config.schema import ModelConfig, Target
@@ -45,12 +45,15 @@ def describe(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load(folder: Path, *, dtype: torch.dtype, attention: str, merge_adapter: bool = False) -> Loaded:
+def load(
+    folder: Path, *, dtype: torch.dtype, attention: str, merge_adapter: bool = False, quantized: str | None = None
+) -> Loaded:
     """Loads a saved model, in eval mode, with the template it was saved with.
 
     Args:
         folder: an artifact, or its weights folder.
         merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
+        quantized: `nf4` for an LLM in 4 bits, to train on; a model whose adapter was trained so is loaded so anyway.
 
     Raises:
         CheckpointError: when something is missing, damaged or does not fit.
@@ -66,14 +69,15 @@ def load(folder: Path, *, dtype: torch.dtype, attention: str, merge_adapter: boo
             "restore it, or make the stage again",
         ) from error
     model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
-    loaded = assemble(model, dtype=dtype, attention=attention, seed=0)
+    held = quantized if merge_adapter else quantized or description.get("quantized")
+    loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
     loaded.template = description.get("template")
     _fill(loaded.vlm.connector, weights / "connector")
     loaded.sources["connector"] = weights / "connector"
     if description.get("adapter"):
         adapter = Adapter(weights / "adapter")
         if merge_adapter:
-            _merge(loaded.vlm.llm, adapter)
+            _merge(loaded.vlm.llm, adapter, trained_base(weights, description))
         else:
             loaded.vlm.llm = _wrapped(loaded.vlm.llm, adapter).eval()
             loaded.sources["adapter"] = adapter.folder
@@ -123,9 +127,9 @@ def _wrapped(llm: nn.Module, adapter: Adapter) -> nn.Module:
 
 
 @torch.no_grad()
-def _merge(llm: nn.Module, adapter: Adapter) -> None:
+def _merge(llm: nn.Module, adapter: Adapter, base: Base) -> None:
     for name, parameter in llm.named_parameters():
         delta = adapter.delta(name, tuple(parameter.shape))
-        if delta is not None:
-            parameter.copy_((parameter.float() + delta).to(parameter.dtype))
+        weight = base(name, parameter)
+        parameter.copy_(weight if delta is None else weight.float() + delta)
     adapter.check_all_used()

@@ -66,6 +66,8 @@ def save(
             "template": template,
             "image_aspect": image_aspect,
             "adapter": "adapter" if (new / "adapter").is_dir() else None,
+            # The LLM beside it is the full-precision one; the adapter was trained on it in this form.
+            "quantized": loaded.quantized,
             "dtype": dtype_name(next(loaded.vlm.connector.parameters()).dtype),
         }
         artifact.write_json(new / DESCRIPTION, description)

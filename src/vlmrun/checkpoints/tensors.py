@@ -201,6 +201,7 @@ class Writer:
         self._written.append((temporary, list(self._held)))
         with self._failing():
             save_file(self._held, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors makes files that nobody else may read
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
         self._held, self._held_bytes = {}, 0

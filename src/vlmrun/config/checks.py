@@ -20,6 +20,7 @@ def check(run: RunConfig) -> list[Problem]:
             problems += _rates(stage, where)
             problems += _batch(stage, run.hardware, where)
             problems += _engine(stage, run.hardware, where)
+            problems += _adapted(stage, run, where)
             problems += _lora_parent(stage, run, where)
         elif isinstance(stage, AverageStage):
             problems += _weights(stage, where)
@@ -33,13 +34,13 @@ def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem(
             "nothing is trained: every part is frozen", f"{where}.tune", f"for instance {where}.tune.connector=full"
         )
-    if stage.tune.llm == "lora" and stage.lora is None:
+    if stage.tune.adapters and stage.lora is None:
         yield Problem(
-            "tune.llm is lora, but lora has no values",
+            f"tune.llm is {stage.tune.llm}, but lora has no values",
             where,
             f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear}}'",
         )
-    if stage.tune.llm != "lora" and stage.lora is not None:
+    if not stage.tune.adapters and stage.lora is not None:
         yield Problem(
             f"lora has values, but tune.llm is {stage.tune.llm}", where, f"{where}.tune.llm=lora or {where}.lora=null"
         )
@@ -50,7 +51,7 @@ def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
 def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:
     optim = stage.optim
     used = {
-        "lr": optim.lr if "full" in (stage.tune.llm,) or stage.tune.llm == "lora" else None,
+        "lr": optim.lr if stage.tune.llm != "freeze" else None,
         "connector_lr": _rate(optim.connector_lr, optim.lr) if stage.tune.connector == "full" else None,
         "tower_lr": _rate(optim.tower_lr, optim.lr) if stage.tune.tower == "full" else None,
     }
@@ -108,11 +109,22 @@ def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
     if stage.engine == "deepspeed" and stage.zero == 0 and hardware.precision == "bf16":
         # DeepSpeed's bf16 optimizer at stage 0 takes a step with zero gradients at start: Adam's count is one ahead.
         yield Problem("bf16 with ZeRO 0 trains wrongly in DeepSpeed", f"{where}.zero", f"{where}.zero=1 or more")
+    if stage.engine == "deepspeed" and stage.zero == 3 and stage.tune.quantized:
+        yield Problem("ZeRO-3 would cut the packed 4-bit weights into pieces", f"{where}.zero", f"{where}.zero=2")
+
+
+def _adapted(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if stage.tune.adapters and stage.init_from is None and run.model.llm.arguments.get("path") is None:
+        yield Problem(
+            f"tune.llm is {stage.tune.llm}, but the LLM's weights are made at random and lie in no folder",
+            f"{where}.tune.llm",
+            "give model.llm.path, or start from a stage (init_from)",
+        )
 
 
 def _lora_parent(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     parent = run.stage.get(stage.init_from or "")
-    if isinstance(parent, TrainStage) and parent.tune.llm == "lora":
+    if isinstance(parent, TrainStage) and parent.tune.adapters:
         yield Problem(
             f"{stage.init_from!r} ends with adapters that are not merged",
             f"{where}.init_from",
@@ -135,8 +147,8 @@ def _weights(stage: AverageStage, where: str) -> Iterator[Problem]:
 
 def _merge_parent(stage: MergeStage, run: RunConfig, where: str) -> Iterator[Problem]:
     parent = run.stage.get(stage.init_from)
-    if parent is not None and not (isinstance(parent, TrainStage) and parent.tune.llm == "lora"):
-        options = [name for name, s in run.stage.items() if isinstance(s, TrainStage) and s.tune.llm == "lora"]
+    if parent is not None and not (isinstance(parent, TrainStage) and parent.tune.adapters):
+        options = [name for name, s in run.stage.items() if isinstance(s, TrainStage) and s.tune.adapters]
         yield Problem(
             f"{stage.init_from!r} has no adapters to merge",
             f"{where}.init_from",

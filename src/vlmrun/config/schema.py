@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0.0)]
 
 Precision = Literal["fp32", "bf16"]
-Tuning = Literal["freeze", "full", "lora"]
+Tuning = Literal["freeze", "full", "lora", "qlora"]
 
 
 class Node(BaseModel):
@@ -66,11 +66,24 @@ class DataConfig(Node):
 
 
 class Tune(Node):
-    """What happens to each part: left alone, trained whole, or trained through LoRA adapters."""
+    """What happens to each part: left alone, trained whole, or trained through LoRA adapters.
+
+    `qlora` is `lora` on an LLM whose frozen weights are held in 4 bits.
+    """
 
     llm: Tuning
     tower: Literal["freeze", "full"]
     connector: Literal["freeze", "full"]
+
+    @property
+    def adapters(self) -> bool:
+        """Whether the LLM is trained through adapters."""
+        return self.llm in ("lora", "qlora")
+
+    @property
+    def quantized(self) -> Literal["nf4"] | None:
+        """How the LLM's frozen weights are held; None: as they are."""
+        return "nf4" if self.llm == "qlora" else None
 
 
 class Lora(Node):

@@ -111,24 +111,20 @@ def _tokenize(pieces: Sequence[Piece], tokenizer: Any) -> tuple[list[int], list[
 
 def _tokens_of_chunk(chunk: str, tokenizer: Any, *, first: bool) -> list[tuple[int, int, int]]:
     """Token ids with their character ranges; the tokenizer's own BOS, before the first chunk, has the range -1."""
-    found = tokenizer(
-        chunk or "a",  # some text, so that what is added before it can be told from what is added after it
-        add_special_tokens=first,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
+    backend = tokenizer.backend_tokenizer  # the tokenizer's own layers above it take longer than the work itself
+    if backend.truncation or backend.padding:
+        backend.no_truncation()
+        backend.no_padding()
+    # Some text, so that what is added before it can be told from what is added after it.
+    found = backend.encode(chunk or "a", add_special_tokens=first)
     tokens: list[tuple[int, int, int]] = []
     in_text = False
-    for token, (begin, end), added in zip(
-        found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True
-    ):
+    for token, (begin, end), added in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):
         in_text = in_text or not added
         if not added and chunk:
             tokens.append((token, begin, end))
-        elif (
-            added and not in_text
-        ):  # one added after the text (EOS) is left out: the template says where an answer ends
+        elif added and not in_text:
+            # One added after the text (EOS) is left out: the template says where an answer ends.
             tokens.append((token, -1, -1))
     return tokens
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -79,8 +81,8 @@ def _confined(root: Path | None, name: str, where: str) -> Path:
             f"record names image {name!r}, but its data has no image folder", where, "set data.<name>.images"
         )
     try:
-        top = root.resolve()
-        path = (top / name).resolve()
+        top = _resolved(root)
+        path = Path(os.path.realpath(top / name))
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
         raise DataError(f"image name {name!r} is not a usable path: {error}", where, "correct the name") from error
     if not path.is_relative_to(top):
@@ -88,6 +90,11 @@ def _confined(root: Path | None, name: str, where: str) -> Path:
             f"image {name!r} lies outside the image folder {top}", where, "keep images below data.<name>.images"
         )
     return path
+
+
+@lru_cache(maxsize=64)
+def _resolved(root: Path) -> Path:
+    return root.resolve()
 
 
 def _place(path: Path, where: str) -> str:

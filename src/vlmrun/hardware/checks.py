@@ -24,6 +24,14 @@ def check(hardware: HardwareConfig) -> Iterator[Problem]:
         yield from _flash_attention(hardware, gpu.is_cpu)
 
 
+def quantisation(where: str) -> Iterator[Problem]:
+    """4-bit weights need bitsandbytes, on a GPU and on a CPU; it is looked for, not imported (that takes seconds)."""
+    if find_spec("bitsandbytes") is None:
+        yield Problem(
+            "4-bit weights need bitsandbytes, which is not installed", where, "pip install 'bitsandbytes>=0.50'"
+        )
+
+
 def _flash_attention(hardware: HardwareConfig, is_cpu: bool) -> Iterator[Problem]:
     if is_cpu:
         yield Problem("flash attention needs a GPU", "hardware.attention", "hardware.attention=sdpa")

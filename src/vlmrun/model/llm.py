@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vlmrun.config.paths import locate
+from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model import pretrained
+from vlmrun.model import nf4, pretrained
 
 
 @dataclass
@@ -33,6 +33,7 @@ def load(
     *,
     dtype: torch.dtype,
     attention: str,
+    quantized: str | None = None,
 ) -> LLM:
     """Loads an LLM from a folder, or makes one with random weights from a config.
 
@@ -40,24 +41,28 @@ def load(
         path: what `config.paths.locate` understands.
         config: a transformers config with its `model_type`; `vocab_size` defaults to the tokenizer's.
         tokenizer: where the tokenizer is, when not at `path`.
+        quantized: `nf4` for linear layers in 4 bits (`model/nf4.py`); the folder holds them in full precision.
 
     Raises:
-        ConfigError: when not exactly one of `path` and `config` is given, or the model type is unknown.
+        ConfigError: when not exactly one of `path` and `config` is given, the model type is unknown, or random
+            weights are to be quantised.
         CheckpointError: when files are missing or damaged, or the tokenizer has more tokens than the embedding.
     """
     if (path is None) == (config is None):
         raise ConfigError("an LLM takes either `path` or `config`", "model.llm", "give exactly one of them")
     if config is not None and tokenizer is None:
         raise ConfigError("an LLM made from `config` needs a tokenizer", "model.llm.tokenizer", "give its folder")
+    if quantized and path is None:
+        raise ConfigError(
+            "an LLM with random weights cannot be quantised: they lie in no folder", "model.llm", "give its `path`"
+        )
     tokenizer_source = locate(str(tokenizer or path))
     loaded = load_tokenizer(tokenizer_source)
     if path is None:
         model, source = _create(dict(config or {}), len(loaded), dtype=dtype, attention=attention), None
     else:
-        from transformers import AutoModelForCausalLM
-
         source = locate(path)
-        model = pretrained.load(AutoModelForCausalLM, source, dtype=dtype, attention=attention)
+        model = _read(source, dtype=dtype, attention=attention, quantized=quantized)
     _check_vocabulary(model, loaded, tokenizer_source)
     return LLM(model, loaded, source, tokenizer_source)
 
@@ -86,6 +91,19 @@ def load_tokenizer(folder: Path) -> Any:
         # Padding is masked by position, so sharing a token with text does no harm.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def _read(folder: Path, *, dtype: torch.dtype, attention: str, quantized: str | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if read_config(str(folder)).get("quantization_config"):
+        raise CheckpointError(
+            "the LLM's weights are quantised already", str(folder), "give the folder of the full-precision model"
+        )
+    if quantized is None:
+        return pretrained.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention)
+    nf4.check(quantized)
+    return nf4.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention)
 
 
 def _create(config: dict[str, Any], vocab_size: int, *, dtype: torch.dtype, attention: str) -> Any:

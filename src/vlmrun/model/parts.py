@@ -28,6 +28,7 @@ class Loaded:
         sources: folder that each of llm, tokenizer, tower, connector and adapter was loaded from; None when made at
             random or not there. A part that did not change is linked or copied from here when saved.
         template: fields of the template the model was saved with; None for one put together from parts.
+        quantized: how the LLM's linear layers are held (`nf4`); None: as they are.
     """
 
     vlm: VLM
@@ -36,19 +37,25 @@ class Loaded:
     preprocessor: dict[str, Any]
     sources: dict[str, Path | None]
     template: dict[str, Any] | None = None
+    quantized: str | None = None
 
 
-def assemble(model: ModelConfig, *, dtype: torch.dtype, attention: str, seed: int) -> Loaded:
+def assemble(
+    model: ModelConfig, *, dtype: torch.dtype, attention: str, seed: int, quantized: str | None = None
+) -> Loaded:
     """Builds the three parts that a description names, in eval mode.
 
     What is random in a part depends on `seed` and the part's name alone, not on what was built before it.
+
+    Args:
+        quantized: `nf4` for an LLM in 4 bits.
 
     Raises:
         ConfigError: when a target is unknown or takes other arguments.
         CheckpointError: when weights are missing or do not fit.
     """
     with seeded(seed, "llm"):
-        llm: LLM = build(model.llm, dtype=dtype, attention=attention)
+        llm: LLM = build(model.llm, dtype=dtype, attention=attention, **({"quantized": quantized} if quantized else {}))
     with seeded(seed, "tower"):
         tower: Tower = build(model.tower, Tower, dtype=dtype, attention=attention)
     with seeded(seed, "connector"):
@@ -62,7 +69,7 @@ def assemble(model: ModelConfig, *, dtype: torch.dtype, attention: str, seed: in
         "adapter": None,
     }
     vlm = VLM(llm.model, tower, connector.to(dtype)).eval()
-    return Loaded(vlm, llm.tokenizer, model, tower.preprocessor, sources)
+    return Loaded(vlm, llm.tokenizer, model, tower.preprocessor, sources, quantized=quantized)
 
 
 @contextlib.contextmanager

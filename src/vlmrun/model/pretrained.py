@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ def quietly() -> Iterator[None]:
     """Keeps transformers' reports and bars off the terminal; what matters of them is checked here."""
     from transformers.utils import logging
 
+    # PEFT imports bitsandbytes wherever it is installed, which then misses an optional kernel aloud. For good.
+    getLogger("bitsandbytes").setLevel(ERROR)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -30,10 +33,13 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
+def load(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str, quantization: Any = None) -> Any:
     """Loads a model in eval mode from a local folder.
 
     Sharded at once when an `HfDeepSpeedConfig` of ZeRO-3 is alive.
+
+    Args:
+        quantization: a `BitsAndBytesConfig` (`nf4.load`); None loads the weights as they are.
 
     Raises:
         CheckpointError: when weights are missing, damaged, of other shapes, or the model cannot do this attention.
@@ -46,6 +52,7 @@ def load(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str) 
                 attn_implementation=attention,
                 local_files_only=True,
                 trust_remote_code=False,
+                quantization_config=quantization,
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:

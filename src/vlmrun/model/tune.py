@@ -16,7 +16,7 @@ WHERE = "stage.*.lora"
 
 
 def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0) -> None:
-    """Sets `requires_grad` of every parameter; with `llm: lora`, PEFT wraps `vlm.llm` and nothing else.
+    """Sets `requires_grad` of every parameter; with `llm: lora` or `qlora`, PEFT wraps `vlm.llm` and nothing else.
 
     An adapter that is there already (the stage started from a LoRA stage) is trained on when its shape is the same,
     and stays in place, frozen, with `llm: freeze`.
@@ -37,7 +37,7 @@ def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0) -> None:
     if tune.llm == "full":
         _refuse_adapter(vlm.llm)
         vlm.llm.requires_grad_(True)
-    elif tune.llm == "lora":
+    elif tune.adapters:
         _tune_lora(vlm, lora, seed)
 
 
@@ -75,7 +75,7 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
         # PEFT 0.21 asks transformers 5.23 by a name that is deprecated there.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         wrapped: nn.Module = get_peft_model(llm, made, autocast_adapter_dtype=False)  # type: ignore[arg-type]
-    dtype = next(llm.parameters()).dtype
+    dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.is_floating_point())  # not a packed one
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)

@@ -18,7 +18,7 @@ from vlmrun.run import graph, parts
 
 # Arguments that model/parts.py supplies itself when it builds a part.
 _SUPPLIED = {
-    "llm": frozenset({"dtype", "attention"}),
+    "llm": frozenset({"dtype", "attention", "quantized"}),
     "tower": frozenset({"dtype", "attention"}),
     "connector": frozenset({"vision_dim", "llm_dim"}),
 }
@@ -31,12 +31,19 @@ def check(run: RunConfig) -> list[Problem]:
     problems += config_checks.check(run)
     problems += hardware_checks.check(run.hardware)
     problems += _targets(run)
+    problems += _quantised(run)
     problems += _templates(run)
     problems += _data(run)
     problems += _llm(run)
     problems += _tower(run)
     problems += _continued(run)
-    return list(dict.fromkeys(problems))
+    return [problem for problem in dict.fromkeys(problems) if not _elsewhere(problem.where, run)]
+
+
+def _elsewhere(where: str, run: RunConfig) -> bool:
+    """Whether a place belongs to a stage that `only` leaves out."""
+    parts = where.split(".")
+    return bool(run.only) and parts[0] == "stage" and parts[1] in run.stage and parts[1] not in run.only
 
 
 def _targets(run: RunConfig) -> Iterator[Problem]:
@@ -47,6 +54,16 @@ def _targets(run: RunConfig) -> Iterator[Problem]:
         if data.prepare is not None:
             where = f"data.{name}.prepare"
             yield from build.check(data.prepare.target, data.prepare.arguments, where, frozenset({"folder"}))
+
+
+def _quantised(run: RunConfig) -> Iterator[Problem]:
+    stages = [name for name, stage in run.stage.items() if isinstance(stage, TrainStage) and stage.tune.quantized]
+    for name in stages:
+        yield from hardware_checks.quantisation(f"stage.{name}.tune.llm")
+    if stages:
+        # A loader of one's own may not know 4-bit weights.
+        arguments = {**run.model.llm.arguments, "quantized": "nf4"}
+        yield from build.check(run.model.llm.target, arguments, "model.llm", frozenset({"dtype", "attention"}))
 
 
 def _readers(run: RunConfig) -> dict[str, TrainStage | EvaluateStage]:
@@ -66,7 +83,8 @@ def _templates(run: RunConfig) -> Iterator[Problem]:
 
 
 def _data(run: RunConfig) -> Iterator[Problem]:
-    used = {source for stage in _readers(run).values() for source in stage.data}
+    active = {name: stage for name, stage in _readers(run).items() if not run.only or name in run.only}
+    used = {source for stage in active.values() for source in stage.data}
     for name, data in run.data.items():
         if "." not in data.format and data.format not in FORMATS:
             where = f"data.{name}.format"

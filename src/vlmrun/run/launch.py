@@ -73,10 +73,11 @@ def run(job: StageJob, lock_fd: int) -> None:
         stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
     )
     code, stopped = _wait(process)
-    if failure.is_file():
-        raise error_from_dict(json.loads(failure.read_text("utf-8")))
+    error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(str(error.problems[0].what) if error else "stopped before the first checkpoint")
+    if error:
+        raise error
     if code != 0:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         raise LaunchError(

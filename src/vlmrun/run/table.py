@@ -143,7 +143,7 @@ def _compared(job: Job, rows: list[Row], evaluated: list[str]) -> list[str]:
         loss_text(losses[-1]) if losses and not accuracy else "",
         str(sum(not row.reused for row in rows)) if rows else "",
         str(sum(row.reused for row in rows)) if rows else "",
-        grid.shown(job.folder),
+        grid.shown(job.folder) if job.folder.exists() else "",
     ]
 
 

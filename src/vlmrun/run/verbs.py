@@ -42,18 +42,30 @@ def train(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """`vlmrun check`: raises every problem found, or prints what would be run."""
+    """`vlmrun check`: raises every problem found, or prints what would be run. With `-m`, of every point."""
     request = read(arguments)
     logs.setup()
-    config = compose(request.overrides, request.config_dirs)
-    graph.require(checks.check(config))
+    points = [point for point, _ in sweep.expand(request.overrides)] if request.multirun else [request.overrides]
+    problems: list[Problem] = []
+    for point in points:
+        try:
+            config = compose(point, request.config_dirs)
+            graph.require(checks.check(config))
+        except ConfigError as error:
+            problems += error.problems
+    graph.require(list(dict.fromkeys(problems)))
+    for point in points:
+        _list_stages(compose(point, request.config_dirs))
+    return 0
+
+
+def _list_stages(config: RunConfig) -> None:
     planned = pipeline.prepare(config)
     for item in graph.selected(planned.planned, config.only):
         folder = planned.stage_folder(item.name)
         state = "finished" if artifact.read(folder) else "to do"
         sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {pipeline.describe(item)}\n")
     sys.stdout.write(f"ok: {config.name} has no problems\n")
-    return 0
 
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
@@ -73,7 +85,8 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
     else:
         log.info("report: %s", report.write(planned.folder, config.name, planned.outcomes))
-    _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
+    if folder is None:  # a point of a sweep is followed by the next point
+        _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
     return planned
 
 

@@ -23,4 +23,6 @@ def execute(job: StageJob) -> Result | None:
     source = Path(job.parents[stage.init_from])
     summary = merge_lora(source, job.path / "weights", dtype=stage.dtype)
     log.info("merged %d of %d tensors from %s", summary["merged"], summary["tensors"], source)
+    if "base" in summary:
+        log.info("merged into what the adapter was trained on: %s", summary["base"])
     return Result(summary=summary, roots=("weights",))

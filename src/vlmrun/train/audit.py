@@ -7,6 +7,7 @@ fingerprint, so no second copy of a model is held.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +40,10 @@ class PartCount:
 
 
 def size(parameter: nn.Parameter) -> int:
-    """Number of elements, also when ZeRO-3 has taken them away."""
+    """Number of elements, also when ZeRO-3 has taken them away or 4-bit packing has halved them."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

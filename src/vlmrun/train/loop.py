@@ -33,6 +33,7 @@ class Plan:
     """All the loop needs besides the engine.
 
     Args:
+        name: of the stage, for messages.
         batches: (step, this rank's micro batches), steps counting from 0.
         done: steps finished before this process began.
         rate: the schedule's factor, by steps finished.
@@ -40,6 +41,7 @@ class Plan:
         skipped: told of samples that were left out while loading.
     """
 
+    name: str
     stage: TrainStage
     batches: Iterable[tuple[int, list[Batch]]]
     steps: int
@@ -77,7 +79,7 @@ def run(engine: Engine, plan: Plan) -> None:
             if totals.stop:
                 plan.save(finished)
                 raise LaunchError(
-                    f"stopped at step {finished}; checkpoint saved; the same command goes on from there", stage.kind
+                    f"stopped at step {finished}; checkpoint saved; the same command goes on from there", plan.name
                 )
             # The last step too: should the disk be too full for the weights, no step has to be repeated.
             if finished % stage.save_steps == 0 or finished == plan.steps:
@@ -89,7 +91,11 @@ def run(engine: Engine, plan: Plan) -> None:
 def seed(number: int, step: int, rank: int) -> None:
     """Seeds torch for a step, so that a resumed run draws what an undisturbed one would."""
     mixed = hashlib.sha256(f"{number}/{step}/{rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(mixed[:8], "big") >> 1)
+    number = int.from_bytes(mixed[:8], "big") >> 1
+    if torch.cuda.is_initialized():
+        torch.manual_seed(number)
+    else:  # seeding devices that are not in use takes longer than the rest of our work in a step
+        torch.default_generator.manual_seed(number)
 
 
 @dataclass

@@ -36,12 +36,14 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     alive = _shard_at_load(config) if config is not None and stage.zero == 3 and _in_folders(job, stage) else None
     attention = job.hardware.attention
     if stage.init_from is None:
-        loaded = parts.assemble(job.model, dtype=dtype, attention=attention, seed=stage.seed)
+        loaded = parts.assemble(
+            job.model, dtype=dtype, attention=attention, seed=stage.seed, quantized=stage.tune.quantized
+        )
     else:
         folder = Path(job.parents[stage.init_from])
         _refuse_adapter(folder)
-        loaded = saved.load(folder, dtype=dtype, attention=attention)
-    if stage.tune.llm == "lora" and loaded.sources["llm"] is None:
+        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=stage.tune.quantized)
+    if stage.tune.adapters and loaded.sources["llm"] is None:
         raise CheckpointError(
             "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"
         )
@@ -56,7 +58,8 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
 
 def _in_folders(job: StageJob, stage: TrainStage) -> bool:
     """Whether all weights are read; sharded while made at random they would be others than at the lower stages."""
-    return stage.init_from is not None or all("path" in part.arguments for part in (job.model.llm, job.model.tower))
+    made = (part.arguments.get("path") is None for part in (job.model.llm, job.model.tower))
+    return stage.init_from is not None or not any(made)
 
 
 def _shard_at_load(config: dict[str, Any]) -> Any:

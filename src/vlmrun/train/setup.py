@@ -95,6 +95,7 @@ class _Run:
         collator = Collator(0 if pad_id is None else pad_id, self.loaded.vlm.image_tokens, self.loaded.vlm.image_size)
         trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
         plan = loop.Plan(
+            name=self.job.name,
             stage=stage,
             batches=batches(
                 self.dataset,
@@ -122,7 +123,7 @@ class _Run:
     def export(self) -> None:
         """Writes the finished model; ranks other than 0 take part in gathering it."""
         tuning, sources = self.stage.tune, self.loaded.sources
-        adapter = self.engine.gather("llm", trainable=True) if tuning.llm == "lora" else iter(())
+        adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
         # A part made at random lies in no folder it could be linked from, whether it was trained or not.
         whole = [part for part in optim.PARTS if getattr(tuning, part) == "full" or sources[part] is None]
         tensors = {part: self.engine.gather(part) for part in whole}
@@ -183,6 +184,13 @@ class _Run:
             max_steps=self.stage.max_steps,
             seed=self.stage.seed,
         )
+        warmup = optim.warmup_steps(self.stage.optim, schedule.steps)
+        if warmup >= schedule.steps:
+            raise ConfigError(
+                f"all {schedule.steps} step(s) are warm-up, and the first has rate 0: hardly anything would be learnt",
+                f"stage.{self.job.name}.optim.warmup_ratio",
+                "give more data or epochs, a smaller global_batch, or warmup_ratio=0.0",
+            )
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
         return schedule

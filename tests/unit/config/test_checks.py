@@ -30,6 +30,14 @@ RULES = {
     "nothing trained": ("stage.pretrain.tune.connector=freeze", "every part is frozen"),
     "lora without values": ("stage.lora.lora=null", "lora has no values"),
     "lora values unused": ("stage.lora.tune.llm=full", "tune.llm is full"),
+    "qlora without values": (["stage.lora.tune.llm=qlora", "stage.lora.lora=null"], "tune.llm is qlora, but lora has"),
+    "qlora and ZeRO-3": (
+        ["stage.lora.tune.llm=qlora", "stage.lora.zero=3"],
+        "cut the packed 4-bit weights into pieces | stage.lora.zero=2",
+    ),
+    "quantised by hand": ("+model.llm.quantized=nf4", "load takes no argument 'quantized'"),
+    "train from qlora": (["stage.lora2.init_from=lora", "stage.lora.tune.llm=qlora"], "adapters that are not merged"),
+    "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
     "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
     "rate 0": ("stage.instruct.optim.lr=0.0", "would never move"),
@@ -71,6 +79,29 @@ def test_a_broken_rule_is_found(name):
     overrides, text = RULES[name]
     problems = found(*([overrides] if isinstance(overrides, str) else overrides))
     assert any(text in problem for problem in problems), problems
+
+
+def test_qlora_is_sound_in_the_place_of_lora():
+    assert found("stage.lora.tune.llm=qlora", "stage.lora.zero=2") == []
+    assert found("stage.lora.tune.llm=qlora", "stage.lora.zero=3", "stage.lora.engine=plain") == [], "no shards"
+
+
+def test_bitsandbytes_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("vlmrun.hardware.checks.find_spec", lambda _name: None)
+    (problem,) = found("stage.lora.tune.llm=qlora")
+    assert problem.startswith("stage.lora.tune.llm: 4-bit weights need bitsandbytes")
+    assert "pip install 'bitsandbytes>=0.50'" in problem
+    assert found() == []
+
+
+def test_a_loader_that_knows_no_four_bits_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "own_loader.py").write_text("def load(path=None, *, dtype, attention):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VLMRUN_ALLOW", "own_loader")
+    own = "model.llm._target_=own_loader.load"
+    assert found(own) == []
+    (problem,) = found(own, "stage.lora.tune.llm=qlora")
+    assert "load takes no argument 'quantized'" in problem
 
 
 def test_all_problems_come_at_once():

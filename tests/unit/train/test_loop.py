@@ -52,6 +52,7 @@ def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, **changes
     tracker = _Rows()
     saved = [] if saves is None else saves
     plan = loop.Plan(
+        name="train",
         stage=stage,
         batches=batches,
         steps=len(batches) + done,

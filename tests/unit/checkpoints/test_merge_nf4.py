@@ -1,0 +1,129 @@
+"""Adapters trained on 4-bit weights: saved beside the full-precision LLM, loaded in 4 bits, merged as trained."""
+
+import json
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from tests.pico import WIDE, pico_llm, pico_loaded
+from tests.unit.checkpoints.conftest import add_lora, logits, save
+from vlmrun.checkpoints import adapter as adapters
+from vlmrun.checkpoints.load import describe, load
+from vlmrun.checkpoints.merge import merge_lora
+from vlmrun.checkpoints.tensors import Reader
+from vlmrun.errors import CheckpointError
+
+HOW = {"dtype": torch.float32, "attention": "sdpa"}
+# fp32: two ways to the same sum, W x + s B (A x) and (W + s B A) x. Logits are of size 1 to 10.
+ATOL = 1e-4
+
+
+def _stage(tmp_path, dtype=torch.float32, **lora):
+    pico_llm(tmp_path / "pico/llm", **WIDE)
+    loaded = pico_loaded(tmp_path / "pico", quantized="nf4", dtype=dtype)
+    add_lora(loaded, 3, **lora)
+    return loaded, save(tmp_path / "qlora", loaded, "connector", adapter=True)
+
+
+def _is_packed(loaded):
+    return any(isinstance(module, Linear4bit) for module in loaded.vlm.llm.modules())
+
+
+def test_the_llm_is_kept_in_full_precision_and_comes_back_in_four_bits(tmp_path):
+    loaded, stage = _stage(tmp_path)
+    assert describe(stage)["quantized"] == "nf4"
+    kept, source = Reader(stage / "weights/llm"), Reader(tmp_path / "pico/llm")
+    assert kept.names() == source.names()
+    assert all(torch.equal(kept.get(name), source.get(name)) for name in kept.names())
+    assert "quantization_config" not in json.loads((stage / "weights/llm/config.json").read_text())
+    again = load(stage, **HOW)
+    assert _is_packed(again)
+    assert again.quantized == "nf4"
+    assert torch.equal(logits(again), logits(loaded))
+    assert not any(p.requires_grad for p in again.vlm.llm.parameters())
+
+
+@pytest.mark.parametrize("lora", [{}, {"r": 3, "alpha": 5.0, "targets": ["q_proj"]}])
+def test_the_merged_model_answers_as_the_one_that_was_trained(tmp_path, lora):
+    loaded, stage = _stage(tmp_path, **lora)
+    summary = merge_lora(stage, tmp_path / "merged/weights")
+    merged = load(tmp_path / "merged", **HOW)
+    assert summary == {"tensors": 21, "merged": 2 if lora else 14, "base": "nf4, dequantised"}
+    assert describe(tmp_path / "merged") == describe(stage) | {"adapter": None, "quantized": None}
+    assert not _is_packed(merged)
+    assert "quantization_config" not in json.loads((tmp_path / "merged/weights/llm/config.json").read_text())
+    assert torch.allclose(logits(merged), logits(loaded), atol=ATOL)
+    again = load(stage, merge_adapter=True, **HOW)
+    assert not _is_packed(again)
+    state = merged.vlm.llm.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.vlm.llm.state_dict().items())
+
+
+def test_merging_into_the_full_weights_would_be_another_model(tmp_path):
+    """Guards the tolerance above: the wrong way is far outside it."""
+    loaded, stage = _stage(tmp_path)
+    description = json.loads((stage / "weights/model.json").read_text())
+    (stage / "weights/model.json").write_text(json.dumps(description | {"quantized": None}))
+    merge_lora(stage, tmp_path / "other/weights")
+    assert not torch.allclose(logits(load(tmp_path / "other", **HOW)), logits(loaded), atol=100 * ATOL)
+
+
+def test_a_bf16_training_merges_on_the_weights_it_computed_with(tmp_path):
+    loaded, stage = _stage(tmp_path, torch.bfloat16, targets=["q_proj"])
+    merge_lora(stage, tmp_path / "merged/weights")
+    merged = Reader(tmp_path / "merged/weights/llm")
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed = loaded.vlm.llm.get_base_model().model.layers[1].mlp.up_proj.weight
+    ours = merged.get("model.layers.1.mlp.up_proj.weight")
+    assert ours.dtype == torch.float32, "the type of the file"
+    assert torch.equal(ours, dequantize_4bit(packed.data, packed.quant_state).float())
+    assert describe(stage)["dtype"] == "bf16"
+
+
+def test_merging_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
+    """Only tensors being worked on are alive: each is rounded once, when it is its turn, and none is kept."""
+    import weakref
+
+    from vlmrun.checkpoints import merge as module
+    from vlmrun.model import nf4
+
+    _, stage = _stage(tmp_path, targets=["q_proj"])
+    original, made, alive = nf4.rounded, [], []
+
+    def watched(weight, dtype):
+        alive.append(sum(reference() is not None for reference in made))
+        result = original(weight, dtype)
+        made.append(weakref.ref(result))
+        return result
+
+    class Small(module.Writer):
+        """Writes every tensor at once."""
+
+        def __init__(self, folder):
+            super().__init__(folder, max_shard_bytes=1)
+
+    monkeypatch.setattr(nf4, "rounded", watched)
+    monkeypatch.setattr(module, "Writer", Small)
+    merge_lora(stage, tmp_path / "merged/weights")
+    assert len(made) == 14
+    assert max(alive) <= 1
+
+
+def test_weights_under_other_names_than_the_modules_are_refused(tmp_path, monkeypatch):
+    from vlmrun.model import nf4
+
+    _, stage = _stage(tmp_path)
+    monkeypatch.setattr(nf4, "layers", lambda _folder: frozenset({"model.experts.w1.weight"}))
+    with pytest.raises(CheckpointError, match=r"1 weights that were trained on in 4 bits(.|\n)*experts.w1"):
+        merge_lora(stage, tmp_path / "merged/weights")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_on_plain_weights_needs_no_rounding(tmp_path, make):
+    stage = make("lora", 3, adapter=True)
+    assert describe(stage)["quantized"] is None
+    base = adapters.trained_base(stage / "weights", describe(stage))
+    weight = torch.randn(4, 4)
+    assert base("model.layers.0.self_attn.q_proj.weight", weight) is weight
