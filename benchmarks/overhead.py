@@ -168,6 +168,7 @@ def train(label: str, text: str, channel: Connection) -> None:
         engine = create(loaded.vlm, optim.groups(loaded.vlm, stage.optim), stage, job.hardware, config)
         endless = 10**6
         plan = loop.Plan(
+            name="overhead",
             stage=stage,
             batches=paced,
             steps=endless,

@@ -261,7 +261,7 @@ def test_t15_ranks_leave_in_order(tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        job = make_job(tmp_path, f"run{number}", ranks_per_node=2, max_steps=1, zero=1)
+        job = make_job(tmp_path, f"run{number}", ranks_per_node=2, max_steps=2, zero=1)
         assert forked.run(_by_environment, 2, job.to_json(), port, group=False) == [False, False]
 
 

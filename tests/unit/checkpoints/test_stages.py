@@ -31,6 +31,7 @@ def _job(tmp_path, name, stage, parents):
             "model": pico_model_config(tmp_path / "pico").model_dump(by_alias=True),
             "data": {},
             "parents": {parent: str(folder) for parent, folder in parents.items()},
+            "prepared": [],
             "hardware": HARDWARE,
         }
     )

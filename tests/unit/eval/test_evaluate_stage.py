@@ -60,6 +60,7 @@ def make_job(tmp_path, questions, model, loaded):
             model=loaded.model,
             data={"test": DataConfig.model_validate(entry | (data or {}))},
             parents={"instruct": str(model)},
+            prepared=[],
             hardware=HARDWARE,
         )
 
