@@ -119,3 +119,22 @@ def test_a_failing_point_does_not_stop_a_sweep_and_the_exit_code_tells(vlmrun, t
     assert "cannot be cut into micro batches of 3" in done.stderr
     (record,) = (tmp_path / "outputs" / "sweeps").glob("*/sweep.json")
     assert [job["error"] is None for job in json.loads(record.read_text())] == [False, True]
+
+
+def test_going_on_from_a_folder_needs_the_parts_it_holds(tiny_run, vlmrun):
+    start = f"stage.instruct.init_from={tiny_run.stage('pretrain')}"
+    same = vlmrun("check", *TINY, start, "model.max_length=100")
+    assert same.returncode == 0, same.stderr
+    texts = {"model.tower.layers=[-2]": "layers: [-1] there, [-2] here", "model/llm=pico": "hidden_size"}
+    for changed, text in texts.items():
+        done = vlmrun("check", *TINY, start, changed)
+        assert done.returncode == 2, done.stderr
+        assert text in done.stderr
+
+
+def test_going_on_from_a_folder_saves_this_runs_length(tiny_run, vlmrun, tmp_path):
+    quick = ["only=[instruct]", "stage.instruct.max_steps=2", "stage.instruct.engine=plain", "model.max_length=100"]
+    done = vlmrun(*TINY, *quick, f"stage.instruct.init_from={tiny_run.stage('pretrain')}")
+    assert done.returncode == 0, done.stderr
+    (saved,) = (tmp_path / "outputs" / "stages").glob("instruct-*/weights/model.json")
+    assert json.loads(saved.read_text())["model"]["max_length"] == 100

@@ -21,6 +21,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0.0)]
+# Names become parts of folder names.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
 Precision = Literal["fp32", "bf16"]
 Tuning = Literal["freeze", "full", "lora", "qlora"]
@@ -158,8 +160,8 @@ class EvaluateStage(Node):
     kind: Literal["evaluate"]
     init_from: str
     data: Annotated[list[str], Field(min_length=1)]
-    template: str | None
-    image_aspect: Literal["square", "pad"]
+    template: str | None  # null: the one the model was trained with
+    image_aspect: Literal["square", "pad"] | None  # null: as the model was trained
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
@@ -204,6 +206,6 @@ class RunConfig(Node):
     if_busy: Literal["wait", "fail"]  # when another process trains the same stage
     tracking: list[Tracker]  # wandb is offline; wandb_online uses the network
     model: ModelConfig
-    data: dict[str, DataConfig]
-    stage: dict[str, UserStage]
+    data: dict[Name, DataConfig]
+    stage: dict[Name, UserStage]
     hardware: HardwareConfig

@@ -23,6 +23,10 @@ _SUPPLIED = {
     "connector": frozenset({"vision_dim", "llm_dim"}),
 }
 _MLP = "vlmrun.model.connectors.mlp.MLP"
+# Arguments that say where a part is read from, and the sizes by which two config.json are compared.
+_PLACES = {"path", "config", "tokenizer"}
+_SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "vocab_size", "image_size", "patch_size")  # fmt: skip
 
 
 def check(run: RunConfig) -> list[Problem]:
@@ -91,6 +95,11 @@ def _data(run: RunConfig) -> Iterator[Problem]:
             yield Problem(f"no data format {data.format!r}", where, suggest(data.format, FORMATS, noun="formats"))
         if data.prepare is None and name in used:
             yield from _files(data, f"data.{name}")
+        for key, path in (("annotations", data.annotations), ("images", data.images)):
+            if data.prepare is not None and path and (Path(path).is_absolute() or ".." in Path(path).parts):
+                yield Problem(
+                    f"{path!r} leaves the folder that is prepared", f"data.{name}.{key}", "a path inside that folder"
+                )
     for name, stage in _readers(run).items():
         for source in stage.data:
             kind = run.data[source].format if source in run.data else None
@@ -217,23 +226,24 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
 
 def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
     held = json.loads(saved.read_text("utf-8"))["model"]
-    connector = {"_target_": run.model.connector.target, **run.model.connector.arguments}
-    if held["connector"] != connector:
-        yield Problem(
-            f"it holds the connector {held['connector']}, this run describes {connector}",
-            where,
-            "choose the same model/connector",
-        )
-    for part, facts in (("llm", parts.llm_facts), ("tower", parts.tower_facts)):
-        config = json.loads((saved.parent / part / "config.json").read_text("utf-8"))
-        config = config.get("vision_config" if part == "tower" else "text_config", config)
-        ours = facts(getattr(run.model, part)).hidden_dim
-        if config["hidden_size"] != ours:
-            yield Problem(
-                f"its {part} has width {config['hidden_size']}, this run's has {ours}",
-                where,
-                f"choose the same model/{part}",
-            )
+    for part in ("llm", "tower", "connector"):
+        target = getattr(run.model, part)
+        ours = {"_target_": target.target, **target.arguments}
+        theirs = held[part]
+        keys = sorted((ours.keys() | theirs.keys()) - _PLACES)
+        changed = [
+            f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in keys if ours.get(key) != theirs.get(key)
+        ]
+        if part != "connector":
+            there = json.loads((saved.parent / part / "config.json").read_text("utf-8"))
+            here = parts.config_of(target)
+            inner = "vision_config" if part == "tower" else "text_config"
+            there, here = there.get(inner, there), here.get(inner, here)
+            both = [key for key in _SIZES if key in there and key in here]
+            changed += [f"{key}: {there[key]} there, {here[key]} here" for key in both if there[key] != here[key]]
+        if changed:
+            fix = f"choose the same model/{part} and the same values"
+            yield Problem(f"its {part} is another than this run describes: {'; '.join(changed)}", where, fix)
 
 
 def effective_templates(run: RunConfig) -> dict[str, str]:

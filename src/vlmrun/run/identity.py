@@ -22,8 +22,10 @@ from vlmrun.run.graph import Planned
 # Raised when the code of a kind changes what it makes from the same configuration.
 KIND_VERSION = {"prepare": 1, "train": 1, "merge": 1, "average": 1, "evaluate": 1}
 
-_EDGE_BYTES = 1 << 16
-_WEIGHT_FILES = ("*.json", "*.safetensors", "*.bin", "*.model")
+_WHOLE_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 16
+_BLOCKS = 64
+_PART_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
 
 def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
@@ -61,10 +63,13 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         identity["model"] = stable(run.model)
         identity["data"] = [_data(run.data[name], found.get(item.prepared.get(name, ""))) for name in item.stage.data]
         if not item.parents:
-            identity["parts"] = [_folder(part.model_extra or {}) for part in (run.model.llm, run.model.tower)]
+            identity["parts"] = [_folders(part.model_extra or {}) for part in (run.model.llm, run.model.tower)]
     if isinstance(item.stage, TrainStage) and item.stage.loss == "micro_mean":
         # A mean of means depends on how the batch is cut; token_mean does not.
         identity["cut"] = [item.stage.micro_batch, derived.ranks(run.hardware)]
+    if isinstance(item.stage, TrainStage) and run.hardware.precision == "bf16":
+        # DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast.
+        identity["engine"] = item.stage.engine
     return identity
 
 
@@ -79,27 +84,35 @@ def _artifact_key(path: str) -> str:
 
 
 def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:
-    source = prepared or _edges(Path(data.annotations).expanduser())
-    return {"format": data.format, "on_error": data.on_error, "file": Path(data.annotations).name, "source": source}
+    kept = {"format": data.format, "on_error": data.on_error}
+    if prepared is not None:
+        return {**kept, "source": prepared, "annotations": data.annotations, "images": data.images}
+    # Pictures are known by their folder: millions of them are not read to compute a key.
+    images = None if data.images is None else str(Path(data.images).expanduser().resolve())
+    annotations = Path(data.annotations).expanduser()
+    return {**kept, "source": _fingerprint(annotations), "annotations": annotations.name, "images": images}
 
 
-def _folder(arguments: dict[str, Any]) -> list[str]:
-    """Fingerprint of a model folder; a part built in-process is described by its arguments alone."""
-    path = arguments.get("path")
-    if path is None:
-        return []
-    folder = locate(path)
-    files = sorted({file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)})
-    return [f"{file.name}:{_edges(file)}" for file in files]
+def _folders(arguments: dict[str, Any]) -> list[str]:
+    """Fingerprints of the folders a part is read from; one built in-process is described by its arguments alone."""
+    found = []
+    for argument in ("path", "tokenizer"):
+        if arguments.get(argument) is not None:
+            folder = locate(arguments[argument])
+            files = sorted({file for pattern in _PART_FILES for file in folder.glob(pattern)})
+            found += [f"{file.name}:{_fingerprint(file)}" for file in files]
+    return found
 
 
-def _edges(path: Path) -> str:
-    """Size and digest of both ends of a file: enough to notice another file, cheap for a large one."""
+def _fingerprint(path: Path) -> str:
+    """Digest of a file; of a large one, of its size and of blocks spread evenly over it."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as handle:
-        digest.update(handle.read(_EDGE_BYTES))
-        if size > 2 * _EDGE_BYTES:
-            handle.seek(-_EDGE_BYTES, 2)
-            digest.update(handle.read(_EDGE_BYTES))
+        if size <= _WHOLE_BYTES:
+            digest.update(handle.read())
+        else:
+            for number in range(_BLOCKS):
+                handle.seek((size - _BLOCK_BYTES) * number // (_BLOCKS - 1))
+                digest.update(handle.read(_BLOCK_BYTES))
     return digest.hexdigest()[:16]

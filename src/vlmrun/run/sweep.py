@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from vlmrun import artifact, logs
 from vlmrun.config import compose as composing
-from vlmrun.errors import VlmrunError
+from vlmrun.errors import LaunchError, VlmrunError
 
 if TYPE_CHECKING:
     from vlmrun.run.pipeline import Run
@@ -53,8 +53,12 @@ def expand(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     return [(list(point), [text for text, own in zip(point, swept, strict=True) if own]) for point in points]
 
 
-def run(overrides: Sequence[str], one: Callable[[list[str], Path], Run]) -> int:
+def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], Run]) -> int:
     """Runs every point; one that fails does not stop the others.
+
+    Args:
+        root: the output root; the sweep gets a folder below it.
+        one: runs a point, given its overrides and its folder.
 
     Returns:
         0, or the exit code of the first failed point.
@@ -62,16 +66,15 @@ def run(overrides: Sequence[str], one: Callable[[list[str], Path], Run]) -> int:
     from vlmrun.run import table
 
     points = expand(overrides)
-    folder = (
-        Path("outputs" if not (root := _root(points[0][0])) else root) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    )
+    folder = root / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
     jobs: list[Job] = []
     for number, (point, own) in enumerate(points):
         log.info("sweep %d/%d: %s", number + 1, len(points), " ".join(own) or "(nothing swept)")
         where = folder.resolve() / str(number)
         try:
             jobs.append(Job(number, own, where, one(point, where), None))
-        except VlmrunError as error:
+        except (VlmrunError, OSError) as cause:
+            error = cause if isinstance(cause, VlmrunError) else LaunchError(str(cause), str(cause.filename or where))
             log.error("%s", error)
             jobs.append(Job(number, own, where, None, error))
         artifact.write_json(folder / "sweep.json", [_record(job) for job in jobs])
@@ -87,9 +90,3 @@ def _record(job: Job) -> dict[str, object]:
         "error": job.error.to_dict() if job.error else None,
         "stages": {item.name: item.artifact.summary for item in job.run.outcomes} if job.run else {},
     }
-
-
-def _root(overrides: list[str]) -> str:
-    """The output root that a point of the sweep would use."""
-    tree = composing.compose(overrides).tree
-    return str(tree.get("output", ""))

@@ -36,7 +36,9 @@ def train(arguments: list[str]) -> int:
         sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
         return 0
     if request.multirun:
-        return sweep.run(request.overrides, lambda overrides, folder: run(overrides, request.config_dirs, folder))
+        tree = composing.compose(sweep.expand(request.overrides)[0][0], request.config_dirs).tree
+        root = Path(str(tree.get("output", "outputs"))).expanduser()
+        return sweep.run(request.overrides, root, lambda point, folder: run(point, request.config_dirs, folder))
     run(request.overrides, request.config_dirs)
     return 0
 

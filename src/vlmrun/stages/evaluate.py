@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vlmrun import artifact, logs
-from vlmrun.checkpoints.load import load
+from vlmrun.checkpoints.load import describe, load
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import EvaluateStage
 from vlmrun.data import templates
@@ -64,15 +64,14 @@ def execute(job: StageJob) -> Result | None:
 
 
 def _asker(job: StageJob, stage: EvaluateStage) -> Asker:
-    loaded = load(
-        Path(job.parents[stage.init_from]), dtype=_DTYPES[job.hardware.precision], attention=job.hardware.attention
-    )
+    folder = Path(job.parents[stage.init_from])
+    loaded = load(folder, dtype=_DTYPES[job.hardware.precision], attention=job.hardware.attention)
     device = torch.device("cpu" if job.hardware.gpu == "cpu" else "cuda")
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor),
-        aspect=stage.image_aspect,
+        aspect=stage.image_aspect or describe(folder)["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
     )

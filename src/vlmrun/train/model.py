@@ -43,6 +43,9 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         folder = Path(job.parents[stage.init_from])
         _refuse_adapter(folder)
         loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=stage.tune.quantized)
+        # The parts are the folder's (checked to be those of this run); how text is laid out is this run's.
+        ours = {"max_length": job.model.max_length, "template": job.model.template}
+        loaded.model = loaded.model.model_copy(update=ours)
     if stage.tune.adapters and loaded.sources["llm"] is None:
         raise CheckpointError(
             "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"

@@ -88,3 +88,13 @@ def test_strict_types_refuse_what_yaml_would_let_pass():
 
 def test_an_integer_is_a_fine_float():
     assert problems_of("+recipe=smoke", "stage.lora.epochs=2", "stage.lora.optim.lr=0.001") == []
+
+
+def test_a_stage_name_cannot_leave_the_output_folder(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "bad.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: micro\n  - override /stage: [pretrain]\n  - _self_\n"
+        "stage:\n  pretrain: {data: []}\n  ../../escaped: ${stage.pretrain}\n"
+    )
+    found = problems_of("+recipe=bad", config_dirs=(tmp_path,))
+    assert any("../../escaped" in problem.where + problem.what for problem in found), found

@@ -143,3 +143,17 @@ def test_other_ranks_do_nothing(make_job, monkeypatch):
     job = make_job()
     assert evaluate.execute(job) is None
     assert list(job.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "used"), [("pad", None, "pad"), ("square", None, "square"), ("pad", "square", "square")]
+)
+def test_a_model_is_asked_with_the_preprocessing_it_was_trained_with(make_job, model, monkeypatch, saved, asked, used):
+    job = make_job(image_aspect=asked, max_samples=1, shuffle_control=False)
+    description = evaluate.describe(model)
+    monkeypatch.setattr(evaluate, "describe", lambda folder: description | {"image_aspect": saved})
+    seen = []
+    encoder = evaluate.Encoder
+    monkeypatch.setattr(evaluate, "Encoder", lambda **values: seen.append(values["aspect"]) or encoder(**values))
+    evaluate.execute(job)
+    assert seen == [used]

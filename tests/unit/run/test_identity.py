@@ -78,6 +78,51 @@ def test_the_content_of_a_data_file_is_part_of_the_key(smoke, tmp_path):
     assert changed(before, keys(smoke(*overrides))) == {"lora", "merge", "average", "eval_merge", "eval_average"}
 
 
+def test_the_folder_of_the_pictures_is_part_of_the_key(smoke, tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    overrides = ["data=[shapes_captions,shapes_instruct,shapes_lora_a,shapes_lora_b,shapes_test,llava]",
+                 f"data.llava.annotations={tmp_path}/a.json", "stage.lora.data=[llava]"]  # fmt: skip
+    before, after = (keys(smoke(*overrides, f"data.llava.images={tmp_path}/{name}")) for name in ("a", "b"))
+    assert "lora" in changed(before, after)
+
+
+def test_files_of_one_name_in_a_prepared_folder_are_told_apart(smoke):
+    before, after = (keys(smoke(f"data.shapes_captions.annotations={name}/captions.json")) for name in ("x", "y"))
+    assert "pretrain" in changed(before, after)
+
+
+def test_a_tokenizer_of_its_own_is_part_of_the_key(smoke, tmp_path):
+    import shutil
+
+    from vlmrun.config.paths import locate
+
+    shutil.copytree(locate("builtin:micro-llm"), tmp_path / "own")
+    overrides = ["model/llm=pico", f"model.llm.tokenizer={tmp_path}/own"]
+    before = keys(smoke(*overrides))
+    file = tmp_path / "own" / "tokenizer.json"
+    file.write_text(file.read_text() + " ")
+    assert "pretrain" in changed(before, keys(smoke(*overrides)))
+
+
+def test_a_change_in_the_middle_of_a_part_is_noticed(smoke, tmp_path):
+    import shutil
+
+    from vlmrun.config.paths import locate
+
+    shutil.copytree(locate("builtin:micro-llm"), tmp_path / "own")
+    before = keys(smoke(f"model.llm.path={tmp_path}/own"))
+    weights = tmp_path / "own" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    assert "pretrain" in changed(before, keys(smoke(f"model.llm.path={tmp_path}/own")))
+
+
+def test_the_engine_changes_a_bf16_result(smoke):
+    bf16 = "hardware.precision=bf16"
+    assert "pretrain" in changed(keys(smoke(bf16)), keys(smoke(bf16, "stage.pretrain.engine=plain")))
+
+
 def test_the_weights_of_a_part_are_part_of_the_key(smoke, tmp_path):
     import shutil
 
