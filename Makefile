@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run setup test test-quick check fmt bench bench-startup bench-overhead bench-accuracy micro clean
+.PHONY: run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy micro clean
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -46,6 +46,9 @@ bench-overhead: $(VENV)/ready
 
 bench-accuracy: $(VENV)/ready
 	$(BIN)/python -m benchmarks.accuracy
+
+docs: $(VENV)/ready
+	$(BIN)/python scripts/make_reference.py
 
 micro: $(VENV)/ready
 	$(BIN)/python scripts/make_micro.py

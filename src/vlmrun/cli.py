@@ -106,7 +106,7 @@ def chat(arguments: list[str]) -> int:
     parser.add_argument("artifact", help="a stage name, name-key, key, or folder")
     parser.add_argument("--image", help="picture to talk about")
     parser.add_argument("--prompt", help="ask this, print the answer, and stop")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=_at_least_one, default=64)
     parser.add_argument(
         "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
     )
@@ -122,6 +122,13 @@ def chat(arguments: list[str]) -> int:
     talk = importlib.import_module("vlmrun.serve.chat").main
     talk(folder, image, options.prompt, options.max_new_tokens)
     return 0
+
+
+def _at_least_one(text: str) -> int:
+    """An argument's number, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _refuse_unknown_verb(word: str) -> None:

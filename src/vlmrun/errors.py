@@ -44,6 +44,10 @@ class VlmrunError(Exception):
             self.problems = list(what)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[VlmrunError], tuple[list[Problem]]]:
+        """Pickles the problems: an exception's default is its message alone."""
+        return type(self), (self.problems,)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form, which a worker leaves for its parent."""
         return {"type": type(self).__name__, "problems": [asdict(problem) for problem in self.problems]}

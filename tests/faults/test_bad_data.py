@@ -111,3 +111,23 @@ def test_an_image_root_that_is_a_link_elsewhere_does_not_open_the_way_out(own_da
     done = pretrain(spoil(own_data, 5, image="link.png"))
     assert done.returncode == 3, done.stderr
     assert "link.png" in done.stderr
+
+
+def test_a_loader_process_tells_a_bad_picture_in_a_sentence(own_data, pretrain, tmp_path):
+    (tmp_path / "images" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    done = pretrain(own_data, "stage.pretrain.workers=1")
+    assert done.returncode == 3, done.stderr
+    assert "2.png" in done.stderr
+    assert "id 'r2'" in done.stderr
+    assert "  fix: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_pictures_are_told_at_once_with_loader_processes(own_data, pretrain, tmp_path):
+    for number in (2, 6):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    done = pretrain(own_data, "stage.pretrain.workers=1")
+    assert done.returncode == 3, done.stderr
+    assert "2.png" in done.stderr
+    assert "6.png" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ from vlmrun import logs
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageTransform, open_image
+from vlmrun.data.images import Aspect, ImageTransform, find_image, open_image
 from vlmrun.data.sample import Rejected, Sample, locate_record
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
@@ -174,7 +174,7 @@ def open_datasets(
 
 
 def read_samples(config: DataConfig) -> tuple[list[Sample], list[Rejected]]:
-    """All records of one data entry, and those that cannot be used."""
+    """All records of one data entry, and those that cannot be used: bad ones, and those without their pictures."""
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     if config.images is not None and not Path(config.images).is_dir():
@@ -184,7 +184,8 @@ def read_samples(config: DataConfig) -> tuple[list[Sample], list[Rejected]]:
             rejected.append(record)
         else:
             samples.append(record)
-    return samples, rejected
+    samples, missing = _split_missing(samples, None if config.images is None else Path(config.images))
+    return samples, _in_order(rejected + missing)
 
 
 def rejection_error(rejected: Sequence[Rejected]) -> DataError:
@@ -208,6 +209,45 @@ def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
                 handle.write(line + "\n")
 
 
+def _split_missing(samples: list[Sample], root: Path | None) -> tuple[list[Sample], list[Rejected]]:
+    """Moves samples whose pictures do not exist to the rejected ones: now, and not hours into a run.
+
+    A picture costs one look-up however many samples name it, and is not opened: that is still left for its turn.
+    """
+    problems: dict[str, Problem | None] = {}
+    complete: list[Sample] = []
+    rejected: list[Rejected] = []
+    for sample in samples:
+        for name in sample.images:
+            if name not in problems:
+                problems[name] = _missing(root, name, suggesting=len(rejected) < MAX_LISTED)
+        problem = next((found for name in sample.images if (found := problems[name]) is not None), None)
+        if problem is None:
+            complete.append(sample)
+        else:
+            what = f"{problem.what} ({problem.where})" if problem.where else problem.what
+            rejected.append(Rejected(sample.id, sample.source, what, problem.fix))
+    return complete, rejected
+
+
+def _missing(root: Path | None, name: str, *, suggesting: bool) -> Problem | None:
+    """What keeps a picture from being found; the careful search is only for those that a plain look-up misses."""
+    try:
+        if root is not None and (root / name).is_file():
+            return None
+    except OSError:
+        pass  # the search says what it is
+    try:
+        find_image(root, name, suggesting=suggesting)
+    except DataError as error:
+        return error.problems[0]
+    return None
+
+
+def _in_order(rejected: list[Rejected]) -> list[Rejected]:
+    return sorted(rejected, key=lambda record: record.source[1])
+
+
 def _split_misfits(
     samples: list[Sample], rejected: list[Rejected], template: Template
 ) -> tuple[list[Sample], list[Rejected]]:
@@ -219,7 +259,7 @@ def _split_misfits(
             fitting.append(sample)
         else:
             rejected.append(Rejected(sample.id, sample.source, problem.what, problem.fix))
-    return fitting, rejected
+    return fitting, _in_order(rejected)
 
 
 def _entry(data: Mapping[str, DataConfig], name: str) -> DataConfig:

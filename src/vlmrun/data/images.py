@@ -43,18 +43,38 @@ def open_image(root: Path | None, name: str, where: str = "") -> Image.Image:
     Raises:
         DataError: when the file is outside the root, missing, damaged, or too large to be opened safely.
     """
+    return load_image(find_image(root, name, where), where)
+
+
+def find_image(root: Path | None, name: str, where: str = "", *, suggesting: bool = True) -> Path:
+    """The file of an image below `root`, not opened yet.
+
+    Args:
+        suggesting: name the nearest file when there is none; too slow for very many.
+
+    Raises:
+        DataError: when the file is outside the root, missing, or in a folder that may not be looked into.
+    """
     path = _confined(root, name, where)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # no right to look into the folder, a name that is too long
+        raise DataError(f"image {name!r} cannot be found: {error.strerror}", _place(path, where), "check it") from error
+    if not is_there:
         # A near name is looked for among the first files only: folders of a million images are common.
-        names = [p.name for p in islice(path.parent.iterdir(), 1000)] if path.parent.is_dir() else []
+        names = [p.name for p in islice(path.parent.iterdir(), 1000)] if suggesting and path.parent.is_dir() else []
         near = closest(path.name, names)
         fix = f"did you mean {near!r}?" if near else "check data.<name>.images, or on_error: skip"
         raise DataError(f"image {name!r} does not exist", _place(path, where), fix)
-    return load_image(path, where)
+    return path
 
 
 def load_image(path: Path, where: str = "") -> Image.Image:
-    """Opens an image file from anywhere; for one a person names."""
+    """Opens an image file from anywhere.
+
+    Args:
+        where: the record that names the image; empty for one a person names.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,7 +91,9 @@ def load_image(path: Path, where: str = "") -> Image.Image:
         raise DataError(f"image {path.name!r} does not exist", _place(path, where), "check the path") from error
     except _DAMAGED as error:
         raise DataError(
-            f"image {path.name!r} cannot be read: {error}", _place(path, where), "replace the file, or on_error: skip"
+            f"image {path.name!r} cannot be read: {error}",
+            _place(path, where),
+            "replace the file, or on_error: skip" if where else "choose another picture",
         ) from error
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Dataset
 from vlmrun.data.sampler import Schedule
+from vlmrun.errors import VlmrunError
 
 
 class _MicroBatches(Sampler[list[int]]):
@@ -31,6 +32,23 @@ class _MicroBatches(Sampler[list[int]]):
         return (self.schedule.steps - self.first_step) * self.schedule.accumulation
 
 
+class _MicroBatchLoader:
+    """Collated micro batches by their indices; in place of one that cannot be used, its error as a value.
+
+    Raised in a worker, the error would be rebuilt by torch from a printed traceback, its parts lost.
+    """
+
+    def __init__(self, dataset: Dataset, collator: Collator) -> None:
+        self.dataset = dataset
+        self.collator = collator
+
+    def __getitem__(self, indices: list[int]) -> dict[str, Any] | VlmrunError:
+        try:
+            return self.collator([self.dataset[index] for index in indices])
+        except VlmrunError as error:
+            return error
+
+
 def batches(
     dataset: Dataset, schedule: Schedule, collator: Collator, *, rank: int, first_step: int, workers: int
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -39,14 +57,18 @@ def batches(
     Args:
         first_step: where to go on; samples before it are not touched.
         workers: loader processes; 0 loads in this process and starts none.
+
+    Raises:
+        DataError: for a sample that cannot be used; the same for any number of workers.
     """
     if workers > 0:
         # tokenizers would warn in every fork that its threads are not usable there.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=_MicroBatches(schedule, rank, first_step),
-        collate_fn=collator,
+        _MicroBatchLoader(dataset, collator),  # type: ignore[arg-type]
+        sampler=_MicroBatches(schedule, rank, first_step),
+        batch_size=None,
+        collate_fn=_unchanged,
         num_workers=workers,
         worker_init_fn=_start_worker,
         # DataLoader draws a seed even when nothing uses it: not from the global generator, which training relies on.
@@ -55,9 +77,20 @@ def batches(
     iterator = iter(loader)
     try:
         for step in range(first_step, schedule.steps):
-            yield step, [next(iterator) for _ in range(schedule.accumulation)]
+            yield step, [_checked(next(iterator)) for _ in range(schedule.accumulation)]
     finally:
         del iterator  # ends the workers now, not when the collector comes by
+
+
+def _checked(loaded: dict[str, Any] | VlmrunError) -> dict[str, Any]:
+    if isinstance(loaded, VlmrunError):
+        raise loaded
+    return loaded
+
+
+def _unchanged(loaded: Any) -> Any:
+    """Instead of torch's default, which would look into every batch for arrays to convert."""
+    return loaded
 
 
 def _start_worker(_: int) -> None:

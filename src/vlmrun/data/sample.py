@@ -68,6 +68,18 @@ class Rejected:
         return Problem(self.what, locate_record(self.source, self.id), self.fix)
 
 
+def move_image_tags(text: str) -> str:
+    """Puts a turn's image tags at its start, as LLaVA does before training; every format and the dialogue do the same.
+
+    Source: haotian-liu/LLaVA@c121f043 llava/train/train.py, preprocess_multimodal. There several tags of a turn
+    become one; here each is kept, so that none of several images is lost.
+    """
+    n_tags = text.count(IMAGE_TAG)
+    if n_tags == 0:
+        return text
+    return ((IMAGE_TAG + "\n") * n_tags + text.replace(IMAGE_TAG, "").strip()).strip()
+
+
 def locate_record(source: tuple[str, int], id: str) -> str:
     """`file[index]` as jq counts records, and the id when the record has one."""
     file, index = source

@@ -106,9 +106,10 @@ class Asker:
 
 
 def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
-    """Gives every question the picture of another one of its category, by turning them round.
+    """Gives every question another picture of its category, by turning round the distinct ones.
 
-    Questions without a picture, and those alone in their category, are left out.
+    Pictures are turned and not questions: many ask about the same picture, and would meet it again. Questions without
+    a picture, and those of a category with a single one, are left out.
     """
     groups: dict[str, list[Asked]] = defaultdict(list)
     for asked in questions:
@@ -116,13 +117,14 @@ def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
             groups[asked.question.category].append(asked)
     turned: dict[tuple[str, str], Asked] = {}
     for group in groups.values():
-        if len(group) < 2:
+        pictures = list(dict.fromkeys((asked.images, asked.question.images) for asked in group))
+        if len(pictures) < 2:
             continue
-        shift = 1 + seed % (len(group) - 1)
-        for place, asked in enumerate(group):
-            other = group[(place + shift) % len(group)]
-            question = replace(asked.question, images=other.question.images)
-            turned[_key(asked)] = replace(asked, question=question, images=other.images)
+        shift = 1 + seed % (len(pictures) - 1)
+        others = {picture: pictures[(place + shift) % len(pictures)] for place, picture in enumerate(pictures)}
+        for asked in group:
+            root, names = others[asked.images, asked.question.images]
+            turned[_key(asked)] = replace(asked, question=replace(asked.question, images=names), images=root)
     return [turned[_key(asked)] for asked in questions if _key(asked) in turned]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def main(artifact: Path, image: Path | None, prompt: str | None, max_new_tokens:
     picture = None if image is None else load_image(image)
     dialogue = open_dialogue(artifact, max_new_tokens)
     if prompt is not None:
-        sys.stdout.write(dialogue.ask(prompt, picture) + "\n")
+        sys.stdout.write(dialogue.ask(_readable(prompt), picture) + "\n")
         return
     talk(dialogue, picture)
 
@@ -42,6 +43,8 @@ def open_dialogue(artifact: Path, max_new_tokens: int) -> Dialogue:
 
 def talk(dialogue: Dialogue, picture: Image.Image | None) -> None:
     """Reads questions until the input ends or `/quit`; an error costs one question, not the conversation."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # keeps the bytes of a file name that is not UTF-8
     sys.stderr.write(HELP + "\n")
     while True:
         try:
@@ -59,11 +62,16 @@ def talk(dialogue: Dialogue, picture: Image.Image | None) -> None:
             elif line.startswith("/"):
                 sys.stderr.write(HELP + "\n")
             elif line:
-                dialogue.ask(line, picture, _show)
+                dialogue.ask(_readable(line), picture, _show)
                 sys.stdout.write("\n")
                 picture = None
         except DataError as error:
             sys.stderr.write(f"{error}\n")
+
+
+def _readable(text: str) -> str:
+    """Shows bytes that were not UTF-8 as replacement characters: tokenizers refuse the surrogates they became."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _show(text: str) -> None:

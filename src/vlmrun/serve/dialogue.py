@@ -13,7 +13,7 @@ from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.images import Aspect, ImageTransform
 from vlmrun.data.prompts import Prompts
-from vlmrun.data.sample import IMAGE_TAG, Turn
+from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
 from vlmrun.errors import DataError
 from vlmrun.model.parts import Loaded
 
@@ -58,7 +58,7 @@ class Dialogue:
         """
         if IMAGE_TAG in text:
             raise DataError(f"{IMAGE_TAG} stands in the question", "", "leave it out and give the picture itself")
-        question = Turn("user", text if image is None else f"{IMAGE_TAG}\n{text}".strip())
+        question = Turn("user", text if image is None else move_image_tags(f"{IMAGE_TAG}\n{text}"))
         turns, pixels = [*self.turns, question], self._with(image)
         if not self.template.keep_question:  # it was trained on captions: a picture in, a caption out, no dialogue
             if image is None:

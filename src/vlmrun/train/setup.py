@@ -205,6 +205,8 @@ class _Run:
             "ranks": dist.world(),
             "precision": self.job.hardware.precision,
             "steps": self.schedule.steps,
+            # With on_error: skip, records whose pictures came or went would shift the order of all samples.
+            "samples": len(self.dataset),
             "trainable": {row.part: row.n_trainable for row in self.counts},
             # Frozen weights are not in a checkpoint: they must be the same again (rank 0's share, under ZeRO-3).
             "frozen": dist.broadcast_object([str(sum(numbers) % 2**64) for numbers in zip(*prints, strict=True)]),

@@ -50,8 +50,8 @@ def test_a_record_without_id_is_named_by_its_place(write_data, encoder):
 
 def test_images_are_opened_only_when_asked_for(write_data, encoder):
     config = write_data()
-    (Path(config.images) / "4.png").unlink()
     dataset = opened(config, encoder)
+    (Path(config.images) / "4.png").unlink()
     assert dataset[5].skipped is None
     with pytest.raises(DataError, match=r"image '4\.png' does not exist"):
         dataset[4]
@@ -146,3 +146,77 @@ def test_records_a_template_cannot_show_are_found_at_once(write_data, encoder):
         opened(write_data(), captions)
     assert len(error.value.problems) == 4  # the text-only ones
     assert len(opened(write_data(on_error="skip", name="other"), captions)) == 6
+
+
+def remove(config, *which):
+    for index in which:
+        (Path(config.images) / f"{index}.png").unlink()
+
+
+def test_missing_images_are_told_at_once_with_the_other_problems(write_data, encoder):
+    config = write_data(change=empty_answers(2, 7))
+    remove(config, 1, 5)
+    with pytest.raises(DataError) as error:
+        opened(config, encoder)
+    problems = error.value.problems
+    assert [problem.where.split("[")[-1] for problem in problems] == [f"{i}] (id 'r{i}')" for i in (1, 2, 5, 7)]
+    assert "image '5.png' does not exist" in problems[2].what
+    assert f"{config.images}/5.png" in problems[2].what
+    assert "did you mean" in problems[2].fix
+
+
+def test_missing_images_are_left_out_under_skip(write_data, encoder, tmp_path):
+    config = write_data(on_error="skip", change=empty_answers(2))
+    remove(config, 1, 5)
+    for _ in range(2):
+        dataset = opened(config, encoder, tmp_path / "skipped.jsonl")
+    assert [dataset.sample_id(i) for i in range(len(dataset))] == ["r0", "r3", "r4", "r6", "r7", "r8", "r9"]
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [1, 2, 5]
+    assert all("does not exist" in lines[i]["reason"] for i in (0, 2))
+
+
+def test_each_picture_is_looked_up_once_and_none_is_opened(write_data, encoder, monkeypatch):
+    def share(records):
+        for record in records[1::3]:
+            record["image"] = "1.png"
+
+    config = write_data(change=share)
+    looked_up, is_file = [], Path.is_file
+
+    def counting(path):
+        looked_up.append(path.name)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", counting)
+    monkeypatch.setattr("PIL.Image.open", lambda *args: pytest.fail("a picture was opened"))
+    opened(config, encoder)
+    assert sorted(name for name in looked_up if name.endswith(".png")) == ["1.png", "2.png", "5.png", "8.png"]
+
+
+def test_a_near_name_is_looked_for_only_for_the_problems_shown(write_data, encoder, monkeypatch):
+    config = write_data(90)
+    remove(config, *(i for i in range(90) if i % 3))
+    (Path(config.images) / "x.png").touch()
+    asked = []
+    monkeypatch.setattr("vlmrun.data.images.closest", lambda name, options: asked.extend(options[:1]))
+    with pytest.raises(DataError, match=r"40 more bad records \(60 in all\)"):
+        opened(config, encoder)
+    assert len(asked) == MAX_LISTED
+
+
+def test_images_without_a_folder_are_told_at_once(write_data, encoder):
+    config = write_data().model_copy(update={"images": None})
+    with pytest.raises(DataError, match="its data has no image folder") as error:
+        opened(config, encoder)
+    assert len(error.value.problems) == 6
+
+
+def test_an_impossible_image_name_is_a_bad_record(write_data, encoder):
+    def change(records):
+        records[1]["image"] = "x" * 300 + ".png"
+        records[2]["image"] = "a\0.png"
+
+    with pytest.raises(DataError, match="cannot be found: File name too long") as error:
+        opened(write_data(change=change), encoder)
+    assert "is not a usable path" in error.value.problems[1].what

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vlmrun.data import formats
 from vlmrun.data.formats import base, llava, vqa
-from vlmrun.data.sample import Question, Rejected, Sample, Turn
+from vlmrun.data.sample import Question, Rejected, Sample, Turn, move_image_tags
 from vlmrun.errors import ConfigError, DataError
 
 
@@ -112,7 +112,7 @@ def test_text_only_and_several_images():
     ],
 )
 def test_tags_move_to_the_front(before, after):
-    assert llava.move_image_tags(before) == after
+    assert move_image_tags(before) == after
 
 
 GOOD = conversation("<image>\nWhat?", "A cat.")
@@ -175,6 +175,13 @@ def test_vqa_questions(tmp_path):
     )
     assert found.turns == (Turn("user", "<image>\nWhat?"),)
     assert (plain.images, plain.answer, plain.category, plain.split) == ((), "4", "all", "test")
+
+
+@pytest.mark.parametrize("text", ["What is it?\n<image>", "Is <image> red?", "<image>\nWhat?", "<image> What? "])
+def test_a_text_is_the_same_for_training_and_evaluation(tmp_path, text):
+    (asked,) = vqa_lines(tmp_path, {"question_id": 1, "image": "a.png", "text": text, "answer": "red"})
+    assert asked.turns[0] == parse(image="a.png", conversations=conversation(text, "red")).turns[0]
+    assert asked.turns[0].text.startswith("<image>\n")
 
 
 def test_bad_vqa_questions(tmp_path):

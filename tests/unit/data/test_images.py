@@ -157,3 +157,12 @@ def test_pictures_of_different_sizes_are_refused():
         ImageTransform({"size": {"shortest_edge": 20}})
     with pytest.raises(CheckpointError, match="not understood"):
         ImageTransform({"size": {"longest_edge": 20}})
+
+
+def test_a_picture_that_a_person_named_is_not_skipped(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="cannot be read") as error:
+        load_image(tmp_path / "p.png")
+    assert "on_error" not in str(error.value)
+    with pytest.raises(DataError, match="or on_error: skip"):
+        load_image(tmp_path / "p.png", "f.json[1]")

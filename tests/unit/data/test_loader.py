@@ -1,4 +1,5 @@
 import multiprocessing
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import open_datasets
 from vlmrun.data.loader import batches
 from vlmrun.data.sampler import Schedule
-from vlmrun.errors import DataError
+from vlmrun.errors import ConfigError, DataError, Problem, VlmrunError
 
 
 def load(dataset, *, workers=0, rank=0, ranks=1, first_step=0):
@@ -98,3 +99,24 @@ def test_a_bad_image_is_a_data_error(write_data, encoder, workers):
     dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None)
     with pytest.raises(DataError, match="cannot be read"):
         list(load(dataset, workers=workers))
+
+
+def test_workers_tell_a_bad_image_in_the_same_words(write_data, encoder):
+    config = write_data(11)
+    (Path(config.images) / "4.png").write_bytes(b"x")
+    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None)
+    told = []
+    for workers in (0, 1):
+        with pytest.raises(DataError) as error:
+            list(load(dataset, workers=workers))
+        told.append((str(error.value), error.value.problems))
+    assert told[0] == told[1]
+    assert told[0][1][0].fix
+    assert "Traceback" not in told[1][0]
+
+
+@pytest.mark.parametrize("kind", [VlmrunError, DataError, ConfigError])
+def test_errors_travel_whole_between_processes(kind):
+    error = kind([Problem("one", "here", "mend it"), Problem("two")])
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.problems, str(copy)) == (kind, error.problems, str(error))

@@ -157,3 +157,17 @@ def test_a_model_is_asked_with_the_preprocessing_it_was_trained_with(make_job, m
     monkeypatch.setattr(evaluate, "Encoder", lambda **values: seen.append(values["aspect"]) or encoder(**values))
     evaluate.execute(job)
     assert seen == [used]
+
+
+def test_missing_pictures_are_told_before_the_model_is_loaded(make_job, questions, monkeypatch):
+    for name in ("2.png", "5.png"):
+        (questions.parent / "images" / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "load", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+        with pytest.raises(DataError) as error:
+            evaluate.execute(make_job())
+    assert [problem.where.split("[")[-1] for problem in error.value.problems] == ["2] (id 'q2')", "5] (id 'q5')"]
+    job = make_job(on_error="skip", shuffle_control=False)
+    assert evaluate.execute(job).summary["n_questions"] == 8
+    listed = [json.loads(line)["id"] for line in (job.path / "skipped.jsonl").read_text().splitlines()]
+    assert listed == ["q2", "q5"]

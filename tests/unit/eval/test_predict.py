@@ -1,13 +1,17 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.formats import vqa
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.prompts import Prompts
+from vlmrun.data.sample import Question, Turn
 from vlmrun.errors import DataError
 from vlmrun.eval.predict import Asked, Asker, with_other_pictures
 
@@ -113,3 +117,27 @@ def test_the_control_gives_each_question_another_picture_of_its_category(asked, 
 
 def test_a_question_alone_in_its_category_has_no_control(asked):
     assert with_other_pictures(asked[:1], 0) == []
+
+
+PLACES = st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from(["0.png", "1.png", "2.png"]), st.sampled_from("xy"))
+
+
+@given(st.lists(PLACES, max_size=30), st.integers(0, 1000))
+def test_nobody_keeps_its_own_picture_however_many_ask_about_it(places, seed):
+    """Roots with the same file names, several questions per picture in any order."""
+    asked = [
+        Asked(Question(f"q{i}", (name,), (Turn("user", "?"),), ("f", i), "red", category, "test"), Path(root), "d")
+        for i, (root, name, category) in enumerate(places)
+    ]
+    turned = with_other_pictures(asked, seed)
+    assert turned == with_other_pictures(asked, seed)
+    pictures = {c: {(one.images, one.question.images) for one in asked if one.question.category == c} for c in "xy"}
+    expected = [one for one in asked if len(pictures[one.question.category]) > 1]
+    for one, before in zip(turned, expected, strict=True):
+        picture = (one.images, one.question.images)
+        assert picture != (before.images, before.question.images)
+        assert picture in pictures[before.question.category]
+        assert replace(one, question=before.question, images=before.images) == before
+    for category in "xy":  # every picture is still shown
+        shown = {(one.images, one.question.images) for one in turned if one.question.category == category}
+        assert shown in (pictures[category], set())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmrun import cli
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.serve import chat
 
@@ -65,3 +66,26 @@ def test_a_bad_picture_or_model_is_told_before_anything_is_loaded(artifact, tmp_
         chat.main(artifact, tmp_path / "no.png", "What is it?", 5)
     with pytest.raises(CheckpointError):
         chat.main(tmp_path, None, "What is it?", 5)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # what Python chooses depends on the locale
+def test_input_that_is_not_utf8(artifact, picture, monkeypatch, capsys, errors):
+    odd = picture.rename(picture.parent / "p\udcff.png")
+    lines = b"/image " + bytes(odd) + b"\nWhat \xff?\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8", errors))
+    chat.main(artifact, None, None, 5)
+    expected = chat.open_dialogue(artifact, 5).ask("What \ufffd?", Image.open(odd).convert("RGB"))
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_prompt_that_is_not_utf8(artifact, capsys):
+    chat.main(artifact, None, "What \udcff?", 5)
+    assert capsys.readouterr().out == chat.open_dialogue(artifact, 5).ask("What \ufffd?") + "\n"
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "x", "1.5"])
+def test_an_answer_has_at_least_one_token(artifact, capsys, number):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["chat", str(artifact), "--prompt", "Hello?", f"--max-new-tokens={number}"])
+    assert stopped.value.code == 2
+    assert f"'{number}' is not a whole number of at least 1" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.data.formats.base import records
-from vlmrun.data.sample import IMAGE_TAG, Rejected, Role, Sample, Turn
+from vlmrun.data.sample import IMAGE_TAG, Rejected, Role, Sample, Turn, move_image_tags
 from vlmrun.errors import DataError, suggest
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -32,18 +32,6 @@ def parse(record: Any, source: tuple[str, int]) -> Sample | Rejected:
         problem = error.problems[0]
         return Rejected(id, source, problem.what, problem.fix)
     return Sample(id, tuple(images), tuple(turns), source)
-
-
-def move_image_tags(text: str) -> str:
-    """Puts a turn's image tags at its start, as LLaVA does before training.
-
-    Source: haotian-liu/LLaVA@c121f043 llava/train/train.py, preprocess_multimodal. There several tags of a turn
-    become one; here each is kept, so that none of several images is lost.
-    """
-    n_tags = text.count(IMAGE_TAG)
-    if n_tags == 0:
-        return text
-    return ((IMAGE_TAG + "\n") * n_tags + text.replace(IMAGE_TAG, "").strip()).strip()
 
 
 def _images(record: Any) -> list[str]:

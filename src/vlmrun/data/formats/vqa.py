@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.data.formats.base import records
-from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample, Turn
+from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample, Turn, move_image_tags
 
 _REQUIRED = ("question_id", "text", "answer")
 
@@ -46,8 +46,8 @@ def _parse(record: Any, source: tuple[str, int]) -> Question | Rejected:
             f"{n_tags} {IMAGE_TAG} tags, but {int(image is not None)} images",
             "leave the tag out: it is added",
         )
-    if image is not None and n_tags == 0:
-        text = f"{IMAGE_TAG}\n{text}"
+    if image is not None:
+        text = move_image_tags(text if n_tags else f"{IMAGE_TAG}\n{text}")
     return Question(
         id=id,
         images=() if image is None else (image,),
