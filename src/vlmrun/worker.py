@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import logging
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact, Parent
@@ -20,34 +23,62 @@ from vlmrun.stages import KINDS, Result
 
 log = logs.get(__name__)
 
+_STOPPED = 130
 _LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "safetensors", "tokenizers", "pillow", "numpy")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one rank; returns its exit code."""
-    job = StageJob.read(Path((argv or sys.argv[1:])[0]))
-    rank = int(os.environ.get("RANK", "0"))
-    logs.setup(rank=rank, folder=job.path / "logs")
-    started = time.monotonic()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        result = importlib.import_module(KINDS[job.stage.kind]).execute(job)
+        return _run(StageJob.read(Path((argv or sys.argv[1:])[0])))
+    except KeyboardInterrupt:
+        return _STOPPED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(job: StageJob) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    started = time.monotonic()
+    logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
+    try:
+        logs.setup(rank=rank, folder=job.path / "logs")
+        execute = importlib.import_module(KINDS[job.stage.kind]).execute
+        # Only now: while modules load there is nothing to save, and SIGTERM ends us as it is.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+        result = execute(job)
         if rank == 0 and result is not None:
             finish(job, result, time.monotonic() - started)
     except VlmrunError as error:
-        _leave(job, error)
-        return error.exit_code
+        return _leave(job, error)
     except OSError as error:
         # A full disk or a read-only folder: the user's matter, not a bug of ours.
         return _leave(
             job, DataError(f"{error.strerror or error}", str(error.filename or job.path), "free space or rights")
         )
     except Exception as error:  # noqa: BLE001 - the last line of defence: keep the traceback, show a sentence
-        log.debug("%s", traceback.format_exc())
-        (job.path / "logs" / f"traceback-{rank}.txt").write_text(traceback.format_exc(), "utf-8")
-        what = f"{type(error).__name__}: {error}"
-        where = str(job.path / "logs" / f"traceback-{rank}.txt")
-        return _leave(job, VlmrunError(what, where, "this looks like a bug of vlmrun: please report that file"))
+        return _leave(job, _unforeseen(job, rank, error))
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _unforeseen(job: StageJob, rank: int, error: Exception) -> VlmrunError:
+    """Keeps the traceback in a file, or shows it where that cannot be written."""
+    text = "".join(traceback.format_exception(error))
+    path = job.path / "logs" / f"traceback-{rank}.txt"
+    log.debug("%s", text)
+    try:
+        path.write_text(text, "utf-8")
+    except OSError:
+        print(text, file=sys.stderr)  # noqa: T201
+    what = f"{type(error).__name__}: {error}"
+    return VlmrunError(what, str(path), "this looks like a bug of vlmrun: please report that file")
 
 
 def finish(job: StageJob, result: Result, seconds: float) -> None:
@@ -85,8 +116,11 @@ def _environment() -> dict[str, str]:
 def _leave(job: StageJob, error: VlmrunError) -> int:
     """Hands the error to the parent, which alone shows it. The first rank that fails is the one to hear."""
     path = job.path / FAILURE_FILE
-    if not path.exists():
-        artifact.write_json(path, error.to_dict())
+    try:
+        if not path.exists():
+            artifact.write_json(path, error.to_dict())
+    except OSError:
+        print(error, file=sys.stderr)  # noqa: T201 - the disk that is full is the one the error would be left on
     return error.exit_code
 
 

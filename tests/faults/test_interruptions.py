@@ -12,16 +12,16 @@ import time
 
 import pytest
 
-from tests.conftest import run_vlmrun
+from tests.conftest import TINY, run_vlmrun
 from tests.faults.conftest import arguments
 from vlmrun import artifact
 
 MORE = ["stage.pretrain.epochs=20", "stage.pretrain.engine=deepspeed", "stage.pretrain.save_steps=3"]
 
 
-def start(folder):
+def start(folder, *more):
     return subprocess.Popen(
-        [sys.executable, "-m", "vlmrun.cli", *arguments(folder), *MORE],
+        [sys.executable, "-m", "vlmrun.cli", *arguments(folder), *MORE, *more],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -98,20 +98,81 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(undisturbed, tmp_path):
     assert result(tmp_path) == undisturbed
 
 
+LAUNCHERS = {
+    "inline": [],
+    "torchrun": ["hardware.launcher=torchrun", "hardware.ranks_per_node=2"],
+    "deepspeed": ["hardware.launcher=deepspeed", "hardware.ranks_per_node=2"],
+}
+endless = pytest.mark.parametrize("launcher", LAUNCHERS)
+
+
+def start_endless(own_data, folder, launcher):
+    """A training that only a signal ends, at its second step or later."""
+    (folder / "own.json").write_text(json.dumps(own_data))
+    process = start(folder, *LAUNCHERS[launcher], "stage.pretrain.epochs=5000", "stage.pretrain.save_steps=1000")
+    wait_for_step(folder, 2, process)
+    return process
+
+
+def assert_nobody_works_on(folder):
+    """No launcher and no rank: they all name their job's file."""
+    for _ in range(200):
+        listed = subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True, check=False).stdout
+        if not listed:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"outlived the run by 20 s:\n{listed}")
+
+
 @pytest.mark.slow
-def test_killing_the_parent_leaves_no_worker_behind(own_data, tmp_path):
-    (tmp_path / "own.json").write_text(json.dumps(own_data))
-    process = start(tmp_path)
-    wait_for_step(tmp_path, 2, process)
-    (worker,) = workers_of(process)
+@pytest.mark.ranks
+@endless
+def test_ctrl_c_saves_and_leaves_nobody_behind(own_data, tmp_path, launcher):
+    process = start_endless(own_data, tmp_path, launcher)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "checkpoint saved" in said
+    assert "Traceback" not in said
+    assert list(stage_folder(tmp_path).glob("checkpoints/step-*"))
+    assert_nobody_works_on(tmp_path / "outputs")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@endless
+def test_killing_the_parent_leaves_nobody_behind(own_data, tmp_path, launcher):
+    process = start_endless(own_data, tmp_path, launcher)
     process.kill()
     process.communicate()
-    for _ in range(200):
-        if not os.path.exists(f"/proc/{worker}"):  # noqa: PTH110
-            break
-        time.sleep(0.1)
-    else:
-        raise AssertionError("the worker outlived its parent by 20 s")
+    assert_nobody_works_on(tmp_path / "outputs")
+    assert list(stage_folder(tmp_path).glob("checkpoints/step-*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_outside_training_is_told_without_a_traceback(tmp_path):
+    command = [*TINY, "only=[pretrain,eval_pretrain]", "stage.eval_pretrain.max_new_tokens=900"]
+    # While its modules load, and while it answers.
+    for sign, wait in (("job.json", 0.7), ("*answers*", 0.0)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vlmrun.cli", *command],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for _ in range(3000):
+            if list(tmp_path.glob(f"outputs/stages/eval_pretrain-*/{sign}")):
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        assert "stopped; the same command goes on from there" in said
+        assert "checkpoint" not in said
+    done = run_vlmrun(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain: reused" in done.stderr
 
 
 def test_a_second_process_on_the_same_stage_is_refused_when_asked_not_to_wait(own_data, pretrain, tmp_path):

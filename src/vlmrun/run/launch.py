@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import json
@@ -13,14 +14,22 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
+from vlmrun import artifact
 from vlmrun.config.job import FAILURE_FILE, JOB_FILE, StageJob
-from vlmrun.errors import LaunchError, error_from_dict
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 
 _PR_SET_PDEATHSIG = 1
+_GOES_ON = "the same command goes on from there"
+_BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, LaunchError)}
 
 
-def command(job: StageJob, port: int) -> list[str]:
-    """The argv of a job. Only training has several ranks; every other kind is one process."""
+def command(job: StageJob, port: int, visible: str = "") -> list[str]:
+    """The argv of a job. Only training has several ranks; every other kind is one process.
+
+    Args:
+        port: a free one, for launchers that do not find one themselves.
+        visible: our CUDA_VISIBLE_DEVICES, which DeepSpeed would otherwise overwrite.
+    """
     job_file = str(job.path / JOB_FILE)
     hardware = job.hardware
     if job.stage.kind != "train" or hardware.launcher == "inline":
@@ -32,10 +41,12 @@ def command(job: StageJob, port: int) -> list[str]:
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", job.key),
             *("--max-restarts", "0", "-m", "vlmrun.worker", job_file),
         ]
+    # Not deepspeed.launcher.runner: it dies on a signal without ending the launcher it started, and the ranks train on.
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--num_accelerators", str(hardware.ranks_per_node), "--master_port", str(port)),
-        *("--log_level", "warning", "--no_local_rank", "--module", "vlmrun.worker", job_file),
+        *(sys.executable, "-m", "deepspeed.launcher.launch"),
+        *("--world_info", _world(job, visible), "--node_rank", "0"),
+        *("--master_addr", "127.0.0.1", "--master_port", str(port)),
+        *("--log_level", "critical", "--no_local_rank", "--module", "vlmrun.worker", job_file),
     ]
 
 
@@ -65,7 +76,7 @@ def run(job: StageJob, lock_fd: int) -> None:
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     process = subprocess.Popen(
-        command(job, _free_port()),
+        command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", "")),
         env=environment(job, os.environ),
         start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
         preexec_fn=_die_with_parent,
@@ -75,27 +86,48 @@ def run(job: StageJob, lock_fd: int) -> None:
     code, stopped = _wait(process)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
-        raise KeyboardInterrupt(str(error.problems[0].what) if error else "stopped before the first checkpoint")
-    if error:
-        raise error
-    if code != 0:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        raise LaunchError(
-            f"the worker of stage {job.name!r} {how} without saying why",
-            str(job.path / "logs"),
-            "the same command goes on from the newest checkpoint",
-        )
+        raise KeyboardInterrupt(_farewell(job, error))
+    if error or code != 0:
+        raise error or _unexplained(job, code)
+
+
+def _farewell(job: StageJob, error: VlmrunError | None) -> str:
+    """What to say to a person who stopped us."""
+    if artifact.read(job.path) is not None:
+        return f"stage {job.name!r} had finished when it was stopped; {_GOES_ON}"
+    if isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped"):
+        return error.problems[0].what
+    # Bugs and lost ranks are what a rank reports whose neighbour left first, not what the person did.
+    by_the_way = error is None or type(error) in (VlmrunError, LaunchError)
+    return f"stopped; {_GOES_ON}" if by_the_way else str(error)
+
+
+def _unexplained(job: StageJob, code: int) -> VlmrunError:
+    """The error of a worker that left none: on a full disk it could only print it."""
+    logs = str(job.path / "logs")
+    if code in _BY_CODE:
+        what = f"stage {job.name!r} ended with exit code {code}"
+        return _BY_CODE[code](what, logs, f"the reason is printed above; once it is gone, {_GOES_ON}")
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return LaunchError(
+        f"the worker of stage {job.name!r} {how} without saying why",
+        logs,
+        "the same command goes on from the newest checkpoint",
+    )
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
-    """Exit code, and whether we were asked to stop. The first signal is passed on, a second one kills."""
+    """Exit code, and whether we were asked to stop. The first signal is passed on, a second one kills.
+
+    It is passed on as SIGTERM, which ends a Python that still imports without a traceback, as SIGINT does not.
+    """
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         with contextlib.suppress(ProcessLookupError):
             if len(asked) == 1:
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM)
             else:
                 os.killpg(process.pid, signal.SIGKILL)
 
@@ -109,6 +141,13 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _world(job: StageJob, visible: str) -> str:
+    """DeepSpeed's list of hosts and their devices: the first ones of those we were given, else of all."""
+    n_ranks = job.hardware.ranks_per_node
+    given = visible.split(",") if visible and job.hardware.gpu != "cpu" else range(n_ranks)
+    return base64.urlsafe_b64encode(json.dumps({"localhost": list(given[:n_ranks])}).encode()).decode()
 
 
 def _free_port() -> int:

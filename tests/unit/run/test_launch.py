@@ -1,11 +1,17 @@
 """argv and environment are pure functions of a job; a worker's death is told as what it was."""
 
+import base64
+import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
 from vlmrun.config.job import StageJob
-from vlmrun.errors import DataError, LaunchError
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError
 from vlmrun.run import graph, identity, launch, pipeline
 
 
@@ -37,12 +43,26 @@ def test_torchrun_starts_the_ranks_of_one_node_without_a_fixed_port(job):
     ]  # fmt: skip
 
 
-def test_deepspeed_is_given_its_port(job):
+def world(command):
+    return json.loads(base64.urlsafe_b64decode(command[command.index("--world_info") + 1]))
+
+
+def test_deepspeed_is_started_without_its_runner_which_would_leave_orphans(job):
     made = job("lora", "hardware.launcher=deepspeed", "hardware.ranks_per_node=2")
     assert launch.command(made, 1234)[1:] == [
-        "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "1234",
-        "--log_level", "warning", "--no_local_rank", "--module", "vlmrun.worker", f"{made.folder}/job.json",
+        "-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--node_rank", "0",
+        "--master_addr", "127.0.0.1", "--master_port", "1234",
+        "--log_level", "critical", "--no_local_rank", "--module", "vlmrun.worker", f"{made.folder}/job.json",
     ]  # fmt: skip
+    assert world(launch.command(made, 1234)) == {"localhost": [0, 1]}
+
+
+@pytest.mark.parametrize(("gpu", "devices"), [("cpu", [0, 1]), ("h100_80gb", ["5", "GPU-3f"])])
+def test_deepspeed_keeps_to_the_gpus_it_was_given(job, gpu, devices):
+    made = job("lora", "hardware.launcher=deepspeed", "hardware.ranks_per_node=2")
+    hardware = made.hardware.model_copy(update={"gpu": gpu})
+    made = made.model_copy(update={"hardware": hardware})
+    assert world(launch.command(made, 1234, "5,GPU-3f,7")) == {"localhost": devices}
 
 
 @pytest.mark.parametrize("name", ["shapes", "merge", "average", "eval_merge"])
@@ -72,6 +92,10 @@ def test_a_job_survives_its_json(job):
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", LaunchError, "was killed by SIGKILL"),
         ("raise SystemExit(9)", LaunchError, "ended with exit code 9"),
+        ("raise SystemExit(2)", ConfigError, "exit code 2\n  at:  .*logs\n  fix: the reason is printed above"),
+        ("raise SystemExit(3)", DataError, "the reason is printed above"),
+        ("raise SystemExit(4)", CheckpointError, "the reason is printed above"),
+        ("raise SystemExit(5)", LaunchError, "the reason is printed above"),
         (
             "import json, pathlib; pathlib.Path('FOLDER/failure.json').write_text(json.dumps("
             "{'type': 'DataError', 'problems': [{'what': 'w', 'where': 'x', 'fix': 'f'}]})); raise SystemExit(3)",
@@ -83,6 +107,57 @@ def test_a_job_survives_its_json(job):
 def test_how_a_worker_died_is_told(job, monkeypatch, tmp_path, code, error, text):
     made = job("merge")
     code = code.replace("FOLDER", made.folder)
-    monkeypatch.setattr(launch, "command", lambda job, port: [sys.executable, "-c", code])
+    monkeypatch.setattr(launch, "command", lambda job, port, visible: [sys.executable, "-c", code])
     with (tmp_path / "lock").open("w") as lock, pytest.raises(error, match=text):
         launch.run(made, lock.fileno())
+
+
+FINISH = "pathlib.Path('FOLDER/artifact.json').write_text(ARTIFACT)"
+ARTIFACT = {
+    "name": "merge", "kind": "merge", "key": "k", "run": "r", "created": "c",
+    "parents": [], "summary": {}, "environment": {}, "files": {},
+}  # fmt: skip
+
+
+def left(kind, what):
+    words = json.dumps({"type": kind, "problems": [{"what": what}]})
+    return f"pathlib.Path('FOLDER/failure.json').write_text({words!r})"
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("pass", "stopped; the same command goes on from there"),
+        (left("LaunchError", "stopped at step 3; checkpoint saved"), "stopped at step 3; checkpoint saved"),
+        (left("LaunchError", "lost another rank"), "stopped; the same command goes on from there"),
+        (left("VlmrunError", "a bug"), "stopped; the same command goes on from there"),
+        (left("DataError", "disk full"), "error: disk full"),
+        (FINISH, "stage 'merge' had finished when it was stopped; the same command goes on from there"),
+    ],
+)
+def test_what_is_said_to_a_person_who_stops_a_stage(job, monkeypatch, tmp_path, last, said):
+    made = job("merge")
+    last = last.replace("FOLDER", made.folder).replace("ARTIFACT", repr(json.dumps(ARTIFACT)))
+    ready = tmp_path / "ready"
+    code = f"""
+import json, pathlib, signal, time
+def end(*_):
+    {last}
+    raise SystemExit(0 if "artifact" in {last!r} else 5)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(20)
+"""
+    monkeypatch.setattr(launch, "command", lambda job, port, visible: [sys.executable, "-c", code])
+
+    def press_ctrl_c():
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    person = threading.Thread(target=press_ctrl_c)
+    person.start()
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt) as stopped:
+        launch.run(made, lock.fileno())
+    person.join()
+    assert str(stopped.value) == said

@@ -1,0 +1,114 @@
+"""Whatever happens to a stage, its worker ends with an exit code and a sentence, even when no file can hold it."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+from vlmrun import artifact, logs, worker
+from vlmrun.config.compose import compose
+from vlmrun.config.job import FAILURE_FILE
+from vlmrun.config.validate import validate
+from vlmrun.errors import CheckpointError
+from vlmrun.run import graph, identity, pipeline
+
+
+@pytest.fixture
+def run_stage(tmp_path, monkeypatch):
+    """`run_stage(execute)`: the exit code of a worker whose stage is that function."""
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # a worker sets it for its whole process
+
+    def start(execute, output=tmp_path):
+        composed = compose(["+recipe=smoke", f"output={output}"])
+        run, _ = validate(composed.tree, composed.problems)
+        planned, _ = graph.plan(run)
+        whole = pipeline.Run(run, planned, identity.keys(planned, run), output / "runs" / "smoke")
+        job = pipeline.job_of(whole, next(item for item in planned if item.name == "merge"))
+        job.path.mkdir(parents=True)
+        (job.path / "job.json").write_text(job.to_json())
+        monkeypatch.setitem(sys.modules, "stage_under_test", types.SimpleNamespace(execute=execute))
+        monkeypatch.setitem(worker.KINDS, "merge", "stage_under_test")
+        return worker.main([str(job.path / "job.json")])
+
+    yield start
+    logs.setup()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of half a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting is refused")
+    yield folder
+    for file in folder.rglob("weights-*"):
+        file.unlink()
+    try:
+        logs.setup()  # closes the worker's log, which lies on it
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_an_error_on_a_full_disk_is_printed_when_it_cannot_be_left(run_stage, small_disk, capsys):
+    def fill(job):
+        for n_bytes in (65536, 4096, 1):
+            try:
+                with (job.path / f"weights-{n_bytes}").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(b"x" * n_bytes)
+            except OSError as error:
+                full = error
+        worker.log.info("a line that finds no room in the log")
+        raise full
+
+    assert run_stage(fill, small_disk) == 3
+    said = capsys.readouterr().err
+    assert "error: No space left on device" in said
+    assert "fix: free space" in said
+    assert "Traceback" not in said
+    assert not list(small_disk.rglob(FAILURE_FILE))
+
+
+def refuse(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_error_that_cannot_be_left_keeps_its_exit_code(run_stage, monkeypatch, capsys):
+    def fail(job):
+        raise CheckpointError("damaged", "there", "make it again")
+
+    monkeypatch.setattr(artifact, "write_json", refuse)
+    assert run_stage(fail) == 4
+    assert "error: damaged\n  at:  there\n  fix: make it again" in capsys.readouterr().err
+
+
+def test_the_traceback_of_a_bug_is_shown_when_it_cannot_be_kept(run_stage, capsys, tmp_path):
+    def fail(job):
+        (job.path / "logs" / "traceback-0.txt").mkdir()  # nobody can write there, root neither
+        raise ZeroDivisionError("a bug")
+
+    assert run_stage(fail) == 1
+    assert "in fail" in capsys.readouterr().err
+    (left,) = tmp_path.rglob(FAILURE_FILE)
+    assert "ZeroDivisionError: a bug" in left.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_stage_with_130_and_without_a_traceback(run_stage, capsys, tmp_path, number):
+    before = signal.getsignal(number)
+
+    def be_stopped(job):
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal did nothing")
+
+    assert run_stage(be_stopped) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert not list(tmp_path.rglob(FAILURE_FILE))
+    assert signal.getsignal(number) is before
