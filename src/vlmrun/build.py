@@ -8,15 +8,13 @@ arguments are compared with its signature first.
 
 from __future__ import annotations
 
-import ast
 import importlib
-import importlib.util
 import inspect
 import os
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
+from vlmrun import signature
 from vlmrun.errors import ConfigError, Problem, suggest
 
 
@@ -33,7 +31,7 @@ def is_allowed(dotted: str) -> bool:
 
 
 def check(target: str, arguments: dict[str, Any], where: str, supplied: frozenset[str] = frozenset()) -> list[Problem]:
-    """Problems of a target, found by reading its source: nothing of it is imported or run.
+    """Problems of a target, found by reading its source: nothing is imported or run, nor the packages above it.
 
     Args:
         supplied: arguments that the program adds itself when it builds this kind of part.
@@ -47,17 +45,19 @@ def check(target: str, arguments: dict[str, Any], where: str, supplied: frozense
             Problem(f"{name!r} is not allowed in a target", where, "write plain arguments") for name in hidden + nested
         ]
     module_name, _, attribute = target.rpartition(".")
-    source = _module_file(module_name)
-    if source is None:
+    if signature.module_file(module_name) is None:
         return [
             Problem(f"no module {module_name!r}", where, "check _target_; the folder it lies in must be on PYTHONPATH")
         ]
-    tree = ast.parse(source.read_text("utf-8"))
-    function = _find_callable(tree, attribute)
-    if function is None:
-        names = [n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_"]
-        return [Problem(f"{module_name} has no {attribute!r}", where, suggest(attribute, names, noun="names"))]
-    return _compare(function, attribute, arguments, where, supplied)
+    try:
+        takes = signature.read(module_name, attribute, is_allowed)
+        if takes is None:
+            fix = suggest(attribute, signature.public_names(module_name), noun="names")
+            return [Problem(f"{module_name} has no {attribute!r}", where, fix)]
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}"
+        return [Problem(f"{target} cannot be read: {error.msg}", place, f"mend the file that {where} names")]
+    return _compare(takes, attribute, arguments, where, supplied)
 
 
 def build(target: Any, base: type | None = None, **extra: Any) -> Any:
@@ -84,7 +84,9 @@ def build(target: Any, base: type | None = None, **extra: Any) -> Any:
             target.target,
             f"name a subclass of {base.__module__}.{base.__name__}",
         )
-    return found(**target.arguments, **extra)
+    arguments = {**target.arguments, **extra}
+    _bind(found, arguments, target.target)
+    return found(**arguments)
 
 
 def _forbidden(target: str, where: str) -> Problem:
@@ -95,49 +97,30 @@ def _forbidden(target: str, where: str) -> Problem:
     )
 
 
-def _module_file(name: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
-
-
-def _find_callable(tree: ast.Module, name: str) -> ast.FunctionDef | None:
-    """The function, or the class's own or inherited-in-module `__init__`."""
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if name in functions:
-        return functions[name]
-    node = classes.get(name)
-    while node is not None:
-        for member in node.body:
-            if isinstance(member, ast.FunctionDef) and member.name == "__init__":
-                return member
-        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        node = next((classes[base] for base in bases if base in classes), None)
-    return None
-
-
 def _compare(
-    function: ast.FunctionDef, name: str, arguments: dict[str, Any], where: str, supplied: frozenset[str]
+    takes: signature.Signature, name: str, arguments: dict[str, Any], where: str, supplied: frozenset[str]
 ) -> list[Problem]:
-    signature = function.args
-    positional = [argument.arg for argument in signature.posonlyargs + signature.args if argument.arg != "self"]
-    keyword = [argument.arg for argument in signature.kwonlyargs]
-    known = [argument for argument in positional + keyword if argument not in supplied]
+    known = {parameter.name: parameter for parameter in takes.parameters if parameter.name not in supplied}
     problems = []
-    if signature.kwarg is None:
-        for key in arguments:
-            if key not in known:
-                problems.append(
-                    Problem(f"{name} takes no argument {key!r}", where, suggest(key, known, noun="arguments"))
-                )
-    required = positional[: len(positional) - len(signature.defaults)]
-    required += [
-        a.arg for a, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if default is None
-    ]
-    for key in required:
-        if key not in arguments and key not in supplied:
+    for key, value in arguments.items():
+        if key in supplied or (key not in known and not takes.takes_any):
+            problems.append(Problem(f"{name} takes no argument {key!r}", where, suggest(key, known, noun="arguments")))
+        elif key in known and not known[key].fits(value):
+            what = f"{name} takes {known[key].expected} as {key}, not {value!r}"
+            problems.append(Problem(what, f"{where}.{key}", f"give a value of type {known[key].expected}"))
+    for key, parameter in known.items():
+        if parameter.required and key not in arguments:
             problems.append(Problem(f"{name} needs the argument {key!r}", where, f"add {key}: ... beside _target_"))
     return problems
+
+
+def _bind(found: Any, arguments: dict[str, Any], target: str) -> None:
+    """Compares with the real signature, which the source may not have told."""
+    try:
+        takes = inspect.signature(found)
+    except ValueError:  # written in C: it tells nothing
+        return
+    try:
+        takes.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{target}: {error}", target, f"its arguments: {takes}") from error

@@ -32,7 +32,10 @@ def locate(path: str) -> Path:
             return folder
         names = [p.name for p in assets_dir().glob("*") if p.is_dir()]
         raise CheckpointError(f"no built-in part {name!r}", path, suggest(name, names, noun="built-in parts"))
-    local = Path(path).expanduser()
+    try:
+        local = Path(path).expanduser()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise CheckpointError(f"no model folder {path!r} here", path, "there is no such user") from error
     if local.is_dir():
         return local
     cached = _cached_snapshot(path)
@@ -51,13 +54,17 @@ def read_config(path: str) -> dict[str, Any]:
     """The `config.json` of the part at `path`."""
     file = locate(path) / "config.json"
     try:
-        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             "config.json is missing", str(file), "point `path` at a Hugging Face model folder"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"config.json is not JSON: {error}", str(file), "fetch the model again") from error
+    except OSError as error:
+        raise CheckpointError(f"config.json cannot be read: {error.strerror}", str(file), "look at the file") from error
+    if not isinstance(config, dict):
+        raise CheckpointError("config.json is not a JSON object", str(file), "fetch the model again")
     return config
 
 
@@ -70,5 +77,8 @@ def _cached_snapshot(path: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(path, "config.json")
+    try:
+        found = try_to_load_from_cache(path, "config.json")
+    except ValueError:  # not a hub id after all
+        return None
     return Path(found).parent if isinstance(found, str) else None

@@ -121,14 +121,14 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
 
 
 def _llm(run: RunConfig) -> Iterator[Problem]:
+    if not parts.is_told(run.model.llm):
+        return
     try:
         facts = parts.llm_facts(run.model.llm)
         tokenizer = parts.tokenizer_facts(run.model.llm)
     except CheckpointError as error:
-        yield from (Problem(problem.what, "model.llm.path", problem.fix) for problem in error.problems)
-        return
-    except KeyError as error:
-        yield Problem(f"the LLM's config.json has no {error}", "model.llm", "is this the folder of a causal LM?")
+        where = f"model.llm.{parts.told_by(run.model.llm)}"
+        yield from (Problem(problem.what, where, problem.fix) for problem in error.problems)
         return
     if facts.max_positions is not None and run.model.max_length > facts.max_positions:
         yield Problem(
@@ -184,18 +184,17 @@ def _lora_targets(targets: list[str], llm: parts.LlmFacts, where: str) -> Iterat
 
 
 def _tower(run: RunConfig) -> Iterator[Problem]:
+    if not parts.is_told(run.model.tower):
+        return
     try:
         facts = parts.tower_facts(run.model.tower)
     except CheckpointError as error:
-        yield from (Problem(problem.what, "model.tower.path", problem.fix) for problem in error.problems)
+        where = f"model.tower.{parts.told_by(run.model.tower)}"
+        yield from (Problem(problem.what, where, problem.fix) for problem in error.problems)
         return
-    except KeyError as error:
-        yield Problem(
-            f"the vision tower's config.json has no {error}", "model.tower", "is this the folder of a vision model?"
-        )
-        return
-    for layer in run.model.tower.arguments.get("layers", []):
-        if not -facts.n_layers - 1 <= layer <= facts.n_layers:
+    layers = run.model.tower.arguments.get("layers")
+    for layer in layers if isinstance(layers, list) else []:  # what is no number is a problem of _targets
+        if isinstance(layer, int) and not -facts.n_layers - 1 <= layer <= facts.n_layers:
             yield Problem(
                 f"layer {layer} does not exist: the tower has {facts.n_layers} blocks",
                 "model.tower.layers",

@@ -11,6 +11,7 @@ from typing import Any
 
 from vlmrun.config.paths import locate, read_config
 from vlmrun.config.schema import Target
+from vlmrun.errors import CheckpointError
 
 # Last names of the linear layers of families whose weights may be absent when a run is checked.
 _LLAMA_LIKE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -19,6 +20,7 @@ LINEAR_LAYERS: dict[str, tuple[str, ...]] = {
     "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
 }
+_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,65 @@ class TokenizerFacts:
     tokens: frozenset[str]
 
 
+def is_told(part: Target) -> bool:
+    """Whether `path`, `config` and `tokenizer` can be looked into; `build.check` says which is of a wrong type."""
+    kinds = {"path": str, "config": dict, "tokenizer": str}
+    return all(isinstance(part.arguments.get(name), kind | None) for name, kind in kinds.items())
+
+
+def told_by(part: Target) -> str:
+    """The argument that a part's sizes come from."""
+    return "config" if part.arguments.get("path") is None else "path"
+
+
 def config_of(part: Target) -> dict[str, Any]:
-    """The part's config.json, or the `config` it is built from in-process."""
+    """The part's config.json, or the `config` it is built from in-process.
+
+    Raises:
+        CheckpointError: when it cannot be read.
+    """
     arguments = part.arguments
+    if not is_told(part):
+        raise CheckpointError(
+            "path or config has a wrong type", part.target, "a path is text, a config keys and values"
+        )
     if arguments.get("path") is None:
         return dict(arguments.get("config") or {})
     return read_config(arguments["path"])
 
 
 def llm_facts(part: Target) -> LlmFacts:
-    """Raises CheckpointError when the folder or its config.json is not there, KeyError when a size is not stated."""
-    config = config_of(part)
-    config = config.get("text_config", config)
-    names = LINEAR_LAYERS.get(config.get("model_type", ""))
+    """Raises CheckpointError when config.json is missing, or a size in it is missing or of a wrong type."""
+    config = _section(config_of(part), "text_config")
+    names = LINEAR_LAYERS.get(str(config.get("model_type", "")))
     linear = frozenset(names) if names else _linear_in_weights(part)
-    return LlmFacts(config["hidden_size"], config["vocab_size"], config.get("max_position_embeddings"), linear)
+    stated = config.get("max_position_embeddings") is not None
+    positions = _size(config, "max_position_embeddings") if stated else None
+    return LlmFacts(_size(config, "hidden_size"), _size(config, "vocab_size"), positions, linear)
 
 
 def tower_facts(part: Target) -> TowerFacts:
     """Raises as `llm_facts`."""
-    config = config_of(part)
-    config = config.get("vision_config", config)
-    patches = (config["image_size"] // config["patch_size"]) ** 2
-    return TowerFacts(config["hidden_size"], config["num_hidden_layers"], patches)
+    config = _section(config_of(part), "vision_config")
+    patches = (_size(config, "image_size") // _size(config, "patch_size")) ** 2
+    return TowerFacts(_size(config, "hidden_size"), _size(config, "num_hidden_layers"), patches)
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part's own values inside the config of a whole VLM, or all of them."""
+    section = config.get(name, config)
+    if not isinstance(section, dict):
+        raise CheckpointError(f"config.json: {name} is {section!r}, not keys and values", name, "fetch the model again")
+    return section
+
+
+def _size(config: dict[str, Any], key: str) -> int:
+    if key not in config:
+        raise CheckpointError(f"config.json has no {key!r}", key, "is this the folder of a model of this kind?")
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"config.json: {key} is {value!r}", key, f"{key} is a whole number of at least 1")
+    return value
 
 
 def tokenizer_facts(part: Target) -> TokenizerFacts | None:
@@ -82,7 +120,14 @@ def tokenizer_facts(part: Target) -> TokenizerFacts | None:
 
 @cache
 def _read_tokenizer(file: Path) -> TokenizerFacts:
-    content = json.loads(file.read_text("utf-8"))
+    try:
+        return _tokenizer_in(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"{file} is not a whole tokenizer: {type(error).__name__} {error}"
+        raise CheckpointError(what, str(file), "fetch the tokenizer again") from error
+
+
+def _tokenizer_in(content: dict[str, Any]) -> TokenizerFacts:
     vocabulary = content["model"]["vocab"]  # a dict (BPE, WordPiece) or a list of [token, score] (Unigram)
     tokens = list(vocabulary) if isinstance(vocabulary, dict) else [entry[0] for entry in vocabulary]
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
@@ -100,11 +145,25 @@ def _linear_in_weights(part: Target) -> frozenset[str] | None:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Every tensor's shape, from the headers of a folder's safetensors files."""
+    """Every tensor's shape, from the headers of a folder's safetensors files.
+
+    Raises:
+        CheckpointError: when a file has no such header: empty, cut off, or a pointer to the weights.
+    """
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length)) if length < 1 << 27 else {}
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        try:
+            shapes |= _shapes_in(file)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+            what = f"{file} is not a whole safetensors file: {type(error).__name__} {error}"
+            raise CheckpointError(what, str(file), "fetch the weights again") from error
     return shapes
+
+
+def _shapes_in(file: Path) -> dict[str, list[int]]:
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(handle.read(length))
+    return {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

@@ -63,6 +63,18 @@ RULES = {
     "max positions": ("model.max_length=100000", "exceeds the LLM's"),
     "tower layer": ("model.tower.layers=[-9]", "layer -9 does not exist"),
     "target argument": ("+model.connector.dept=3", "did you mean 'depth'?"),
+    "type of a number": ("model.connector.depth=two", "model.connector.depth: MLP takes int as depth, not 'two'"),
+    "type of a list": ("model.tower.layers=-1", "model.tower.layers: Siglip takes Sequence[int] as layers, not -1"),
+    "type in a list": ("model.tower.layers=[a]", "Siglip takes Sequence[int] as layers, not ['a']"),
+    "type of a path": ("model.llm.path=7", "model.llm.path: load takes str | None as path, not 7"),
+    "type of a tower's path": ("model.tower.path=[7]", "model.tower.path: Siglip takes str | None as path, not [7]"),
+    "type of a config": (["model/llm=pico", "model.llm.config=3"], "load takes dict[str, Any] | None as config, not 3"),
+    "type of a size": (
+        ["model/llm=pico", "model.llm.config.hidden_size=x"],
+        "model.llm.config: config.json: hidden_size is 'x'",
+    ),
+    "size of nothing": (["model/tower=pico", "model.tower.config.patch_size=0"], "patch_size is 0"),
+    "size not stated": (["model/llm=pico", "~model.llm.config.vocab_size"], "config.json has no 'vocab_size'"),
     "target forbidden": ("model.connector._target_=os.system", "is not allowed"),
     "target name": ("model.connector._target_=vlmrun.model.connectors.mlp.MPL", "did you mean 'MLP'?"),
     "missing model": ("model.llm.path=/nowhere/at/all", "no model folder '/nowhere/at/all'"),
@@ -79,6 +91,30 @@ def test_a_broken_rule_is_found(name):
     overrides, text = RULES[name]
     problems = found(*([overrides] if isinstance(overrides, str) else overrides))
     assert any(text in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name.startswith(("type", "size"))])
+def test_a_wrong_type_is_one_problem(name):
+    overrides, _ = RULES[name]
+    assert len(found(*([overrides] if isinstance(overrides, str) else overrides))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("config.json", "[]", "config.json is not a JSON object"),
+        ("config.json", '{"hidden', "config.json is not JSON"),
+        ("tokenizer.json", '{"model": {"vocab"', "tokenizer.json is not a whole tokenizer"),
+        ("model.safetensors", "", "model.safetensors is not a whole safetensors file"),
+    ],
+)
+def test_a_damaged_file_is_one_problem(tmp_path, file, content, text):
+    sizes = {"model_type": "own", "hidden_size": 64, "vocab_size": 600}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    (tmp_path / file).write_text(content)
+    (problem,) = found(f"model.llm.path={tmp_path}")
+    assert problem.startswith("model.llm.path: ")
+    assert text in problem
 
 
 def test_qlora_is_sound_in_the_place_of_lora():
