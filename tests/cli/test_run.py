@@ -138,3 +138,15 @@ def test_going_on_from_a_folder_saves_this_runs_length(tiny_run, vlmrun, tmp_pat
     assert done.returncode == 0, done.stderr
     (saved,) = (tmp_path / "outputs" / "stages").glob("instruct-*/weights/model.json")
     assert json.loads(saved.read_text())["model"]["max_length"] == 100
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"model": 1}', '{"model": {"llm": 1, "tower": 2, "connector": 3}}'])
+def test_a_damaged_model_to_go_on_from_is_a_sentence(vlmrun, tiny_run, tmp_path, content):
+    import shutil
+
+    shutil.copytree(tiny_run.stage("pretrain"), tmp_path / "held", symlinks=True)
+    (tmp_path / "held" / "weights" / "model.json").write_text(content)
+    done = vlmrun("check", *TINY, f"stage.instruct.init_from={tmp_path}/held")
+    assert done.returncode == 2, done.stderr
+    assert "cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vlmrun import build
 from vlmrun.config import checks as config_checks
-from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
@@ -217,7 +216,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
             continue
         try:
             yield from _differences(run, saved, f"stage.{name}.init_from")
-        except (KeyError, ValueError, CheckpointError):
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, CheckpointError):
             yield Problem(
                 f"{saved} cannot be read", f"stage.{name}.init_from", "the artifact is damaged: make it again"
             )
@@ -243,8 +242,3 @@ def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
         if changed:
             fix = f"choose the same model/{part} and the same values"
             yield Problem(f"its {part} is another than this run describes: {'; '.join(changed)}", where, fix)
-
-
-def effective_templates(run: RunConfig) -> dict[str, str]:
-    """Stage -> template, for a person to look over."""
-    return {name: derived.template(stage, run.model) for name, stage in _readers(run).items()}
