@@ -23,6 +23,15 @@ LINEAR_LAYERS: dict[str, tuple[str, ...]] = {
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
+# What GPT-2, GPT-J, MPT and their kin call the same sizes.
+_COMMON_NAMES = {
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+}
+
+
 @dataclass(frozen=True)
 class LlmFacts:
     """Of an LLM: width, embedding rows, longest sequence (None: not stated) and linear layers (None: unknown)."""
@@ -79,7 +88,7 @@ def config_of(part: Target) -> dict[str, Any]:
 
 def llm_facts(part: Target) -> LlmFacts:
     """Raises CheckpointError when config.json is missing, or a size in it is missing or of a wrong type."""
-    config = _section(config_of(part), "text_config")
+    config = _renamed(_section(config_of(part), "text_config"))
     names = LINEAR_LAYERS.get(str(config.get("model_type", "")))
     linear = frozenset(names) if names else _linear_in_weights(part)
     stated = config.get("max_position_embeddings") is not None
@@ -92,6 +101,11 @@ def tower_facts(part: Target) -> TowerFacts:
     config = _section(config_of(part), "vision_config")
     patches = (_size(config, "image_size") // _size(config, "patch_size")) ** 2
     return TowerFacts(_size(config, "hidden_size"), _size(config, "num_hidden_layers"), patches)
+
+
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """The same values under the names that most families use."""
+    return {_COMMON_NAMES.get(key, key): value for key, value in config.items()}
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -131,3 +131,8 @@ def test_a_part_of_wrong_types_is_not_looked_into(arguments):
     assert not parts.is_told(part(**arguments))
     with pytest.raises(CheckpointError):
         parts.llm_facts(part(**arguments))
+
+
+def test_the_sizes_of_gpt2_and_its_kin_are_known_by_their_own_names():
+    facts = parts.llm_facts(part(config={"model_type": "gpt2", "n_embd": 32, "n_positions": 256, "vocab_size": 512}))
+    assert (facts.hidden_dim, facts.max_positions, facts.vocab_size) == (32, 256, 512)
