@@ -1,5 +1,5 @@
 # Every target is a visible line of a well-known tool. `make run` and `make test` set up what they need.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread per process: two OpenMP threads on a busy machine are many times slower.
@@ -14,7 +14,8 @@ run: $(VENV)/ready
 setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints/cpu.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; fix: make PYTHON=python3 (3.11 or newer)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "error: Python 3.11 or newer is needed; fix: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
