@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.integration import ranks as forked
 from tests.pico import pico_model_config
 from vlmrun import artifact
 from vlmrun.config.job import StageJob
@@ -145,3 +146,15 @@ def said(job: StageJob) -> str:
 def weights(job: StageJob) -> dict[str, str]:
     """Digest of every file of the trained model."""
     return {name: file.sha256 for name, file in artifact.describe_files(job.path, ("weights",)).items()}
+
+
+def run(folder: Path, name: str, n: int = 1, **changes: Any) -> StageJob:
+    """Makes a job of six steps and carries it out on `n` fresh ranks."""
+    job = make_job(folder, name, ranks_per_node=n, **({"max_steps": 6} | changes))
+    forked.run(execute, n, job.to_json(), group=n > 1)
+    return job
+
+
+def losses(job: StageJob) -> list[float | None]:
+    """The loss of every step."""
+    return [row["loss"] for row in rows(job)]

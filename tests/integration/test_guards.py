@@ -5,22 +5,12 @@ import json
 import pytest
 
 from tests.integration import ranks as forked
-from tests.integration.jobs import execute, make_job, rows, said, write_records
+from tests.integration.jobs import execute, losses, make_job, rows, run, said, write_records
 from tests.integration.ranks import RankError
 
 pytestmark = pytest.mark.ranks
 
 LOSS_ATOL = 1e-5  # fp32
-
-
-def _run(folder, name, n=1, **changes):
-    job = make_job(folder, name, ranks_per_node=n, **({"max_steps": 6} | changes))
-    forked.run(execute, n, job.to_json(), group=n > 1)
-    return job
-
-
-def _losses(job):
-    return [row["loss"] for row in rows(job)]
 
 
 def test_a_batch_without_supervised_tokens_is_reported_never_zero(tmp_path):
@@ -29,7 +19,7 @@ def test_a_batch_without_supervised_tokens_is_reported_never_zero(tmp_path):
     for index in range(8):
         (tmp_path / "images" / f"{index}.png").write_bytes(b"broken")
     tune = {"llm": "full", "tower": "freeze", "connector": "freeze"}
-    job = _run(tmp_path, "empty", on_error="skip", max_steps=2, tune=tune)
+    job = run(tmp_path, "empty", on_error="skip", max_steps=2, tune=tune)
     assert [row["loss"] for row in rows(job)] == [None, None]
     assert [row["supervised_tokens"] for row in rows(job)] == [0, 0]
     assert "micro batches without supervised tokens teach nothing: r" in said(job)
@@ -42,10 +32,10 @@ def test_one_empty_micro_batch_among_others_adds_nothing(tmp_path, loss):
     write_records(tmp_path, 4, text_only="none")
     (tmp_path / "images" / "2.png").write_bytes(b"broken")
     common = {"on_error": "skip", "max_steps": 3, "epochs": 3.0, "micro_batch": 1, "loss": loss}
-    plain = _run(tmp_path, "plain", engine="plain", **common)
-    two = _run(tmp_path, "two", 2, zero=2, **common)
-    assert all(value is not None and value > 0 for value in _losses(plain))
-    assert _losses(two) == pytest.approx(_losses(plain), abs=LOSS_ATOL)
+    plain = run(tmp_path, "plain", engine="plain", **common)
+    two = run(tmp_path, "two", 2, zero=2, **common)
+    assert all(value is not None and value > 0 for value in losses(plain))
+    assert losses(two) == pytest.approx(losses(plain), abs=LOSS_ATOL)
     assert "step 1: micro batches without supervised tokens teach nothing: r2" in said(two)
 
 
@@ -120,13 +110,13 @@ def test_text_alone_cannot_train_a_connector(tmp_path):
 
 
 def test_trackers_get_the_numbers_without_a_network(tmp_path):
-    job = _run(tmp_path, "tracked", tracking=["tensorboard", "wandb"])
+    job = run(tmp_path, "tracked", tracking=["tensorboard", "wandb"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(job.path / "logs" / "tensorboard"))
     events.Reload()
     found = [event.value for event in events.Scalars("train/loss")]
-    assert found == pytest.approx(_losses(job), rel=1e-6)
+    assert found == pytest.approx(losses(job), rel=1e-6)
     offline = list((job.path / "logs" / "wandb").rglob("run-*.wandb"))
     assert len(offline) == 1
     assert offline[0].stat().st_size > 0

@@ -14,22 +14,12 @@ import time
 import pytest
 
 from tests.integration import ranks as forked
-from tests.integration.jobs import execute, make_job, rows, write_records
+from tests.integration.jobs import execute, losses, make_job, rows, run, write_records
 from tests.integration.ranks import RankError
 
 pytestmark = pytest.mark.ranks
 
 LOSS_ATOL = 1e-5  # fp32
-
-
-def _run(folder, name, n=1, **changes):
-    job = make_job(folder, name, ranks_per_node=n, **({"max_steps": 6} | changes))
-    forked.run(execute, n, job.to_json(), group=n > 1)
-    return job
-
-
-def _losses(job):
-    return [row["loss"] for row in rows(job)]
 
 
 def _built(text, look):
@@ -57,11 +47,11 @@ def test_t1_no_clipping_means_none_not_one(tmp_path, max_grad_norm):
 
 def test_t1_clipping_acts_as_in_plain_torch(tmp_path):
     """SGD-like settings would show a scale at once; AdamW hides it, so two different limits must differ and agree."""
-    plain = _run(tmp_path, "plain", engine="plain", max_grad_norm=0.05, eps=1e-1)
-    clipped = _run(tmp_path, "zero2", 2, zero=2, max_grad_norm=0.05, eps=1e-1)
-    free = _run(tmp_path, "free", 2, zero=2, max_grad_norm=0.0, eps=1e-1)
-    assert _losses(clipped) == pytest.approx(_losses(plain), abs=LOSS_ATOL)
-    assert abs(_losses(free)[-1] - _losses(plain)[-1]) > 1e-2
+    plain = run(tmp_path, "plain", engine="plain", max_grad_norm=0.05, eps=1e-1)
+    clipped = run(tmp_path, "zero2", 2, zero=2, max_grad_norm=0.05, eps=1e-1)
+    free = run(tmp_path, "free", 2, zero=2, max_grad_norm=0.0, eps=1e-1)
+    assert losses(clipped) == pytest.approx(losses(plain), abs=LOSS_ATOL)
+    assert abs(losses(free)[-1] - losses(plain)[-1]) > 1e-2
     assert rows(free)[0]["grad_norm"] == pytest.approx(rows(plain)[0]["grad_norm"], rel=1e-5)
 
 
@@ -145,7 +135,7 @@ def test_t4_a_text_only_batch_on_one_rank_neither_hangs_nor_diverges(tmp_path, z
     forked.run(_in_file_order, 1, plain.to_json(), group=False)
     job = make_job(tmp_path, f"zero{zero}", zero=zero, ranks_per_node=2, **common)
     forked.run(_in_file_order, 2, job.to_json(), timeout=60)
-    assert _losses(job) == pytest.approx(_losses(plain), abs=LOSS_ATOL)
+    assert losses(job) == pytest.approx(losses(plain), abs=LOSS_ATOL)
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
@@ -156,7 +146,7 @@ def test_t5_unequal_answers_on_two_ranks_weigh_by_token(tmp_path, zero):
     forked.run(execute, 1, plain.to_json(), group=False)
     job = make_job(tmp_path, "two", zero=zero, ranks_per_node=2, **common)
     forked.run(execute, 2, job.to_json())
-    assert _losses(job) == pytest.approx(_losses(plain), abs=LOSS_ATOL)
+    assert losses(job) == pytest.approx(losses(plain), abs=LOSS_ATOL)
 
 
 def test_t6_fewer_ranks_than_configured_are_refused(tmp_path):
@@ -267,8 +257,8 @@ def test_t15_ranks_leave_in_order(tmp_path):
 
 def test_t20_frozen_parameters_are_not_in_a_checkpoint(tmp_path):
     tune = {"llm": "freeze", "tower": "freeze", "connector": "full"}
-    small = _run(tmp_path, "connector", tune=tune, save_steps=6)
-    large = _run(tmp_path, "all", save_steps=6)
+    small = run(tmp_path, "connector", tune=tune, save_steps=6)
+    large = run(tmp_path, "all", save_steps=6)
 
     def size(job):
         return sum(p.stat().st_size for p in (job.path / "checkpoints" / "step-6" / "deepspeed").glob("*.pt"))

@@ -48,16 +48,17 @@ def check(arguments: list[str]) -> int:
     request = read(arguments)
     logs.setup()
     points = [point for point, _ in sweep.expand(request.overrides)] if request.multirun else [request.overrides]
+    configs: list[RunConfig] = []
     problems: list[Problem] = []
     for point in points:
         try:
-            config = compose(point, request.config_dirs)
-            graph.require(checks.check(config))
+            configs.append(compose(point, request.config_dirs))
+            problems += checks.check(configs[-1])
         except ConfigError as error:
             problems += error.problems
     graph.require(list(dict.fromkeys(problems)))
-    for point in points:
-        _list_stages(compose(point, request.config_dirs))
+    for config in configs:
+        _list_stages(config)
     return 0
 
 

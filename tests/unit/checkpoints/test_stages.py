@@ -2,22 +2,12 @@
 
 import torch
 
+from tests.integration.jobs import HARDWARE
 from tests.pico import pico_model_config
 from tests.unit.checkpoints.conftest import logits
 from vlmrun.checkpoints.load import load
 from vlmrun.config.job import StageJob
 from vlmrun.stages import average, merge
-
-HARDWARE = {
-    "gpu": "cpu",
-    "nodes": 1,
-    "ranks_per_node": 1,
-    "precision": "fp32",
-    "attention": "sdpa",
-    "launcher": "inline",
-    "threads": 1,
-    "timeout_seconds": 60,
-}
 
 
 def _job(tmp_path, name, stage, parents):
