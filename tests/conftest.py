@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,17 @@ TINY = [
     *(f"stage.eval_{name}.max_samples=8" for name in ("pretrain", "instruct", "merge", "merge2", "average")),
     *(f"stage.eval_{name}.max_new_tokens=4" for name in ("pretrain", "instruct", "merge", "merge2", "average")),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _the_logger_as_it_was() -> Iterator[None]:
+    """A worker run in this process sets the logger up for good; pytest then hands its records out twice."""
+    logger = logging.getLogger("vlmrun")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
 
 Vlmrun = Callable[..., subprocess.CompletedProcess[str]]
 

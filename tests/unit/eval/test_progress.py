@@ -5,7 +5,6 @@ from vlmrun.eval.progress import progress
 
 def test_plain_lines_tell_the_end_and_stay_rare(caplog, monkeypatch):
     monkeypatch.setenv("CI", "true")
-    monkeypatch.setattr(logging.getLogger("vlmrun"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="vlmrun"), progress("answers") as report:
         for done in range(1, 101):
             report(done, 100)
