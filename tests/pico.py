@@ -31,6 +31,7 @@ LLAMA = {
     "initializer_range": 0.2,  # large enough that a random model's greedy choice is never a near tie
 }
 # Rows of whole blocks, which 4-bit layers need on a CPU.
+NF4 = {"bits": 4, "type": "nf4", "double": True, "head": False}
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 TOWER = {
     "hidden_size": 16,
@@ -149,6 +150,9 @@ def pico_model_config(
             "connector": {"_target_": "vlmrun.model.connectors.mlp.MLP", "depth": depth},
             "template": template,
             "max_length": max_length,
+            "image_markers": None,
+            "new_tokens": [],
+            "tiles": None,
         }
     )
 
@@ -158,7 +162,7 @@ def pico_loaded(
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    quantized: str | None = None,
+    quantized: dict[str, Any] | None = None,
     **choices: Any,
 ) -> Loaded:
     """A pico VLM with its tokenizer, assembled from folders; `choices` go to `pico_model_config`."""

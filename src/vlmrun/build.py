@@ -70,6 +70,11 @@ def build(target: Any, base: type | None = None, **extra: Any) -> Any:
     Raises:
         ConfigError: when the target is not allowed, not found, of another kind, or given wrong arguments.
     """
+    return find(target, base, **extra)(**target.arguments, **extra)
+
+
+def find(target: Any, base: type | None = None, **extra: Any) -> Any:
+    """The class or function that `build` would call, everything about the call checked; arguments as `build`'s."""
     problems = check(target.target, target.arguments, target.target, frozenset(extra))
     if problems:
         raise ConfigError(problems)
@@ -84,9 +89,8 @@ def build(target: Any, base: type | None = None, **extra: Any) -> Any:
             target.target,
             f"name a subclass of {base.__module__}.{base.__name__}",
         )
-    arguments = {**target.arguments, **extra}
-    _bind(found, arguments, target.target)
-    return found(**arguments)
+    _bind(found, {**target.arguments, **extra}, target.target)
+    return found
 
 
 def _forbidden(target: str, where: str) -> Problem:

@@ -19,8 +19,10 @@ from vlmrun.errors import LaunchError, VlmrunError, suggest
 VERBS = {
     "train": "vlmrun.run.verbs:train",
     "check": "vlmrun.run.verbs:check",
+    "recipes": "vlmrun.cli:recipes",
     "ls": "vlmrun.cli:ls",
     "chat": "vlmrun.cli:chat",
+    "data": "vlmrun.run.data_verbs:main",
 }
 
 _OUTPUT_FIX = "check the rights and the free space there, or choose another place: output=FOLDER"
@@ -32,8 +34,10 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun check OVERRIDES              every problem of a run at once, before any weight is loaded
        vlmrun -m OVERRIDES                 a sweep: key=a,b runs every combination, sharing what they share
        vlmrun OVERRIDES --cfg job          print the composed run and stop
+       vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+       vlmrun data show|lint|prepare ...   see a sample as the model will, check data, convert data sets
 
 overrides (Hydra's grammar):
        +recipe=NAME                        choose a recipe from conf/recipe
@@ -80,6 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A folder that cannot be written, a full disk: the user's matter, not a bug of ours.
         print(LaunchError(str(error.strerror or error), str(error.filename or ""), _OUTPUT_FIX), file=sys.stderr)  # noqa: T201
         return LaunchError.exit_code
+
+
+def recipes(arguments: list[str]) -> int:
+    """`vlmrun recipes`."""
+    parser = argparse.ArgumentParser("vlmrun recipes", description="List recipes, or show what one does and needs.")
+    parser.add_argument("name", nargs="?", help="a recipe's name")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(arguments)
+    from vlmrun.run import recipes as listing
+
+    listing.main(options.name, as_json=options.json)
+    return 0
 
 
 def ls(arguments: list[str]) -> int:

@@ -271,6 +271,6 @@ def test_exit_codes_are_those_of_the_errors():
 
 def test_the_table_of_parity_names_tests_that_are_there():
     page = (ROOT / "docs" / "parity.md").read_text()
-    named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
-    assert len(named) == 4
+    named = set(re.findall(r"tests/[\w/]+\.py", page))
+    assert len(named) >= 4
     assert all((ROOT / name).is_file() for name in named)

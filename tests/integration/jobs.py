@@ -12,17 +12,24 @@ from tests.integration import ranks as forked
 from tests.pico import pico_model_config
 from vlmrun import artifact
 from vlmrun.config.job import StageJob
+from vlmrun.config.schema import Compat
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
+
+NO_COMPAT: dict[str, Any] = {name: None if name == "labels" else False for name in Compat.model_fields}
 
 STAGE: dict[str, Any] = {
     "kind": "train",
     "init_from": None,
     "data": ["shapes"],
+    "data_weights": None,
+    "group_by_modality_length": False,
     "template": None,
     "image_aspect": "square",
     "tune": {"llm": "full", "tower": "freeze", "connector": "full"},
     "lora": None,
+    "quant": None,
+    "compat": NO_COMPAT,
     "optim": {
         "lr": 3e-3,
         "connector_lr": 1e-3,
@@ -41,6 +48,7 @@ STAGE: dict[str, Any] = {
     "micro_batch": 2,
     "zero": 2,
     "engine": "deepspeed",
+    "offload": "none",
     "gradient_checkpointing": False,
     "save_steps": 100,
     "save_total_limit": 2,
@@ -55,6 +63,7 @@ HARDWARE: dict[str, Any] = {
     "ranks_per_node": 1,
     "precision": "fp32",
     "attention": "sdpa",
+    "tf32": False,
     "launcher": "inline",
     "threads": 1,
     "timeout_seconds": 30,
@@ -97,6 +106,7 @@ def make_job(folder: Path, name: str = "instruct", **changes: Any) -> StageJob:
         "images": str(folder / "images"),
         "on_error": changes.pop("on_error", "fail"),
         "prepare": None,
+        "about": None,
     }
     job: dict[str, Any] = {
         "name": name,

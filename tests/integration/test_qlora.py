@@ -20,7 +20,8 @@ CHANGES = {
     "max_steps": 9,
     "save_steps": 3,
     "tune": {"llm": "qlora", "tower": "freeze", "connector": "full"},
-    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear"},
+    "quant": {"bits": 4, "type": "nf4", "double": True},
+    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none"},
     "gradient_checkpointing": True,
 }
 LOSS_ATOL = 1e-5  # fp32, plain PyTorch against ZeRO-2 on one rank
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
 
 def _logits(folder):
     loaded = load(folder, dtype=torch.float32, attention="sdpa")
-    ids = torch.tensor([[0, 7, *[-200] * loaded.vlm.image_tokens, 9, 10]])
+    ids = torch.tensor([[0, 7, *[-200] * loaded.vlm.image_tokens(None), 9, 10]])
     size = loaded.vlm.image_size
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -61,7 +62,7 @@ def test_it_learns_and_leaves_adapter_connector_and_the_whole_llm(trained):
     losses = [row["loss"] for row in rows(job)]
     assert losses[-1] < losses[0] - 0.1
     assert "qlora" in said(job)
-    assert describe(job.path)["quantized"] == "nf4"
+    assert describe(job.path)["quantized"] == {"bits": 4, "type": "nf4", "double": True, "head": False}
     kept, source = Reader(job.path / "weights/llm"), Reader(folder / "parts/llm")
     assert all(torch.equal(kept.get(name), source.get(name)) for name in source.names())
     assert sorted(path.name for path in (job.path / "weights").iterdir()) == [

@@ -1,113 +1,99 @@
-"""Token ids and labels against those that the original training codes recorded.
+"""Token ids and labels against those that the original training codes recorded."""
 
-The reference data are read, never named: every record of every file of the templates in scope is compared, or refused
-by vlmrun's own reader for a reason the issue asks for (roles, empty answers, image counts).
-"""
-
-import gzip
-import json
 import os
-from functools import lru_cache
-from pathlib import Path
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, encode
-from vlmrun.data.formats import llava
+from scripts import make_parity
+from tests.parity import conversations as of
+from tests.parity import golden
+from vlmrun.data import compat
+from vlmrun.data.collate import Collator, dropped_token
+from vlmrun.data.dataset import Item
+from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded
 from vlmrun.data.sample import IMAGE_TAG, Rejected
-from vlmrun.data.templates import TEMPLATES
 
-GOLDEN = Path(os.environ.get("VLMRUN_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
-# The value of the version argument in the original command line -> our template. Bunny's `minicpm` is the same text.
-VERSIONS = {"plain": "plain", "v1": "vicuna_v1", "minicpm": "vicuna_v1"}
-PATTERNS = ("*plain*.jsonl.gz", "*_v1.jsonl.gz", "*_v1_legacy_tokenizer.jsonl.gz", "*_minicpm.jsonl.gz")
-UNLIMITED = 10**6
+FILES = [name for name in golden.files("g1_conversations/*.jsonl.gz") if "collator" not in name]
+COLLATED = golden.files("g1_conversations/*collator*.jsonl.gz")
+named = pytest.mark.parametrize("name", FILES, ids=lambda name: name.rpartition("/")[2].split(".")[0])
 
 
 def test_the_reference_data_are_there():
-    if not _files():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no reference data in {GOLDEN}: set VLMRUN_GOLDEN")
-        pytest.skip(f"no reference data in {GOLDEN}")
+    golden.need(golden.CASES / "g1_conversations")
+    assert FILES
 
 
-def _files():
-    found = {path for pattern in PATTERNS for path in (GOLDEN / "g1_conversations").glob(pattern)}
-    return sorted(path for path in found if _cases(path))
+@named
+def test_by_default_ids_and_labels_are_equal_but_for_named_deviations(name):
+    project, found = of.project(name), []
+    for case in golden.cases(name):
+        if case["result"] != "error":
+            found.append((case["id"], *of.compare(case, project)))
+    unexplained = [entry for entry in found if entry[1] == "unexplained"]
+    assert not unexplained
+    assert found
 
 
-def _cases(path):
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        cases = [json.loads(line) for line in lines]
-    return [case for case in cases if case["result"] == "ok" and case["version"] in VERSIONS]
+@named
+def test_compat_reproduces_ids_labels_and_errors_of_every_record(name):
+    project, cases = of.project(name), golden.cases(name)
+    assert cases
+    assert not [case["id"] for case in cases if not make_parity.reproduced(case, project)]
 
 
-@lru_cache
-def _tokenizer(name, options):
-    kept = {key: value for key, value in json.loads(options).items() if key != "use_fast"}
-    return AutoTokenizer.from_pretrained(GOLDEN / "tokenizers" / name, **kept)
-
-
-def _loads_faithfully(name):
-    """transformers 5 derives another tokenizer from a bare SentencePiece file (see the data's README)."""
-    return (GOLDEN / "tokenizers" / name / "tokenizer.json").is_file()
-
-
-def _sample(case):
-    """The record after upstream's rewriting step, with one image for every tag that step left."""
-    texts = case.get("after_multimodal") or [message["value"] for message in case["conversations"]]
-    n_images = sum(text.count(IMAGE_TAG) for text in texts) if case["has_image"] else 0
-    messages = [{"from": m["from"], "value": text} for m, text in zip(case["conversations"], texts, strict=True)]
-    return llava.parse({"id": case["id"], "image": ["x"] * n_images, "conversations": messages}, ("case", 0))
-
-
-def _encode(case, sample):
-    tokenizer = _tokenizer(case["tokenizer"], json.dumps(case["tokenizer_kwargs"]))
-    # Upstream cuts text-only samples here and samples with images in its collator.
-    limit = UNLIMITED if case["has_image"] else case["model_max_length"]
-    return encode(sample, TEMPLATES[VERSIONS[case["version"]]], tokenizer, image_tokens=1, max_length=limit)
-
-
-def _expected_labels(case):
-    """Upstream sets the label of an image to ignore later, when it splices the image in."""
-    return [IGNORE if label == IMAGE_TOKEN else label for label in case["labels"]]
-
-
-@pytest.mark.parametrize("path", _files(), ids=lambda path: path.name.split(".")[0])
-def test_ids_and_labels_equal_the_reference(path):
-    compared, different = 0, []
-    for case in _cases(path):
-        sample = _sample(case)
-        if isinstance(sample, Rejected):
-            continue
-        found = _encode(case, sample)
-        same_ids = found.input_ids == case["input_ids"]
-        if same_ids or _loads_faithfully(case["tokenizer"]):
-            compared += 1
-            if not same_ids or found.labels != _expected_labels(case):
-                different.append(case["id"])
-    assert not different
-    assert compared > len(_cases(path)) / 3  # most are compared; a tokenizer that fits nowhere would show nothing
-
-
-@pytest.mark.parametrize("path", _files(), ids=lambda path: path.name.split(".")[0])
-def test_only_records_the_issue_calls_bad_are_refused(path):
-    for case in _cases(path):
-        sample = _sample(case)
-        if isinstance(sample, Rejected):
-            texts = [message["value"] for message in case["conversations"]]
-            starts_wrong = case["conversations"][0]["from"] != "human"
-            tag_without_image = not case["has_image"] and any(IMAGE_TAG in text for text in texts)
-            assert starts_wrong or tag_without_image or any(not text.strip() for text in texts), case["id"]
-
-
-@pytest.mark.parametrize("path", _files(), ids=lambda path: path.name.split(".")[0])
-def test_image_tags_move_as_upstream_moves_them(path):
-    moved = 0
-    for case in _cases(path):
+@named
+def test_image_tags_move_as_upstream_moves_them(name):
+    for case in [case for case in golden.cases(name) if case["has_image"]]:
+        template = of.template(case, of.project(name))
         for message, after in zip(case["conversations"], case.get("after_multimodal") or [], strict=False):
-            if message["value"].count(IMAGE_TAG) <= 1:  # of several tags upstream keeps one, vlmrun all
-                moved += 1
-                assert llava.move_image_tags(message["value"]) == after
-    assert moved > 0
+            assert template.wrap_images(compat.one_tag(message["value"])) == after
+            assert after.count(IMAGE_TAG) == (IMAGE_TAG in message["value"])
+
+
+@pytest.mark.parametrize("name", COLLATED, ids=lambda name: name.rpartition("/")[2].split(".")[0])
+def test_batches_are_cut_padded_and_masked_as_upstream(name):
+    project = of.project(name)
+    members = {case["id"]: case for file in FILES if of.project(file) == project for case in golden.cases(file)}
+    batches = golden.cases(name)
+    for batch in batches:
+        cases = [members[member] for member in batch["members"]]
+        tokenizer = of.tokenizer(cases[0], project)
+        dropped = dropped_token(tokenizer, mask_pad_tokens=True, project=project)
+        collate = Collator(batch["pad_token_id"], lambda layout: 1, 2, dropped_id=dropped)
+        items = []
+        for case in cases:
+            masked = of.masked(case, project)
+            ids, labels = (row[: batch["model_max_length"]] for row in (masked.ids, masked.labels))
+            n_images = ids.count(IMAGE_TOKEN)
+            items.append(Item(Encoded(ids, labels, False, 0), np.zeros((n_images, 3, 2, 2), np.float32), case["id"]))
+        found = collate(items)
+        for row in range(len(cases)):
+            # What upstream masks is cut out when images are spliced in: only what is left can be compared.
+            kept = [i for i, seen in enumerate(batch["attention_mask"][row]) if seen]
+            mask = found["attention_mask"][row]
+            assert found["input_ids"][row][mask].tolist() == [batch["input_ids"][row][i] for i in kept]
+            labels = [IGNORE if (x := batch["labels"][row][i]) == IMAGE_TOKEN else x for i in kept]
+            assert found["labels"][row][mask].tolist() == labels
+    assert batches
+
+
+def test_every_record_that_is_refused_says_why():
+    reasons = [
+        sample.what
+        for name in FILES
+        for case in golden.cases(name)
+        if isinstance(sample := of.own_sample(case), Rejected)
+    ]
+    assert all(reasons)
+
+
+def test_the_page_is_what_these_data_show():
+    """VLMRUN_UPDATE_PARITY=1 writes it anew. Other data than the ones it was made from have other counts."""
+    page = make_parity.PAGE
+    if os.environ.get("VLMRUN_UPDATE_PARITY") == "1":
+        page.write_text(make_parity.page(), "utf-8")
+    if golden.CASES != golden.ASSETS:
+        pytest.skip("the page counts the default data")
+    golden.need(golden.CASES / "g1_conversations")
+    assert page.read_text("utf-8") == make_parity.page(), "run: VLMRUN_UPDATE_PARITY=1 pytest " + __file__

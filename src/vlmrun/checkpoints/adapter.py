@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from vlmrun import artifact
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.errors import CheckpointError
-from vlmrun.model import nf4
+from vlmrun.model import quantise
 from vlmrun.model.pretrained import read_json
 
 CONFIG = "adapter_config.json"
@@ -23,7 +23,7 @@ _PREFIX = "base_model.model."
 
 def saved_name(name: str) -> str:
     """Name in the adapter's file of a parameter of a PEFT-wrapped LLM."""
-    return name.replace(".default.", ".")
+    return name.replace(".default.", ".").replace(".base_layer.bias", ".bias")
 
 
 def is_adapter_name(name: str) -> bool:
@@ -45,7 +45,7 @@ Base = Callable[[str, torch.Tensor], torch.Tensor]
 def trained_base(weights: Path, description: dict[str, Any]) -> Base:
     """What a saved model's adapter was trained on, from a weight's name and its value in the `llm` folder.
 
-    That is the value itself, or for a quantised LLM what is left of it after 4 bits, in the type of the training.
+    That is the value itself, or for a quantised LLM what is left of it in few bits, in the type of the training.
 
     Raises:
         CheckpointError: when bitsandbytes is missing, or the folder names its weights otherwise than the model does.
@@ -53,16 +53,16 @@ def trained_base(weights: Path, description: dict[str, Any]) -> Base:
     kind = description.get("quantized")
     if kind is None:
         return lambda _name, weight: weight
-    nf4.check(kind)
-    names, dtype = nf4.layers(weights / "llm"), DTYPES[description["dtype"]]
+    quantise.check(kind)
+    names, dtype = quantise.layers(weights / "llm", kind), DTYPES[description["dtype"]]
     unknown = sorted(names - set(Reader(weights / "llm").names()))
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} weights that were trained on in 4 bits are not in the folder: {', '.join(unknown[:3])}",
+            f"{len(unknown)} weights that were trained on in few bits are not in the folder: {', '.join(unknown[:3])}",
             str(weights / "llm"),
             "an LLM whose files name weights otherwise than its modules cannot be merged",
         )
-    return lambda name, weight: nf4.rounded(weight, dtype) if name in names else weight
+    return lambda name, weight: quantise.rounded(weight, dtype, kind) if name in names else weight
 
 
 class Adapter:
@@ -106,6 +106,21 @@ class Adapter:
         product = scale * (up @ down)
         return product.T if self.config.get("fan_in_fan_out") else product
 
+    def bias(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """The value that a bias was trained to; None when the adapter leaves it alone."""
+        saved = _PREFIX + name
+        if not name.endswith(".bias") or saved not in self._left:
+            return None
+        value = self._reader.get(saved)
+        if tuple(value.shape) != tuple(shape):
+            raise CheckpointError(
+                f"the adapter of {name!r} does not fit: {list(value.shape)}, the bias {list(shape)}",
+                str(self.folder),
+                "merge it into the LLM it was trained on",
+            )
+        self._left.remove(saved)
+        return value
+
     def check_all_used(self) -> None:
         """Refuses a merge that would lose part of the adapter."""
         if self._left:
@@ -121,8 +136,6 @@ def _check_kind(config: dict[str, Any], folder: Path) -> None:
     wrong = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
     if config.get("peft_type", "LORA") != "LORA":
         wrong.append(f"peft_type {config['peft_type']}")
-    if config.get("bias", "none") != "none":
-        wrong.append(f"bias {config['bias']}")
     if wrong or "lora_alpha" not in config:
         raise CheckpointError(
             f"this adapter cannot be used: {', '.join(wrong) or 'no lora_alpha'}",

@@ -9,14 +9,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from vlmrun.checkpoints.adapter import Adapter, Base, trained_base
+from vlmrun.checkpoints.adapter import Adapter, Base, is_adapter_name, saved_name, trained_base
 from vlmrun.checkpoints.native import DESCRIPTION, FORMAT
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.errors import CheckpointError
 from vlmrun.model.parts import Loaded, assemble
 from vlmrun.model.pretrained import read_json
-from vlmrun.model.tune import wrap
+from vlmrun.model.tune import trained_biases, wrap
 
 
 def weights_folder(folder: Path) -> Path:
@@ -46,14 +46,20 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def load(
-    folder: Path, *, dtype: torch.dtype, attention: str, merge_adapter: bool = False, quantized: str | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    merge_adapter: bool = False,
+    quantized: dict[str, Any] | None = None,
 ) -> Loaded:
     """Loads a saved model, in eval mode, with the template it was saved with.
 
     Args:
         folder: an artifact, or its weights folder.
         merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
-        quantized: `nf4` for an LLM in 4 bits, to train on; a model whose adapter was trained so is loaded so anyway.
+        quantized: an LLM in few bits (`quantise.of`), to train on; a model whose adapter was
+            trained so is loaded so anyway.
 
     Raises:
         CheckpointError: when something is missing, damaged or does not fit.
@@ -115,21 +121,32 @@ def _wrapped(llm: nn.Module, adapter: Adapter) -> nn.Module:
 
     wrapped = wrap(llm, adapter.config)
     state = adapter.state()
-    expected = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped).items()}
+    # PEFT 0.21 looks for biases of adapted layers under names that they do not have: they are carried here.
+    biases = {saved_name(name): p for name, p in wrapped.named_parameters() if name in trained_biases(wrapped)}
+    expected = {name: tuple(value.shape) for name, value in _lora_only(get_peft_model_state_dict(wrapped)).items()}
+    expected |= {name: tuple(value.shape) for name, value in biases.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise CheckpointError(
             f"the adapter does not fit the LLM: {', '.join(different[:3])}", str(adapter.folder), "make the stage again"
         )
-    set_peft_model_state_dict(wrapped, state)
+    set_peft_model_state_dict(wrapped, _lora_only(state))
+    with torch.no_grad():
+        for name, parameter in biases.items():
+            parameter.copy_(state[name])
     return wrapped.requires_grad_(False)
+
+
+def _lora_only(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if is_adapter_name(name)}
 
 
 @torch.no_grad()
 def _merge(llm: nn.Module, adapter: Adapter, base: Base) -> None:
     for name, parameter in llm.named_parameters():
         delta = adapter.delta(name, tuple(parameter.shape))
-        weight = base(name, parameter)
+        bias = adapter.bias(name, tuple(parameter.shape))
+        weight = base(name, parameter) if bias is None else bias
         parameter.copy_(weight if delta is None else weight.float() + delta)
     adapter.check_all_used()

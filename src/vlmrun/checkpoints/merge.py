@@ -26,7 +26,7 @@ def silent(done: int, total: int, what: str) -> None:
 def merge_lora(source: Path, destination: Path, *, dtype: str = "keep", report: Report = silent) -> dict[str, Any]:
     """Writes a weights folder whose LLM is base + adapter; everything else is linked or copied unchanged.
 
-    The base is what the adapter was trained on: for a `qlora` stage the weights after 4 bits and back, so that the
+    The base is what the adapter was trained on: for a `qlora` stage the weights in few bits and back, so that the
     result, a plain model, answers as the trained one did. Merged into the full-precision weights it would not.
 
     Args:
@@ -58,7 +58,9 @@ def merge_lora(source: Path, destination: Path, *, dtype: str = "keep", report: 
         plain = {"adapter": None, "quantized": None} | ({} if dtype == "keep" else {"dtype": dtype})
         artifact.write_json(new / DESCRIPTION, description | plain)
     kind = description.get("quantized")
-    return {"tensors": len(reader.names()), "merged": merged} | ({"base": f"{kind}, dequantised"} if kind else {})
+    return {"tensors": len(reader.names()), "merged": merged} | (
+        {"base": f"{kind['bits']} bits, dequantised"} if kind else {}
+    )
 
 
 def _merge(source: tuple[Reader, Base, Adapter], folder: Path, dtype: torch.dtype | None, report: Report) -> int:
@@ -70,7 +72,9 @@ def _merge(source: tuple[Reader, Base, Adapter], folder: Path, dtype: torch.dtyp
             tensor = reader.get(name)
             target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             delta = adapter.delta(name, tuple(tensor.shape))
-            tensor = base(name, tensor)
+            bias = adapter.bias(name, tuple(tensor.shape))
+            tensor = base(name, tensor) if bias is None else bias
+            merged += bias is not None
             if delta is not None:
                 tensor = tensor.float() + delta
                 merged += 1

@@ -17,6 +17,7 @@ from vlmrun import artifact
 from vlmrun.checkpoints import adapter as adapters
 from vlmrun.checkpoints import files
 from vlmrun.checkpoints.tensors import Writer, dtype_name
+from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tune import has_adapter
@@ -68,14 +69,21 @@ def save(
             "adapter": "adapter" if (new / "adapter").is_dir() else None,
             # The LLM beside it is the full-precision one; the adapter was trained on it in this form.
             "quantized": loaded.quantized,
-            "dtype": dtype_name(next(loaded.vlm.connector.parameters()).dtype),
+            "dtype": dtype_name(_first(loaded.vlm.connector, loaded.vlm.llm).dtype),
         }
         artifact.write_json(new / DESCRIPTION, description)
 
 
+def _first(*modules: nn.Module) -> torch.Tensor:
+    """Any parameter of the connector; an identity has none, and computes in the LLM's type."""
+    return next(parameter for module in modules for parameter in module.parameters())
+
+
 def relative(model: ModelConfig) -> ModelConfig:
     """The same description with the parts where a weights folder has them."""
-    return model.model_copy(update={"llm": _at(model.llm, "llm"), "tower": _at(model.tower, "tower")})
+    connector, _ = derived.connector_weights(model.connector)  # its weights lie beside it now
+    parts = {"llm": _at(model.llm, "llm"), "tower": _at(model.tower, "tower"), "connector": connector}
+    return model.model_copy(update=parts)
 
 
 def _at(target: Target, path: str) -> Target:
@@ -93,8 +101,10 @@ def _save_llm(folder: Path, loaded: Loaded, tensors: Tensors | None) -> None:
         artifact.write_json(folder / "config.json", _config_values(llm))
         artifact.write_json(folder / "generation_config.json", json.loads(llm.generation_config.to_json_string()))
     tokenizer_source = loaded.sources["tokenizer"]
-    assert tokenizer_source is not None, "a tokenizer always comes from a folder"
-    files.place_named(tokenizer_source, folder, files.TOKENIZER)
+    if tokenizer_source is None:  # it is another than its files were: converted, with other roles or new tokens
+        loaded.tokenizer.save_pretrained(str(folder))
+    else:
+        files.place_named(tokenizer_source, folder, files.TOKENIZER)
 
 
 def _save_tower(folder: Path, loaded: Loaded, tensors: Tensors | None) -> None:

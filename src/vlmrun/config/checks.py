@@ -12,11 +12,13 @@ from vlmrun.errors import Problem
 
 def check(run: RunConfig) -> list[Problem]:
     """Every broken rule of a composed run."""
-    problems: list[Problem] = []
+    problems: list[Problem] = list(_tokens(run))
     for name, stage in run.stage.items():
         where = f"stage.{name}"
         if isinstance(stage, TrainStage):
             problems += _tuning(stage, where)
+            problems += _quant(stage, where)
+            problems += _new_tokens(stage, run, where)
             problems += _rates(stage, where)
             problems += _batch(stage, run.hardware, where)
             problems += _engine(stage, run.hardware, where)
@@ -38,7 +40,7 @@ def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem(
             f"tune.llm is {stage.tune.llm}, but lora has no values",
             where,
-            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear}}'",
+            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear, bias: none}}'",
         )
     if not stage.tune.adapters and stage.lora is not None:
         yield Problem(
@@ -46,6 +48,68 @@ def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
         )
     if stage.lora is not None and stage.lora.targets == []:
         yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
+
+
+def _quant(stage: TrainStage, where: str) -> Iterator[Problem]:
+    quant, packed = stage.quant, stage.tune.llm == "qlora"
+    if packed and quant is None:
+        yield Problem(
+            "tune.llm is qlora, but quant has no values", where, f"'{where}.quant={{bits: 4, type: nf4, double: true}}'"
+        )
+    if not packed and quant is not None:
+        yield Problem(
+            f"quant has values, but tune.llm is {stage.tune.llm}",
+            f"{where}.quant",
+            f"{where}.tune.llm=qlora, or {where}.quant=null",
+        )
+    if quant is not None and quant.bits == 8 and (quant.type != "nf4" or quant.double):
+        yield Problem(
+            "type and double are of 4 bits, but bits is 8",
+            f"{where}.quant",
+            f"'{where}.quant={{bits: 8, type: nf4, double: false}}' (the type is not used)",
+        )
+    if stage.compat.quantised_head and not packed:
+        yield Problem(
+            f"compat.quantised_head is of qlora, but tune.llm is {stage.tune.llm}",
+            f"{where}.compat.quantised_head",
+            f"{where}.compat.quantised_head=false",
+        )
+
+
+def _new_tokens(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    added = [*(run.model.image_markers or []), *run.model.new_tokens]
+    only_rows = stage.tune.llm == "new_tokens"
+    if only_rows and not added:
+        yield Problem(
+            "tune.llm is new_tokens, but the model adds none",
+            f"{where}.tune.llm",
+            "\"model.image_markers=['<im_start>', '<im_end>']\", or another tune.llm",
+        )
+    sharded = stage.engine == "deepspeed" and stage.zero == 3
+    if only_rows and sharded:
+        yield Problem("ZeRO-3 cuts the embedding whose rows are to be trained", f"{where}.zero", f"{where}.zero=2")
+    elif added and sharded and stage.init_from is None:
+        yield Problem(
+            "tokens cannot be added while ZeRO-3 loads the LLM in pieces",
+            f"{where}.zero",
+            f"{where}.zero=2 in the first stage: the later ones start from a model that has the tokens",
+        )
+    if added and stage.tune.llm == "qlora" and stage.init_from is None:
+        yield Problem(
+            "tokens cannot be added to a quantised LLM", f"{where}.init_from", "start from a stage that has added them"
+        )
+
+
+def _tokens(run: RunConfig) -> Iterator[Problem]:
+    added = [*(run.model.image_markers or []), *run.model.new_tokens]
+    where = "model.image_markers" if run.model.image_markers else "model.new_tokens"
+    twice = sorted({text for text in added if added.count(text) > 1})
+    if twice:
+        yield Problem(f"{', '.join(twice)} is named twice", where, "each token once")
+    if any(not text.strip() or text != text.strip() for text in added):
+        yield Problem("a new token is empty, or has a space at an end", where, "such as <im_start>")
+    if "<image>" in added:
+        yield Problem("<image> marks the place of pictures and is no token", where, "another name")
 
 
 def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:
@@ -109,8 +173,8 @@ def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
     if stage.engine == "deepspeed" and stage.zero == 0 and hardware.precision == "bf16":
         # DeepSpeed's bf16 optimizer at stage 0 takes a step with zero gradients at start: Adam's count is one ahead.
         yield Problem("bf16 with ZeRO 0 trains wrongly in DeepSpeed", f"{where}.zero", f"{where}.zero=1 or more")
-    if stage.engine == "deepspeed" and stage.zero == 3 and stage.tune.quantized:
-        yield Problem("ZeRO-3 would cut the packed 4-bit weights into pieces", f"{where}.zero", f"{where}.zero=2")
+    if stage.engine == "deepspeed" and stage.zero == 3 and stage.tune.llm == "qlora":
+        yield Problem("ZeRO-3 would cut the packed weights into pieces", f"{where}.zero", f"{where}.zero=2")
 
 
 def _adapted(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, TrainStage
+from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Target, TrainStage
 
 
 def ranks(hardware: HardwareConfig) -> int:
@@ -35,3 +35,10 @@ def parent_names(stage: object) -> list[str]:
         return list(models)
     start = getattr(stage, "init_from", None)
     return [start] if start else []
+
+
+def connector_weights(connector: Target) -> tuple[Target, str | None]:
+    """A connector's target as its class takes it, and the file its weights come from, which every option accepts."""
+    arguments = connector.arguments
+    weights = arguments.pop("weights", None)
+    return Target.model_validate({"_target_": connector.target, **arguments}), weights

@@ -24,8 +24,8 @@ Rate = Annotated[float, Field(ge=0.0)]
 # Names become parts of folder names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
-Precision = Literal["fp32", "bf16"]
-Tuning = Literal["freeze", "full", "lora", "qlora"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 
 
 class Node(BaseModel):
@@ -47,6 +47,13 @@ class Target(Node):
         return dict(self.model_extra or {})
 
 
+class Tiles(Node):
+    """How a picture is cut under `image_aspect: anyres`, and how its tiles are put together again."""
+
+    grids: Annotated[list[Annotated[list[Positive], Field(min_length=2, max_length=2)]], Field(min_length=1)]  # [w, h]
+    merge: Literal["flat", "spatial", "spatial_unpad"]
+
+
 class ModelConfig(Node):
     """The three parts and how text is laid out between them."""
 
@@ -55,6 +62,18 @@ class ModelConfig(Node):
     connector: Target
     template: str  # how turns become text, unless a stage says otherwise
     max_length: Positive  # tokens a sample may have, image tokens included
+    image_markers: Annotated[list[str], Field(min_length=2, max_length=2)] | None  # tokens around every image, added
+    new_tokens: list[str]  # further tokens added to the vocabulary; the rows of all added ones start at the mean
+    tiles: Tiles | None  # for image_aspect: anyres
+
+
+class About(Node):
+    """Where a data set comes from. Shown by `check` when a file is missing, and by `vlmrun recipes`."""
+
+    url: str
+    licence: str
+    records: Positive | None  # that the file should have; None: not published
+    fetch: str  # how to get it, in one or two sentences
 
 
 class DataConfig(Node):
@@ -65,12 +84,14 @@ class DataConfig(Node):
     images: str | None  # folder that every image path must stay inside
     on_error: Literal["fail", "skip"]  # skip: counted and listed in skipped.jsonl
     prepare: Target | None  # makes the files, as a job of its own with an artifact of its own
+    about: Annotated[About | None, Volatile]
 
 
 class Tune(Node):
     """What happens to each part: left alone, trained whole, or trained through LoRA adapters.
 
-    `qlora` is `lora` on an LLM whose frozen weights are held in 4 bits.
+    `qlora` is `lora` on an LLM whose frozen weights are held in few bits (`Quant`). `new_tokens` trains the input
+    embedding rows of the tokens that `model.image_markers` and `model.new_tokens` added, and nothing else of the LLM.
     """
 
     llm: Tuning
@@ -82,11 +103,6 @@ class Tune(Node):
         """Whether the LLM is trained through adapters."""
         return self.llm in ("lora", "qlora")
 
-    @property
-    def quantized(self) -> Literal["nf4"] | None:
-        """How the LLM's frozen weights are held; None: as they are."""
-        return "nf4" if self.llm == "qlora" else None
-
 
 class Lora(Node):
     """Adapter shape. `targets`: last names of the LLM's linear layers, or `all-linear` (all but the output head)."""
@@ -95,6 +111,31 @@ class Lora(Node):
     alpha: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     targets: Literal["all-linear"] | list[str]
+    bias: Literal["none", "all", "lora_only"]  # which biases of the LLM are trained too
+
+
+class Quant(Node):
+    """How bitsandbytes holds the frozen weights of an LLM under `tune.llm: qlora`."""
+
+    bits: Literal[4, 8]
+    type: Literal["nf4", "fp4"]  # of 4 bits
+    double: bool  # of 4 bits: the scales are quantised as well
+
+
+class Compat(Node):
+    """Published quirks of the original codes, each off by default. docs/parity.md says what each one does."""
+
+    labels: Literal["llava", "kollava", "denseconnector", "bunny"] | None  # mask by that project's length arithmetic
+    records: bool  # take records as upstream did: drop a leading answer, keep empty turns, one image tag a turn
+    mask_pad_tokens: bool  # tokens equal to the padding token are hidden wherever they stand
+    v0_is_v1: bool  # `--version v0` trained the v1 format after 2023-10-24
+    llama3_system_header: bool  # DenseConnector's llama_3 answers under a header that says system
+    tower_no_grad: bool  # Bunny before 2024-11-18: an unfrozen tower gets no gradient
+    fp16_tower: bool  # the tower in fp16 whenever bf16 is off
+    offload_schedule: bool  # zero3_offload.json: WarmupLR in place of the schedule, one parameter group
+    decay_unlisted_norms: bool  # weight decay on the norms that old transformers did not know as such
+    transformers_order: bool  # the order of samples of the Trainer of transformers 4.3x in one process
+    quantised_head: bool  # qlora: the output head in few bits as well
 
 
 class Optim(Node):
@@ -117,17 +158,22 @@ class TrainStage(Node):
     kind: Literal["train"]
     init_from: str | None  # a stage, an artifact folder, or null: the parts as `model` names them
     data: Annotated[list[str], Field(min_length=1)]
+    data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
+    group_by_modality_length: bool  # batches of like length, pictures and text apart
     template: str | None
-    image_aspect: Literal["square", "pad"]
+    image_aspect: Literal["square", "pad", "anyres"]
     tune: Tune
     lora: Lora | None
+    quant: Quant | None
     optim: Optim
+    compat: Compat
     loss: Literal["token_mean", "micro_mean"]
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Positive | None
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile]  # samples per forward and rank; in the key only under micro_mean
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
+    offload: Annotated[Literal["none", "cpu"], Volatile]  # where ZeRO-3 keeps parameters and optimizer state
     engine: Annotated[Literal["deepspeed", "plain"], Volatile]
     gradient_checkpointing: Annotated[bool, Volatile]
     save_steps: Annotated[Positive, Volatile]
@@ -161,7 +207,7 @@ class EvaluateStage(Node):
     init_from: str
     data: Annotated[list[str], Field(min_length=1)]
     template: str | None  # null: the one the model was trained with
-    image_aspect: Literal["square", "pad"] | None  # null: as the model was trained
+    image_aspect: Literal["square", "pad", "anyres"] | None  # null: as the model was trained
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
@@ -188,6 +234,7 @@ class HardwareConfig(Node):
     ranks_per_node: Annotated[Positive, Volatile]
     precision: Precision
     attention: Annotated[Literal["eager", "sdpa", "flash_attention_2"], Volatile]
+    tf32: Annotated[bool, Volatile]  # TensorFloat-32 products on GPUs that have them
     launcher: Annotated[Literal["inline", "torchrun", "deepspeed"], Volatile]
     threads: Annotated[Positive, Volatile]  # CPU threads per rank
     timeout_seconds: Annotated[Positive, Volatile]  # longest wait for another rank

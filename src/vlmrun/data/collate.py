@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,34 +10,43 @@ import torch
 
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
+from vlmrun.data.images import ImageLayout
 
 
 class Collator:
     """Pads and stacks.
 
     Args:
-        image_tokens: positions one image takes.
+        image_tokens: positions an image of a layout takes; of none, an ordinary one.
         image_size: height and width of the blank image of a batch without images.
         padding_side: left for generation, so that prompts end together.
+        dropped_id: a token taken out wherever it stands (`compat.mask_pad_tokens`, see `dropped_token`).
     """
 
     def __init__(
-        self, pad_id: int, image_tokens: int, image_size: int, padding_side: Literal["left", "right"] = "right"
+        self,
+        pad_id: int,
+        image_tokens: Callable[[ImageLayout | None], int],
+        image_size: int,
+        padding_side: Literal["left", "right"] = "right",
+        dropped_id: int | None = None,
     ) -> None:
         self.pad_id = pad_id
         self.image_tokens = image_tokens
         self.image_size = image_size
         self.padding_side = padding_side
+        self.dropped_id = dropped_id
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """One batch.
 
         Returns:
             `input_ids`, `labels` [B, L] long; `attention_mask` [B, L] bool, true on real tokens whatever their id;
-            `pixels` [S, 3, H, W], one blank image when there is none; `ids` of the samples; `skipped`: for each
+            `pixels` [S, 3, H, W], all tiles of all images, one blank image when there is none; `layouts`, how each
+            image was cut, None for one that was not; `ids` of the samples; `skipped`: for each
             unusable sample its `id` and `reason`.
         """
-        rows = [self._expand(item.encoded.input_ids, item.encoded.labels) for item in items]
+        rows = [self._expand(item) for item in items]
         length = max(len(ids) for ids, _ in rows)
         pixels = np.concatenate([item.pixels for item in items])
         if len(pixels) == 0:
@@ -47,16 +56,20 @@ class Collator:
             "labels": torch.tensor([self._pad(labels, IGNORE, length) for _, labels in rows]),
             "attention_mask": torch.tensor([self._pad([True] * len(ids), False, length) for ids, _ in rows]),
             "pixels": torch.from_numpy(pixels),
+            "layouts": [layout for item in items for layout in item.each_layout],
             "ids": [item.id for item in items],
             "skipped": [{"id": item.id, "reason": item.skipped} for item in items if item.skipped is not None],
         }
 
-    def _expand(self, ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _expand(self, item: Item) -> tuple[list[int], list[int]]:
         """Repeats each image's token for every position the image takes."""
+        counts = iter([self.image_tokens(layout) for layout in item.each_layout])
         wide_ids: list[int] = []
         wide_labels: list[int] = []
-        for token, label in zip(ids, labels, strict=True):
-            times = self.image_tokens if token == IMAGE_TOKEN else 1
+        for token, label in zip(item.encoded.input_ids, item.encoded.labels, strict=True):
+            if token == self.dropped_id:
+                continue
+            times = next(counts) if token == IMAGE_TOKEN else 1
             wide_ids += [token] * times
             wide_labels += [label] * times
         return wide_ids, wide_labels
@@ -64,3 +77,13 @@ class Collator:
     def _pad(self, row: list[Any], value: Any, length: int) -> list[Any]:
         padding = [value] * (length - len(row))
         return padding + row if self.padding_side == "left" else row + padding
+
+
+def dropped_token(tokenizer: Any, *, mask_pad_tokens: bool, project: str | None) -> int | None:
+    """The token that upstream loses in real text: its mask is "not the padding token", and what is masked is cut out.
+
+    Bunny hides the end token from that comparison, so that one which pads as well is kept.
+    """
+    pad = tokenizer.pad_token_id
+    spared = project == "bunny" and pad == tokenizer.eos_token_id
+    return pad if mask_pad_tokens and not spared else None

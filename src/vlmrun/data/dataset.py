@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from vlmrun import logs
-from vlmrun.config.schema import DataConfig
-from vlmrun.data import formats
+from vlmrun.config.schema import Compat, DataConfig
+from vlmrun.data import compat, formats
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageTransform, find_image, open_image
+from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, open_image
 from vlmrun.data.sample import Rejected, Sample, locate_record
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
 
 log = logs.get(__name__)
+
+Layouts = tuple[ImageLayout | None, ...]
 
 MAX_LISTED = 20  # problems an error shows; the number of all is told as well
 
@@ -29,7 +31,8 @@ class Item:
     """A sample ready to be put into a batch.
 
     Args:
-        pixels: [n_images, 3, height, width], float32.
+        pixels: all tiles of all images in order, [n_tiles, 3, height, width], float32.
+        layouts: how each image was cut; None: none was, and every row of `pixels` is an image.
         skipped: why nothing of it is learnt (`on_error: skip`), else None.
     """
 
@@ -37,6 +40,12 @@ class Item:
     pixels: np.ndarray
     id: str
     skipped: str | None = None
+    layouts: Layouts | None = None
+
+    @property
+    def each_layout(self) -> Layouts:
+        """One layout for every image."""
+        return (None,) * len(self.pixels) if self.layouts is None else self.layouts
 
 
 @dataclass(frozen=True)
@@ -47,27 +56,49 @@ class Encoder:
     tokenizer: Any
     image_transform: ImageTransform
     aspect: Aspect
-    image_tokens: int
+    image_tokens: Callable[[ImageLayout | None], int]
     max_length: int
+    compat: Compat | None = None
 
-    def encode(self, sample: Sample) -> Encoded:
-        """Token ids and labels."""
-        return encode(sample, self.template, self.tokenizer, image_tokens=self.image_tokens, max_length=self.max_length)
+    def encode(self, sample: Sample, layouts: Layouts | None = None) -> Encoded:
+        """Token ids and labels.
 
-    def pixels(self, sample: Sample, root: Path | None) -> np.ndarray:
-        """Pixels of all its images, [n_images, 3, height, width]."""
+        Args:
+            layouts: how each of its images was cut; None: none was.
+        """
+        each = (None,) * len(sample.images) if layouts is None else layouts
+        counts = [self.image_tokens(layout) for layout in each]
+        if self.labels_of is not None:
+            return compat.encode(
+                sample, self.template, self.tokenizer, self.labels_of, image_tokens=counts, max_length=self.max_length
+            )
+        return encode(sample, self.template, self.tokenizer, image_tokens=counts, max_length=self.max_length)
+
+    @property
+    def labels_of(self) -> compat.Project | None:
+        """The project whose label arithmetic is reproduced, if any."""
+        return None if self.compat is None else self.compat.labels
+
+    @property
+    def as_upstream(self) -> bool:
+        """Whether records are taken as upstream takes them."""
+        return self.compat is not None and self.compat.records
+
+    def pixels(self, sample: Sample, root: Path | None) -> tuple[np.ndarray, Layouts]:
+        """Pixels of all tiles of all its images, [n_tiles, 3, height, width], and how each image was cut."""
         if not sample.images:
-            return self.blank(0)
-        return np.stack([self._pixels_of(root, name, sample.where) for name in sample.images])
+            return self.blank(0), ()
+        found = [self._pixels_of(root, name, sample.where) for name in sample.images]
+        return np.concatenate([pixels for pixels, _ in found]), tuple(layout for _, layout in found)
 
     def blank(self, n_images: int) -> np.ndarray:
         """As many empty images."""
         return np.zeros((n_images, 3, *self.image_transform.size), dtype=np.float32)
 
-    def _pixels_of(self, root: Path | None, name: str, where: str) -> np.ndarray:
+    def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
         image = open_image(root, name, where)
         try:
-            return self.image_transform(image, self.aspect)
+            return self.image_transform.tiles(image, self.aspect)
         except DataError as error:  # the transform knows what is wrong, but not where
             raise DataError([replace(p, where=f"{name}, named in {where}") for p in error.problems]) from error
 
@@ -113,18 +144,27 @@ class Dataset:
         """
         sample, source = self._samples[index], self._sources[index]
         try:
-            encoded = self.encoder.encode(sample)
+            pixels, layouts = self.encoder.pixels(sample, source.images)
+        except DataError as error:
+            if not source.skip:
+                raise
+            return self._unusable(index, error, self._text_of(sample))
+        try:
+            encoded = self.encoder.encode(sample, layouts)
         except DataError as error:
             if not source.skip:
                 raise
             return self._unusable(index, error)
+        # Under compat.labels only: the place in the batch stays, and the sample is listed.
+        skipped = None if encoded.n_supervised else f"{self.encoder.labels_of} drops all labels of this sample"
+        return Item(encoded, pixels, self.sample_id(index), skipped, layouts)
+
+    def _text_of(self, sample: Sample) -> Encoded | None:
+        """A sample whose images cannot be used keeps its text, if that can."""
         try:
-            pixels = self.encoder.pixels(sample, source.images)
-        except DataError as error:
-            if not source.skip:
-                raise
-            return self._unusable(index, error, encoded)
-        return Item(encoded, pixels, self.sample_id(index))
+            return self.encoder.encode(sample)
+        except DataError:
+            return None
 
     def _unusable(self, index: int, error: DataError, encoded: Encoded | None = None) -> Item:
         """Keeps what could be encoded, without labels; otherwise one token stands in for the text."""
@@ -158,7 +198,7 @@ def open_datasets(
     for name in names:
         config = _entry(data, name)
         source = Source(None if config.images is None else Path(config.images), config.on_error == "skip")
-        read, rejected = _split_misfits(*read_samples(config), encoder.template)
+        read, rejected = _split_misfits(*read_samples(config, as_it_is=encoder.as_upstream), encoder)
         samples += read
         sources += [source] * len(read)
         (left_out if source.skip else wrong).extend(rejected)
@@ -173,13 +213,17 @@ def open_datasets(
     return Dataset(samples, sources, encoder)
 
 
-def read_samples(config: DataConfig) -> tuple[list[Sample], list[Rejected]]:
-    """All records of one data entry, and those that cannot be used: bad ones, and those without their pictures."""
+def read_samples(config: DataConfig, *, as_it_is: bool = False) -> tuple[list[Sample], list[Rejected]]:
+    """All records of one data entry, and those that cannot be used: bad ones, and those without their pictures.
+
+    Args:
+        as_it_is: for `compat.records`: roles, empty turns and image tags are left to `compat.as_upstream`.
+    """
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     if config.images is not None and not Path(config.images).is_dir():
         raise DataError("the image folder does not exist", config.images, "check data.<name>.images")
-    for record in formats.reader(config.format)(Path(config.annotations)):
+    for record in formats.reader(config.format, as_it_is=as_it_is)(Path(config.annotations)):
         if isinstance(record, Rejected):
             rejected.append(record)
         else:
@@ -249,12 +293,18 @@ def _in_order(rejected: list[Rejected]) -> list[Rejected]:
 
 
 def _split_misfits(
-    samples: list[Sample], rejected: list[Rejected], template: Template
+    samples: list[Sample], rejected: list[Rejected], encoder: Encoder
 ) -> tuple[list[Sample], list[Rejected]]:
     """Moves samples that the template cannot show to the rejected ones: now, and not hours into a run."""
     fitting = []
     for sample in samples:
-        problem = misfit(sample, template)
+        if encoder.as_upstream:
+            try:
+                sample = compat.as_upstream(sample, encoder.template, encoder.labels_of)
+            except DataError as error:
+                rejected.append(Rejected(sample.id, sample.source, error.problems[0].what, error.problems[0].fix))
+                continue
+        problem = misfit(sample, encoder.template)
         if problem is None:
             fitting.append(sample)
         else:

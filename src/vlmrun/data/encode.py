@@ -28,12 +28,14 @@ class Encoded:
     n_supervised: int
 
 
-def encode(sample: Sample, template: Template, tokenizer: Any, *, image_tokens: int, max_length: int) -> Encoded:
+def encode(
+    sample: Sample, template: Template, tokenizer: Any, *, image_tokens: Sequence[int], max_length: int
+) -> Encoded:
     """Encodes a sample.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        image_tokens: positions that one image takes after expansion.
+        image_tokens: positions that each image takes after expansion, in order.
         max_length: longest expanded sequence; what lies beyond is cut off.
 
     Raises:
@@ -43,11 +45,13 @@ def encode(sample: Sample, template: Template, tokenizer: Any, *, image_tokens: 
     wrong = misfit(sample, template)
     if wrong is not None:
         raise DataError([wrong])
-    ids, labels = _tokenize(template.render(sample.turns), tokenizer)
-    kept = _kept_tokens(ids, image_tokens, max_length)
+    ids, labels = _tokenize(
+        template.render(sample.turns, images=bool(sample.images)), tokenizer, images=bool(sample.images)
+    )
+    kept = kept_tokens(ids, image_tokens, max_length)
     if IMAGE_TOKEN in ids[kept:]:
         raise DataError(
-            f"an image lies beyond the maximum length of {max_length} tokens ({image_tokens} of them per image)",
+            f"an image lies beyond the maximum length of {max_length} tokens ({told(image_tokens)})",
             sample.where,
             "raise model.max_length, or shorten the record",
         )
@@ -63,9 +67,13 @@ def encode(sample: Sample, template: Template, tokenizer: Any, *, image_tokens: 
     return Encoded(ids, labels, truncated, n_supervised)
 
 
-def encode_prompt(turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[int]:
-    """Token ids of the text up to where the next answer begins, one `IMAGE_TOKEN` per image."""
-    ids, _ = _tokenize([Piece(template.prompt(turns), False)], tokenizer)
+def encode_prompt(turns: Sequence[Turn], template: Template, tokenizer: Any, *, images: bool = True) -> list[int]:
+    """Token ids of the text up to where the next answer begins, one `IMAGE_TOKEN` per image.
+
+    Args:
+        images: false when there are none, so that `<image>` is ordinary text.
+    """
+    ids, _ = _tokenize([Piece(template.prompt(turns, images=images), False)], tokenizer, images=images)
     return ids
 
 
@@ -73,7 +81,8 @@ def misfit(sample: Sample, template: Template) -> Problem | None:
     """Why a template cannot show a sample, known before anything is tokenised."""
     if template.keep_question:
         return None
-    if [turn.role for turn in sample.turns] == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
+    roles = [turn.role for turn in sample.turns]
+    if sample.images and roles == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
         return None
     return Problem(
         f"template {template.name!r} takes one question with an image and one answer; "
@@ -83,7 +92,7 @@ def misfit(sample: Sample, template: Template) -> Problem | None:
     )
 
 
-def _tokenize(pieces: Sequence[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
+def _tokenize(pieces: Sequence[Piece], tokenizer: Any, *, images: bool = True) -> tuple[list[int], list[int]]:
     """Tokenises chunk by chunk, keeping the tokenizer's own beginning-of-text behaviour on the first."""
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
@@ -96,7 +105,7 @@ def _tokenize(pieces: Sequence[Piece], tokenizer: Any) -> tuple[list[int], list[
     ids: list[int] = []
     labels: list[int] = []
     position = 0
-    for number, chunk in enumerate(text.split(IMAGE_TAG)):
+    for number, chunk in enumerate(text.split(IMAGE_TAG) if images else [text]):
         if number > 0:
             ids.append(IMAGE_TOKEN)
             labels.append(IGNORE)
@@ -126,6 +135,8 @@ def _tokens_of_chunk(chunk: str, tokenizer: Any, *, first: bool) -> list[tuple[i
         elif added and not in_text:
             # One added after the text (EOS) is left out: the template says where an answer ends.
             tokens.append((token, -1, -1))
+    if len(tokens) > 1 and tokens[0][1] < 0 and tokens[1][0] == tokens[0][0]:
+        del tokens[0]  # the template writes the beginning of the text itself: one is meant
     return tokens
 
 
@@ -144,11 +155,19 @@ def _overlaps(begin: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
     return any(begin < stop and start < end for start, stop in spans)
 
 
-def _kept_tokens(ids: Sequence[int], image_tokens: int, max_length: int) -> int:
-    """How many ids fit, an image counting `image_tokens`; an image that fits in part does not."""
+def kept_tokens(ids: Sequence[int], image_tokens: Sequence[int], max_length: int) -> int:
+    """How many ids fit, each image counting its own tokens; an image that fits in part does not."""
     length = 0
+    of_images = iter(image_tokens)
     for index, token in enumerate(ids):
-        length += image_tokens if token == IMAGE_TOKEN else 1
+        length += next(of_images) if token == IMAGE_TOKEN else 1
         if length > max_length:
             return index
     return len(ids)
+
+
+def told(image_tokens: Sequence[int]) -> str:
+    """Image tokens in an error's words."""
+    if len(set(image_tokens)) == 1:
+        return f"{image_tokens[0]} of them per image"
+    return f"images take {', '.join(str(count) for count in image_tokens)} of them"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -14,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmrun.errors import CheckpointError, DataError, closest
+from vlmrun.errors import CheckpointError, ConfigError, DataError, closest
 
-Aspect = Literal["square", "pad"]
+Aspect = Literal["square", "pad", "anyres"]
 
 # What Pillow's decoders raise on damaged files, by experience: far more than the documented OSError.
 _DAMAGED = (
@@ -123,6 +126,19 @@ def _place(path: Path, where: str) -> str:
     return f"{path}, named in {where}" if where else str(path)
 
 
+@dataclass(frozen=True)
+class ImageLayout:
+    """How a picture was cut into tiles.
+
+    Args:
+        grid: columns and rows of tiles, which a thumbnail of the whole goes before; None: one whole picture.
+        size: width and height of the original.
+    """
+
+    grid: tuple[int, int] | None
+    size: tuple[int, int]
+
+
 class ImageTransform:
     """Resize, crop, rescale and normalise as `preprocessor_config.json` says.
 
@@ -131,6 +147,8 @@ class ImageTransform:
 
     Args:
         config: the parsed preprocessor_config.json.
+        grids: sizes in pixels, width and height, that a picture may be fitted into under `anyres`; multiples of the
+            tower's size.
 
     Attributes:
         size: height and width of every result.
@@ -139,7 +157,7 @@ class ImageTransform:
         CheckpointError: when the configuration does not lead to pictures of one size.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], grids: Sequence[Sequence[int]] | None = None) -> None:
         self.resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
         self.resize = _size(config.get("size")) if config.get("do_resize", True) else None
         self.crop = _size(config.get("crop_size")) if config.get("do_center_crop", False) else None
@@ -149,13 +167,50 @@ class ImageTransform:
         self.normalise = bool(config.get("do_normalize", True))
         self.pad_colour = tuple(int(float(value) * 255) for value in config.get("image_mean", [0.5] * 3))
         self.size = self._result_size()
+        self.grids = [(width, height) for width, height in grids or ()]
+        self._check_grids()
+
+    def tiles(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
+        """Pixels of all tiles of one RGB image, and how it was cut; None: it was not.
+
+        Under `anyres` it is fitted into the grid that shows most of it, black around it, cut row by row, and a
+        thumbnail of the whole, not keeping its shape, goes first.
+
+        Shape:
+            [n_tiles, 3, height, width], float32.
+
+        Source:
+            haotian-liu/LLaVA@c121f043 llava/mm_utils.py process_anyres_image
+        """
+        if aspect != "anyres":
+            return self(image, aspect)[None], None
+        if not self.grids:
+            raise ConfigError("image_aspect is anyres, but the model has no tiles", "model.tiles", "give its grids")
+        edge = self.size[0]
+        grid = best_grid(image.size, self.grids)
+        fitted = fit_into(image, grid)
+        columns, rows = grid[0] // edge, grid[1] // edge
+        places = [(column * edge, row * edge) for row in range(rows) for column in range(columns)]
+        cut = [fitted.crop((left, top, left + edge, top + edge)) for left, top in places]
+        pixels = [self(tile, "square") for tile in [image.resize((edge, edge)), *cut]]
+        return np.stack(pixels), ImageLayout((columns, rows), image.size)
+
+    def _check_grids(self) -> None:
+        height, width = self.size
+        wrong = [grid for grid in self.grids if grid[0] % width or grid[1] % height]
+        if self.grids and (wrong or height != width):
+            raise ConfigError(
+                f"grid {list((wrong or self.grids)[0])} is no multiple of the tower's {width} x {height} pixels",
+                "model.tiles.grids",
+                f"multiples of {width}, such as [{width}, {2 * height}]",
+            )
 
     def __call__(self, image: Image.Image, aspect: Aspect) -> np.ndarray:
         """Pixels of one RGB image.
 
         Args:
             aspect: `pad` makes the image square with a border in the mean colour first; `square` leaves that to the
-                processor (CLIP crops the centre, SigLIP squeezes).
+                processor (CLIP crops the centre, SigLIP squeezes); anyres is done by `tiles`.
 
         Shape:
             [3, height, width], float32.
@@ -216,6 +271,29 @@ def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def best_grid(size: tuple[int, int], grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The grid that keeps most pixels of an image of this size and, of several, wastes least; ties go to the first."""
+
+    def worth(grid: tuple[int, int]) -> tuple[int, int]:
+        scale = min(grid[0] / size[0], grid[1] / size[1])
+        kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        return kept, kept - grid[0] * grid[1]
+
+    return max(grids, key=worth)
+
+
+def fit_into(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image as large as it goes in the middle of a black picture of this size."""
+    scale_x, scale_y = size[0] / image.width, size[1] / image.height
+    if scale_x < scale_y:
+        fitted = (size[0], min(math.ceil(image.height * scale_x), size[1]))
+    else:
+        fitted = (min(math.ceil(image.width * scale_y), size[0]), size[1])
+    whole = Image.new("RGB", size, (0, 0, 0))
+    whole.paste(image.resize(fitted), ((size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2))
+    return whole
 
 
 def _size(value: Any) -> dict[str, int]:

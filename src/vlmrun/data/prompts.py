@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlmrun.data.collate import Collator
-from vlmrun.data.dataset import Encoder, Item
+from vlmrun.data.dataset import Encoder, Item, Layouts
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, encode_prompt
 from vlmrun.data.sample import Turn
 from vlmrun.errors import CheckpointError, DataError
@@ -26,25 +26,29 @@ class Prompts:
             self.stop_ids[0] if pad is None else pad, encoder.image_tokens, height, padding_side="left"
         )
 
-    def item(self, turns: Sequence[Turn], pixels: np.ndarray, id: str) -> Item:
+    def item(self, turns: Sequence[Turn], pixels: np.ndarray, id: str, layouts: Layouts | None = None) -> Item:
         """One prompt, ready to be put into a batch by `collate`.
+
+        Args:
+            layouts: how each image was cut into the rows of `pixels`; None: none was.
 
         Raises:
             DataError: when it is longer than the model's maximum length.
         """
-        ids = encode_prompt(turns, self.encoder.template, self.encoder.tokenizer)
+        ids = encode_prompt(turns, self.encoder.template, self.encoder.tokenizer, images=len(pixels) > 0)
         if not ids:
             raise DataError("the prompt is empty", id, "ask something, or show a picture")
         n_images = ids.count(IMAGE_TOKEN)
-        assert n_images == len(pixels), f"{n_images} image tags, {len(pixels)} images"
-        length = len(ids) + n_images * (self.encoder.image_tokens - 1)
+        each: Layouts = (None,) * len(pixels) if layouts is None else layouts
+        assert n_images == len(each), f"{n_images} image tags, {len(each)} images"
+        length = len(ids) + sum(self.encoder.image_tokens(layout) - 1 for layout in each)
         if length > self.encoder.max_length:
             raise DataError(
                 f"the prompt has {length} tokens, the model takes {self.encoder.max_length}",
                 id,
                 "ask a shorter question, or begin a new conversation",
             )
-        return Item(Encoded(ids, [IGNORE] * len(ids), False, 0), pixels, id)
+        return Item(Encoded(ids, [IGNORE] * len(ids), False, 0), pixels, id, layouts=layouts)
 
     def answer(self, ids: Sequence[int]) -> str:
         """The text of generated ids up to the first thing that ends an answer, without surrounding space."""

@@ -9,7 +9,7 @@ from vlmrun.errors import Problem
 
 IMAGE_TAG = "<image>"  # marks in a turn's text where an image goes
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "unknown"]  # unknown: read under compat.records only
 
 
 @dataclass(frozen=True)

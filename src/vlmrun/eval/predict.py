@@ -79,8 +79,8 @@ class Asker:
         for asked in batch:
             question = asked.question
             try:
-                pixels = self.prompts.encoder.pixels(question, asked.images)
-                items.append(self.prompts.item(question.turns, pixels, question.where))
+                pixels, layouts = self.prompts.encoder.pixels(question, asked.images)
+                items.append(self.prompts.item(question.turns, pixels, question.where, layouts))
                 usable.append(asked)
             except DataError as error:
                 if not asked.skip:
@@ -101,6 +101,7 @@ class Asker:
             tensors["pixels"],
             max_new_tokens=self.max_new_tokens,
             eos_ids=self.prompts.stop_ids,
+            layouts=batch["layouts"],
         )
         return [self.prompts.answer(ids) for ids in new.tolist()]
 

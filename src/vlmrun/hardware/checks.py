@@ -32,6 +32,12 @@ def quantisation(where: str) -> Iterator[Problem]:
         )
 
 
+def timm(where: str) -> Iterator[Problem]:
+    """Towers of timm need it installed; it is looked for, not imported."""
+    if find_spec("timm") is None:
+        yield Problem("this tower needs timm, which is not installed", where, "pip install 'vlmrun-trainer[towers]'")
+
+
 def _flash_attention(hardware: HardwareConfig, is_cpu: bool) -> Iterator[Problem]:
     if is_cpu:
         yield Problem("flash attention needs a GPU", "hardware.attention", "hardware.attention=sdpa")

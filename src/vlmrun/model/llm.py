@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,37 @@ import torch
 
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model import nf4, pretrained
+from vlmrun.model import families, new_tokens, pretrained, quantise
+from vlmrun.model.tokenizers import is_converted, load_tokenizer
+
+_COMMON_TYPES = ["llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "minicpm", "mpt", "gemma2"]
 
 
 @dataclass
 class LLM:
     """A causal LLM of transformers, its fast tokenizer, and the folders both came from.
 
-    `source` is None when the weights were made at random.
+    `source` is None when the weights were made at random or have new rows; `tokenizer_source` is None when the
+    tokenizer is another than the files in its folder say (converted, with other roles, with new tokens).
     """
 
     model: Any
     tokenizer: Any
     source: Path | None
-    tokenizer_source: Path
+    tokenizer_source: Path | None
 
 
-def load(
+def load(  # noqa: PLR0913 -- the keys of a YAML file, and what the run adds
     path: str | None = None,
     config: dict[str, Any] | None = None,
     tokenizer: str | None = None,
+    tokens: dict[str, str | None] | None = None,
+    legacy: bool | None = None,
     *,
     dtype: torch.dtype,
     attention: str,
-    quantized: str | None = None,
+    quant: quantise.Quantised | None = None,
+    added: Sequence[str] = (),
 ) -> LLM:
     """Loads an LLM from a folder, or makes one with random weights from a config.
 
@@ -41,88 +49,76 @@ def load(
         path: what `config.paths.locate` understands.
         config: a transformers config with its `model_type`; `vocab_size` defaults to the tokenizer's.
         tokenizer: where the tokenizer is, when not at `path`.
-        quantized: `nf4` for linear layers in 4 bits (`model/nf4.py`); the folder holds them in full precision.
+        tokens: tokens of the tokenizer that play the roles `pad`, `eos`, `unk`, `bos`.
+        legacy: how its SentencePiece file is read (`tokenizers.load_tokenizer`).
+        quant: linear layers in few bits (`quantise.of`); the folder holds them in full precision.
+        added: tokens added to the vocabulary; their embeddings start as the mean of all rows before them.
 
     Raises:
         ConfigError: when not exactly one of `path` and `config` is given, the model type is unknown, or random
             weights are to be quantised.
         CheckpointError: when files are missing or damaged, or the tokenizer has more tokens than the embedding.
     """
-    if (path is None) == (config is None):
-        raise ConfigError("an LLM takes either `path` or `config`", "model.llm", "give exactly one of them")
-    if config is not None and tokenizer is None:
-        raise ConfigError("an LLM made from `config` needs a tokenizer", "model.llm.tokenizer", "give its folder")
-    if quantized and path is None:
-        raise ConfigError(
-            "an LLM with random weights cannot be quantised: they lie in no folder", "model.llm", "give its `path`"
-        )
-    tokenizer_source = locate(str(tokenizer or path))
-    loaded = load_tokenizer(tokenizer_source)
+    _check_request(path, config, tokenizer, quant)
+    folder = locate(str(tokenizer or path))
+    loaded = load_tokenizer(folder, legacy=legacy, tokens=tokens)
     if path is None:
         model, source = _create(dict(config or {}), len(loaded), dtype=dtype, attention=attention), None
     else:
         source = locate(path)
-        model = _read(source, dtype=dtype, attention=attention, quantized=quantized)
-    _check_vocabulary(model, loaded, tokenizer_source)
-    return LLM(model, loaded, source, tokenizer_source)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """A fast tokenizer that has a padding token.
-
-    Raises:
-        CheckpointError: when there is none, or it is not a fast one (labels need its character offsets).
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        with pretrained.quietly():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"the tokenizer cannot be loaded: {first}", str(folder), "the folder needs tokenizer.json and its config"
-        ) from error
-    if not tokenizer.is_fast:
-        raise CheckpointError(
-            "the tokenizer is not a fast one", str(folder), "labels need character offsets: add tokenizer.json"
+        model = _read(source, dtype=dtype, attention=attention, quant=quant)
+    _check_vocabulary(model, loaded, folder)
+    grown = new_tokens.add(model, loaded, added)
+    if grown and quant:
+        raise ConfigError(
+            f"tokens are added to a quantised LLM: {', '.join(grown)}", "model.new_tokens", "add them in a stage before"
         )
-    if tokenizer.pad_token is None:
-        # Padding is masked by position, so sharing a token with text does no harm.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
+    same = not (grown or any((tokens or {}).values()) or is_converted(folder, legacy))
+    return LLM(model, loaded, None if grown else source, folder if same else None)
 
 
-def _read(folder: Path, *, dtype: torch.dtype, attention: str, quantized: str | None) -> Any:
+def _check_request(path: str | None, config: dict[str, Any] | None, tokenizer: str | None, quant: Any) -> None:
+    if (path is None) == (config is None):
+        raise ConfigError("an LLM takes either `path` or `config`", "model.llm", "give exactly one of them")
+    if config is not None and tokenizer is None:
+        raise ConfigError("an LLM made from `config` needs a tokenizer", "model.llm.tokenizer", "give its folder")
+    if quant and path is None:
+        raise ConfigError(
+            "an LLM with random weights cannot be quantised: they lie in no folder", "model.llm", "give its `path`"
+        )
+
+
+def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantise.Quantised | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     if read_config(str(folder)).get("quantization_config"):
         raise CheckpointError(
             "the LLM's weights are quantised already", str(folder), "give the folder of the full-precision model"
         )
-    if quantized is None:
-        return pretrained.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention)
-    nf4.check(quantized)
-    return nf4.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention)
+    if quant is None:
+        config = families.read_config(folder)
+        return pretrained.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention, config=config)
+    return quantise.load(AutoModelForCausalLM, folder, quant, dtype=dtype, attention=attention)
 
 
 def _create(config: dict[str, Any], vocab_size: int, *, dtype: torch.dtype, attention: str) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     config.setdefault("vocab_size", vocab_size)
-    model_type = str(config.pop("model_type", ""))
-    if model_type not in CONFIG_MAPPING:
-        near = suggest(model_type, ["llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma2"], noun="common types")
+    model_type = str(config.get("model_type", ""))
+    if model_type not in CONFIG_MAPPING and model_type not in families.REPLACED:
+        near = suggest(model_type, _COMMON_TYPES, noun="common types")
         raise ConfigError(f"unknown model_type {model_type!r}", "model.llm.config.model_type", near)
-    made = AutoConfig.for_model(model_type, **config)
+    made = families.from_values(config)
     return pretrained.create(AutoModelForCausalLM, made, dtype=dtype, attention=attention)
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, folder: Path) -> None:
     n_rows = model.config.get_text_config().vocab_size
-    if len(tokenizer) > n_rows:
+    n_tokens = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
+    if n_tokens > n_rows:
         raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens but the LLM embeds only {n_rows}",
+            f"the tokenizer has {n_tokens} tokens but the LLM embeds only {n_rows}",
             str(folder),
             "use the tokenizer that belongs to this LLM",
         )

@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 
-from vlmrun.build import build
+from vlmrun.build import build, find
+from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig
+from vlmrun.errors import ConfigError
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.llm import LLM
+from vlmrun.model.projector_file import fill
+from vlmrun.model.tiles import add_newline
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.vlm import VLM
 
@@ -28,7 +32,7 @@ class Loaded:
         sources: folder that each of llm, tokenizer, tower, connector and adapter was loaded from; None when made at
             random or not there. A part that did not change is linked or copied from here when saved.
         template: fields of the template the model was saved with; None for one put together from parts.
-        quantized: how the LLM's linear layers are held (`nf4`); None: as they are.
+        quantized: how the LLM's linear layers are held (`quantise.of`); None: as they are.
     """
 
     vlm: VLM
@@ -37,30 +41,32 @@ class Loaded:
     preprocessor: dict[str, Any]
     sources: dict[str, Path | None]
     template: dict[str, Any] | None = None
-    quantized: str | None = None
+    quantized: dict[str, Any] | None = None
 
 
 def assemble(
-    model: ModelConfig, *, dtype: torch.dtype, attention: str, seed: int, quantized: str | None = None
+    model: ModelConfig, *, dtype: torch.dtype, attention: str, seed: int, quantized: dict[str, Any] | None = None
 ) -> Loaded:
     """Builds the three parts that a description names, in eval mode.
 
     What is random in a part depends on `seed` and the part's name alone, not on what was built before it.
 
     Args:
-        quantized: `nf4` for an LLM in 4 bits.
+        quantized: for an LLM in few bits (`quantise.of`).
 
     Raises:
         ConfigError: when a target is unknown or takes other arguments.
         CheckpointError: when weights are missing or do not fit.
     """
     with seeded(seed, "llm"):
-        llm: LLM = build(model.llm, dtype=dtype, attention=attention, **({"quantized": quantized} if quantized else {}))
+        # Only what is asked for: a loader of one's own may know neither.
+        asked = {"quant": quantized, "added": tuple(added_tokens(model))}
+        given = {key: value for key, value in asked.items() if value}
+        llm: LLM = build(model.llm, dtype=dtype, attention=attention, **given)
     with seeded(seed, "tower"):
         tower: Tower = build(model.tower, Tower, dtype=dtype, attention=attention)
     with seeded(seed, "connector"):
-        llm_dim = llm.model.config.get_text_config().hidden_size
-        connector: Connector = build(model.connector, Connector, vision_dim=tower.hidden_dim, llm_dim=llm_dim)
+        connector = _connector(model, tower, llm.model.config.get_text_config().hidden_size)
     sources = {
         "llm": llm.source,
         "tokenizer": llm.tokenizer_source,
@@ -68,8 +74,36 @@ def assemble(
         "connector": None,
         "adapter": None,
     }
-    vlm = VLM(llm.model, tower, connector.to(dtype)).eval()
+    vlm = VLM(llm.model, tower, connector.to(dtype), model.tiles).eval()
     return Loaded(vlm, llm.tokenizer, model, tower.preprocessor, sources, quantized=quantized)
+
+
+def _connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
+    """The connector for this tower, which is told first which layers are asked for."""
+    target, weights = derived.connector_weights(model.connector)
+    kind = find(target, Connector, vision_dim=0, llm_dim=0)
+    wanted = kind.wanted_layers(getattr(tower, "n_layers", 0), **target.arguments)
+    if wanted is not None and tower.layers:
+        raise ConfigError(
+            f"{kind.__name__} chooses the tower's layers itself", "model.tower.layers", "model.tower.layers=null"
+        )
+    if wanted is not None:
+        tower.choose_layers(wanted)
+    elif not tower.layers and hasattr(tower, "n_layers"):
+        raise ConfigError(
+            f"model.tower.layers is null, but {kind.__name__} asks for none", "model.tower.layers", "[-2], for instance"
+        )
+    vision_dim = tower.hidden_dim if wanted is None else tower.hidden_dim // len(wanted)
+    connector: Connector = build(target, Connector, vision_dim=vision_dim, llm_dim=llm_dim)
+    add_newline(connector, model.tiles, llm_dim)
+    if weights is not None:
+        fill(connector, weights)
+    return connector
+
+
+def added_tokens(model: ModelConfig) -> list[str]:
+    """Tokens that a description adds to the LLM's vocabulary, markers of images first."""
+    return [*(model.image_markers or []), *model.new_tokens]
 
 
 @contextlib.contextmanager

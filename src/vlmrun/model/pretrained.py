@@ -33,13 +33,22 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str, quantization: Any = None) -> Any:
+def load(
+    model_class: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    quantization: Any = None,
+    config: Any = None,
+) -> Any:
     """Loads a model in eval mode from a local folder.
 
     Sharded at once when an `HfDeepSpeedConfig` of ZeRO-3 is alive.
 
     Args:
-        quantization: a `BitsAndBytesConfig` (`nf4.load`); None loads the weights as they are.
+        quantization: a `BitsAndBytesConfig` (`quantise.load`); None loads the weights as they are.
+        config: in place of the one that the folder names (`families.read_config`).
 
     Raises:
         CheckpointError: when weights are missing, damaged, of other shapes, or the model cannot do this attention.
@@ -53,6 +62,7 @@ def load(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str, 
                 local_files_only=True,
                 trust_remote_code=False,
                 quantization_config=quantization,
+                **({} if config is None else {"config": config}),
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:

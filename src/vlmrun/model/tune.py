@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError, Problem, suggest
+from vlmrun.model import new_tokens
 from vlmrun.model.parts import seeded
 from vlmrun.model.vlm import VLM
 
 WHERE = "stage.*.lora"
 
 
-def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0) -> None:
+def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0, new_rows: Sequence[int] = ()) -> None:
     """Sets `requires_grad` of every parameter; with `llm: lora` or `qlora`, PEFT wraps `vlm.llm` and nothing else.
 
     An adapter that is there already (the stage started from a LoRA stage) is trained on when its shape is the same,
@@ -23,6 +25,7 @@ def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0) -> None:
 
     Args:
         seed: what the adapters' first values are drawn from.
+        new_rows: ids of the tokens that the model adds, for `llm: new_tokens`.
 
     Raises:
         ConfigError: when LoRA targets match nothing, or an adapter that is there already is in the way.
@@ -37,6 +40,9 @@ def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0) -> None:
     if tune.llm == "full":
         _refuse_adapter(vlm.llm)
         vlm.llm.requires_grad_(True)
+    elif tune.llm == "new_tokens":
+        _refuse_adapter(vlm.llm)
+        new_tokens.train_rows(vlm.llm, new_rows)
     elif tune.adapters:
         _tune_lora(vlm, lora, seed)
 
@@ -57,7 +63,7 @@ def adapter_config(llm: nn.Module) -> dict[str, Any]:
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
         "target_modules": sorted(config.target_modules),
-        "bias": "none",
+        "bias": config.bias,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "inference_mode": True,
@@ -80,6 +86,15 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
     return wrapped
+
+
+def trained_biases(llm: Any) -> set[str]:
+    """Names of the biases of a wrapped LLM that train beside its adapters: none, all, or those of adapted layers."""
+    bias = llm.peft_config["default"].bias
+    if bias == "none":
+        return set()
+    names = {name for name, _ in llm.named_parameters() if name.endswith(".bias") and ".lora_" not in name}
+    return names if bias == "all" else {name for name in names if name.endswith(".base_layer.bias")}
 
 
 def lora_targets(llm: nn.Module, targets: str | list[str]) -> list[str]:
@@ -136,23 +151,26 @@ def _tune_lora(vlm: VLM, lora: Lora | None, seed: int) -> None:
             "lora_alpha": lora.alpha,
             "lora_dropout": lora.dropout,
             "target_modules": lora_targets(vlm.llm, lora.targets),
-            "bias": "none",
+            "bias": lora.bias,
             "task_type": "CAUSAL_LM",
         }
         training = vlm.llm.training
         with seeded(seed, "adapter"):
             vlm.llm = wrap(vlm.llm, config).train(training)
+    trained = trained_biases(vlm.llm)
     for name, parameter in vlm.llm.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or name in trained)
 
 
 def _check_same_shape(llm: nn.Module, lora: Lora) -> None:
     """Training on goes with the adapter as it is; only dropout may change, being no part of its shape."""
     have = adapter_config(llm)
     wanted = lora_targets(llm, lora.targets)
-    if (have["r"], have["lora_alpha"], have["target_modules"]) != (lora.r, lora.alpha, wanted):
+    shape = (have["r"], have["lora_alpha"], have["target_modules"], have["bias"])
+    if shape != (lora.r, lora.alpha, wanted, lora.bias):
         raise ConfigError(
-            f"the model has an adapter of r {have['r']}, alpha {have['lora_alpha']}, targets {have['target_modules']}",
+            f"the model has an adapter of r {have['r']}, alpha {have['lora_alpha']}, targets {have['target_modules']}, "
+            f"bias {have['bias']}",
             WHERE,
             "give the same values to train it on, or merge it first (a stage of kind merge) and start from that",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlmrun.config.schema import Tiles
 from vlmrun.errors import DataError
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.splice import splice
+from vlmrun.model.tiles import NEWLINE, Layout, tiling
 from vlmrun.model.towers.base import Tower
 
 IMAGE_TOKEN = -200  # id of an image position in expanded ids; never in a vocabulary, never reaches the embedding table
@@ -29,20 +32,18 @@ class VLMOutput:
 class VLM(nn.Module):
     """An LLM, a vision tower and the connector between them.
 
+    `image_tokens(layout)` says how many positions a picture takes in the text, None being an ordinary one.
+
     Every forward pass runs tower, connector, embedding, LLM in this order, also for a batch without a picture: ranks
     that differ in the order of their modules hang or silently diverge under ZeRO.
     """
 
-    def __init__(self, llm: nn.Module, tower: Tower, connector: Connector) -> None:
+    def __init__(self, llm: nn.Module, tower: Tower, connector: Connector, tiles: Tiles | None = None) -> None:
         super().__init__()
         self.llm = llm
         self.tower = tower
         self.connector = connector
-
-    @property
-    def image_tokens(self) -> int:
-        """Positions that one image takes in the text."""
-        return self.connector.tokens(self.tower.n_patches)
+        self.image_tokens = tiling(connector.tokens(tower.n_patches), tiles)
 
     @property
     def image_size(self) -> int:
@@ -55,6 +56,7 @@ class VLM(nn.Module):
         attention_mask: torch.Tensor,
         pixels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        layouts: Sequence[Layout | None] | None = None,
     ) -> VLMOutput:
         """Runs the model on right-padded, expanded ids.
 
@@ -63,6 +65,7 @@ class VLM(nn.Module):
             pixels: None for a batch without pictures; one all-zero picture and no image position means the same.
             labels: next-token targets before shifting, -100 where unsupervised; the loss is their mean in fp32 and
                 is nan when nothing is supervised.
+            layouts: how each picture was cut into tiles, which are all in `pixels`; None: none was.
 
         Shape:
             input_ids, attention_mask, labels [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
@@ -70,7 +73,7 @@ class VLM(nn.Module):
         Raises:
             DataError: when pictures and image positions do not fit.
         """
-        embeds = self.embed(input_ids, pixels)
+        embeds = self.embed(input_ids, pixels, layouts)
         output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
         loss = None
         if labels is not None:
@@ -78,13 +81,18 @@ class VLM(nn.Module):
             loss = F.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORE)
         return VLMOutput(output.logits, loss)
 
-    def embed(self, input_ids: torch.Tensor, pixels: torch.Tensor | None) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixels: torch.Tensor | None,
+        layouts: Sequence[Layout | None] | None = None,
+    ) -> torch.Tensor:
         """Token embeddings with image features in their places."""
         mask = input_ids == IMAGE_TOKEN
         blank = self._is_blank(mask, pixels)
         if pixels is None:
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
-        features = self._features(pixels)
+        features = self._features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
         embeds = embedding(input_ids.masked_fill(mask, 0))
         if blank:
@@ -93,7 +101,7 @@ class VLM(nn.Module):
         return splice(embeds, features, mask)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # noqa: PLR0913 - a batch and how to continue it
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
@@ -101,6 +109,7 @@ class VLM(nn.Module):
         *,
         max_new_tokens: int,
         eos_ids: list[int],
+        layouts: Sequence[Layout | None] | None = None,
         streamer: Any = None,
     ) -> torch.Tensor:
         """Continues prompts greedily; call `eval()` first.
@@ -115,7 +124,7 @@ class VLM(nn.Module):
         from transformers import GenerationConfig
 
         assert not self.training, "generate in eval mode: dropout would change the answers"
-        embeds = self.embed(input_ids, pixels)
+        embeds = self.embed(input_ids, pixels, layouts)
         # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
         llm: Any = self.llm.get_base_model() if hasattr(self.llm, "peft_config") else self.llm
         # A hub folder's generation_config.json (sampling, penalties) fills whatever is unset, so it is set aside.
@@ -150,11 +159,18 @@ class VLM(nn.Module):
     def _trains_tower(self) -> bool:
         return any(parameter.requires_grad for parameter in self.tower.parameters())
 
-    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
+        """Rows for the image positions, of all pictures one after another."""
         with torch.set_grad_enabled(self._trains_tower() and torch.is_grad_enabled()):
             layers = self.tower(pixels.to(self.tower.dtype))
-        dtype = next(self.connector.parameters()).dtype
-        return self.connector([layer.to(dtype) for layer in layers])
+        # An identity has no parameters; it hands features to the LLM as they will be added there.
+        weight = next(self.connector.parameters(), None)
+        dtype = self.llm.get_input_embeddings().weight.dtype if weight is None else weight.dtype  # type: ignore[operator]
+        features = self.connector([layer.to(dtype) for layer in layers])
+        newline = getattr(self.connector, NEWLINE, None)
+        rows = self.image_tokens.merged(features, layouts, newline)
+        # In the graph on every rank, whether or not a picture of this batch was cut.
+        return rows if newline is None else rows + newline.sum() * 0
 
     @staticmethod
     def _is_blank(mask: torch.Tensor, pixels: torch.Tensor | None) -> bool:

@@ -8,22 +8,23 @@ from pathlib import Path
 
 from vlmrun import build
 from vlmrun.config import checks as config_checks
+from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 from vlmrun.hardware import checks as hardware_checks
-from vlmrun.run import graph, parts
+from vlmrun.run import graph, parts, vision
 
 # Arguments that model/parts.py supplies itself when it builds a part.
 _SUPPLIED = {
-    "llm": frozenset({"dtype", "attention", "quantized"}),
+    "llm": frozenset({"dtype", "attention", "quant", "added"}),
     "tower": frozenset({"dtype", "attention"}),
     "connector": frozenset({"vision_dim", "llm_dim"}),
 }
-_MLP = "vlmrun.model.connectors.mlp.MLP"
+_ROLES = ("pad", "eos", "unk", "bos")
 # Arguments that say where a part is read from, and the sizes by which two config.json are compared.
-_PLACES = {"path", "config", "tokenizer"}
+_PLACES = {"path", "config", "tokenizer", "weights"}
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "vocab_size", "image_size", "patch_size")  # fmt: skip
 
@@ -38,7 +39,7 @@ def check(run: RunConfig) -> list[Problem]:
     problems += _templates(run)
     problems += _data(run)
     problems += _llm(run)
-    problems += _tower(run)
+    problems += vision.check(run)
     problems += _continued(run)
     return [problem for problem in dict.fromkeys(problems) if not _elsewhere(problem.where, run)]
 
@@ -52,6 +53,8 @@ def _elsewhere(where: str, run: RunConfig) -> bool:
 def _targets(run: RunConfig) -> Iterator[Problem]:
     for name in ("llm", "tower", "connector"):
         part = getattr(run.model, name)
+        if name == "connector":
+            part, _ = derived.connector_weights(part)
         yield from build.check(part.target, part.arguments, f"model.{name}", _SUPPLIED[name])
     for name, data in run.data.items():
         if data.prepare is not None:
@@ -60,12 +63,14 @@ def _targets(run: RunConfig) -> Iterator[Problem]:
 
 
 def _quantised(run: RunConfig) -> Iterator[Problem]:
-    stages = [name for name, stage in run.stage.items() if isinstance(stage, TrainStage) and stage.tune.quantized]
+    stages = [name for name, stage in run.stage.items() if isinstance(stage, TrainStage) and stage.tune.llm == "qlora"]
     for name in stages:
         yield from hardware_checks.quantisation(f"stage.{name}.tune.llm")
-    if stages:
-        # A loader of one's own may not know 4-bit weights.
-        arguments = {**run.model.llm.arguments, "quantized": "nf4"}
+    # A loader of one's own may not know packed weights or new tokens.
+    asked: dict[str, object] = {"quant": None} if stages else {}
+    asked |= {"added": ()} if run.model.image_markers or run.model.new_tokens else {}
+    for name, value in asked.items():
+        arguments = {**run.model.llm.arguments, name: value}
         yield from build.check(run.model.llm.target, arguments, "model.llm", frozenset({"dtype", "attention"}))
 
 
@@ -113,10 +118,18 @@ def _data(run: RunConfig) -> Iterator[Problem]:
 
 def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     annotations = Path(data.annotations).expanduser()
-    if not annotations.is_file():
-        yield Problem(f"no file {data.annotations!r}", f"{where}.annotations", "give an existing file")
+    missing = [] if annotations.is_file() else [("annotations", f"no file {data.annotations!r}")]
     if data.images is not None and not Path(data.images).expanduser().is_dir():
-        yield Problem(f"no folder {data.images!r}", f"{where}.images", "give the folder that image paths start from")
+        missing.append(("images", f"no folder {data.images!r}"))
+    if missing and data.about is not None:
+        about = data.about
+        records = f", {about.records:,} records" if about.records else ""
+        fix = f"from {about.url} (licence: {about.licence}{records}): {about.fetch}; VLMRUN_DATA names the data folder"
+        yield Problem(" and ".join(what for _, what in missing), where, fix)
+        return
+    for key, what in missing:
+        fix = "give an existing file" if key == "annotations" else "give the folder that image paths start from"
+        yield Problem(what, f"{where}.{key}", fix)
 
 
 def _llm(run: RunConfig) -> Iterator[Problem]:
@@ -135,11 +148,40 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
             "model.max_length",
             f"model.max_length={facts.max_positions} or less",
         )
+    if facts.family in parts.EAGER_ONLY and run.hardware.attention != "eager":
+        yield Problem(
+            f"{facts.family} knows no attention {run.hardware.attention!r} in transformers",
+            "hardware.attention",
+            "hardware.attention=eager",
+        )
+    yield from _roles(run, tokenizer)
     if tokenizer is not None:
         yield from _vocabulary(run, facts, tokenizer)
     for name, stage in run.stage.items():
         if isinstance(stage, TrainStage) and stage.lora is not None and isinstance(stage.lora.targets, list):
             yield from _lora_targets(stage.lora.targets, facts, f"stage.{name}.lora.targets")
+
+
+def _roles(run: RunConfig, tokenizer: parts.TokenizerFacts | None) -> Iterator[Problem]:
+    """The tokens that play roles must be in the tokenizer, and one of them must pad."""
+    tokens = run.model.llm.arguments.get("tokens") or {}
+    if not isinstance(tokens, dict):
+        yield Problem(f"tokens is {tokens!r}", "model.llm.tokens", "keys and values, such as {pad: <unk>}")
+        return
+    for role, text in tokens.items():
+        where = f"model.llm.tokens.{role}"
+        if role not in _ROLES:
+            yield Problem(f"no role {role!r}", where, suggest(str(role), _ROLES, noun="roles"))
+        elif text is not None and tokenizer is not None and text not in tokenizer.tokens:
+            yield Problem(
+                f"the tokenizer has no token {text!r}", where, suggest(str(text), tokenizer.special, noun="tokens")
+            )
+    if not tokens.get("pad") and tokenizer is not None and tokenizer.pads is False:
+        yield Problem(
+            "the tokenizer names no padding token",
+            "model.llm.tokens.pad",
+            "a token of its vocabulary, such as <unk> or its end of text (padding is masked by position)",
+        )
 
 
 def _vocabulary(run: RunConfig, llm: parts.LlmFacts, tokenizer: parts.TokenizerFacts) -> Iterator[Problem]:
@@ -155,24 +197,23 @@ def _vocabulary(run: RunConfig, llm: parts.LlmFacts, tokenizer: parts.TokenizerF
             "model.llm",
             "use the tokenizer of the LLM alone, before a VLM was made of it",
         )
+    has = tokenizer.tokens | {*(run.model.image_markers or []), *run.model.new_tokens}
     places = {run.model.template: "model.template"}
     places |= {stage.template: f"stage.{name}.template" for name, stage in _readers(run).items() if stage.template}
     for template, where in places.items():
         missing = (
-            [text for text in TEMPLATES[template].special_tokens if text not in tokenizer.tokens]
-            if template in TEMPLATES
-            else []
+            [text for text in TEMPLATES[template].special_tokens if text not in has] if template in TEMPLATES else []
         )
         if missing:
             yield Problem(
                 f"template {template!r} needs the tokens {', '.join(missing)}, which the tokenizer does not have",
                 where,
-                "choose the template this LLM was trained with: " + ", ".join(_fitting(tokenizer)),
+                "choose the template this LLM was trained with: " + ", ".join(_fitting(has)),
             )
 
 
-def _fitting(tokenizer: parts.TokenizerFacts) -> list[str]:
-    return [name for name, template in TEMPLATES.items() if set(template.special_tokens) <= tokenizer.tokens]
+def _fitting(has: frozenset[str]) -> list[str]:
+    return [name for name, template in TEMPLATES.items() if set(template.special_tokens) <= has]
 
 
 def _lora_targets(targets: list[str], llm: parts.LlmFacts, where: str) -> Iterator[Problem]:
@@ -180,31 +221,6 @@ def _lora_targets(targets: list[str], llm: parts.LlmFacts, where: str) -> Iterat
         if llm.linear_layers is not None and target.split(".")[-1] not in llm.linear_layers:
             fix = suggest(target, llm.linear_layers, noun="linear layers")
             yield Problem(f"LoRA target {target!r} matches no layer of the LLM", where, fix)
-
-
-def _tower(run: RunConfig) -> Iterator[Problem]:
-    if not parts.is_told(run.model.tower):
-        return
-    try:
-        facts = parts.tower_facts(run.model.tower)
-    except CheckpointError as error:
-        where = f"model.tower.{parts.told_by(run.model.tower)}"
-        yield from (Problem(problem.what, where, problem.fix) for problem in error.problems)
-        return
-    layers = run.model.tower.arguments.get("layers")
-    for layer in layers if isinstance(layers, list) else []:  # what is no number is a problem of _targets
-        if isinstance(layer, int) and not -facts.n_layers - 1 <= layer <= facts.n_layers:
-            yield Problem(
-                f"layer {layer} does not exist: the tower has {facts.n_layers} blocks",
-                "model.tower.layers",
-                f"0 (before the first block) to {facts.n_layers}, or -1 to {-facts.n_layers - 1} from the end",
-            )
-    if run.model.connector.target == _MLP and facts.n_patches >= run.model.max_length:
-        yield Problem(
-            f"an image takes {facts.n_patches} tokens, a sample may have {run.model.max_length}: no text fits",
-            "model.max_length",
-            f"more than {facts.n_patches}",
-        )
 
 
 def _continued(run: RunConfig) -> Iterator[Problem]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from vlmrun.errors import CheckpointError
 # Last names of the linear layers of families whose weights may be absent when a run is checked.
 _LLAMA_LIKE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LINEAR_LAYERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "stablelm", "gemma", "gemma2"), _LLAMA_LIKE),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "stablelm", "gemma", "gemma2", "granite", "minicpm"), _LLAMA_LIKE
+    ),
     "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+    "mpt": ("Wqkv", "out_proj", "up_proj", "down_proj"),
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
 }
+EAGER_ONLY = frozenset({"mpt"})  # families that transformers 5.23 computes with plain attention only
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -40,29 +45,41 @@ class LlmFacts:
     vocab_size: int
     max_positions: int | None
     linear_layers: frozenset[str] | None
+    family: str = ""
 
 
 @dataclass(frozen=True)
 class TowerFacts:
-    """Of a vision tower: its width, number of blocks, and patches per image."""
+    """Of a vision tower: width of a layer, number of blocks, features per picture, edge of pictures; None: not told."""
 
-    hidden_dim: int
-    n_layers: int
-    n_patches: int
+    hidden_dim: int | None
+    n_layers: int | None
+    n_patches: int | None
+    image_size: int | None
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """Of a tokenizer: number of ids in use and the text of every token."""
+    """Of a tokenizer.
+
+    Attributes:
+        n_ids: number of ids in use.
+        tokens: the text of every token.
+        special: those beside the vocabulary.
+        pads: whether its files name a padding token; None: not told.
+    """
 
     n_ids: int
     tokens: frozenset[str]
+    special: frozenset[str] = frozenset()
+    pads: bool | None = None
 
 
 def is_told(part: Target) -> bool:
     """Whether `path`, `config` and `tokenizer` can be looked into; `build.check` says which is of a wrong type."""
     kinds = {"path": str, "config": dict, "tokenizer": str}
-    return all(isinstance(part.arguments.get(name), kind | None) for name, kind in kinds.items())
+    typed = all(isinstance(part.arguments.get(name), kind | None) for name, kind in kinds.items())
+    return typed and part.arguments.get("path") != "???"  # which is a problem of its own
 
 
 def told_by(part: Target) -> str:
@@ -93,14 +110,36 @@ def llm_facts(part: Target) -> LlmFacts:
     linear = frozenset(names) if names else _linear_in_weights(part)
     stated = config.get("max_position_embeddings") is not None
     positions = _size(config, "max_position_embeddings") if stated else None
-    return LlmFacts(_size(config, "hidden_size"), _size(config, "vocab_size"), positions, linear)
+    return LlmFacts(
+        _size(config, "hidden_size"), _size(config, "vocab_size"), positions, linear, str(config.get("model_type", ""))
+    )
 
 
 def tower_facts(part: Target) -> TowerFacts:
     """Raises as `llm_facts`."""
     config = _section(config_of(part), "vision_config")
-    patches = (_size(config, "image_size") // _size(config, "patch_size")) ** 2
-    return TowerFacts(_size(config, "hidden_size"), _size(config, "num_hidden_layers"), patches)
+    if "architecture" in config:
+        return _timm_facts(part, config)
+    if part.arguments.get("image_size"):
+        config = config | {"image_size": part.arguments["image_size"]}
+    image_size = _size(config, "image_size")
+    patches = (image_size // _size(config, "patch_size")) ** 2 + (part.arguments.get("feature") == "cls_patch")
+    scales = part.arguments.get("scales") or [1]
+    largest = image_size * max((scale for scale in scales if isinstance(scale, int)), default=1)
+    return TowerFacts(_size(config, "hidden_size"), _size(config, "num_hidden_layers"), patches, largest)
+
+
+def _timm_facts(part: Target, config: dict[str, Any]) -> TowerFacts:
+    """Of a timm model, whose config names it and tells little; its name tells the patch size of a transformer."""
+    table = config.get("pretrained_cfg") or {}
+    given = part.arguments.get("image_size")
+    size = given if isinstance(given, int) else (table.get("input_size") or [None])[-1]
+    patch = re.search(r"patch(\d+)", str(config["architecture"]))
+    told = size is not None and patch is not None
+    arguments = config.get("model_args") or {}
+    side = int(size) // int(arguments.get("patch_size") or patch[1]) if size is not None and patch is not None else 0
+    width = arguments.get("embed_dim", config.get("num_features"))
+    return TowerFacts(width, arguments.get("depth"), side**2 if told else None, size)
 
 
 def _renamed(config: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +174,10 @@ def tokenizer_facts(part: Target) -> TokenizerFacts | None:
 @cache
 def _read_tokenizer(file: Path) -> TokenizerFacts:
     try:
-        return _tokenizer_in(json.loads(file.read_text("utf-8")))
+        facts = _tokenizer_in(json.loads(file.read_text("utf-8")))
+        config = file.with_name("tokenizer_config.json")
+        pads = json.loads(config.read_text("utf-8")).get("pad_token") is not None if config.is_file() else None
+        return replace(facts, pads=pads)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"{file} is not a whole tokenizer: {type(error).__name__} {error}"
         raise CheckpointError(what, str(file), "fetch the tokenizer again") from error
@@ -147,7 +189,8 @@ def _tokenizer_in(content: dict[str, Any]) -> TokenizerFacts:
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
     added = content.get("added_tokens", [])
     ids += [entry["id"] for entry in added]
-    return TokenizerFacts(max(ids, default=-1) + 1, frozenset(tokens) | {entry["content"] for entry in added})
+    special = frozenset(entry["content"] for entry in added)
+    return TokenizerFacts(max(ids, default=-1) + 1, frozenset(tokens) | special, special)
 
 
 def _linear_in_weights(part: Target) -> frozenset[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,13 @@ def execute(run: Run) -> list[Outcome]:
         run.outcomes.append(outcome)
         _link(run.folder / "stages" / outcome.name, outcome.folder)
     return run.outcomes
+
+
+def make_data(run: Run, names: Collection[str]) -> None:
+    """Runs prepare stages alone, for who looks at data without training on it."""
+    for item in run.planned:
+        if item.name in names:
+            _one(run, item, "[data]")
 
 
 def _one(run: Run, item: Planned, position: str) -> Outcome:

@@ -11,13 +11,14 @@ from PIL import Image
 
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.images import Aspect, ImageTransform
+from vlmrun.data.images import Aspect, ImageLayout, ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
 from vlmrun.errors import DataError
 from vlmrun.model.parts import Loaded
 
 Show = Callable[[str], None]
+Picture = tuple[np.ndarray, ImageLayout | None]  # all tiles, and how it was cut
 
 
 class Dialogue:
@@ -25,14 +26,18 @@ class Dialogue:
 
     def __init__(self, loaded: Loaded, *, aspect: Aspect, max_new_tokens: int) -> None:
         saved = loaded.template
-        self.template = templates.get(loaded.model.template) if saved is None else templates.Template.from_dict(saved)
+        self.template = (
+            templates.marked(loaded.model.template, loaded.model.image_markers)
+            if saved is None
+            else templates.Template.from_dict(saved)
+        )
         self.vlm = loaded.vlm.eval()
         self.max_new_tokens = max_new_tokens
         self.prompts = Prompts(
             Encoder(
                 template=self.template,
                 tokenizer=loaded.tokenizer,
-                image_transform=ImageTransform(loaded.preprocessor),
+                image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles and loaded.model.tiles.grids),
                 aspect=aspect,
                 image_tokens=loaded.vlm.image_tokens,
                 max_length=loaded.model.max_length,
@@ -43,7 +48,7 @@ class Dialogue:
     def reset(self) -> None:
         """Forgets all turns and pictures."""
         self.turns: list[Turn] = []
-        self.pixels = self.prompts.encoder.blank(0)
+        self.pictures: list[Picture] = []
 
     def ask(self, text: str, image: Image.Image | None = None, show: Show | None = None) -> str:
         """Answers, and remembers question and answer.
@@ -59,24 +64,26 @@ class Dialogue:
         if IMAGE_TAG in text:
             raise DataError(f"{IMAGE_TAG} stands in the question", "", "leave it out and give the picture itself")
         question = Turn("user", text if image is None else move_image_tags(f"{IMAGE_TAG}\n{text}"))
-        turns, pixels = [*self.turns, question], self._with(image)
+        turns, pictures = [*self.turns, question], self._with(image)
         if not self.template.keep_question:  # it was trained on captions: a picture in, a caption out, no dialogue
             if image is None:
                 raise DataError("this model only describes pictures", "", "give a picture with the question")
-            turns, pixels = [question], pixels[-1:]
-        answer = self._generate(turns, pixels, show)
+            turns, pictures = [question], pictures[-1:]
+        answer = self._generate(turns, pictures, show)
         self.turns = [*turns, Turn("assistant", answer)]
-        self.pixels = pixels
+        self.pictures = pictures
         return answer
 
-    def _with(self, image: Image.Image | None) -> np.ndarray:
+    def _with(self, image: Image.Image | None) -> list[Picture]:
         if image is None:
-            return self.pixels
+            return self.pictures
         encoder = self.prompts.encoder
-        return np.concatenate([self.pixels, encoder.image_transform(image, encoder.aspect)[None]])
+        return [*self.pictures, encoder.image_transform.tiles(image, encoder.aspect)]
 
-    def _generate(self, turns: list[Turn], pixels: np.ndarray, show: Show | None) -> str:
-        batch = self.prompts.collate([self.prompts.item(turns, pixels, "the conversation")])
+    def _generate(self, turns: list[Turn], pictures: list[Picture], show: Show | None) -> str:
+        pixels = np.concatenate([self.prompts.encoder.blank(0), *(tiles for tiles, _ in pictures)])
+        layouts = tuple(layout for _, layout in pictures)
+        batch = self.prompts.collate([self.prompts.item(turns, pixels, "the conversation", layouts)])
         device = next(self.vlm.parameters()).device
         new = self.vlm.generate(
             batch["input_ids"].to(device),
@@ -84,6 +91,7 @@ class Dialogue:
             batch["pixels"].to(device),
             max_new_tokens=self.max_new_tokens,
             eos_ids=self.prompts.stop_ids,
+            layouts=batch["layouts"],
             streamer=None if show is None else _Stream(self.prompts, show),
         )
         return self.prompts.answer(new[0].tolist())

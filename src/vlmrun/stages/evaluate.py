@@ -70,7 +70,7 @@ def _asker(job: StageJob, stage: EvaluateStage) -> Asker:
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
-        image_transform=ImageTransform(loaded.preprocessor),
+        image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles and loaded.model.tiles.grids),
         aspect=stage.image_aspect or describe(folder)["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
@@ -81,10 +81,10 @@ def _asker(job: StageJob, stage: EvaluateStage) -> Asker:
 def _template(stage: EvaluateStage, loaded: Loaded) -> templates.Template:
     """The stage's own, or the one the model was saved with."""
     if stage.template is not None:
-        return templates.get(stage.template)
+        return templates.marked(stage.template, loaded.model.image_markers)
     if loaded.template is not None:
         return templates.Template.from_dict(loaded.template)
-    return templates.get(loaded.model.template)
+    return templates.marked(loaded.model.template, loaded.model.image_markers)
 
 
 def _questions(job: StageJob) -> list[Asked]:

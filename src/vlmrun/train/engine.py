@@ -73,7 +73,8 @@ class Engine(ABC):
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         place = next(self.vlm.parameters()).device
-        return {key: batch[key].to(place, non_blocking=True) for key in ("input_ids", "attention_mask", "pixels")}
+        tensors = {key: batch[key].to(place, non_blocking=True) for key in ("input_ids", "attention_mask", "pixels")}
+        return tensors | {"layouts": batch.get("layouts")}
 
 
 class PlainEngine(Engine):

@@ -13,7 +13,7 @@ from vlmrun.config.paths import read_config
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.hardware import zero
-from vlmrun.model import parts, tune
+from vlmrun.model import new_tokens, parts, quantise, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.train import dist
 from vlmrun.train.engine import start_deepspeed
@@ -37,12 +37,12 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     attention = job.hardware.attention
     if stage.init_from is None:
         loaded = parts.assemble(
-            job.model, dtype=dtype, attention=attention, seed=stage.seed, quantized=stage.tune.quantized
+            job.model, dtype=dtype, attention=attention, seed=stage.seed, quantized=quantise.of(stage)
         )
     else:
         folder = Path(job.parents[stage.init_from])
         _refuse_adapter(folder)
-        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=stage.tune.quantized)
+        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=quantise.of(stage))
         # The parts are the folder's (checked to be those of this run); how text is laid out is this run's.
         ours = {"max_length": job.model.max_length, "template": job.model.template}
         loaded.model = loaded.model.model_copy(update=ours)
@@ -50,7 +50,10 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         raise CheckpointError(
             "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"
         )
-    tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed)
+    rows = (
+        new_tokens.ids_of(loaded.tokenizer, parts.added_tokens(loaded.model)) if stage.tune.llm == "new_tokens" else []
+    )
+    tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed, new_rows=rows)
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
     if stage.zero != 3 or config is None:

@@ -98,6 +98,8 @@ def schedule(optim: Optim, steps: int) -> Callable[[int], float]:
 
 def _undecayed(vlm: nn.Module) -> set[str]:
     names = {name for name, _ in vlm.named_parameters() if "bias" in name.rpartition(".")[2]}
+    # Of a matrix only whose new rows learn, decay would move the others.
+    names |= {name for name, parameter in vlm.named_parameters() if hasattr(parameter, "new_rows")}
     for prefix, module in vlm.named_modules():
         if "norm" in type(module).__name__.lower():
             names |= {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}

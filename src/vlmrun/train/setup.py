@@ -11,8 +11,8 @@ from vlmrun.checkpoints import native
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.data import templates
-from vlmrun.data.collate import Collator
+from vlmrun.data import compat, templates
+from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.dataset import Encoder, list_skipped, open_datasets
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.loader import batches
@@ -65,7 +65,11 @@ class _Run:
 
     def __init__(self, job: StageJob, stage: TrainStage, loaded: Loaded, config: dict[str, Any] | None) -> None:
         self.job, self.stage, self.loaded = job, stage, loaded
-        self.template = templates.get(derived.template(stage, job.model))
+        self.template = compat.effective(
+            templates.marked(derived.template(stage, job.model), job.model.image_markers),
+            v0_is_v1=stage.compat.v0_is_v1,
+            llama3_system_header=stage.compat.llama3_system_header,
+        )
         self.counts = audit.count(loaded.vlm, stage.tune)
         audit.check(self.counts)
         log.info("%s", audit.table(self.counts))
@@ -91,8 +95,14 @@ class _Run:
     def train(self) -> None:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
-        pad_id = self.loaded.tokenizer.pad_token_id
-        collator = Collator(0 if pad_id is None else pad_id, self.loaded.vlm.image_tokens, self.loaded.vlm.image_size)
+        tokenizer, quirks = self.loaded.tokenizer, stage.compat
+        pad_id = tokenizer.pad_token_id
+        collator = Collator(
+            0 if pad_id is None else pad_id,
+            self.loaded.vlm.image_tokens,
+            self.loaded.vlm.image_size,
+            dropped_id=dropped_token(tokenizer, mask_pad_tokens=quirks.mask_pad_tokens, project=quirks.labels),
+        )
         trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
         plan = loop.Plan(
             name=self.job.name,
@@ -125,7 +135,8 @@ class _Run:
         tuning, sources = self.stage.tune, self.loaded.sources
         adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
         # A part made at random lies in no folder it could be linked from, whether it was trained or not.
-        whole = [part for part in optim.PARTS if getattr(tuning, part) == "full" or sources[part] is None]
+        changed = ("full", "new_tokens")
+        whole = [part for part in optim.PARTS if getattr(tuning, part) in changed or sources[part] is None]
         tensors = {part: self.engine.gather(part) for part in whole}
         state = dict(adapter)
         if not dist.is_main():
@@ -153,13 +164,15 @@ class _Run:
         )
 
     def _dataset(self) -> Any:
+        tiles = self.job.model.tiles
         encoder = Encoder(
             template=self.template,
             tokenizer=self.loaded.tokenizer,
-            image_transform=ImageTransform(self.loaded.preprocessor),
+            image_transform=ImageTransform(self.loaded.preprocessor, tiles and tiles.grids),
             aspect=self.stage.image_aspect,
             image_tokens=self.loaded.vlm.image_tokens,
             max_length=self.job.model.max_length,
+            compat=self.stage.compat,
         )
         skipped = self.job.path / SKIPPED if dist.is_main() else None
         return open_datasets(self.job.data, self.stage.data, encoder=encoder, skipped=skipped)

@@ -128,9 +128,7 @@ def test_adapters_of_other_shapes_and_kinds_are_refused(tmp_path):
     assert torch.equal(good.delta("q_proj.weight", (4, 3)), torch.full((4, 3), 2.0))
     with pytest.raises(CheckpointError, match=r"does not fit: B \[4, 2\], A \[2, 3\], weight \[5, 3\]"):
         good.delta("q_proj.weight", (5, 3))
-    for number, wrong in enumerate(
-        ({"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q": 1}}, {"peft_type": "IA3"})
-    ):
+    for number, wrong in enumerate(({"use_dora": True}, {"rank_pattern": {"q": 1}}, {"peft_type": "IA3"})):
         with pytest.raises(CheckpointError, match="cannot be used"):
             _adapter(tmp_path / str(number), pair, r=2, **{"lora_alpha": 2, **wrong})
     with pytest.raises(CheckpointError, match="no lora_alpha"):

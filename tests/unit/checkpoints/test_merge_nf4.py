@@ -6,7 +6,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from tests.pico import WIDE, pico_llm, pico_loaded
+from tests.pico import NF4, WIDE, pico_llm, pico_loaded
 from tests.unit.checkpoints.conftest import add_lora, logits, save
 from vlmrun.checkpoints import adapter as adapters
 from vlmrun.checkpoints.load import describe, load
@@ -21,7 +21,7 @@ ATOL = 1e-4
 
 def _stage(tmp_path, dtype=torch.float32, **lora):
     pico_llm(tmp_path / "pico/llm", **WIDE)
-    loaded = pico_loaded(tmp_path / "pico", quantized="nf4", dtype=dtype)
+    loaded = pico_loaded(tmp_path / "pico", quantized=NF4, dtype=dtype)
     add_lora(loaded, 3, **lora)
     return loaded, save(tmp_path / "qlora", loaded, "connector", adapter=True)
 
@@ -32,14 +32,14 @@ def _is_packed(loaded):
 
 def test_the_llm_is_kept_in_full_precision_and_comes_back_in_four_bits(tmp_path):
     loaded, stage = _stage(tmp_path)
-    assert describe(stage)["quantized"] == "nf4"
+    assert describe(stage)["quantized"] == NF4
     kept, source = Reader(stage / "weights/llm"), Reader(tmp_path / "pico/llm")
     assert kept.names() == source.names()
     assert all(torch.equal(kept.get(name), source.get(name)) for name in kept.names())
     assert "quantization_config" not in json.loads((stage / "weights/llm/config.json").read_text())
     again = load(stage, **HOW)
     assert _is_packed(again)
-    assert again.quantized == "nf4"
+    assert again.quantized == NF4
     assert torch.equal(logits(again), logits(loaded))
     assert not any(p.requires_grad for p in again.vlm.llm.parameters())
 
@@ -49,7 +49,7 @@ def test_the_merged_model_answers_as_the_one_that_was_trained(tmp_path, lora):
     loaded, stage = _stage(tmp_path, **lora)
     summary = merge_lora(stage, tmp_path / "merged/weights")
     merged = load(tmp_path / "merged", **HOW)
-    assert summary == {"tensors": 21, "merged": 2 if lora else 14, "base": "nf4, dequantised"}
+    assert summary == {"tensors": 21, "merged": 2 if lora else 14, "base": "4 bits, dequantised"}
     assert describe(tmp_path / "merged") == describe(stage) | {"adapter": None, "quantized": None}
     assert not _is_packed(merged)
     assert "quantization_config" not in json.loads((tmp_path / "merged/weights/llm/config.json").read_text())
@@ -87,14 +87,14 @@ def test_merging_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
     import weakref
 
     from vlmrun.checkpoints import merge as module
-    from vlmrun.model import nf4
+    from vlmrun.model import quantise
 
     _, stage = _stage(tmp_path, targets=["q_proj"])
-    original, made, alive = nf4.rounded, [], []
+    original, made, alive = quantise.rounded, [], []
 
-    def watched(weight, dtype):
+    def watched(weight, dtype, kind):
         alive.append(sum(reference() is not None for reference in made))
-        result = original(weight, dtype)
+        result = original(weight, dtype, kind)
         made.append(weakref.ref(result))
         return result
 
@@ -104,7 +104,7 @@ def test_merging_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
         def __init__(self, folder):
             super().__init__(folder, max_shard_bytes=1)
 
-    monkeypatch.setattr(nf4, "rounded", watched)
+    monkeypatch.setattr(quantise, "rounded", watched)
     monkeypatch.setattr(module, "Writer", Small)
     merge_lora(stage, tmp_path / "merged/weights")
     assert len(made) == 14
@@ -112,11 +112,11 @@ def test_merging_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
 
 
 def test_weights_under_other_names_than_the_modules_are_refused(tmp_path, monkeypatch):
-    from vlmrun.model import nf4
+    from vlmrun.model import quantise
 
     _, stage = _stage(tmp_path)
-    monkeypatch.setattr(nf4, "layers", lambda _folder: frozenset({"model.experts.w1.weight"}))
-    with pytest.raises(CheckpointError, match=r"1 weights that were trained on in 4 bits(.|\n)*experts.w1"):
+    monkeypatch.setattr(quantise, "layers", lambda _folder, _kind: frozenset({"model.experts.w1.weight"}))
+    with pytest.raises(CheckpointError, match=r"1 weights that were trained on in few bits(.|\n)*experts.w1"):
         merge_lora(stage, tmp_path / "merged/weights")
     assert not (tmp_path / "merged").exists()
 

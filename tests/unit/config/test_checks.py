@@ -24,6 +24,7 @@ def test_the_smoke_recipe_is_sound():
     assert found() == []
 
 
+QLORA = ["stage.lora.tune.llm=qlora", "stage.lora.quant={bits: 4, type: nf4, double: true}"]
 RULES = {
     "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
     "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
@@ -33,8 +34,34 @@ RULES = {
     "qlora without values": (["stage.lora.tune.llm=qlora", "stage.lora.lora=null"], "tune.llm is qlora, but lora has"),
     "qlora and ZeRO-3": (
         ["stage.lora.tune.llm=qlora", "stage.lora.zero=3"],
-        "cut the packed 4-bit weights into pieces | stage.lora.zero=2",
+        "cut the packed weights into pieces | stage.lora.zero=2",
     ),
+    "qlora without quant": ("stage.lora.tune.llm=qlora", "tune.llm is qlora, but quant has no values"),
+    "quant without qlora": (QLORA[1:], "quant has values, but tune.llm is lora"),
+    "type of 8 bits": (
+        [QLORA[0], "stage.lora.quant={bits: 8, type: fp4, double: false}"],
+        "type and double are of 4 bits, but bits is 8",
+    ),
+    "head without qlora": ("stage.lora.compat.quantised_head=true", "compat.quantised_head is of qlora"),
+    "rows of no tokens": ("stage.instruct.tune.llm=new_tokens", "tune.llm is new_tokens, but the model adds none"),
+    "rows and ZeRO-3": (
+        ["model.image_markers=['<s>', '<e>']", "stage.instruct.tune.llm=new_tokens", "stage.instruct.zero=3"],
+        "cuts the embedding whose rows",
+    ),
+    "tokens and ZeRO-3": (
+        ["model.new_tokens=['<new>']", "stage.pretrain.zero=3"],
+        "while ZeRO-3 loads the LLM in pieces",
+    ),
+    "tokens and qlora": (
+        ["model.new_tokens=['<new>']", *QLORA, "stage.lora.init_from=null"],
+        "cannot be added to a quantised LLM",
+    ),
+    "token twice": ("model.image_markers=['<a>', '<a>']", "<a> is named twice"),
+    "token of a space": ("model.new_tokens=[' a']", "has a space at an end"),
+    "token that is a place": ("model.new_tokens=['<image>']", "is no token"),
+    "role": ("+model.llm.tokens={padd: '<unk>'}", "did you mean 'pad'?"),
+    "role of no token": ("+model.llm.tokens={pad: '<unkn>'}", "the tokenizer has no token '<unkn>'"),
+    "attention of MPT": ("model/llm=pico_mpt", "mpt knows no attention 'sdpa'"),
     "quantised by hand": ("+model.llm.quantized=nf4", "load takes no argument 'quantized'"),
     "train from qlora": (["stage.lora2.init_from=lora", "stage.lora.tune.llm=qlora"], "adapters that are not merged"),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
@@ -64,8 +91,11 @@ RULES = {
     "tower layer": ("model.tower.layers=[-9]", "layer -9 does not exist"),
     "target argument": ("+model.connector.dept=3", "did you mean 'depth'?"),
     "type of a number": ("model.connector.depth=two", "model.connector.depth: MLP takes int as depth, not 'two'"),
-    "type of a list": ("model.tower.layers=-1", "model.tower.layers: Siglip takes Sequence[int] as layers, not -1"),
-    "type in a list": ("model.tower.layers=[a]", "Siglip takes Sequence[int] as layers, not ['a']"),
+    "type of a list": (
+        "model.tower.layers=-1",
+        "model.tower.layers: Siglip takes Sequence[int] | None as layers, not -1",
+    ),
+    "type in a list": ("model.tower.layers=[a]", "Siglip takes Sequence[int] | None as layers, not ['a']"),
     "type of a path": ("model.llm.path=7", "model.llm.path: load takes str | None as path, not 7"),
     "type of a tower's path": ("model.tower.path=[7]", "model.tower.path: Siglip takes str | None as path, not [7]"),
     "type of a config": (["model/llm=pico", "model.llm.config=3"], "load takes dict[str, Any] | None as config, not 3"),
@@ -118,13 +148,13 @@ def test_a_damaged_file_is_one_problem(tmp_path, file, content, text):
 
 
 def test_qlora_is_sound_in_the_place_of_lora():
-    assert found("stage.lora.tune.llm=qlora", "stage.lora.zero=2") == []
-    assert found("stage.lora.tune.llm=qlora", "stage.lora.zero=3", "stage.lora.engine=plain") == [], "no shards"
+    assert found(*QLORA, "stage.lora.zero=2") == []
+    assert found(*QLORA, "stage.lora.zero=3", "stage.lora.engine=plain") == [], "no shards"
 
 
 def test_bitsandbytes_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setattr("vlmrun.hardware.checks.find_spec", lambda _name: None)
-    (problem,) = found("stage.lora.tune.llm=qlora")
+    (problem,) = found(*QLORA)
     assert problem.startswith("stage.lora.tune.llm: 4-bit weights need bitsandbytes")
     assert "pip install 'bitsandbytes>=0.50'" in problem
     assert found() == []
@@ -136,8 +166,8 @@ def test_a_loader_that_knows_no_four_bits_is_told_at_once(tmp_path, monkeypatch)
     monkeypatch.setenv("VLMRUN_ALLOW", "own_loader")
     own = "model.llm._target_=own_loader.load"
     assert found(own) == []
-    (problem,) = found(own, "stage.lora.tune.llm=qlora")
-    assert "load takes no argument 'quantized'" in problem
+    (problem,) = found(own, *QLORA)
+    assert "load takes no argument 'quant'" in problem
 
 
 def test_all_problems_come_at_once():

@@ -10,6 +10,7 @@ from vlmrun.config.schema import DataConfig
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.templates import TEMPLATES
+from vlmrun.model.tiles import Tiling
 
 SIZE = 8
 
@@ -19,7 +20,7 @@ def encoder(tmp_path_factory):
     """Micro template, pico tokenizer, 8 x 8 pictures of 4 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(pico_tokenizer(tmp_path_factory.mktemp("tokenizer")))
     transform = ImageTransform({"size": {"height": SIZE, "width": SIZE}})
-    return Encoder(TEMPLATES["micro"], tokenizer, transform, "square", image_tokens=4, max_length=64)
+    return Encoder(TEMPLATES["micro"], tokenizer, transform, "square", image_tokens=Tiling(4), max_length=64)
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def write_data(tmp_path):
             images=str(folder / "images"),
             on_error=on_error,
             prepare=None,
+            about=None,
         )
 
     return write

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded
+from vlmrun.model.tiles import Tiling
 
 PAD, TOKENS, SIZE = 7, 3, 4
 tokens = st.integers(0, 9) | st.just(IMAGE_TOKEN)  # 7 is padding and an ordinary token as well
@@ -32,7 +33,7 @@ def shrunk(row):
 @settings(max_examples=60, deadline=None)
 @given(batch=st.lists(items(), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]))
 def test_round_trip(batch, side):
-    out = Collator(PAD, TOKENS, SIZE, padding_side=side)(batch)
+    out = Collator(PAD, Tiling(TOKENS), SIZE, padding_side=side)(batch)
     assert out["input_ids"].dtype == out["labels"].dtype == torch.long
     assert out["attention_mask"].dtype == torch.bool
     lengths = []
@@ -62,5 +63,5 @@ def test_round_trip(batch, side):
 def test_unusable_samples_are_listed():
     none = np.zeros((0, 3, SIZE, SIZE), dtype=np.float32)
     batch = [Item(Encoded([1], [1], False, 1), none, "a"), Item(Encoded([1], [IGNORE], True, 0), none, "b", "too long")]
-    out = Collator(PAD, TOKENS, SIZE)(batch)
+    out = Collator(PAD, Tiling(TOKENS), SIZE)(batch)
     assert out["skipped"] == [{"id": "b", "reason": "too long"}]

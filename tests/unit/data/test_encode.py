@@ -51,7 +51,7 @@ def test_labels_lie_exactly_in_the_answers(rounds, with_image, name, bos):
     if with_image:
         texts[0] = "<image>\n" + texts[0]
     template = TEMPLATES[name]
-    encoded = encode(sample(*texts, images=with_image), template, tokenizer(bos), image_tokens=4, max_length=LONG)
+    encoded = encode(sample(*texts, images=with_image), template, tokenizer(bos), image_tokens=[4] * 9, max_length=LONG)
 
     assert learnt(encoded, bos) == "".join(template.answer_start + a + template.answer_end for _, a in rounds)
     assert encoded.input_ids.count(IMAGE_TOKEN) == with_image
@@ -71,7 +71,7 @@ def test_labels_lie_exactly_in_the_answers(rounds, with_image, name, bos):
 @given(question=words, answer=words, bos=st.booleans())
 def test_a_prompt_is_how_the_training_text_begins(question, answer, bos):
     spoken = sample("<image>\n" + question, answer, images=1)
-    trained = encode(spoken, TEMPLATES["micro"], tokenizer(bos), image_tokens=4, max_length=LONG)
+    trained = encode(spoken, TEMPLATES["micro"], tokenizer(bos), image_tokens=[4] * 9, max_length=LONG)
     prompt = encode_prompt(spoken.turns[:1], TEMPLATES["micro"], tokenizer(bos))
     assert trained.input_ids[: len(prompt)] == prompt
     assert all(label == IGNORE for label in trained.labels[: len(prompt)])
@@ -80,7 +80,9 @@ def test_a_prompt_is_how_the_training_text_begins(question, answer, bos):
 
 def test_bos_comes_once_also_before_an_image():
     bos = tokenizer().bos_token_id
-    plain = encode(sample("<image>", "red", images=1), TEMPLATES["plain"], tokenizer(), image_tokens=4, max_length=LONG)
+    plain = encode(
+        sample("<image>", "red", images=1), TEMPLATES["plain"], tokenizer(), image_tokens=[4] * 9, max_length=LONG
+    )
     assert plain.input_ids[:2] == [bos, IMAGE_TOKEN]
     assert plain.input_ids.count(bos) == 1
     assert plain.labels[:2] == [IGNORE, IGNORE]
@@ -98,7 +100,7 @@ def test_an_end_token_that_the_tokenizer_adds_itself_is_left_out():
     assert eager("a")["input_ids"][-1] == eager.eos_token_id  # it really does
     for texts, images in ((("<image>\nx", "red"), 1), (("x", "red"), 0)):
         one, other = (
-            encode(sample(*texts, images=images), TEMPLATES["micro"], t, image_tokens=4, max_length=LONG)
+            encode(sample(*texts, images=images), TEMPLATES["micro"], t, image_tokens=[4] * 9, max_length=LONG)
             for t in (eager, tokenizer())
         )
         assert one == other
@@ -106,10 +108,10 @@ def test_an_end_token_that_the_tokenizer_adds_itself_is_left_out():
 
 def test_length_counts_expanded_images_and_is_cut():
     spoken = sample("<image>\nWhat?", "a small blue square on the left", images=1)
-    whole = encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=10, max_length=LONG)
+    whole = encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=LONG)
     expanded = len(whole.input_ids) + 9
-    assert encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=10, max_length=expanded) == whole
-    cut = encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=10, max_length=expanded - 2)
+    assert encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=expanded) == whole
+    cut = encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=expanded - 2)
     assert cut.truncated
     assert cut.input_ids == whole.input_ids[:-2]
     assert cut.n_supervised == whole.n_supervised - 2
@@ -118,25 +120,25 @@ def test_length_counts_expanded_images_and_is_cut():
 def test_an_image_beyond_the_cut_is_an_error():
     spoken = sample("<image>\nWhat?", "red", images=1)
     with pytest.raises(DataError, match="an image lies beyond the maximum length of 8") as error:
-        encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=10, max_length=8)
+        encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=8)
     assert error.value.problems[0].where == "file.json[3] (id 's1')"
 
 
 def test_nothing_left_to_learn_is_an_error():
     spoken = sample("word " * 40, "red")
     with pytest.raises(DataError, match="no token of an answer"):
-        encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=10, max_length=20)
+        encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=20)
 
 
 @pytest.mark.parametrize("texts", [("<image>", "a", "b", "c"), ("no image", "a")])
 def test_plain_takes_captions_only(texts):
     with pytest.raises(DataError, match="template 'plain' takes one question with an image"):
-        encode(sample(*texts), TEMPLATES["plain"], tokenizer(), image_tokens=4, max_length=LONG)
+        encode(sample(*texts), TEMPLATES["plain"], tokenizer(), image_tokens=[4] * 9, max_length=LONG)
 
 
 def test_a_token_across_the_edge_of_an_answer_is_learnt():
     template = replace(TEMPLATES["vicuna_v1"], assistant_start="ASSISTANT: ", answer_start="")
-    encoded = encode(sample("What?", "at the top"), template, tokenizer(), image_tokens=4, max_length=LONG)
+    encoded = encode(sample("What?", "at the top"), template, tokenizer(), image_tokens=[4] * 9, max_length=LONG)
     assert learnt(encoded) == " at the top</s>"  # the space before is part of the first token
 
 
@@ -145,7 +147,7 @@ def test_a_tokenizer_without_offsets_is_refused():
         is_fast = False
 
     with pytest.raises(CheckpointError, match="Slow cannot tell"):
-        encode(sample("x", "y"), TEMPLATES["micro"], Slow(), image_tokens=4, max_length=LONG)
+        encode(sample("x", "y"), TEMPLATES["micro"], Slow(), image_tokens=[4] * 9, max_length=LONG)
 
 
 def test_image_and_ignore_ids_are_the_models():

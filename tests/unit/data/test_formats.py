@@ -1,4 +1,7 @@
+import io
 import json
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -218,3 +221,52 @@ def test_formats_by_name(monkeypatch, tmp_path):
     monkeypatch.setenv("VLMRUN_ALLOW", "my_format_c")
     with pytest.raises(ConfigError, match="no data format 'my_format_c'"):
         formats.reader("my_format_c")
+
+
+@given(
+    records=st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+            max_leaves=6,
+        ),
+        max_size=8,
+    ),
+    n_bytes=st.integers(1, 40),
+    indent=st.sampled_from([None, 1]),
+    escaped=st.booleans(),
+)
+def test_a_list_read_through_a_window_of_any_size_is_the_list(records, n_bytes, indent, escaped):
+    text = json.dumps(records, indent=indent, ensure_ascii=escaped)
+    window = base.Window(io.BytesIO(text.encode()), Path("f"), n_bytes)
+    assert window.peek() == "["
+    assert window.value(0) == records
+
+
+@given(n_bytes=st.integers(1, 60), place=st.integers(0, 4))
+def test_damage_is_told_at_the_same_place_however_the_file_is_cut(n_bytes, place):
+    lines = ["[", '{"a": 1},', '{"b": "x\\u00e9"},', '{"c": [1, 2]},', '{"d": 4}', "]"]
+    lines[place] = lines[place].replace("[", "(").replace(":", ";")
+    text = "\n".join(lines)
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    window = base.Window(io.BytesIO(text.encode()), Path("f.json"), n_bytes)
+    with pytest.raises(DataError) as found:
+        window.value(0)
+    assert f"line {expected.value.lineno}, column {expected.value.colno}," in str(found.value)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    def peak(n):
+        path = tmp_path / f"{n}.json"
+        record = '{"id": "x", "text": "' + "a" * 1000 + '"}'
+        path.write_text("[" + ",\n".join([record] * n) + "]")
+        tracemalloc.start()
+        assert sum(1 for _ in base.records(path)) == n
+        memory = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return memory
+
+    peak(10)
+    # Windows of 1 MiB, twice; a list of 20 MB in memory would be ten times that.
+    assert peak(20_000) < 6e6

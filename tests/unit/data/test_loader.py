@@ -10,6 +10,7 @@ from vlmrun.data.dataset import open_datasets
 from vlmrun.data.loader import batches
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError, DataError, Problem, VlmrunError
+from vlmrun.model.tiles import Tiling
 
 
 def load(dataset, *, workers=0, rank=0, ranks=1, first_step=0):
@@ -22,7 +23,7 @@ def load(dataset, *, workers=0, rank=0, ranks=1, first_step=0):
         max_steps=None,
         seed=3,
     )
-    collator = Collator(1, 4, 8)
+    collator = Collator(1, Tiling(4), 8)
     return batches(dataset, schedule, collator, rank=rank, first_step=first_step, workers=workers)
 
 

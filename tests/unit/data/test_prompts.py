@@ -61,7 +61,7 @@ def test_batches_are_padded_on_the_left(encoder):
     assert mask[:, -1].all()
     assert not mask[0, 0]
     assert (batch["input_ids"][0][~mask[0]] == encoder.tokenizer.pad_token_id).all()
-    assert int((batch["input_ids"] == IMAGE_TOKEN).sum()) == encoder.image_tokens
+    assert int((batch["input_ids"] == IMAGE_TOKEN).sum()) == encoder.image_tokens(None)
     assert torch.equal(batch["labels"], torch.full_like(batch["labels"], -100))
 
 

@@ -51,7 +51,7 @@ def test_a_prompt_is_the_text_before_the_answer(name):
     template = TEMPLATES[name]
     whole = text(template.render(TURNS[:2]))
     prompt = template.prompt(TURNS[:1])
-    assert whole == prompt + template.answer_start + "A cat." + template.answer_end
+    assert whole == prompt + template.answer_start + "A cat." + template.answer_end + template.end
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -15,6 +15,7 @@ HARDWARE = HardwareConfig(
     ranks_per_node=1,
     precision="fp32",
     attention="sdpa",
+    tf32=False,
     launcher="inline",
     threads=1,
     timeout_seconds=60,
@@ -49,6 +50,7 @@ def make_job(tmp_path, questions, model, loaded):
             "images": str(questions.parent / "images"),
             "on_error": on_error,
             "prepare": None,
+            "about": None,
         }
         (tmp_path / "stage").mkdir(exist_ok=True)
         return StageJob(

@@ -60,16 +60,26 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(folder):
         load(config={"model_type": "llama", "vocab_size": 100, **LLAMA}, tokenizer=str(folder), **HOW)
 
 
-def test_a_tokenizer_without_padding_gets_one(tmp_path):
+def test_padding_is_named_and_never_guessed(tmp_path):
     from transformers import AutoTokenizer
 
     pico_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    assert (
-        load(config={"model_type": "llama", **LLAMA}, tokenizer=str(tmp_path), **HOW).tokenizer.pad_token == "<|end|>"
-    )
+
+    def loaded(**tokens):
+        return load(config={"model_type": "llama", **LLAMA}, tokenizer=str(tmp_path), tokens=tokens, **HOW).tokenizer
+
+    with pytest.raises(CheckpointError, match=r"no padding token(.|\n)*tokens.pad='<\|end\|>'"):
+        loaded()
+    assert loaded(pad="<|end|>").pad_token == "<|end|>"
+    roles = loaded(pad="<|user|>", eos="<|assistant|>", unk="<|pad|>", bos="<|end|>")
+    assert (roles.pad_token_id, roles.eos_token_id, roles.unk_token_id, roles.bos_token_id) == (2, 3, 1, 4)
+    with pytest.raises(CheckpointError, match=r"tokens.pad is '<unk>', which the tokenizer does not have"):
+        loaded(pad="<unk>")
+    with pytest.raises(CheckpointError, match="no role 'padding'"):
+        loaded(padding="<|end|>")
 
 
 def _random_config(folder, depth=2):

@@ -13,7 +13,7 @@ LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_
 
 
 def _lora(**changes):
-    return Lora(**{"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", **changes})
+    return Lora(**{"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", **changes})
 
 
 def _tune(llm="freeze", tower="freeze", connector="freeze"):

@@ -218,5 +218,5 @@ def test_bf16_runs_whole():
 
 def test_sizes_come_from_the_parts():
     vlm = pico_vlm()
-    assert (vlm.image_tokens, vlm.image_size) == (N_PATCHES, IMAGE_SIZE)
+    assert (vlm.image_tokens(None), vlm.image_size) == (N_PATCHES, IMAGE_SIZE)
     assert {name.partition(".")[0] for name, _ in vlm.named_parameters()} == {"llm", "tower", "connector"}

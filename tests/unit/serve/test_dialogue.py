@@ -29,9 +29,9 @@ def test_history_grows_and_is_forgotten(dialogue):
         Turn("user", "Sure?"),
         Turn("assistant", second),
     ]
-    assert dialogue.pixels.shape == (1, 3, 16, 16)
+    assert [tiles.shape for tiles, _ in dialogue.pictures] == [(1, 3, 16, 16)]
     dialogue.ask("And this?", picture(1))
-    assert len(dialogue.pixels) == 2
+    assert len(dialogue.pictures) == 2
     dialogue.reset()
     assert dialogue.turns == []
     assert dialogue.ask("What is it?", picture()) == first

@@ -139,7 +139,9 @@ def test_lora_matrices_that_start_at_rest_are_no_dead_part():
 
     vlm = pico_vlm()
     tune.apply(
-        vlm, Tune(llm="lora", tower="freeze", connector="full"), Lora(r=2, alpha=4.0, dropout=0.0, targets="all-linear")
+        vlm,
+        Tune(llm="lora", tower="freeze", connector="full"),
+        Lora(r=2, alpha=4.0, dropout=0.0, targets="all-linear", bias="none"),
     )
     proof = _proof(vlm)
     _backward(vlm)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from vlmrun import build
@@ -15,11 +17,15 @@ FORMATS = {"llava": "vlmrun.data.formats.llava", "vqa": "vlmrun.data.formats.vqa
 Reader = Callable[[Path], Iterator[Sample | Rejected]]
 
 
-def reader(name: str) -> Reader:
+def reader(name: str, *, as_it_is: bool = False) -> Reader:
     """The reading function of a format: a built-in name, or the dotted path of an allowed plugin's module.
 
+    Args:
+        as_it_is: for `compat.records`, of formats whose `read` takes it.
+
     Raises:
-        ConfigError: for an unknown name (with the nearest), or a plugin that is not allowed or has no `read`.
+        ConfigError: for an unknown name (with the nearest), a plugin that is not allowed or has no `read`, or a format
+            that cannot be read as it is.
     """
     dotted = FORMATS.get(name, name)
     if "." not in dotted:
@@ -33,4 +39,10 @@ def reader(name: str) -> Reader:
         raise ConfigError(f"no module {error.name!r}", "data.format", "check the path for a typing mistake") from error
     if found is None:
         raise ConfigError(f"{dotted} has no function `read`", "data.format", "define read(path) there")
-    return found
+    if as_it_is and "as_it_is" not in inspect.signature(found).parameters:
+        raise ConfigError(
+            f"format {name!r} has no records as the original codes took them",
+            "stage.<name>.compat.records",
+            "use format: llava, or compat.records: false",
+        )
+    return partial(found, as_it_is=True) if as_it_is else found

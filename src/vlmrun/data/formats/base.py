@@ -1,17 +1,22 @@
-"""Reading records one by one from a JSON list or a JSONL file, so that an error can name its line and record."""
+"""Reading records one by one from a JSON list or a JSONL file, so that an error can name its line and record.
+
+Neither is ever in memory whole: a list of a million records is read in as little as one of ten.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlmrun.data.sample import Rejected
 from vlmrun.errors import DataError, closest
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_LONGEST_WORD = len("-Infinity") + len("\\uXXXX\\uXXXX")  # what an error at a cut may point back by
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -65,54 +70,105 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _list(path: Path) -> Iterator[tuple[int, Any]]:
-    """Decodes a list item by item: the text is in memory once, its records one at a time."""
-    text = _read_text(path)
-    decoder = json.JSONDecoder()
-    position = _after_space(text, 0)
-    if text[position : position + 1] != "[":
-        raise DataError(
-            "the file is not a JSON list of records", str(path), "wrap the records in [ ], or name a JSONL file *.jsonl"
+    """Decodes a list item by item, from a window that moves along the file."""
+    with path.open("rb") as handle:
+        window = Window(handle, path)
+        if window.peek() != "[":
+            fix = "wrap the records in [ ], or name a JSONL file *.jsonl"
+            raise DataError("the file is not a JSON list of records", str(path), fix)
+        window.position += 1
+        index = 0
+        while window.peek() != "]" or index > 0:  # `[]` is a list; a comma before `]` is an error
+            yield index, window.value(index)
+            index += 1
+            separator = window.peek()
+            if separator == "]":
+                break
+            if separator != ",":
+                raise window.malformed(window.position, index, "expected ',' or ']' after a record")
+            window.position += 1
+        window.position += 1
+        if window.peek():
+            raise window.malformed(window.position, index, "text after the end of the list")
+
+
+class Window:
+    """The part of a text file that is being decoded; what lies before it is forgotten but for its number of lines.
+
+    Attributes:
+        position: of what comes next, in the window.
+    """
+
+    def __init__(self, handle: BinaryIO, path: Path, n_bytes: int = 1 << 20) -> None:
+        self.path = path
+        self.position = 0
+        self._bytes = handle
+        self._n_bytes = n_bytes
+        self._n_read = 0
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._ended = False
+        self._lines_before = 0
+        self._columns_before = 0  # of the line that the window starts in
+        self._scan = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end. Stands on it afterwards."""
+        while True:
+            found = _SPACE.match(self._text, self.position)
+            self.position = found.end() if found else self.position
+            if self.position < len(self._text) or self._ended:
+                return self._text[self.position : self.position + 1]
+            self._read(self._n_bytes)
+
+    def value(self, index: int) -> Any:
+        """Decodes the value that starts here, reading on as long as it may only be cut off."""
+        self.peek()
+        n_bytes = self._n_bytes
+        while True:
+            try:
+                value, end = self._scan(self._text, self.position)
+            except json.JSONDecodeError as error:
+                if self._ended or not self._may_be_cut(error):
+                    raise self.malformed(error.pos, index, error.msg) from error
+            except RecursionError as error:
+                raise self.malformed(self.position, index, "nested too deeply") from error
+            else:
+                if end < len(self._text) or self._ended:  # a number at the very end may go on
+                    self.position = end
+                    return value
+            self._read(n_bytes)
+            n_bytes *= 2  # a long record is tried again seldom
+
+    def malformed(self, position: int, index: int, what: str) -> DataError:
+        """An error that names line and column."""
+        lines = self._text.count("\n", 0, position)
+        line = self._lines_before + lines + 1
+        column = position - self._text.rfind("\n", 0, position) + (0 if lines else self._columns_before)
+        return DataError(
+            f"malformed JSON in line {line}, column {column}, record {index}: {what}",
+            f"{self.path}:{line}",
+            "mend the file there; nothing after that place can be read",
         )
-    position = _after_space(text, position + 1)
-    index = 0
-    while index > 0 or text[position : position + 1] != "]":  # `[]` is a list; a comma before `]` is an error
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        # An open string is told by its start; every other thing that breaks off, by a place near the end.
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_WORD
+
+    def _read(self, n_bytes: int) -> None:
+        """Forgets what is behind, and reads on."""
+        gone, kept = self._text[: self.position], self._text[self.position :]
+        if "\n" in gone:
+            self._lines_before += gone.count("\n")
+            self._columns_before = 0
+        self._columns_before += len(gone) - gone.rfind("\n") - 1
+        data = self._bytes.read(n_bytes)
+        self._ended = not data
+        pending = len(self._decode.getstate()[0])
         try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise _malformed(path, text, error.pos, index, error.msg) from error
-        except RecursionError as error:
-            raise _malformed(path, text, position, index, "nested too deeply") from error
-        yield index, value
-        index += 1
-        position = _after_space(text, position)
-        separator = text[position : position + 1]
-        if separator == "]":
-            break
-        if separator != ",":
-            raise _malformed(path, text, position, index, "expected ',' or ']' after a record")
-        position = _after_space(text, position + 1)
-    end = _after_space(text, position + 1)
-    if end != len(text):
-        raise _malformed(path, text, end, index, "text after the end of the list")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"the file is not UTF-8: {error}", str(path), "save the file as UTF-8") from error
-
-
-def _after_space(text: str, position: int) -> int:
-    found = _SPACE.match(text, position)
-    return found.end() if found else position
-
-
-def _malformed(path: Path, text: str, position: int, index: int, what: str) -> DataError:
-    line = text.count("\n", 0, position) + 1
-    column = position - text.rfind("\n", 0, position)
-    return DataError(
-        f"malformed JSON in line {line}, column {column}, record {index}: {what}",
-        f"{path}:{line}",
-        "mend the file there; nothing after that place can be read",
-    )
+            self._text = kept + self._decode.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            what = f"the file is not UTF-8: {error.reason} at byte {self._n_read - pending + error.start}"
+            raise DataError(what, str(self.path), "save the file as UTF-8") from error
+        self._n_read += len(data)
+        self.position = 0

@@ -11,23 +11,31 @@ from vlmrun.data.sample import IMAGE_TAG, Rejected, Role, Sample, Turn, move_ima
 from vlmrun.errors import DataError, suggest
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_UPSTREAM: dict[str, Role] = {"human": "user", "gpt": "assistant"}  # any other is unknown to it
 
 
-def read(path: Path) -> Iterator[Sample | Rejected]:
-    """Yields every record as a sample, or as a rejection that says what is wrong with it."""
+def read(path: Path, *, as_it_is: bool = False) -> Iterator[Sample | Rejected]:
+    """Yields every record as a sample, or as a rejection that says what is wrong with it.
+
+    Args:
+        as_it_is: leaves roles, empty turns and image tags to `compat.as_upstream`.
+    """
     for index, record in records(path):
-        yield record if isinstance(record, Rejected) else parse(record, (str(path), index))
+        yield record if isinstance(record, Rejected) else parse(record, (str(path), index), as_it_is=as_it_is)
 
 
-def parse(record: Any, source: tuple[str, int]) -> Sample | Rejected:
+def parse(record: Any, source: tuple[str, int], *, as_it_is: bool = False) -> Sample | Rejected:
     """One record; other keys than the three of the format are ignored, as upstream does."""
     id = str(record.get("id", "")) if isinstance(record, dict) else ""
     try:
         images = _images(record)
-        turns = _turns(record)
-        if images:
-            turns = [Turn(turn.role, move_image_tags(turn.text)) for turn in turns]
-        _check(turns, images)
+        if as_it_is:
+            turns = _turns(record, _UPSTREAM)
+        else:
+            turns = _turns(record, _ROLES)
+            if images:
+                turns = [Turn(turn.role, move_image_tags(turn.text)) for turn in turns]
+            _check(turns, images)
     except DataError as error:
         problem = error.problems[0]
         return Rejected(id, source, problem.what, problem.fix)
@@ -46,7 +54,7 @@ def _images(record: Any) -> list[str]:
     return names
 
 
-def _turns(record: dict[str, Any]) -> list[Turn]:
+def _turns(record: dict[str, Any], roles: dict[str, Role]) -> list[Turn]:
     if "conversations" not in record:
         raise DataError("`conversations` is missing", fix=suggest("conversations", record, noun="keys here"))
     messages = record["conversations"]
@@ -57,9 +65,9 @@ def _turns(record: dict[str, Any]) -> list[Turn]:
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise DataError(f"message {number} has no text", fix='a message is {"from": ..., "value": text}')
         role = str(message.get("from"))
-        if role not in _ROLES:
+        if role not in roles and roles is _ROLES:
             raise DataError(f"message {number} is from {role!r}", fix=suggest(role, _ROLES, noun="roles"))
-        turns.append(Turn(_ROLES[role], message["value"]))
+        turns.append(Turn(roles.get(role, "unknown"), message["value"]))
     return turns
 
 

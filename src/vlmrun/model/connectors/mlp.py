@@ -8,6 +8,19 @@ from torch import nn
 from vlmrun.errors import ConfigError
 from vlmrun.model.connectors.base import Connector
 
+# `linear` stood there bare, without a number.
+STACKED_UPSTREAM = {"weight": "layers.0.weight", "bias": "layers.0.bias", "": "layers."}
+
+
+def stacked(vision_dim: int, llm_dim: int, depth: int) -> nn.Sequential:
+    """`depth` linear layers with exact GELU between them."""
+    if depth < 1:
+        raise ConfigError(f"an MLP connector of depth {depth}", "model.connector.depth", "give 1 (linear) or more")
+    layers: list[nn.Module] = [nn.Linear(vision_dim, llm_dim)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(llm_dim, llm_dim)]
+    return nn.Sequential(*layers)
+
 
 class MLP(Connector):
     """Applies `depth` linear layers to every patch on its own.
@@ -17,14 +30,11 @@ class MLP(Connector):
         stand where its `mm_projector.0`, `mm_projector.2` stood.
     """
 
+    UPSTREAM = STACKED_UPSTREAM
+
     def __init__(self, vision_dim: int, llm_dim: int, depth: int = 2) -> None:
         super().__init__()
-        if depth < 1:
-            raise ConfigError(f"an MLP connector of depth {depth}", "model.connector.depth", "give 1 (linear) or more")
-        layers: list[nn.Module] = [nn.Linear(vision_dim, llm_dim)]
-        for _ in range(depth - 1):
-            layers += [nn.GELU(), nn.Linear(llm_dim, llm_dim)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = stacked(vision_dim, llm_dim, depth)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Concatenates the tower's layers on channels and projects them."""

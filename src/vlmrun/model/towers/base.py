@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from vlmrun.errors import ConfigError
 
 
 class Tower(nn.Module):
@@ -14,6 +17,8 @@ class Tower(nn.Module):
 
     Attributes:
         hidden_dim: channels of all requested layers together.
+        layers: the requested layers, once they are known.
+        n_layers: how many there are to choose from.
         n_patches: features per picture.
         image_size: pixels along an edge of the input.
         preprocessor: how pictures are made ready, as in `preprocessor_config.json`.
@@ -21,10 +26,18 @@ class Tower(nn.Module):
     """
 
     hidden_dim: int
+    layers: Sequence[int] = ()
+    n_layers: int
     n_patches: int
     image_size: int
     preprocessor: dict[str, Any]
     source: Path | None = None
+
+    def choose_layers(self, layers: Sequence[int]) -> None:
+        """Says which layers the features are taken from, when `layers` is null and the connector asks for them."""
+        raise ConfigError(
+            f"{type(self).__name__} takes its layers from model.tower.layers only", "model.tower.layers", "name them"
+        )
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Features of every requested layer.

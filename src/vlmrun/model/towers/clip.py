@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmrun.errors import ConfigError, suggest
-from vlmrun.model.towers.hf import HuggingFaceTower, load_parts, read_preprocessor
+from vlmrun.model.towers.hf import HuggingFaceTower, check_feature, load_parts
 
 _NAMES = ("CLIPVisionModel", "CLIPVisionConfig", ("clip", "clip_vision_model"))
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -17,33 +16,25 @@ _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27
 class Clip(HuggingFaceTower):
     """Patch features of CLIP, with or without the class token in front."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every key of the YAML is an argument
         self,
         path: str | None = None,
         config: dict[str, Any] | None = None,
-        layers: Sequence[int] = (-2,),
+        layers: Sequence[int] | None = (-2,),
         feature: Literal["patch", "cls_patch"] = "patch",
+        scales: Sequence[int] | None = None,
         *,
         dtype: torch.dtype,
         attention: str,
     ) -> None:
-        if feature not in ("patch", "cls_patch"):
-            fix = suggest(feature, ["patch", "cls_patch"], noun="features")
-            raise ConfigError(f"unknown feature {feature!r}", "model.tower.feature", fix)
+        check_feature(feature)
         model, source = load_parts(path, config, _NAMES, dtype=dtype, attention=attention)
-        super().__init__(model, layers)
-        self.source = source
-        self.first = 1 if feature == "patch" else 0
-        self.n_patches += 1 - self.first
-        self.preprocessor = read_preprocessor(source) if source else _preprocessor(self.image_size)
+        super().__init__(model, layers, scales, n_class=1, n_dropped=int(feature == "patch"))
+        self.prepare(source, _preprocessor(self.image_size))
 
     def encoder_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """CLIP norms its embeddings before the first layer."""
         return self.model.pre_layrnorm(self.model.embeddings(pixels))
-
-    def select(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Leaves the class token out when only patches are asked for."""
-        return hidden[:, self.first :]
 
 
 def _preprocessor(image_size: int) -> dict[str, Any]:

@@ -11,57 +11,99 @@ import torch
 from torch import nn
 
 from vlmrun.config.paths import locate, read_config
-from vlmrun.errors import CheckpointError, ConfigError
+from vlmrun.errors import CheckpointError, ConfigError, suggest
 from vlmrun.model import pretrained
+from vlmrun.model.towers import s2
 from vlmrun.model.towers.base import Tower
+from vlmrun.model.towers.s2 import check_scales
 
 PREPROCESSOR = "preprocessor_config.json"
 
 
 class HuggingFaceTower(Tower):
-    """Base of towers whose model has `embeddings` and `encoder.layers`.
+    """Base of towers whose model has `embeddings` and a list of encoder layers.
 
     `layers` count like `hidden_states` of transformers, as LLaVA's select layer does: 0 is the encoder's input, -1 the
     last layer's output before any final norm. Layers behind the deepest requested one are loaded and saved, not run.
+
+    Args:
+        layers: None: the connector asks for them (`choose_layers`).
+        scales: S2, multiples of the tower's own size; None: that size alone.
+        n_class: leading tokens that are no patches.
+        n_dropped: how many of those are left out of the features.
+        image_size: edge of the pictures; None: as the model's config says.
     """
 
     model: Any
-    n_class_tokens = 0  # leading tokens that are no patches
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[int] | None,
+        scales: Sequence[int] | None = None,
+        *,
+        n_class: int = 0,
+        n_dropped: int = 0,
+        image_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         config = self.model.config
-        self.layers = _positions(layers, config.num_hidden_layers)
-        self.hidden_dim = config.hidden_size * len(self.layers)
-        self.image_size = config.image_size
-        self.n_patches = (config.image_size // config.patch_size) ** 2
+        self.n_layers = config.num_hidden_layers
+        self.width = config.hidden_size
+        self.first = n_dropped
+        self.scales = check_scales(scales)
+        if len(self.scales) > 1 and n_class != n_dropped:
+            raise ConfigError("a class token has no place among scales", "model.tower.feature", "feature: patch")
+        self.native_size: int = image_size or config.image_size
+        self.image_size = self.native_size * self.scales[-1]
+        self.n_patches = (self.native_size // config.patch_size) ** 2 + n_class - n_dropped
+        if layers is not None:
+            self.choose_layers(layers)
+
+    def choose_layers(self, layers: Sequence[int]) -> None:
+        """Says which layers the features are taken from."""
+        self.layers = positions(layers, self.n_layers)
+        self.hidden_dim = self.width * len(self.layers) * len(self.scales)
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Features of every requested layer, in the order they were asked for."""
+        if len(self.scales) > 1:
+            return s2.features(pixels, self.scales, self.native_size, self._encode)
+        return self._encode(pixels)
+
+    def _encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         hidden = self.encoder_input(pixels)
         found = {0: hidden}
-        for index, layer in enumerate(self.model.encoder.layers[: max(self.layers)], start=1):
+        for index, layer in enumerate(self.blocks[: max(self.layers)], start=1):
             hidden = layer(hidden, None)
             found[index] = hidden
-        return [self.select(found[index]) for index in self.layers]
+        return [found[index][:, self.first :] for index in self.layers]
+
+    @property
+    def blocks(self) -> Any:
+        """The encoder's layers."""
+        return self.model.encoder.layers
 
     def encoder_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the first encoder layer takes."""
         return self.model.embeddings(pixels)
 
-    def select(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The features of a hidden state that are handed on."""
-        return hidden
+    def prepare(self, source: Path | None, preprocessor: dict[str, Any]) -> None:
+        """Remembers where the weights came from and how pictures are made ready: as said there, or as given here."""
+        self.source = source
+        self.preprocessor = read_preprocessor(source) if source else preprocessor
+        if len(self.scales) > 1:
+            self.preprocessor = s2.enlarge(self.preprocessor, self.image_size)
 
     def unused(self) -> list[nn.Parameter]:
         """Everything behind the deepest requested layer: later layers, the final norm, a pooling head."""
         used = {
             id(p) for name, module in self.model.named_children() if name not in _BEHIND for p in module.parameters()
         }
-        for layer in self.model.encoder.layers[max(self.layers) :]:
+        for layer in self.blocks[max(self.layers) :]:
             used -= {id(parameter) for parameter in layer.parameters()}
-        return [parameter for parameter in self.model.parameters() if id(parameter) not in used]
+        return [p for name, p in self.model.named_parameters() if id(p) not in used or name.endswith("mask_token")]
 
     def config_dict(self) -> dict[str, Any]:
         """The vision model's own config."""
@@ -80,7 +122,7 @@ class HuggingFaceTower(Tower):
             self.model.activation_checkpointing_disable()
 
 
-_BEHIND = ("post_layernorm", "head")
+_BEHIND = ("post_layernorm", "layernorm", "head")
 
 
 def load_parts(
@@ -127,7 +169,14 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     )
 
 
-def _positions(layers: Sequence[int], n_layers: int) -> list[int]:
+def check_feature(feature: str) -> None:
+    """`patch` leaves the class token out, `cls_patch` keeps it."""
+    if feature not in ("patch", "cls_patch"):
+        fix = suggest(feature, ["patch", "cls_patch"], noun="features")
+        raise ConfigError(f"unknown feature {feature!r}", "model.tower.feature", fix)
+
+
+def positions(layers: Sequence[int], n_layers: int) -> list[int]:
     """Layer numbers counted from 0, the encoder's input."""
     wrong = [layer for layer in layers if not -(n_layers + 1) <= layer <= n_layers]
     if wrong or not layers:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlmrun.model.towers.hf import HuggingFaceTower, load_parts, read_preprocessor
+from vlmrun.model.towers.hf import HuggingFaceTower, load_parts
 
 _NAMES = ("SiglipVisionModel", "SiglipVisionConfig", ("siglip", "siglip_vision_model"))
 
@@ -19,15 +19,15 @@ class Siglip(HuggingFaceTower):
         self,
         path: str | None = None,
         config: dict[str, Any] | None = None,
-        layers: Sequence[int] = (-2,),
+        layers: Sequence[int] | None = (-2,),
+        scales: Sequence[int] | None = None,
         *,
         dtype: torch.dtype,
         attention: str,
     ) -> None:
         model, source = load_parts(path, config, _NAMES, dtype=dtype, attention=attention)
-        super().__init__(model, layers)
-        self.source = source
-        self.preprocessor = read_preprocessor(source) if source else _preprocessor(self.image_size)
+        super().__init__(model, layers, scales)
+        self.prepare(source, _preprocessor(self.image_size))
 
 
 def _preprocessor(image_size: int) -> dict[str, Any]:

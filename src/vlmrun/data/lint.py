@@ -1,0 +1,302 @@
+"""What is wrong with a file of training records, found before anything is trained. Streams; loads no torch.
+
+A record is looked at once. Only hashes are kept of it (8 bytes for its id, 8 for what it says), so a file of a million
+records takes little more memory than one of ten. Pictures are opened as far as their header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlmrun.data import formats
+from vlmrun.data.encode import IMAGE_TOKEN, encode, misfit
+from vlmrun.data.images import find_image
+from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
+from vlmrun.data.templates import Template
+from vlmrun.errors import DataError
+
+# Problem class -> what it means, in the order of the table.
+CLASSES = {
+    "malformed": "the file cannot be read here",
+    "record": "not a record of this format",
+    "roles": "human and gpt do not take turns",
+    "empty": "an empty question or answer",
+    "placeholders": "image tags and images do not fit",
+    "image_missing": "a picture is not there",
+    "image_outside": "a picture lies outside the image folder",
+    "image_broken": "a picture's header cannot be read, or it is too large",
+    "template": "the template cannot show this record",
+    "special_text": "text that a template or tokenizer takes for a mark",
+    "too_long": "longer than the maximum length: its end is cut off",
+    "not_learnt": "no answer, or not every image, lies within the maximum length",
+    "duplicate_id": "an id that an earlier record has",
+    "duplicate_record": "the same images and text as an earlier record",
+    "count": "another number of records than the data set should have",
+}
+# Marks of the common templates: what a record must not contain when it is not known which template will be used.
+_TOKENS = (
+    "</s> <s> <unk> <pad> [PAD] ### [INST] [/INST] <<SYS>> <|im_start|> <|im_end|> <|endoftext|> <|end_of_text|> "
+    "<|begin_of_text|> <|eot_id|> <|start_header_id|> <|end_header_id|> <im_start> <im_end> <im_patch> <Image> "
+    "</Image>"
+)
+COMMON_MARKS = (*_TOKENS.split(), " ASSISTANT: ")
+# A reader's rejection is told apart by its words; a test goes through all of them.
+_WORDS = (
+    ("malformed", r"^malformed JSON|is not UTF-8"),
+    ("roles", r"^roles out of order|is from "),
+    ("empty", r"^empty |has no answer$|has no text$|is missing or empty$"),
+    ("placeholders", r"tags(,| in the text)"),
+    ("duplicate_id", r"is used twice$"),
+)
+_UNLIMITED = 1 << 60
+_PICTURES_KEPT = 1 << 16  # answers about pictures that are remembered
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one record. `index` is None for one of the whole file."""
+
+    kind: str
+    file: str
+    index: int | None
+    id: str
+    what: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A line of the report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A finding's class and words, before it is known whose it is."""
+
+    kind: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How long a record may be, and what its images take of that."""
+
+    template: Template
+    tokenizer: Any
+    image_tokens: Callable[[tuple[int, int] | None], int]  # of a picture of this width and height; None: not looked at
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is looked for besides the form of the records.
+
+    Args:
+        images: the folder that pictures stay in; None: pictures are not looked for.
+        template: one that all records must fit.
+        measure: None: lengths are not known.
+        marks: strings that must not stand in a text.
+        records: how many there should be.
+        limit: records looked at; None: all.
+    """
+
+    format: str = "llava"
+    images: Path | None = None
+    template: Template | None = None
+    measure: Measure | None = None
+    marks: tuple[str, ...] = COMMON_MARKS
+    records: int | None = None
+    limit: int | None = None
+
+
+@dataclass
+class Tally:
+    """Counts, and the first examples of every class."""
+
+    n_records: int = 0
+    n_examples: int = 3
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Finding]] = field(default_factory=dict)
+
+    def add(self, finding: Finding) -> None:
+        """Counts one."""
+        self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
+        kept = self.examples.setdefault(finding.kind, [])
+        if len(kept) < self.n_examples:
+            kept.append(finding)
+
+
+def marks_of(template: Template | None, special_tokens: Iterable[str] = ()) -> tuple[str, ...]:
+    """What a text must not contain under a template and a tokenizer; the common marks when neither is known."""
+    tokens = [text for text in special_tokens if text.strip()]
+    if template is None:
+        return tuple(dict.fromkeys((*COMMON_MARKS, *tokens)))
+    headers = [f" {start} " for text in (template.user_start, template.assistant_start) if (start := text.strip())]
+    ends = [text for text in (*template.stop, template.answer_end) if text.strip()]
+    return tuple(dict.fromkeys((*template.special_tokens, *ends, *headers, *tokens)))
+
+
+def lint(path: Path, rules: Rules, tally: Tally | None = None) -> Iterator[Finding]:
+    """Yields every problem of a file: those of a record in order, then duplicates, then the number of records.
+
+    Args:
+        tally: told the number of records at the end.
+
+    Raises:
+        DataError: when the file does not exist, or the image folder.
+    """
+    if rules.images is not None and not rules.images.is_dir():
+        raise DataError("the image folder does not exist", str(rules.images), "check --images, or data.<name>.images")
+    linter = _Linter(path, rules)
+    yield from linter.records()
+    yield from linter.duplicates()
+    if tally is not None:
+        tally.n_records += linter.n_records
+    if rules.records is not None and rules.limit is None and linter.n_records != rules.records:
+        yield Finding("count", str(path), None, "", f"{linter.n_records} records, {rules.records} are expected")
+
+
+class _Linter:
+    """Keeps what must be remembered from record to record."""
+
+    def __init__(self, path: Path, rules: Rules) -> None:
+        self.path = path
+        self.rules = rules
+        self.n_records = 0
+        self._ids, self._contents = array("Q"), array("Q")
+        self._pictures: OrderedDict[str, tuple[int, int] | Wrong] = OrderedDict()
+
+    def records(self) -> Iterator[Finding]:
+        source = formats.reader(self.rules.format)(self.path)
+        try:
+            for record in source:
+                if self.n_records == self.rules.limit:
+                    return
+                self.n_records += 1
+                self._remember(record)
+                yield from self._judge(record)
+        except DataError as error:
+            if not self.path.is_file():
+                raise
+            yield Finding("malformed", str(self.path), self.n_records, "", error.problems[0].what)
+
+    def duplicates(self) -> Iterator[Finding]:
+        """Goes over the file again for their ids, if there are any."""
+        first_id, first_content = earlier(self._ids), earlier(self._contents)
+        if not ((first_id >= 0).any() or (first_content >= 0).any()):
+            return
+        for index, record in enumerate(formats.reader(self.rules.format)(self.path)):
+            if index == len(first_id):
+                return
+            for kind, first in (("duplicate_id", first_id), ("duplicate_record", first_content)):
+                if first[index] >= 0:
+                    yield Finding(kind, str(self.path), index, record.id, f"like record {first[index]}")
+
+    def _remember(self, record: Sample | Rejected) -> None:
+        """Hashes of id and content; what has none gets the number 0, which equals nothing."""
+        if isinstance(record, Rejected):
+            self._ids.append(0)
+            self._contents.append(0)
+            return
+        self._ids.append(_hash(record.id) if record.id else 0)
+        answer = record.answer if isinstance(record, Question) else ""
+        self._contents.append(_hash("\x1f".join([*record.images, "", *(turn.text for turn in record.turns), answer])))
+
+    def _judge(self, record: Sample | Rejected) -> Iterator[Finding]:
+        source, index = record.source
+        found = [_of_rejected(record)] if isinstance(record, Rejected) else self._of_sample(record)
+        yield from (Finding(wrong.kind, source, index, record.id, wrong.what) for wrong in found)
+
+    def _of_sample(self, sample: Sample) -> Iterator[Wrong]:
+        for number, turn in enumerate(sample.turns):
+            marks = [repr(mark) for mark in self.rules.marks if mark in turn.text]
+            if marks:
+                yield Wrong("special_text", f"message {number} contains {', '.join(marks)}")
+        n_tags = sum(turn.text.count(IMAGE_TAG) for turn in sample.turns)
+        if n_tags and not sample.images:
+            yield Wrong("placeholders", f"{n_tags} {IMAGE_TAG} tags in the text, but no image: they are taken as words")
+        looked = [self._picture(name) for name in sample.images] if self.rules.images is not None else []
+        yield from dict.fromkeys(wrong for wrong in looked if isinstance(wrong, Wrong))
+        template = self.rules.measure.template if self.rules.measure else self.rules.template
+        problem = misfit(sample, template) if template and not isinstance(sample, Question) else None
+        if problem is not None:
+            yield Wrong("template", problem.what)
+        elif self.rules.measure is not None and not isinstance(sample, Question):
+            sizes = [None if isinstance(seen, Wrong) else seen for seen in looked] or [None] * len(sample.images)
+            yield from _lengths(sample, self.rules.measure, sizes)
+
+    def _picture(self, name: str) -> tuple[int, int] | Wrong:
+        """Width and height of a picture, or what is wrong with it."""
+        known = self._pictures.get(name)
+        if known is None:
+            known = self._pictures[name] = _look_at(self.rules.images, name)
+            if len(self._pictures) > _PICTURES_KEPT:
+                self._pictures.popitem(last=False)
+        return known
+
+
+def earlier(hashes: array[int]) -> np.ndarray:
+    """For every place the first place of an equal number, -1 where it is the first itself or the number is 0."""
+    numbers = np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, np.uint64)
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    is_new = np.ones(len(ordered), dtype=bool)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    starts = np.maximum.accumulate(np.where(is_new, np.arange(len(ordered)), 0))
+    first = np.full(len(numbers), -1, dtype=np.int64)
+    repeated = ~is_new & (ordered != 0)
+    first[order[repeated]] = order[starts[repeated]]
+    return first
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
+
+
+def _of_rejected(record: Rejected) -> Wrong:
+    kind = next((kind for kind, words in _WORDS if re.search(words, record.what)), "record")
+    return Wrong(kind, record.what)
+
+
+def _lengths(sample: Sample, measure: Measure, sizes: Sequence[tuple[int, int] | None]) -> Iterator[Wrong]:
+    counts = [measure.image_tokens(size) for size in sizes]
+    arguments = (sample, measure.template, measure.tokenizer)
+    try:
+        if not encode(*arguments, image_tokens=counts, max_length=measure.max_length).truncated:
+            return
+        kind = "too_long"
+    except DataError:
+        kind = "not_learnt"
+    try:
+        ids = encode(*arguments, image_tokens=counts, max_length=_UNLIMITED).input_ids
+    except DataError as error:  # nothing is learnt at any length
+        yield Wrong("not_learnt", error.problems[0].what)
+        return
+    n_images = sum(token == IMAGE_TOKEN for token in ids)
+    length = len(ids) - n_images + sum(counts)
+    yield Wrong(kind, f"{length} tokens, {sum(counts)} of them of images; {measure.max_length} fit")
+
+
+def _look_at(root: Path | None, name: str) -> tuple[int, int] | Wrong:
+    try:
+        path = find_image(root, name, suggesting=False)
+    except DataError as error:
+        what = error.problems[0].what
+        return Wrong("image_outside" if "lies outside" in what else "image_missing", what)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        return Wrong("image_broken", f"image {name!r} cannot be read: {str(error).replace(str(path), name)}")

@@ -1,0 +1,59 @@
+"""`vlmrun recipes`, as a user calls it."""
+
+import json
+
+from vlmrun.config.compose import conf_dir
+
+
+def test_all_recipes_are_listed_with_their_choices(vlmrun):
+    done = vlmrun("recipes", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == {path.stem for path in (conf_dir() / "recipe").glob("*.yaml")}
+    average = rows["bunny_llama3_average"]
+    assert set(average["stages"]) == {"pretrain", "lora", "lora2", "merge", "merge2", "average"}
+    assert average["gpus"] == "8 x a100_80g"
+    assert rows["kollava_v1_7b_qlora"]["gpus"] == "4 x rtx3090"
+    assert all(row["model"] and row["stages"] and row["about"] for row in rows.values())
+    assert all(row["source"] for name, row in rows.items() if name not in ("smoke", "emoji_smollm2"))
+
+
+def test_the_table_has_a_line_for_each(vlmrun):
+    done = vlmrun("recipes")
+    assert done.returncode == 0, done.stderr
+    for path in (conf_dir() / "recipe").glob("*.yaml"):
+        assert f"\n{path.stem} " in done.stdout
+
+
+def test_one_recipe_tells_its_values_and_what_is_missing(vlmrun):
+    done = vlmrun("recipes", "bunny_llama3_recipe2")
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "lr 0.0001, connector_lr 1e-05, tower_lr 1e-05, LoRA 128/256, batch 128 (8 x 2 x 8)",
+        "bunny_llava_1_4m: missing",
+        "licence:",
+        "vlmrun +recipe=bunny_llama3_recipe2",
+    ):
+        assert said in done.stdout
+
+
+def test_what_the_user_must_name_is_said(vlmrun):
+    done = vlmrun("recipes", "llava15_7b_task")
+    assert done.returncode == 0, done.stderr
+    assert "you give: stage.instruct.init_from=..." in done.stdout
+    shown = json.loads(vlmrun("recipes", "llava15_7b_task", "--json").stdout)
+    assert "stage.instruct.init_from" in shown["unset"]
+
+
+def test_an_unknown_name_gets_the_nearest(vlmrun):
+    done = vlmrun("recipes", "lava15_7b")
+    assert done.returncode == 2
+    assert "did you mean 'llava15_7b'?" in done.stderr
+
+
+def test_a_missing_file_says_where_it_comes_from(vlmrun):
+    done = vlmrun("check", "+recipe=llava15_7b")
+    assert done.returncode == 2
+    for said in ("blip_laion_cc_sbu_558k.json", "huggingface.co/datasets", "licence", "558,128 records", "hf download"):
+        assert said in done.stderr

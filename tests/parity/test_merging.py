@@ -1,0 +1,101 @@
+"""Our arithmetic against recordings of the original scripts (golden g7_merging)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlmrun.checkpoints.adapter import CONFIG, WEIGHTS, Adapter
+from vlmrun.checkpoints.average import mean
+from vlmrun.checkpoints.tensors import Reader
+from vlmrun.errors import CheckpointError
+
+ASSETS = Path(__file__).resolve().parents[3] / "shared" / "golden"
+GOLDEN = Path(os.environ.get("VLMRUN_GOLDEN", Path(__file__).resolve().parents[3] / "shared/golden")) / "g7_merging"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _golden():
+    if not GOLDEN.is_dir():
+        message = f"golden data is missing: {GOLDEN} (set VLMRUN_GOLDEN)"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+
+
+def _group(tensors, prefix):
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _cases(name):
+    file = GOLDEN / "cases.json"
+    return json.loads(file.read_text()).get(name, []) if file.is_file() else []
+
+
+@pytest.mark.parametrize("case", _cases("lora_cases"), ids=lambda case: case["id"])
+def test_merging_agrees_with_peft(tmp_path, case):
+    tensors = load_file(GOLDEN / "lora_merge_cases.safetensors")
+    base, merged = (_group(tensors, f"{case['id']}/{kind}/") for kind in ("base", "merged"))
+    save_file(_group(tensors, f"{case['id']}/adapter/"), tmp_path / WEIGHTS)
+    (tmp_path / CONFIG).write_text(json.dumps({"r": case["r"], "lora_alpha": case["lora_alpha"]}))
+    adapter = Adapter(tmp_path)
+    # PEFT rounds a 16-bit delta before adding it, we round the sum once: one unit in the last place apart at most.
+    tolerance = {"float32": 1e-6, "float16": 2**-10, "bfloat16": 2**-7}[case["dtype"]]
+    changed = set()
+    for name, weight in base.items():
+        delta = adapter.delta(name, tuple(weight.shape))
+        if delta is not None:
+            changed.add(name)
+            found = (weight.float() + delta).to(weight.dtype)
+            assert torch.allclose(found.float(), merged[name].float(), rtol=tolerance, atol=tolerance), name
+    if "lm_head" in case["target_modules"]:
+        # PEFT stores a copy of the head it adapted; a tensor nobody uses is refused, never dropped in silence.
+        with pytest.raises(CheckpointError, match=r"1 adapter tensors match(.|\n)*lm_head\.base_layer"):
+            adapter.check_all_used()
+    else:
+        adapter.check_all_used()
+    assert changed == set(case["changed"])
+
+
+def test_the_original_merge_script_gives_the_same_llm(tmp_path):
+    """Upstream loads, adds and saves in fp16; we sum in fp32 and round once: a unit in the last place apart at most."""
+    script = _cases("lora_script")
+    expected = load_file(GOLDEN / "lora_merge_script_output_fp16.safetensors")
+    base = Reader(ASSETS / script["base"])
+    save_file(load_file(GOLDEN / "lora_adapter_model.safetensors"), tmp_path / WEIGHTS)
+    (tmp_path / CONFIG).write_text(json.dumps(script["adapter_config"]))
+    adapter = Adapter(tmp_path)
+    merged = 0
+    for name in base.names():
+        weight = base.get(name)
+        delta = adapter.delta(name, tuple(weight.shape))
+        merged += delta is not None
+        found = (weight.half().float() + (0 if delta is None else delta)).half()
+        assert torch.allclose(found.float(), expected[name].float(), rtol=2**-10, atol=2**-12), name
+    assert merged
+    adapter.check_all_used()
+
+
+def test_the_connector_saved_beside_an_adapter_is_found_in_the_merged_model():
+    """What is trained in full beside the adapter goes into the merged model unchanged but for its type."""
+    rest = load_file(GOLDEN / "lora_non_lora_trainables.safetensors")
+    expected = load_file(GOLDEN / "lora_merge_script_output_fp16.safetensors")
+    compared = 0
+    for name, value in rest.items():
+        bare = name.removeprefix("base_model.").removeprefix("model.")
+        if bare in expected:
+            compared += 1
+            assert torch.equal(value.half(), expected[bare].half()), name
+    assert compared
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("average_*")), ids=lambda folder: folder.name)
+def test_averaging_agrees_with_the_definition_to_the_bit(folder):
+    expected = load_file(folder / "mean_by_definition.safetensors")
+    readers = [Reader(folder / name) for name in ("first", "second")]
+    assert len(readers[0].files()) != len(readers[1].files()), "other shard borders"
+    found = {name: value for name, value, _ in mean(readers, [0.5, 0.5])}
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
