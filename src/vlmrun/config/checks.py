@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vlmrun.config import derived
+from vlmrun.config import checks_train, derived
 from vlmrun.config.schema import AverageStage, HardwareConfig, MergeStage, RunConfig, TrainStage
 from vlmrun.errors import Problem
 
@@ -21,6 +21,7 @@ def check(run: RunConfig) -> list[Problem]:
             problems += _new_tokens(stage, run, where)
             problems += _rates(stage, where)
             problems += _batch(stage, run.hardware, where)
+            problems += checks_train.check(stage, run.hardware, where)
             problems += _engine(stage, run.hardware, where)
             problems += _adapted(stage, run, where)
             problems += _lora_parent(stage, run, where)

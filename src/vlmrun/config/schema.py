@@ -134,7 +134,7 @@ class Compat(Node):
     fp16_tower: bool  # the tower in fp16 whenever bf16 is off
     offload_schedule: bool  # zero3_offload.json: WarmupLR in place of the schedule, one parameter group
     decay_unlisted_norms: bool  # weight decay on the norms that old transformers did not know as such
-    transformers_order: bool  # the order of samples of the Trainer of transformers 4.3x in one process
+    transformers_order: Literal["4.37", "4.41"] | None  # the order of samples of that version's Trainer in one process
     quantised_head: bool  # qlora: the output head in few bits as well
 
 

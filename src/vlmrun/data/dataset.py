@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class Dataset:
     """Samples of one or several sources, one after the other; usable by loader processes."""
 
     def __init__(self, samples: Sequence[Sample], sources: Sequence[Source], encoder: Encoder) -> None:
-        """Args: sources: one for each sample, usually the same object many times."""
+        """Args: sources: one for each sample, the same object for all samples of a source."""
         assert len(samples) == len(sources)
         self._samples = samples
         self._sources = sources
@@ -123,6 +124,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def counts(self) -> list[int]:
+        """Samples of each source, in order."""
+        return [len(list(run)) for _, run in groupby(self._sources, key=id)]
+
+    def lengths(self) -> list[int]:
+        """Words of every sample; negative for one without a picture."""
+        words = [sum(len(turn.text.split()) for turn in sample.turns) for sample in self._samples]
+        return [n if sample.images else -n for n, sample in zip(words, self._samples, strict=True)]
 
     def sample(self, index: int) -> Sample:
         """The record before encoding."""

@@ -1,13 +1,14 @@
 """The order of samples: a pure function of seed, epoch and step, so a run goes on from a step number alone.
 
-Epoch orders are seeded permutations, laid end to end and cut into global batches. How a batch is divided among ranks
-and micro batches does not change it. Free of torch.
+Epoch orders (`data/order.py`) are laid end to end and cut into global batches. How a batch is divided among ranks and
+micro batches does not change it. Free of torch.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
+from vlmrun.data.order import Order, shuffled
 from vlmrun.errors import ConfigError, DataError
 
 
@@ -15,6 +16,8 @@ class Schedule:
     """Which samples each step, rank and micro batch takes. Steps count from 0.
 
     Args:
+        n_samples: of one epoch.
+        order: of each epoch; None: seeded permutations.
         epochs: may be a fraction; `floor(n_samples * epochs)` samples are used.
         max_steps: ends earlier when reached first.
 
@@ -38,6 +41,7 @@ class Schedule:
         epochs: float,
         max_steps: int | None,
         seed: int,
+        order: Order | None = None,
     ) -> None:
         if global_batch % (micro_batch * ranks):
             raise ConfigError(
@@ -61,7 +65,8 @@ class Schedule:
         self.accumulation = global_batch // (micro_batch * ranks)
         self.steps = available if max_steps is None else min(available, max_steps)
         self.dropped = n_used - available * global_batch if self.steps == available else 0
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = order or shuffled([n_samples], None, seed)
+        self._orders: dict[int, Sequence[int]] = {}
 
     def epoch(self, step: int) -> float:
         """Passes over the data finished when `step` steps are done."""
@@ -84,10 +89,5 @@ class Schedule:
         epoch, offset = divmod(position, self.n_samples)
         if epoch not in self._orders:
             self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
-            self._orders[epoch] = self._permutation(epoch)
+            self._orders[epoch] = self._order(epoch)
         return int(self._orders[epoch][offset])
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        # Sorting raw bits: numpy promises bit generators' streams across versions, but not Generator.permutation's.
-        bits = np.random.PCG64(np.random.SeedSequence((self.seed, epoch)))
-        return np.argsort(bits.random_raw(self.n_samples), kind="stable")

@@ -18,6 +18,10 @@ def check(hardware: HardwareConfig) -> Iterator[Problem]:
         return
     if hardware.precision == "bf16" and not gpu.bf16:
         yield Problem(f"{gpu.name} has no bf16", "hardware.precision", "hardware.precision=fp32")
+    if hardware.precision == "fp16" and gpu.is_cpu:
+        yield Problem(
+            "fp16 training needs a GPU: DeepSpeed refuses it on a CPU", "hardware.precision", "hardware.precision=fp32"
+        )
     if hardware.nodes > 1:
         yield Problem("runs on several nodes are not built yet", "hardware.nodes", "hardware.nodes=1")
     if hardware.attention == "flash_attention_2":

@@ -31,6 +31,16 @@ TOP_LEVEL_KEYS = frozenset(
     }
 )
 
+# Dynamic loss scaling as the published files have it. Source: haotian-liu/LLaVA@c121f04:scripts/zero2.json
+_FP16 = {
+    "enabled": True,
+    "loss_scale": 0,
+    "loss_scale_window": 1000,
+    "initial_scale_power": 16,
+    "hysteresis": 2,
+    "min_loss_scale": 1,
+}
+
 # DeepSpeed's own progress lines: never. Our log speaks.
 _NEVER = 2**31 - 1
 # Buckets smaller than this cost more in calls than they save in memory.
@@ -58,13 +68,21 @@ def deepspeed_config(stage: TrainStage, hardware: HardwareConfig, *, hidden_dim:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16},
-        "fp16": {"enabled": False},
+        "fp16": _FP16 if hardware.precision == "fp16" else {"enabled": False},
         # Gradients of several micro batches are summed in fp32 also when the weights are bf16.
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": _zero(stage.zero, hardware, hidden_dim),
+        "zero_optimization": _zero(stage.zero, hardware, hidden_dim) | _offload(stage),
     }
     refuse_unknown(config)
     return config
+
+
+def _offload(stage: TrainStage) -> dict[str, Any]:
+    """Optimizer state in the computer's memory, and under ZeRO-3 the parameters too."""
+    if stage.offload == "none":
+        return {}
+    place = {"device": "cpu", "pin_memory": True}
+    return {"offload_optimizer": place} | ({"offload_param": place} if stage.zero == 3 else {})
 
 
 def refuse_unknown(config: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ class VLM(nn.Module):
         self.tower = tower
         self.connector = connector
         self.image_tokens = tiling(connector.tokens(tower.n_patches), tiles)
+        self.tower_no_grad = False  # compat.tower_no_grad: whatever is tuned, no gradient reaches the tower
 
     @property
     def image_size(self) -> int:
@@ -161,7 +162,8 @@ class VLM(nn.Module):
 
     def _features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
         """Rows for the image positions, of all pictures one after another."""
-        with torch.set_grad_enabled(self._trains_tower() and torch.is_grad_enabled()):
+        wanted = self._trains_tower() and not self.tower_no_grad
+        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             layers = self.tower(pixels.to(self.tower.dtype))
         # An identity has no parameters; it hands features to the LLM as they will be added there.
         weight = next(self.connector.parameters(), None)

@@ -64,10 +64,12 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         identity["data"] = [_data(run.data[name], found.get(item.prepared.get(name, ""))) for name in item.stage.data]
         if not item.parents:
             identity["parts"] = [_folders(part.model_extra or {}) for part in (run.model.llm, run.model.tower)]
-    if isinstance(item.stage, TrainStage) and item.stage.loss == "micro_mean":
-        # A mean of means depends on how the batch is cut; token_mean does not.
+    if isinstance(item.stage, TrainStage) and (
+        item.stage.loss == "micro_mean" or item.stage.group_by_modality_length or item.stage.compat.transformers_order
+    ):
+        # A mean of means, and an order made of micro batches, depend on how the batch is cut; all else does not.
         identity["cut"] = [item.stage.micro_batch, derived.ranks(run.hardware)]
-    if isinstance(item.stage, TrainStage) and run.hardware.precision == "bf16":
+    if isinstance(item.stage, TrainStage) and run.hardware.precision != "fp32":
         # DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast.
         identity["engine"] = item.stage.engine
     return identity

@@ -114,6 +114,7 @@ class Proof:
     """
 
     def __init__(self, vlm: nn.Module, finest: Callable[[nn.Parameter], Tensor | None]) -> None:
+        self._excused = {"tower"} if getattr(vlm, "tower_no_grad", False) else set()
         self._named = list(vlm.named_parameters())
         self._finest = finest
         self._before = self._prints()
@@ -154,6 +155,9 @@ class Proof:
                 )
             )
         if not learning:
+            return problems
+        if part in self._excused:
+            log.warning("compat.tower_no_grad: the %s is among what is trained, and gets no gradient", part)
             return problems
         if not any(seen[i] == _ALIVE for i in learning):
             problems.append(Problem(f"the {part} is to be trained but got no gradient", f"tune.{part}", _DEAD))

@@ -44,8 +44,11 @@ class Engine(ABC):
         """Adds the gradient of loss / accumulation, to be averaged over ranks."""
 
     @abstractmethod
-    def step(self, factor: float) -> float:
-        """Updates with every group's rate times `factor`; returns the gradient norm before clipping."""
+    def step(self, factor: float) -> float | None:
+        """Updates with every group's rate times `factor`; returns the gradient norm before clipping.
+
+        None: the gradients did not fit into fp16, and nothing was updated; the next ones are scaled less.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -143,7 +146,8 @@ class DeepSpeedEngine(Engine):
         with quiet():
             self.inner, *_ = deepspeed.initialize(model=vlm, optimizer=optimizer(groups, stage.optim), config=config)
         self._zero = stage.zero
-        self._masters = bool(config["bf16"]["enabled"])
+        self._fp16 = bool(config["fp16"]["enabled"])
+        self._masters = bool(config["bf16"]["enabled"]) or self._fp16
         self._trained = [p for p in vlm.parameters() if p.requires_grad]
         assert isinstance(self.inner, deepspeed.DeepSpeedEngine)
         assert self.inner.zero_optimization_stage() == stage.zero
@@ -151,7 +155,8 @@ class DeepSpeedEngine(Engine):
         assert self.inner.gradient_accumulation_steps() == config["gradient_accumulation_steps"]
         assert self.inner.train_batch_size() == stage.global_batch
         assert self.inner.world_size == dist.world()
-        assert self.inner.bfloat16_enabled() == self._masters
+        assert self.inner.bfloat16_enabled() == bool(config["bf16"]["enabled"])
+        assert self.inner.fp16_enabled() == self._fp16
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         logits: Tensor = self.inner(**self._inputs(batch))
@@ -163,14 +168,14 @@ class DeepSpeedEngine(Engine):
         if not self.inner.is_gradient_accumulation_boundary():
             self.inner.step()
 
-    def step(self, factor: float) -> float:
+    def step(self, factor: float) -> float | None:
         assert self.inner.is_gradient_accumulation_boundary(), "a micro batch is missing or one too many"
         for described, group in zip(self.inner.optimizer.param_groups, self.groups, strict=True):
             described["lr"] = group.lr * factor
         norm = self._own_norm() if self._zero == 0 else None
         self.inner.step()
         if not self.inner.was_step_applied():
-            return float("nan")
+            return None if self._fp16 else float("nan")
         return float(self.inner.get_global_grad_norm() if norm is None else norm)
 
     def save(self, folder: Path) -> None:

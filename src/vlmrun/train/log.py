@@ -37,6 +37,7 @@ class Row:
     tokens: int
     samples: int
     seconds: float
+    overflow: bool = False  # fp16: the gradients did not fit and the update was left out; `grad_norm` is 0 then
 
 
 class Tracker(Protocol):

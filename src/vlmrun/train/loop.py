@@ -26,6 +26,8 @@ log = logs.get(__name__)
 
 Batch = dict[str, Any]
 _SHOWN = 20
+# The loss scale begins at 2**16 and is halved each time, after one more by hysteresis: by then it has long been 1.
+_MOST_OVERFLOWS = 25
 
 
 @dataclass
@@ -63,6 +65,7 @@ def run(engine: Engine, plan: Plan) -> None:
     stage = plan.stage
     seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
     proof = Proof(engine.vlm, engine.finest) if plan.done < plan.steps else None
+    overflows = 0
     with _signals() as asked, contextlib.closing(_closing(plan.batches)) as batches:
         began = time.perf_counter()
         for step, micro_batches in batches:
@@ -70,7 +73,10 @@ def run(engine: Engine, plan: Plan) -> None:
             factor = plan.rate(step)
             totals = _update(engine, stage, micro_batches, factor, asked)
             taught = totals.pictures if seeing else totals.supervised
-            if proof is not None and proof.open and factor > 0 and taught > 0:
+            overflows = overflows + 1 if totals.overflow else 0
+            if overflows == _MOST_OVERFLOWS:
+                raise _only_overflows(micro_batches)
+            if proof is not None and proof.open and factor > 0 and taught > 0 and not totals.overflow:
                 proof.conclude()
             now = time.perf_counter()
             _report(plan, step, micro_batches, totals, now - began)
@@ -111,6 +117,7 @@ class _Totals:
     samples: int
     empty: list[str]  # samples of micro batches without a supervised token
     stop: bool
+    overflow: bool
 
 
 def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], factor: float, asked: list[int]) -> _Totals:
@@ -144,11 +151,11 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
     if sums["bad"]:
         raise _not_finite("loss", bad)
     norm = engine.step(factor)
-    if not math.isfinite(norm):
+    if norm is not None and not math.isfinite(norm):
         raise _not_finite("gradient norm", micro_batches)
     return _Totals(
         loss=sums["loss"] / sums["units"] if sums["units"] else None,
-        grad_norm=norm,
+        grad_norm=norm or 0.0,
         lr=stage.optim.lr * factor,
         supervised=int(sums["supervised"]),
         pictures=int(sums["pictures"]),
@@ -156,6 +163,7 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
         samples=int(sums["samples"]),
         empty=_names(empty) if sums["empty"] else [],
         stop=sums["asked"] > 0,
+        overflow=norm is None,
     )
 
 
@@ -178,7 +186,10 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, 
         tokens=totals.tokens,
         samples=totals.samples,
         seconds=seconds,
+        overflow=totals.overflow,
     )
+    if totals.overflow:
+        log.info("step %d: the gradients overflowed fp16; no update, the next ones are scaled less", row.step)
     for batch in micro_batches:
         plan.skipped(batch["skipped"])
     if totals.empty:
@@ -213,6 +224,14 @@ def _not_finite(what: str, mine: list[Batch]) -> VlmrunError:
         f"samples: {_shown(_names(mine))}",
         "look at these records; if they are sound, lower the learning rate or set optim.max_grad_norm; "
         "the last checkpoint is from before",
+    )
+
+
+def _only_overflows(mine: list[Batch]) -> VlmrunError:
+    return VlmrunError(
+        f"{_MOST_OVERFLOWS} updates in a row overflowed fp16: nothing is learnt",
+        f"samples: {_shown(_names(mine))}",
+        "use hardware.precision=bf16 where the GPU has it, fp32 otherwise, or a lower learning rate",
     )
 
 

@@ -15,6 +15,7 @@ from vlmrun.errors import CheckpointError
 from vlmrun.hardware import zero
 from vlmrun.model import new_tokens, parts, quantise, tune
 from vlmrun.model.parts import Loaded
+from vlmrun.model.towers import half
 from vlmrun.train import dist
 from vlmrun.train.engine import start_deepspeed
 
@@ -30,8 +31,9 @@ def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
 
 def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loaded:
     """Loads the parts, sets what is trained, and moves everything to this rank's device."""
-    masters = config is not None and job.hardware.precision == "bf16"
-    dtype = torch.bfloat16 if masters else torch.float32
+    # DeepSpeed holds 16-bit weights with fp32 masters; the plain engine fp32 weights under autocast.
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = torch.float32 if config is None else halves.get(job.hardware.precision, torch.float32)
     # While this object lives, transformers loads straight into ZeRO-3 shards. It only keeps a weak reference itself.
     alive = _shard_at_load(config) if config is not None and stage.zero == 3 and _in_folders(job, stage) else None
     attention = job.hardware.attention
@@ -54,6 +56,12 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         new_tokens.ids_of(loaded.tokenizer, parts.added_tokens(loaded.model)) if stage.tune.llm == "new_tokens" else []
     )
     tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed, new_rows=rows)
+    loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
+    if stage.compat.fp16_tower and job.hardware.precision != "bf16":
+        half.to_half(loaded.vlm.tower)
+    if job.hardware.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
     if stage.zero != 3 or config is None:

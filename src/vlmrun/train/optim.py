@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmrun.config.schema import Optim
+from vlmrun.config.schema import Compat, Optim
 
 PARTS = ("llm", "tower", "connector")
+
+# What transformers 4.3x knew as layer norms, besides torch's own; MiniCPM's norm is Granite's here.
+_LISTED_NORMS = ("LayerNorm", "LlamaRMSNorm", "GraniteRMSNorm")
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,17 @@ def part_of(name: str) -> str:
     return part
 
 
-def groups(vlm: nn.Module, optim: Optim) -> list[Group]:
+def groups(vlm: nn.Module, optim: Optim, compat: Compat | None = None) -> list[Group]:
     """Trainable parameters, split by part and by whether they decay.
+
+    Args:
+        compat: `decay_unlisted_norms` and `offload_schedule` (one group, one rate, everything decays) change them.
 
     Biases and normalisation weights do not decay, as in the recipes. Empty groups are left out: DeepSpeed refuses
     them. Frozen parameters are in none: the optimizer keeps no state for them.
     """
     rates = {"llm": optim.lr, "tower": optim.tower_lr, "connector": optim.connector_lr}
-    undecayed = _undecayed(vlm)
+    undecayed = _undecayed(vlm, listed=compat is not None and compat.decay_unlisted_norms)
     found = []
     for part in PARTS:
         rate = rates[part]
@@ -59,6 +65,11 @@ def groups(vlm: nn.Module, optim: Optim) -> list[Group]:
             names, parameters = zip(*named, strict=True)
             lr = optim.lr if rate is None else rate
             found.append(Group(part, names, parameters, lr, optim.weight_decay if decays else 0.0))
+    if compat is not None and compat.offload_schedule:
+        names = tuple(name for group in found for name in group.names)
+        return [
+            Group("all", names, tuple(p for group in found for p in group.parameters), optim.lr, optim.weight_decay)
+        ]
     return found
 
 
@@ -76,13 +87,20 @@ def warmup_steps(optim: Optim, steps: int) -> int:
     return math.ceil(optim.warmup_ratio * steps)
 
 
-def schedule(optim: Optim, steps: int) -> Callable[[int], float]:
+def schedule(optim: Optim, steps: int, *, offloaded: bool = False) -> Callable[[int], float]:
     """The factor on every group's rate, by the number of updates already made.
+
+    Args:
+        offloaded: what zero3_offload.json did instead (`compat.offload_schedule`): DeepSpeed's WarmupLR, logarithmic to
+            the full rate and constant from there. Its first update already ran at the full rate.
 
     Source: the formulas of transformers' `get_scheduler`, with which a test compares them.
     """
     warmup = warmup_steps(optim, steps)
     rest = max(1, steps - warmup)
+    if offloaded:
+        log_steps = math.log(max(2, warmup))
+        return lambda done: 1.0 if done == 0 or done >= warmup else math.log(done + 1) / log_steps
 
     def factor(done: int) -> float:
         if done < warmup:
@@ -96,11 +114,13 @@ def schedule(optim: Optim, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _undecayed(vlm: nn.Module) -> set[str]:
+def _undecayed(vlm: nn.Module, *, listed: bool) -> set[str]:
+    """Names of biases and norms; only of norms that old transformers listed as such, when `listed`."""
     names = {name for name, _ in vlm.named_parameters() if "bias" in name.rpartition(".")[2]}
     # Of a matrix only whose new rows learn, decay would move the others.
     names |= {name for name, parameter in vlm.named_parameters() if hasattr(parameter, "new_rows")}
     for prefix, module in vlm.named_modules():
-        if "norm" in type(module).__name__.lower():
+        kind = type(module).__name__
+        if kind in _LISTED_NORMS if listed else "norm" in kind.lower():
             names |= {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}
     return names

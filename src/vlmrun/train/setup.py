@@ -11,7 +11,7 @@ from vlmrun.checkpoints import native
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.data import compat, templates
+from vlmrun.data import compat, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.dataset import Encoder, list_skipped, open_datasets
 from vlmrun.data.images import ImageTransform
@@ -76,7 +76,7 @@ class _Run:
         self.dataset = self._dataset()
         self._check_images()
         self.schedule = self._schedule()
-        groups = optim.groups(loaded.vlm, stage.optim)
+        groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
         self.checkpoints = job.path / CHECKPOINTS
         self.facts = self._facts()
@@ -118,7 +118,7 @@ class _Run:
             steps=schedule.steps,
             done=self.done,
             epoch=schedule.epoch,
-            rate=optim.schedule(stage.optim, schedule.steps),
+            rate=optim.schedule(stage.optim, schedule.steps, offloaded=stage.compat.offload_schedule),
             save=self._save,
             skipped=self._list_skipped,
             trackers=trackers,
@@ -188,14 +188,22 @@ class _Run:
             )
 
     def _schedule(self) -> Schedule:
+        counts, weights = self.dataset.counts(), self.stage.data_weights
+        if weights is not None and len(weights) != len(counts):
+            raise ConfigError(
+                f"{len(weights)} data weights, but {len(counts)} sources with usable records",
+                f"stage.{self.job.name}.data_weights",
+                "one for each source",
+            )
         schedule = Schedule(
-            len(self.dataset),
+            order.pool_size(counts, weights),
             global_batch=self.stage.global_batch,
             micro_batch=self.stage.micro_batch,
             ranks=dist.world(),
             epochs=self.stage.epochs,
             max_steps=self.stage.max_steps,
             seed=self.stage.seed,
+            order=self._order(counts),
         )
         warmup = optim.warmup_steps(self.stage.optim, schedule.steps)
         if warmup >= schedule.steps:
@@ -207,6 +215,28 @@ class _Run:
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
         return schedule
+
+    def _order(self, counts: list[int]) -> order.Order:
+        """How the samples of an epoch follow one another."""
+        stage = self.stage
+        world, version = stage.global_batch // stage.micro_batch, stage.compat.transformers_order
+        if version is not None:
+            lengths = self.dataset.lengths()
+            if stage.group_by_modality_length:
+                return order.transformers_by_length(
+                    lengths, seed=stage.seed, micro_batch=stage.micro_batch, world=world
+                )
+            return order.transformers_shuffled(len(lengths), seed=stage.seed, version=version)
+        if stage.group_by_modality_length:
+            return order.by_length(
+                counts,
+                stage.data_weights,
+                self.dataset.lengths(),
+                seed=stage.seed,
+                micro_batch=stage.micro_batch,
+                world=world,
+            )
+        return order.shuffled(counts, stage.data_weights, stage.seed)
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must share."""

@@ -1,0 +1,66 @@
+"""Rules about the order of samples, precision and the published quirks of a training stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmrun.config import derived
+from vlmrun.config.schema import HardwareConfig, TrainStage
+from vlmrun.errors import Problem
+
+
+def check(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    """Every broken rule of one stage."""
+    yield from _order(stage, hardware, where)
+    yield from _engine(stage, hardware, where)
+    yield from _quirks(stage, hardware, where)
+
+
+def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    weights = stage.data_weights
+    if weights is not None and len(weights) != len(stage.data):
+        yield Problem(
+            f"{len(stage.data)} data sources, {len(weights)} weights", f"{where}.data_weights", "one for each source"
+        )
+    if stage.compat.transformers_order is not None and (weights is not None or derived.ranks(hardware) > 1):
+        yield Problem(
+            "transformers_order is the order of one process over the data as they are",
+            f"{where}.compat.transformers_order",
+            "null, or one rank and data_weights=null",
+        )
+
+
+def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    if stage.offload != "none" and (stage.engine != "deepspeed" or stage.zero < 2):
+        yield Problem(
+            "only ZeRO 2 and 3 can keep state elsewhere", f"{where}.offload", f"{where}.zero=3 or offload=none"
+        )
+    if hardware.precision != "fp16":
+        return
+    if stage.engine != "deepspeed" or stage.zero == 0:
+        yield Problem("fp16 needs DeepSpeed's loss scaling, at ZeRO 1 or more", f"{where}.zero", f"{where}.zero=2")
+
+
+def _quirks(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    compat = stage.compat
+    if compat.tower_no_grad and stage.tune.tower == "freeze":
+        yield Problem(
+            "tower_no_grad is about a tower that is trained, and it is frozen",
+            f"{where}.compat.tower_no_grad",
+            f"{where}.compat.tower_no_grad=false, or {where}.tune.tower=full",
+        )
+    if compat.fp16_tower and stage.engine == "deepspeed" and stage.zero == 3:
+        yield Problem("ZeRO-3 holds one type of weights only", f"{where}.compat.fp16_tower", f"{where}.zero=2")
+    if compat.fp16_tower and hardware.precision == "bf16":
+        yield Problem(
+            "fp16_tower is what happens when bf16 is off",
+            f"{where}.compat.fp16_tower",
+            "hardware.precision=fp32, or compat.fp16_tower=false",
+        )
+    rates = {stage.optim.connector_lr, stage.optim.tower_lr} - {None}
+    if compat.offload_schedule and rates:
+        yield Problem(
+            "offload_schedule has one group of parameters, and so one rate",
+            f"{where}.compat.offload_schedule",
+            "connector_lr=null and tower_lr=null, as what ran",
+        )

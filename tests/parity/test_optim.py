@@ -1,0 +1,115 @@
+"""Schedules and parameter groups against the recorded ones."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.integration.jobs import NO_COMPAT
+from tests.parity.golden import CASES, cases, need
+from vlmrun.config.schema import Compat, Optim
+from vlmrun.train import optim
+
+# The classes of norms that a family's recorded parameter names stand for.
+NORMS = {
+    "llama": "LlamaRMSNorm",
+    "mpt": "LayerNorm",
+    "phi": "LayerNorm",
+    "phi3": "Phi3RMSNorm",
+    "qwen": "Qwen2RMSNorm",
+    "stablelm": "LayerNorm",
+    "minicpm": "GraniteRMSNorm",
+}
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+
+
+def _optim(**changes):
+    values = {
+        "lr": 2e-5, "connector_lr": None, "tower_lr": None, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
+        "schedule": "cosine", "warmup_ratio": 0.03, "max_grad_norm": 0.0,
+    }  # fmt: skip
+    return Optim.model_validate(values | changes)
+
+
+def test_schedules():
+    recorded = np.load(need(CASES / "g6_optim/lr_schedules.npz"))
+    compared = 0
+    for case in cases("g6_optim/lr_schedules.json"):
+        name = case["scheduler"]
+        # The library's plain `constant` has no warm-up, whatever ratio is given.
+        ratio = 0.0 if name == "constant" else case["warmup_ratio"]
+        rate = optim.schedule(_optim(schedule=SCHEDULES[name], warmup_ratio=ratio), case["total_steps"])
+        found = [case["base_lr"] * rate(step) for step in range(len(recorded[case["key"]]))]
+        assert found == pytest.approx(recorded[case["key"]].tolist(), rel=1e-12, abs=1e-18), case
+        compared += 1
+    assert compared
+
+
+def test_the_schedule_of_the_offload_file():
+    """The figures of the specification's appendix; the first update at the full rate, then constant."""
+    rate = optim.schedule(_optim(warmup_ratio=0.03), 1000, offloaded=True)
+    assert [round(rate(step), 4) for step in (1, 10, 29)] == [0.2038, 0.7050, 1.0]
+    assert rate(0) == rate(30) == rate(999) == 1.0
+    assert math.isclose(optim.schedule(_optim(warmup_ratio=0.03), 1000)(999), 0.0, abs_tol=1e-5)
+
+
+class _Tree(nn.Module):
+    """Modules that have the recorded parameters at their recorded names, norms of the recorded class."""
+
+
+def _rebuild(shapes, trainable, norm):
+    kinds = {norm: type(norm, (nn.Module,), {}), "LayerNorm": type("LayerNorm", (nn.Module,), {})}
+    root = _Tree()
+    for name, shape in shapes:
+        node = root
+        *path, last = _ours(name).split(".")
+        for depth, part in enumerate(path):
+            if part not in dict(node.named_children()):
+                is_norm = depth == len(path) - 1 and ("norm" in part.lower())
+                kind = _Tree
+                if is_norm:
+                    kind = kinds["LayerNorm" if path[0] == "tower" else norm]
+                node.add_module(part, kind())
+            node = node.get_submodule(part)
+        node.register_parameter(last, nn.Parameter(torch.zeros(shape), requires_grad=name in trainable))
+    return root
+
+
+def _ours(name):
+    part = "connector" if "mm_projector" in name else "tower" if "vision_tower" in name else "llm"
+    return f"{part}.{name}"
+
+
+@pytest.mark.parametrize("family", ["llava", "bunny"])
+def test_every_parameter_has_its_recorded_rate_and_decay(family):
+    compared = 0
+    for case in cases(f"g6_optim/param_groups_{family}.jsonl.gz"):
+        rates = {"connector_lr": case["mm_projector_lr"], "tower_lr": case["mm_projector_lr"]}
+        chosen = _optim(lr=case["learning_rate"], weight_decay=case["weight_decay"], **rates)
+        vlm = _rebuild(case["all_params"], set(case["trainable"]), NORMS[case["llm"]])
+        compat = Compat.model_validate(NO_COMPAT | {"decay_unlisted_norms": True})
+        found = {
+            name: (group.lr, group.weight_decay) for group in optim.groups(vlm, chosen, compat) for name in group.names
+        }
+        wanted = {_ours(name): (g["lr"], g["weight_decay"]) for g in case["groups"] for name in g["names"]}
+        assert found == wanted, case["id"]
+        assert all((g["betas"], g["eps"]) == (chosen.betas, chosen.eps) for g in case["groups"])
+        compared += 1
+    assert compared
+
+
+def test_by_default_no_norm_decays():
+    vlm = _rebuild([("model.layers.0.input_layernorm.weight", [4]), ("model.x.weight", [4])],
+                   {"model.layers.0.input_layernorm.weight", "model.x.weight"}, "Qwen2RMSNorm")  # fmt: skip
+    decays = {n: g.weight_decay for g in optim.groups(vlm, _optim(weight_decay=0.1)) for n in g.names}
+    assert decays == {"llm.model.x.weight": 0.1, "llm.model.layers.0.input_layernorm.weight": 0.0}
+
+
+def test_the_offload_file_has_one_group():
+    vlm = _rebuild([("a.bias", [2]), ("mm_projector.weight", [2])], {"a.bias", "mm_projector.weight"}, "LayerNorm")
+    compat = Compat.model_validate(NO_COMPAT | {"offload_schedule": True})
+    (group,) = optim.groups(vlm, _optim(weight_decay=0.1), compat)
+    assert (set(group.names), group.weight_decay) == ({"llm.a.bias", "connector.mm_projector.weight"}, 0.1)
+    assert len(optim.groups(vlm, _optim(weight_decay=0.1))) == 2
