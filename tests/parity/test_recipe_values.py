@@ -106,9 +106,13 @@ def _markers(r, value):
 
 
 def _connector_only(r, value):
-    """With start and end tokens their two embedding rows are trained beside the connector."""
-    llm = "new_tokens" if r.run.model.image_markers else "freeze"
-    return value and (r.tune.llm, r.tune.tower, r.tune.connector) == (llm, "freeze", "full")
+    """With start and end tokens their two rows learn beside the connector, unless the head is the same matrix (MPT)."""
+    rows = r.run.model.image_markers and "mpt" not in str(r.run.model.llm.arguments["path"])
+    return value and (r.tune.llm, r.tune.tower, r.tune.connector) == (
+        "new_tokens" if rows else "freeze",
+        "freeze",
+        "full",
+    )
 
 
 def _dense(r, value):
