@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from vlmrun.config import derived
 from vlmrun.config.compose import compose, conf_dir, search_path
@@ -62,7 +62,7 @@ def recipes() -> dict[str, Recipe]:
 def _read(file: Path) -> Recipe:
     text = file.read_text("utf-8")
     head = [line[1:].strip() for line in text.partition("defaults:")[0].splitlines() if line.startswith("#")][1:]
-    content = yaml.safe_load(text)
+    content = _plain(text)
     chosen: dict[str, Any] = {}
     added: list[str] = []
     for entry in content.get("defaults", []):
@@ -82,9 +82,16 @@ def _read(file: Path) -> Recipe:
     )
 
 
+def _plain(text: str) -> dict[str, Any]:
+    """A YAML file as it stands: nothing is composed or resolved."""
+    content = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
 def _gpus(option: str, changes: dict[str, Any]) -> str:
     file = conf_dir() / "hardware" / f"{option}.yaml"
-    values = {**(yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}), **changes}
+    values = {**(_plain(file.read_text("utf-8")) if file.is_file() else {}), **changes}
     n_ranks = int(values.get("nodes", 1)) * int(values.get("ranks_per_node", 1))
     return "cpu" if values.get("gpu") == "cpu" else f"{n_ranks} x {values.get('gpu', option)}"
 
