@@ -83,7 +83,7 @@ def _leak(text, kind):
         from vlmrun.model.vlm import VLM
 
         original_features = VLM._features
-        VLM._features = lambda self, pixels: original_features(self, pixels).detach()
+        VLM._features = lambda self, *given: original_features(self, *given).detach()
     execute(text)
 
 
