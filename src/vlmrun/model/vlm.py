@@ -7,26 +7,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vlmrun.config.schema import Tiles
 from vlmrun.errors import DataError
 from vlmrun.model.connectors.base import Connector
+from vlmrun.model.loss import count, token_losses
 from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, Layout, tiling
 from vlmrun.model.towers.base import Tower
 
 IMAGE_TOKEN = -200  # id of an image position in expanded ids; never in a vocabulary, never reaches the embedding table
-IGNORE = -100  # label of a position that is not supervised
 
 
 @dataclass
 class VLMOutput:
-    """What a forward pass gives; `loss` is None when no labels were given."""
+    """What a forward pass gives.
+
+    Attributes:
+        loss_sum: of the losses of all supervised tokens, in fp32; in the graph also when there are none. None when no
+            labels were given.
+        n_supervised: how many tokens that sums over.
+    """
 
     logits: torch.Tensor
-    loss: torch.Tensor | None = None
+    loss_sum: torch.Tensor | None = None
+    n_supervised: int = 0
+
+    @property
+    def loss(self) -> torch.Tensor | None:
+        """Their mean; nan when nothing is supervised."""
+        return None if self.loss_sum is None else self.loss_sum / self.n_supervised
 
 
 class VLM(nn.Module):
@@ -64,8 +75,7 @@ class VLM(nn.Module):
         Args:
             input_ids: `IMAGE_TOKEN` where the next feature row goes, row-major over the batch.
             pixels: None for a batch without pictures; one all-zero picture and no image position means the same.
-            labels: next-token targets before shifting, -100 where unsupervised; the loss is their mean in fp32 and
-                is nan when nothing is supervised.
+            labels: next-token targets before shifting, -100 where unsupervised.
             layouts: how each picture was cut into tiles, which are all in `pixels`; None: none was.
 
         Shape:
@@ -76,11 +86,12 @@ class VLM(nn.Module):
         """
         embeds = self.embed(input_ids, pixels, layouts)
         output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
-        loss = None
-        if labels is not None:
-            shifted = output.logits[:, :-1].float().flatten(0, 1)
-            loss = F.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORE)
-        return VLMOutput(output.logits, loss)
+        if labels is None:
+            return VLMOutput(output.logits)
+        # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
+        losses = token_losses(output.logits, labels)
+        total = losses.sum() if losses.numel() else output.logits.sum().float() * 0.0
+        return VLMOutput(output.logits, total, count(labels))
 
     def embed(
         self,

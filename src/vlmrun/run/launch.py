@@ -1,8 +1,7 @@
-"""From a job to running ranks. What is run is a pure function of the job; only `run` starts a process."""
+"""From a job to running ranks, and what became of them. What is started is a pure function of the job (`argv`)."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import json
@@ -10,60 +9,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Mapping
 from types import FrameType
 
 from vlmrun import artifact
-from vlmrun.config.job import FAILURE_FILE, JOB_FILE, StageJob
+from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
+from vlmrun.run import argv
 
 _PR_SET_PDEATHSIG = 1
 _GOES_ON = "the same command goes on from there"
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, LaunchError)}
-
-
-def command(job: StageJob, port: int, visible: str = "") -> list[str]:
-    """The argv of a job. Only training has several ranks; every other kind is one process.
-
-    Args:
-        port: a free one, for launchers that do not find one themselves.
-        visible: our CUDA_VISIBLE_DEVICES, which DeepSpeed would otherwise overwrite.
-    """
-    job_file = str(job.path / JOB_FILE)
-    hardware = job.hardware
-    if job.stage.kind != "train" or hardware.launcher == "inline":
-        return [sys.executable, "-m", "vlmrun.worker", job_file]
-    if hardware.launcher == "torchrun":
-        return [
-            *(sys.executable, "-m", "vlmrun.torchrun"),
-            *("--nnodes", "1", "--nproc-per-node", str(hardware.ranks_per_node)),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", job.key),
-            *("--max-restarts", "0", "-m", "vlmrun.worker", job_file),
-        ]
-    # Not deepspeed.launcher.runner: it dies on a signal without ending the launcher it started, and the ranks train on.
-    return [
-        *(sys.executable, "-m", "deepspeed.launcher.launch"),
-        *("--world_info", _world(job, visible), "--node_rank", "0"),
-        *("--master_addr", "127.0.0.1", "--master_port", str(port)),
-        *("--log_level", "critical", "--no_local_rank", "--module", "vlmrun.worker", job_file),
-    ]
-
-
-def environment(job: StageJob, base: Mapping[str, str]) -> dict[str, str]:
-    """The workers' environment: ours, with threads, the accelerator and quiet, offline libraries set."""
-    env = dict(base)
-    env["OMP_NUM_THREADS"] = str(job.hardware.threads)
-    env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarted gloo ranks would read stale addresses
-    env.setdefault("HF_HUB_OFFLINE", "1")
-    env.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if job.hardware.gpu == "cpu":
-        env["DS_ACCELERATOR"] = "cpu"
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    if "wandb_online" not in job.tracking:
-        env["WANDB_MODE"] = "offline"
-    return env
 
 
 def run(job: StageJob, lock_fd: int) -> None:
@@ -76,8 +31,8 @@ def run(job: StageJob, lock_fd: int) -> None:
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     process = subprocess.Popen(
-        command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", "")),
-        env=environment(job, os.environ),
+        argv.command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", "")),
+        env=argv.environment(job, os.environ),
         start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
         preexec_fn=_die_with_parent,
         pass_fds=(lock_fd,),
@@ -141,13 +96,6 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _world(job: StageJob, visible: str) -> str:
-    """DeepSpeed's list of hosts and their devices: the first ones of those we were given, else of all."""
-    n_ranks = job.hardware.ranks_per_node
-    given = visible.split(",") if visible and job.hardware.gpu != "cpu" else range(n_ranks)
-    return base64.urlsafe_b64encode(json.dumps({"localhost": list(given[:n_ranks])}).encode()).decode()
 
 
 def _free_port() -> int:

@@ -37,7 +37,7 @@ class Engine(ABC):
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        """Logits [B,L,V] of a collated micro batch."""
+        """Sum of the losses of all supervised tokens of a collated micro batch, in fp32."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -76,7 +76,8 @@ class Engine(ABC):
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         place = next(self.vlm.parameters()).device
-        tensors = {key: batch[key].to(place, non_blocking=True) for key in ("input_ids", "attention_mask", "pixels")}
+        names = ("input_ids", "attention_mask", "pixels", "labels")
+        tensors = {name: batch[name].to(place, non_blocking=True) for name in names}
         return tensors | {"layouts": batch.get("layouts")}
 
 
@@ -98,8 +99,8 @@ class PlainEngine(Engine):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         inputs = self._inputs(batch)
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=self._autocast):
-            logits: Tensor = self.vlm(**inputs).logits
-        return logits
+            loss_sum: Tensor = self.vlm(**inputs).loss_sum
+        return loss_sum
 
     def backward(self, loss: Tensor) -> None:
         (loss / self._accumulation).backward()
@@ -142,7 +143,7 @@ class DeepSpeedEngine(Engine):
         super().__init__(vlm, groups)
         deepspeed = start_deepspeed()
         # DeepSpeed finds the tensors its hooks need in tensors and tuples, not in an output class of ours.
-        vlm.register_forward_hook(lambda _module, _inputs, output: output.logits)
+        vlm.register_forward_hook(lambda _module, _inputs, output: output.loss_sum)
         with quiet():
             self.inner, *_ = deepspeed.initialize(model=vlm, optimizer=optimizer(groups, stage.optim), config=config)
         self._zero = stage.zero
@@ -159,8 +160,8 @@ class DeepSpeedEngine(Engine):
         assert self.inner.fp16_enabled() == self._fp16
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        logits: Tensor = self.inner(**self._inputs(batch))
-        return logits
+        loss_sum: Tensor = self.inner(**self._inputs(batch))
+        return loss_sum
 
     def backward(self, loss: Tensor) -> None:
         self.inner.backward(loss)

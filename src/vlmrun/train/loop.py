@@ -16,6 +16,7 @@ import torch
 from vlmrun import logs
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import LaunchError, VlmrunError
+from vlmrun.model.loss import IGNORE, count
 from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.train import dist, loss
 from vlmrun.train.audit import Proof
@@ -122,13 +123,12 @@ class _Totals:
 
 def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], factor: float, asked: list[int]) -> _Totals:
     """Forward and backward of every micro batch, then the update."""
-    counts = [loss.count(batch["labels"]) for batch in micro_batches]
+    counts = [count(batch["labels"]) for batch in micro_batches]
     n_tokens = int(_sum({"tokens": sum(counts)})["tokens"]) if stage.loss == "token_mean" else sum(counts)
     window = loss.Window(stage.loss, counts, n_tokens, dist.world())
     values = []
-    for batch in micro_batches:
-        logits = engine.forward(batch)
-        value = window.add(logits, batch["labels"].to(logits.device))
+    for batch, n_supervised in zip(micro_batches, counts, strict=True):
+        value = window.add(engine.forward(batch), n_supervised)
         engine.backward(value)
         values.append(value.detach())
     # One look at the device per update, not one per micro batch.
@@ -170,7 +170,7 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
 def _pictures(batch: Batch) -> int:
     """Samples of a micro batch that have both a picture and supervised tokens."""
     seeing = (batch["input_ids"] == IMAGE_TOKEN).any(dim=1)
-    taught = (batch["labels"][:, 1:] != loss.IGNORE).any(dim=1)
+    taught = (batch["labels"][:, 1:] != IGNORE).any(dim=1)
     return int((seeing & taught).sum())
 
 

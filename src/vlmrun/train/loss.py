@@ -1,4 +1,4 @@
-"""From logits to the number that is minimised.
+"""From the losses of tokens to the number that is minimised.
 
 Two definitions, chosen by `stage.loss`:
 
@@ -13,27 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
-
-IGNORE = -100
-
-
-def count(labels: Tensor) -> int:
-    """Supervised tokens of a batch: the first position of a row is never predicted."""
-    return int((labels[:, 1:] != IGNORE).sum())
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each supervised token, in fp32.
-
-    Shape:
-        logits [B,L,V], labels [B,L] -> [n_supervised]; row b, position t predicts labels[b, t+1].
-    """
-    targets = labels[:, 1:]
-    kept = targets != IGNORE
-    # Choosing rows first keeps the fp32 copy of the logits as small as the answers, not as large as the prompts.
-    return torch.nn.functional.cross_entropy(logits[:, :-1][kept].float(), targets[kept], reduction="none")
 
 
 class Window:
@@ -53,23 +33,19 @@ class Window:
         self.n_slots = len(counts) * ranks
         self.total: Tensor | float = 0.0  # what `value` divides, summed over this rank's micro batches
 
-    def add(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def add(self, loss_sum: Tensor, n_supervised: int) -> Tensor:
         """The loss to run backward for one micro batch.
 
         The engine divides by the accumulation and averages over ranks; the factors here undo that where the definition
         asks for another divisor. A micro batch without supervised tokens contributes nothing, but keeps its graph, so
         that every rank runs the same backward.
         """
-        losses = token_losses(logits, labels)
-        if losses.numel() == 0:
-            return logits.sum() * 0.0
+        if n_supervised == 0:
+            return loss_sum
         if self.kind == "micro_mean":
-            loss = losses.mean()
-            self.total = self.total + loss.detach().double()
-            return loss
-        total = losses.sum()
-        self.total = self.total + total.detach().double()
-        return total * (self.n_slots / self.n_tokens)
+            loss_sum = loss_sum / n_supervised
+        self.total = self.total + loss_sum.detach().double()
+        return loss_sum * (self.n_slots / self.n_tokens) if self.kind == "token_mean" else loss_sum
 
     @property
     def n_units(self) -> int:

@@ -73,9 +73,9 @@ def test_without_a_picture_features_have_no_effect_on_loss_or_gradient_but_stay_
     logits = vlm.llm(input_ids=ids, attention_mask=mask).logits
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss.backward()
-    assert torch.equal(vlm(ids, mask, None, labels).loss, loss), "exactly the text model"
+    assert torch.allclose(vlm(ids, mask, None, labels).loss, loss, rtol=1e-6), "the text model, to the order of a sum"
     for name, parameter in vlm.llm.named_parameters():
-        assert torch.equal(parameter.grad, with_blank[name]), name
+        assert torch.allclose(parameter.grad, with_blank[name], atol=1e-7), name
 
 
 def test_the_collators_blank_picture_means_no_picture():
