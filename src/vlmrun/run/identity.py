@@ -20,7 +20,7 @@ from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStag
 from vlmrun.run.graph import Planned
 
 # Raised when the code of a kind changes what it makes from the same configuration.
-KIND_VERSION = {"prepare": 1, "train": 1, "merge": 1, "average": 1, "evaluate": 1}
+KIND_VERSION = {"prepare": 1, "train": 2, "merge": 1, "average": 1, "evaluate": 1}
 
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
