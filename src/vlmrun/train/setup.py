@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.data import compat, order, templates
 from vlmrun.data.collate import Collator, dropped_token
-from vlmrun.data.dataset import Encoder, list_skipped, open_datasets
+from vlmrun.data.dataset import Encoder, open_datasets
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.loader import batches
+from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
 from vlmrun.model import tune
@@ -29,6 +31,7 @@ log = logs.get(__name__)
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
 SKIPPED = "skipped.jsonl"
+INDEX = "index"
 
 
 @dataclass
@@ -57,6 +60,8 @@ def train(job: StageJob) -> Trained | None:
         run.train()
         run.export()
         dist.barrier()
+        if dist.is_main():
+            shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
         return run.result() if dist.is_main() else None
 
 
@@ -174,13 +179,16 @@ class _Run:
             max_length=self.job.model.max_length,
             compat=self.stage.compat,
         )
-        skipped = self.job.path / SKIPPED if dist.is_main() else None
-        return open_datasets(self.job.data, self.stage.data, encoder=encoder, skipped=skipped)
+        skipped = self.job.path / SKIPPED
+        with dist.main_first():  # it reads the annotation files; the others open the index it made
+            return open_datasets(
+                self.job.data, self.stage.data, encoder=encoder, skipped=skipped, folder=self.job.path / INDEX
+            )
 
     def _check_images(self) -> None:
         """A tower or connector learns nothing from text alone."""
         seeing = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
-        if seeing and not any(self.dataset.sample(index).images for index in range(len(self.dataset))):
+        if seeing and not self.dataset.has_pictures():
             raise ConfigError(
                 f"the {' and the '.join(seeing)} cannot learn: no record has an image",
                 f"data {', '.join(self.stage.data)}",

@@ -151,6 +151,6 @@ def test_a_tokenizer_without_offsets_is_refused():
 
 
 def test_image_and_ignore_ids_are_the_models():
-    from vlmrun.model import vlm
+    from vlmrun.model import loss, vlm
 
-    assert (IMAGE_TOKEN, IGNORE) == (vlm.IMAGE_TOKEN, vlm.IGNORE)
+    assert (IMAGE_TOKEN, IGNORE) == (vlm.IMAGE_TOKEN, loss.IGNORE)
