@@ -200,7 +200,7 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
         image_tokens=loaded.vlm.image_tokens,
         max_length=job.model.max_length,
     )
-    dataset = open_datasets(job.data, stage.data, encoder=encoder, skipped=None)
+    dataset = open_datasets(job.data, stage.data, encoder=encoder, skipped=None, folder=job.path / "index")
     cut = {"global_batch": stage.global_batch, "micro_batch": stage.micro_batch}
     schedule = Schedule(len(dataset), **cut, ranks=1, epochs=1000, max_steps=None, seed=stage.seed)
     collator = Collator(loaded.tokenizer.pad_token_id, loaded.vlm.image_tokens, loaded.vlm.image_size)

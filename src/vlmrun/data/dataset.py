@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -202,34 +199,30 @@ def open_datasets(
     *,
     encoder: Encoder,
     skipped: Path | None,
-    folder: Path | None = None,
+    folder: Path,
 ) -> Dataset:
     """Reads and checks all records of the named data, in order, unless `folder` holds their index already.
 
     Args:
         data: the job's data entries, paths absolute.
         skipped: file that lists records left out under `on_error: skip`; None writes nothing.
-        folder: for the index (`data/index.py`): of several ranks one makes it, the others open it. None: one that
-            goes with the dataset.
+        folder: for the index (`data/index.py`); of several ranks one makes it, the others open it.
 
     Raises:
         DataError: listing the first problems of all records whose data says `on_error: fail`.
     """
     entries = [(name, _entry(data, name)) for name in names]
     stamp = _stamp(entries, encoder)
-    place = folder or Path(tempfile.mkdtemp(prefix="vlmrun-index-"))
-    if not index.whole(place, stamp):
-        _build(entries, encoder, skipped, place, stamp)
-    samples = index.Index(place)
-    if folder is None:
-        weakref.finalize(samples, shutil.rmtree, place, ignore_errors=True)
+    if not index.whole(folder, stamp):
+        _build(entries, encoder, skipped, folder, stamp)
+    samples = index.Index(folder)
     configs = [data[name] for name in samples.names]
     sources = [Source(None if c.images is None else Path(c.images), c.on_error == "skip") for c in configs]
     return Dataset(samples, sources, encoder)
 
 
 def _build(
-    entries: Sequence[tuple[str, DataConfig]], encoder: Encoder, skipped: Path | None, place: Path, stamp: Any
+    entries: Sequence[tuple[str, DataConfig]], encoder: Encoder, skipped: Path | None, folder: Path, stamp: Any
 ) -> None:
     """Writes the index of what can be used; nothing when something may not be left out."""
     wrong: list[Rejected] = []
@@ -244,7 +237,7 @@ def _build(
         if wrong:
             raise rejection_error(wrong)
 
-    made = index.write(place, sources(), stamp)
+    made = index.write(folder, sources(), stamp)
     if left_out:
         log.warning("left out %d of %d records (on_error: skip)", len(left_out), len(left_out) + len(made))
         if skipped is not None:

@@ -37,8 +37,8 @@ def same(one, other):
 
 
 @pytest.fixture
-def dataset(write_data, encoder):
-    return open_datasets({"d": write_data(11)}, ["d"], encoder=encoder, skipped=None)
+def dataset(write_data, encoder, tmp_path):
+    return open_datasets({"d": write_data(11)}, ["d"], encoder=encoder, skipped=None, folder=tmp_path / "index")
 
 
 def test_steps_and_micro_batches(dataset):
@@ -94,18 +94,18 @@ def test_the_global_generator_is_left_alone(dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_a_data_error(write_data, encoder, workers):
+def test_a_bad_image_is_a_data_error(write_data, encoder, workers, tmp_path):
     config = write_data(11)
     (Path(config.images) / "4.png").write_bytes(b"x")
-    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None)
+    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None, folder=tmp_path / "index")
     with pytest.raises(DataError, match="cannot be read"):
         list(load(dataset, workers=workers))
 
 
-def test_workers_tell_a_bad_image_in_the_same_words(write_data, encoder):
+def test_workers_tell_a_bad_image_in_the_same_words(write_data, encoder, tmp_path):
     config = write_data(11)
     (Path(config.images) / "4.png").write_bytes(b"x")
-    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None)
+    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None, folder=tmp_path / "index")
     told = []
     for workers in (0, 1):
         with pytest.raises(DataError) as error:
