@@ -188,7 +188,7 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
     from vlmrun.data.collate import Collator
     from vlmrun.data.dataset import Encoder, open_datasets
     from vlmrun.data.images import ImageTransform
-    from vlmrun.data.loader import batches
+    from vlmrun.data.loader import Reading, batches
     from vlmrun.data.sampler import Schedule
 
     stage: Any = job.stage
@@ -204,7 +204,7 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
     cut = {"global_batch": stage.global_batch, "micro_batch": stage.micro_batch}
     schedule = Schedule(len(dataset), **cut, ranks=1, epochs=1000, max_steps=None, seed=stage.seed)
     collator = Collator(loaded.tokenizer.pad_token_id, loaded.vlm.image_tokens, loaded.vlm.image_size)
-    found = batches(dataset, schedule, collator, rank=0, first_step=0, workers=0)
+    found = batches(dataset, schedule, collator, rank=0, first_step=0, reading=Reading(0))
     if live:
         return found  # a thousand epochs: it does not end
     kept = list(itertools.islice(found, _N_BATCHES))

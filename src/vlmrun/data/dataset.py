@@ -15,8 +15,9 @@ from vlmrun import logs
 from vlmrun.config.schema import Compat, DataConfig
 from vlmrun.data import compat, index
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, open_image
+from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, load_image
 from vlmrun.data.index import Index
+from vlmrun.data.picture_cache import Fitted, PictureCache
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Rejected, Sample, locate_record
 from vlmrun.data.templates import Template
@@ -60,6 +61,8 @@ class Encoder:
     image_tokens: Callable[[ImageLayout | None], int]
     max_length: int
     compat: Compat | None = None
+    draft: int | None = None  # `images.load_image`
+    pictures: PictureCache | None = None
 
     def encode(self, sample: Sample, layouts: Layouts | None = None) -> Encoded:
         """Token ids and labels.
@@ -97,11 +100,18 @@ class Encoder:
         return np.zeros((n_images, 3, *self.image_transform.size), dtype=np.float32)
 
     def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
-        image = open_image(root, name, where)
+        path = find_image(root, name, where)
+
+        def make() -> Fitted:
+            return self.image_transform.fit(load_image(path, where, draft=self.draft), self.aspect)
+
         try:
-            return self.image_transform.tiles(image, self.aspect)
+            fitted, layout = make() if self.pictures is None else self.pictures.get(path, make)
+            return self.image_transform.scale(fitted), layout
         except DataError as error:  # the transform knows what is wrong, but not where
-            raise DataError([replace(p, where=f"{name}, named in {where}") for p in error.problems]) from error
+            raise DataError(
+                [replace(p, where=p.where or f"{name}, named in {where}") for p in error.problems]
+            ) from error
 
 
 @dataclass(frozen=True)

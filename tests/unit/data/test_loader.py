@@ -7,7 +7,7 @@ import torch
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import open_datasets
-from vlmrun.data.loader import batches
+from vlmrun.data.loader import Reading, batches
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError, DataError, Problem, VlmrunError
 from vlmrun.model.tiles import Tiling
@@ -24,7 +24,7 @@ def load(dataset, *, workers=0, rank=0, ranks=1, first_step=0):
         seed=3,
     )
     collator = Collator(1, Tiling(4), 8)
-    return batches(dataset, schedule, collator, rank=rank, first_step=first_step, workers=workers)
+    return batches(dataset, schedule, collator, rank=rank, first_step=first_step, reading=Reading(workers))
 
 
 def same(one, other):
