@@ -80,6 +80,7 @@ class PictureCache:
 
 
 def _read(file: Path) -> Fitted:
+    # A zip: its check sums find flipped bits.
     with (
         file.open("rb") as handle,
         np.load(handle, allow_pickle=False) as kept,

@@ -25,7 +25,7 @@ _TRACKED = ("loss", "lr", "grad_norm", "supervised_tokens", "tokens", "epoch")
 class Row:
     """One update. `loss` is None when no token of it was supervised. `step` counts from 1.
 
-    All but `seconds` and `wait_seconds` (of this rank, for its data) is bit-identical when a run is resumed or repeated.
+    All but `seconds` and `wait_seconds` (rank 0's, for its data) is bit-identical when a run is resumed or repeated.
     """
 
     step: int
@@ -37,8 +37,8 @@ class Row:
     tokens: int
     samples: int
     seconds: float
-    wait_seconds: float
     overflow: bool = False  # fp16: the gradients did not fit and the update was left out; `grad_norm` is 0 then
+    wait_seconds: float = 0.0
 
 
 class Tracker(Protocol):
