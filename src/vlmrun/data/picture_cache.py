@@ -46,7 +46,7 @@ class PictureCache:
             return _read(file)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             log.debug("%s is made again: %s", file, error)
         made = make()
         self._keep(file, made)
