@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint demo micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers demo micro clean
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -39,7 +39,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -52,6 +52,14 @@ bench-accuracy: $(VENV)/ready
 
 bench-lint: $(VENV)/ready
 	$(BIN)/python -m benchmarks.lint
+
+bench-index: $(VENV)/ready
+	$(BIN)/python -m benchmarks.index
+
+# Beside HF Trainer and TRL, which the extra brings (about 150 MB, most of it pyarrow).
+bench-peers: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.peers
 
 docs: $(VENV)/ready
 	$(BIN)/python scripts/make_reference.py

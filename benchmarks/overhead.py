@@ -44,12 +44,23 @@ _SMALL = {
 }
 
 
+_LARGE = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
+
+
 @dataclass(frozen=True)
 class Size:
-    """A model to train: overrides of the recipe, and how many steps make a turn."""
+    """A model to train: overrides of the recipe, how many steps make a turn, and who takes part."""
 
     overrides: list[str]
     steps: int
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
 
 
 SIZES = {
@@ -61,7 +72,17 @@ SIZES = {
         ],
         3,
     ),
+    # SmolLM2's shape; each contender holds 2.5 GB. Asked for by name.
+    "135m": Size(
+        [
+            *("model/llm=pico", "model/tower=pico", "stage.instruct.global_batch=16", "stage.instruct.micro_batch=16"),
+            *(f"model.llm.config.{key}={value}" for key, value in _LARGE.items()),
+        ],
+        1,
+        (BARE, "bare torch loop, again", "plain", "ZeRO-2"),
+    ),
 }
+_BY_DEFAULT = ("micro", "small")
 
 
 def main() -> None:
@@ -72,7 +93,7 @@ def main() -> None:
     chosen = options.parse_args()
     os.environ.update(_ENVIRONMENT)
     rounds, steps = (2, 1) if chosen.quick else (chosen.rounds, None)
-    names = chosen.model or (["micro"] if chosen.quick else list(SIZES))
+    names = chosen.model or (["micro"] if chosen.quick else list(_BY_DEFAULT))
     rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
@@ -108,7 +129,8 @@ def make_jobs(size: Size, folder: Path) -> dict[str, StageJob]:
     stages = {item.name: item for item in run.planned}
     prepare.execute(pipeline.job_of(run, stages["shapes"]))
     job = pipeline.job_of(run, stages["instruct"])
-    for number, (label, changes) in enumerate(CONTENDERS.items()):
+    for number, label in enumerate(size.contenders):
+        changes = CONTENDERS[label]
         stage = job.stage.model_copy(update=changes or {"engine": "plain"})
         jobs[label] = job.model_copy(update={"stage": stage, "folder": str(folder / str(number))})
         jobs[label].path.mkdir()
@@ -188,7 +210,7 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
     from vlmrun.data.collate import Collator
     from vlmrun.data.dataset import Encoder, open_datasets
     from vlmrun.data.images import ImageTransform
-    from vlmrun.data.loader import batches
+    from vlmrun.data.loader import Reading, batches
     from vlmrun.data.sampler import Schedule
 
     stage: Any = job.stage
@@ -200,11 +222,11 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
         image_tokens=loaded.vlm.image_tokens,
         max_length=job.model.max_length,
     )
-    dataset = open_datasets(job.data, stage.data, encoder=encoder, skipped=None)
+    dataset = open_datasets(job.data, stage.data, encoder=encoder, skipped=None, folder=job.path / "index")
     cut = {"global_batch": stage.global_batch, "micro_batch": stage.micro_batch}
     schedule = Schedule(len(dataset), **cut, ranks=1, epochs=1000, max_steps=None, seed=stage.seed)
     collator = Collator(loaded.tokenizer.pad_token_id, loaded.vlm.image_tokens, loaded.vlm.image_size)
-    found = batches(dataset, schedule, collator, rank=0, first_step=0, workers=0)
+    found = batches(dataset, schedule, collator, rank=0, first_step=0, reading=Reading(0))
     if live:
         return found  # a thousand epochs: it does not end
     kept = list(itertools.islice(found, _N_BATCHES))

@@ -28,6 +28,8 @@ STAGE: dict[str, Any] = {
     "group_by_modality_length": False,
     "template": None,
     "image_aspect": "square",
+    "image_decode": "exact",
+    "image_cache": None,
     "tune": {"llm": "full", "tower": "freeze", "connector": "full"},
     "lora": None,
     "quant": None,
@@ -56,6 +58,7 @@ STAGE: dict[str, Any] = {
     "save_total_limit": 2,
     "log_steps": 1,
     "workers": 0,
+    "prefetch": 2,
     "seed": 7,
 }
 
@@ -133,7 +136,7 @@ def make_job(folder: Path, name: str = "instruct", **changes: Any) -> StageJob:
 def rows(job: StageJob) -> list[dict[str, Any]]:
     """metrics.jsonl without its times."""
     lines = (job.path / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if "seconds" not in key} for line in lines]
 
 
 def execute(text: str) -> dict[str, Any] | None:

@@ -59,3 +59,18 @@ def test_accuracy(tmp_path):
     assert [(row["model"], row["seed"]) for row in rows] == [("pretrain", s) for s in ("3", "lowest", "mean")]
     assert all(0 <= row["seen"] <= 1 and 0 < row["chance"] <= 1 for row in rows)
     assert "(seed 3)" in printed
+
+
+def test_index(tmp_path):
+    _, rows = _quick("index", tmp_path / "figures.json")
+    listed, made, opened = rows
+    assert opened["private MB"] < listed["private MB"] / 20
+    assert opened["resident MB"] < listed["resident MB"]
+    assert made["seconds to first samples"] > 0
+
+
+def test_peers_do_the_same_work(tmp_path):
+    _, rows = _quick("peers", tmp_path / "figures.json")
+    assert [row["contender"] for row in rows][:3] == ["vlmrun, plain engine", "vlmrun, ZeRO-2", "HF Trainer"]
+    for name in ("loss, first", "loss, last"):
+        assert [row[name] for row in rows] == pytest.approx([rows[0][name]] * len(rows), abs=2e-5)

@@ -12,6 +12,7 @@ from vlmrun.errors import Problem
 def check(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
     """Every broken rule of one stage."""
     yield from _order(stage, hardware, where)
+    yield from _pictures(stage, where)
     yield from _engine(stage, hardware, where)
     yield from _quirks(stage, hardware, where)
 
@@ -27,6 +28,13 @@ def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[
             "transformers_order is the order of one process over the data as they are",
             f"{where}.compat.transformers_order",
             "null, or one rank and data_weights=null",
+        )
+
+
+def _pictures(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if stage.image_decode == "draft" and stage.image_aspect == "anyres":
+        yield Problem(
+            "a draft is too small for the tiles of anyres", f"{where}.image_decode", f"{where}.image_decode=exact"
         )
 
 

@@ -162,6 +162,8 @@ class TrainStage(Node):
     group_by_modality_length: bool  # batches of like length, pictures and text apart
     template: str | None
     image_aspect: Literal["square", "pad", "anyres"]
+    image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
+    image_cache: Annotated[str | None, Volatile]  # folder for prepared pictures, shared by ranks, workers and runs
     tune: Tune
     lora: Lora | None
     quant: Quant | None
@@ -180,6 +182,7 @@ class TrainStage(Node):
     save_total_limit: Annotated[Positive, Volatile]
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[Count, Volatile]  # loader processes per rank
+    prefetch: Annotated[Positive, Volatile]  # micro batches that each of them makes ahead
     seed: Count
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ import numpy as np
 
 from vlmrun import logs
 from vlmrun.config.schema import Compat, DataConfig
-from vlmrun.data import compat, formats
+from vlmrun.data import compat, index
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, open_image
+from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, load_image
+from vlmrun.data.index import Index
+from vlmrun.data.picture_cache import Fitted, PictureCache
+from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Rejected, Sample, locate_record
 from vlmrun.data.templates import Template
-from vlmrun.errors import ConfigError, DataError, Problem, suggest
+from vlmrun.errors import ConfigError, DataError, suggest
 
 log = logs.get(__name__)
 
 Layouts = tuple[ImageLayout | None, ...]
-
-MAX_LISTED = 20  # problems an error shows; the number of all is told as well
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Encoder:
     image_tokens: Callable[[ImageLayout | None], int]
     max_length: int
     compat: Compat | None = None
+    draft: int | None = None  # `images.load_image`
+    pictures: PictureCache | None = None
 
     def encode(self, sample: Sample, layouts: Layouts | None = None) -> Encoded:
         """Token ids and labels.
@@ -97,11 +100,18 @@ class Encoder:
         return np.zeros((n_images, 3, *self.image_transform.size), dtype=np.float32)
 
     def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
-        image = open_image(root, name, where)
+        path = find_image(root, name, where)
+
+        def make() -> Fitted:
+            return self.image_transform.fit(load_image(path, where, draft=self.draft), self.aspect)
+
         try:
-            return self.image_transform.tiles(image, self.aspect)
+            fitted, layout = make() if self.pictures is None else self.pictures.get(path, make)
+            return self.image_transform.scale(fitted), layout
         except DataError as error:  # the transform knows what is wrong, but not where
-            raise DataError([replace(p, where=f"{name}, named in {where}") for p in error.problems]) from error
+            raise DataError(
+                [replace(p, where=p.where or f"{name}, named in {where}") for p in error.problems]
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,9 @@ class Source:
 class Dataset:
     """Samples of one or several sources, one after the other; usable by loader processes."""
 
-    def __init__(self, samples: Sequence[Sample], sources: Sequence[Source], encoder: Encoder) -> None:
-        """Args: sources: one for each sample, the same object for all samples of a source."""
-        assert len(samples) == len(sources)
+    def __init__(self, samples: Index, sources: Sequence[Source], encoder: Encoder) -> None:
+        """Args: sources: one for each of `samples.counts`."""
+        assert len(samples.counts) == len(sources)
         self._samples = samples
         self._sources = sources
         self.encoder = encoder
@@ -127,12 +137,16 @@ class Dataset:
 
     def counts(self) -> list[int]:
         """Samples of each source, in order."""
-        return [len(list(run)) for _, run in groupby(self._sources, key=id)]
+        return self._samples.counts
 
     def lengths(self) -> list[int]:
         """Words of every sample; negative for one without a picture."""
-        words = [sum(len(turn.text.split()) for turn in sample.turns) for sample in self._samples]
-        return [n if sample.images else -n for n, sample in zip(words, self._samples, strict=True)]
+        found: list[int] = self._samples.words.tolist()
+        return found
+
+    def has_pictures(self) -> bool:
+        """Whether any sample has one."""
+        return bool((self._samples.words > 0).any())
 
     def sample(self, index: int) -> Sample:
         """The record before encoding."""
@@ -152,7 +166,7 @@ class Dataset:
         Raises:
             DataError: under `on_error: fail`.
         """
-        sample, source = self._samples[index], self._sources[index]
+        sample, source = self._samples[index], self._sources[self._samples.source(index)]
         try:
             pixels, layouts = self.encoder.pixels(sample, source.images)
         except DataError as error:
@@ -190,136 +204,86 @@ class Dataset:
 
 
 def open_datasets(
-    data: Mapping[str, DataConfig], names: Sequence[str], *, encoder: Encoder, skipped: Path | None
+    data: Mapping[str, DataConfig],
+    names: Sequence[str],
+    *,
+    encoder: Encoder,
+    skipped: Path | None,
+    folder: Path,
 ) -> Dataset:
-    """Reads and checks all records of the named data, in order.
+    """Reads and checks all records of the named data, in order, unless `folder` holds their index already.
 
     Args:
         data: the job's data entries, paths absolute.
-        skipped: file that lists records left out under `on_error: skip`; None (ranks above 0) writes nothing.
+        skipped: file that lists records left out under `on_error: skip`; None writes nothing.
+        folder: for the index (`data/index.py`); of several ranks one makes it, the others open it.
 
     Raises:
         DataError: listing the first problems of all records whose data says `on_error: fail`.
     """
-    samples: list[Sample] = []
-    sources: list[Source] = []
-    wrong: list[Rejected] = []
-    left_out: list[Rejected] = []
-    for name in names:
-        config = _entry(data, name)
-        source = Source(None if config.images is None else Path(config.images), config.on_error == "skip")
-        read, rejected = _split_misfits(*read_samples(config, as_it_is=encoder.as_upstream), encoder)
-        samples += read
-        sources += [source] * len(read)
-        (left_out if source.skip else wrong).extend(rejected)
-    if wrong:
-        raise rejection_error(wrong)
-    if left_out:
-        log.warning("left out %d of %d records (on_error: skip)", len(left_out), len(left_out) + len(samples))
-    if left_out and skipped is not None:
-        list_skipped(skipped, [record.to_dict() for record in left_out])
-    if not samples:
-        raise DataError("no usable record in the data", ", ".join(names), "look at skipped.jsonl and at the files")
+    entries = [(name, _entry(data, name)) for name in names]
+    stamp = _stamp(entries, encoder)
+    if not index.whole(folder, stamp):
+        _build(entries, encoder, skipped, folder, stamp)
+    samples = index.Index(folder)
+    configs = [data[name] for name in samples.names]
+    sources = [Source(None if c.images is None else Path(c.images), c.on_error == "skip") for c in configs]
     return Dataset(samples, sources, encoder)
 
 
-def read_samples(config: DataConfig, *, as_it_is: bool = False) -> tuple[list[Sample], list[Rejected]]:
-    """All records of one data entry, and those that cannot be used: bad ones, and those without their pictures.
+def _build(
+    entries: Sequence[tuple[str, DataConfig]], encoder: Encoder, skipped: Path | None, folder: Path, stamp: Any
+) -> None:
+    """Writes the index of what can be used; nothing when something may not be left out."""
+    wrong: list[Rejected] = []
+    left_out: list[Rejected] = []
 
-    Args:
-        as_it_is: for `compat.records`: roles, empty turns and image tags are left to `compat.as_upstream`.
-    """
-    samples: list[Sample] = []
-    rejected: list[Rejected] = []
-    if config.images is not None and not Path(config.images).is_dir():
-        raise DataError("the image folder does not exist", config.images, "check data.<name>.images")
-    for record in formats.reader(config.format, as_it_is=as_it_is)(Path(config.annotations)):
-        if isinstance(record, Rejected):
-            rejected.append(record)
-        else:
-            samples.append(record)
-    samples, missing = _split_missing(samples, None if config.images is None else Path(config.images))
-    return samples, _in_order(rejected + missing)
+    def sources() -> Iterator[tuple[str, str, Iterator[Sample]]]:
+        for name, config in entries:
+            rejected = left_out if config.on_error == "skip" else wrong
+            check = partial(_fitting, encoder)
+            yield name, config.annotations, usable(config, rejected, check, as_it_is=encoder.as_upstream)
+        # Before the index is called whole.
+        if wrong:
+            raise rejection_error(wrong)
 
-
-def rejection_error(rejected: Sequence[Rejected]) -> DataError:
-    """One error that lists the first of them and tells how many there are."""
-    problems = [record.problem for record in rejected[:MAX_LISTED]]
-    if len(rejected) > MAX_LISTED:
-        more = Problem(f"{len(rejected) - MAX_LISTED} more bad records ({len(rejected)} in all)", rejected[0].source[0])
-        problems.append(replace(more, fix="mend them, or set on_error: skip to leave them out"))
-    return DataError(problems)
+    made = index.write(folder, sources(), stamp)
+    if left_out:
+        log.warning("left out %d of %d records (on_error: skip)", len(left_out), len(left_out) + len(made))
+        if skipped is not None:
+            list_skipped(skipped, [record.to_dict() for record in left_out])
+    if not made:
+        names = ", ".join(name for name, _ in entries)
+        raise DataError("no usable record in the data", names, "look at skipped.jsonl and at the files")
 
 
-def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Appends entries to a JSONL file, each once however often a run is resumed."""
-    known = set(path.read_text("utf-8").splitlines()) if path.is_file() else set()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as handle:
-        for entry in entries:
-            line = json.dumps(dict(entry), ensure_ascii=False)
-            if line not in known:
-                known.add(line)
-                handle.write(line + "\n")
+def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
+    """Finds what the template cannot show: now, and not hours into a run."""
+    if encoder.as_upstream:
+        try:
+            sample = compat.as_upstream(sample, encoder.template, encoder.labels_of)
+        except DataError as error:
+            return Rejected(sample.id, sample.source, error.problems[0].what, error.problems[0].fix)
+    problem = misfit(sample, encoder.template)
+    return sample if problem is None else Rejected(sample.id, sample.source, problem.what, problem.fix)
 
 
-def _split_missing(samples: list[Sample], root: Path | None) -> tuple[list[Sample], list[Rejected]]:
-    """Moves samples whose pictures do not exist to the rejected ones: now, and not hours into a run.
-
-    A picture costs one look-up however many samples name it, and is not opened: that is still left for its turn.
-    """
-    problems: dict[str, Problem | None] = {}
-    complete: list[Sample] = []
-    rejected: list[Rejected] = []
-    for sample in samples:
-        for name in sample.images:
-            if name not in problems:
-                problems[name] = _missing(root, name, suggesting=len(rejected) < MAX_LISTED)
-        problem = next((found for name in sample.images if (found := problems[name]) is not None), None)
-        if problem is None:
-            complete.append(sample)
-        else:
-            what = f"{problem.what} ({problem.where})" if problem.where else problem.what
-            rejected.append(Rejected(sample.id, sample.source, what, problem.fix))
-    return complete, rejected
+def _stamp(entries: Sequence[tuple[str, DataConfig]], encoder: Encoder) -> Any:
+    """All that decides which records are in an index, and how; as JSON gives it back."""
+    quirks = None if encoder.compat is None else encoder.compat.model_dump()
+    sources = [
+        [name, config.model_dump(exclude={"about"}), _state(Path(config.annotations))] for name, config in entries
+    ]
+    return json.loads(json.dumps([sources, encoder.template.to_dict(), quirks]))
 
 
-def _missing(root: Path | None, name: str, *, suggesting: bool) -> Problem | None:
-    """What keeps a picture from being found; the careful search is only for those that a plain look-up misses."""
+def _state(path: Path) -> list[int]:
+    """Size and time of a file; nothing for one that is missing, of which the reader will tell."""
     try:
-        if root is not None and (root / name).is_file():
-            return None
+        status = path.stat()
     except OSError:
-        pass  # the search says what it is
-    try:
-        find_image(root, name, suggesting=suggesting)
-    except DataError as error:
-        return error.problems[0]
-    return None
-
-
-def _in_order(rejected: list[Rejected]) -> list[Rejected]:
-    return sorted(rejected, key=lambda record: record.source[1])
-
-
-def _split_misfits(
-    samples: list[Sample], rejected: list[Rejected], encoder: Encoder
-) -> tuple[list[Sample], list[Rejected]]:
-    """Moves samples that the template cannot show to the rejected ones: now, and not hours into a run."""
-    fitting = []
-    for sample in samples:
-        if encoder.as_upstream:
-            try:
-                sample = compat.as_upstream(sample, encoder.template, encoder.labels_of)
-            except DataError as error:
-                rejected.append(Rejected(sample.id, sample.source, error.problems[0].what, error.problems[0].fix))
-                continue
-        problem = misfit(sample, encoder.template)
-        if problem is None:
-            fitting.append(sample)
-        else:
-            rejected.append(Rejected(sample.id, sample.source, problem.what, problem.fix))
-    return fitting, _in_order(rejected)
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _entry(data: Mapping[str, DataConfig], name: str) -> DataConfig:

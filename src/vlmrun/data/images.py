@@ -72,17 +72,21 @@ def find_image(root: Path | None, name: str, where: str = "", *, suggesting: boo
     return path
 
 
-def load_image(path: Path, where: str = "") -> Image.Image:
+def load_image(path: Path, where: str = "", *, draft: int | None = None) -> Image.Image:
     """Opens an image file from anywhere.
 
     Args:
         where: the record that names the image; empty for one a person names.
+        draft: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as no edge falls below so
+            many pixels; several times faster, and not equal to the bit.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if draft is not None:
+                    image.draft("RGB", (draft, draft))
                 return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
         raise DataError(
@@ -171,19 +175,24 @@ class ImageTransform:
         self._check_grids()
 
     def tiles(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
-        """Pixels of all tiles of one RGB image, and how it was cut; None: it was not.
+        """Pixels of all tiles of one RGB image, [n_tiles, 3, height, width] of float32, and how it was cut."""
+        fitted, layout = self.fit(image, aspect)
+        return self.scale(fitted), layout
+
+    def fit(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
+        """All tiles of one RGB image before rescaling and normalising, and how it was cut; None: it was not.
 
         Under `anyres` it is fitted into the grid that shows most of it, black around it, cut row by row, and a
         thumbnail of the whole, not keeping its shape, goes first.
 
         Shape:
-            [n_tiles, 3, height, width], float32.
+            [n_tiles, 3, height, width], uint8.
 
         Source:
             haotian-liu/LLaVA@c121f043 llava/mm_utils.py process_anyres_image
         """
         if aspect != "anyres":
-            return self(image, aspect)[None], None
+            return self._fit(image, aspect)[None], None
         if not self.grids:
             raise ConfigError("image_aspect is anyres, but the model has no tiles", "model.tiles", "give its grids")
         edge = self.size[0]
@@ -192,7 +201,7 @@ class ImageTransform:
         columns, rows = grid[0] // edge, grid[1] // edge
         places = [(column * edge, row * edge) for row in range(rows) for column in range(columns)]
         cut = [fitted.crop((left, top, left + edge, top + edge)) for left, top in places]
-        pixels = [self(tile, "square") for tile in [image.resize((edge, edge)), *cut]]
+        pixels = [self._fit(tile, "square") for tile in [image.resize((edge, edge)), *cut]]
         return np.stack(pixels), ImageLayout((columns, rows), image.size)
 
     def _check_grids(self) -> None:
@@ -206,14 +215,29 @@ class ImageTransform:
             )
 
     def __call__(self, image: Image.Image, aspect: Aspect) -> np.ndarray:
-        """Pixels of one RGB image.
+        """Pixels of one RGB image that is not cut, [3, height, width] of float32."""
+        return self.scale(self._fit(image, aspect)[None])[0]
+
+    def scale(self, fitted: np.ndarray) -> np.ndarray:
+        """Rescales and normalises what `fit` gives."""
+        return np.stack([self._scale(pixels) for pixels in fitted])
+
+    def _scale(self, pixels: np.ndarray) -> np.ndarray:
+        if self.rescale is not None:
+            pixels = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
+        if self.normalise:
+            pixels = ((pixels.astype(np.float32).T - self.mean) / self.std).T
+        return np.ascontiguousarray(pixels, dtype=np.float32)
+
+    def _fit(self, image: Image.Image, aspect: Aspect) -> np.ndarray:
+        """One tile.
 
         Args:
             aspect: `pad` makes the image square with a border in the mean colour first; `square` leaves that to the
-                processor (CLIP crops the centre, SigLIP squeezes); anyres is done by `tiles`.
+                processor (CLIP crops the centre, SigLIP squeezes); anyres is done by `fit`.
 
         Shape:
-            [3, height, width], float32.
+            [3, height, width], uint8.
         """
         if aspect == "pad":
             image = pad_to_square(image, self.pad_colour)
@@ -223,11 +247,7 @@ class ImageTransform:
         pixels = np.moveaxis(np.array(image), -1, 0)
         if self.crop is not None:
             pixels = _center_crop(pixels, *self._crop_size())
-        if self.rescale is not None:
-            pixels = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
-        if self.normalise:
-            pixels = ((pixels.astype(np.float32).T - self.mean) / self.std).T
-        return np.ascontiguousarray(pixels, dtype=np.float32)
+        return pixels
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         assert self.resize is not None

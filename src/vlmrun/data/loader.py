@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,21 @@ from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Dataset
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import VlmrunError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are read ahead; it changes nothing in them.
+
+    Args:
+        workers: loader processes; 0 loads in this process and starts none.
+        prefetch: micro batches that each worker makes ahead.
+        pin: into memory that a GPU copies from while it computes.
+    """
+
+    workers: int
+    prefetch: int = 2
+    pin: bool = False
 
 
 class _MicroBatches(Sampler[list[int]]):
@@ -50,18 +66,22 @@ class _MicroBatchLoader:
 
 
 def batches(
-    dataset: Dataset, schedule: Schedule, collator: Collator, *, rank: int, first_step: int, workers: int
+    dataset: Dataset,
+    schedule: Schedule,
+    collator: Collator,
+    *,
+    rank: int,
+    first_step: int,
+    reading: Reading,
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yields (step, the rank's collated micro batches of that step), steps counting from 0.
 
     Args:
         first_step: where to go on; samples before it are not touched.
-        workers: loader processes; 0 loads in this process and starts none.
-
     Raises:
         DataError: for a sample that cannot be used; the same for any number of workers.
     """
-    if workers > 0:
+    if reading.workers > 0:
         # tokenizers would warn in every fork that its threads are not usable there.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader: DataLoader[Any] = DataLoader(
@@ -69,7 +89,9 @@ def batches(
         sampler=_MicroBatches(schedule, rank, first_step),
         batch_size=None,
         collate_fn=_unchanged,
-        num_workers=workers,
+        num_workers=reading.workers,
+        prefetch_factor=reading.prefetch if reading.workers else None,
+        pin_memory=reading.pin,
         worker_init_fn=_start_worker,
         # DataLoader draws a seed even when nothing uses it: not from the global generator, which training relies on.
         generator=torch.Generator().manual_seed(schedule.seed),

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from vlmrun import artifact
-from vlmrun.data.dataset import Item, list_skipped
+from vlmrun.data.dataset import Item
 from vlmrun.data.prompts import Prompts
+from vlmrun.data.reading import list_skipped
 from vlmrun.data.sample import IMAGE_TAG, Question
 from vlmrun.errors import DataError
 

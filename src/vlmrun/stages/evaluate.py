@@ -15,10 +15,11 @@ from vlmrun.checkpoints.load import describe, load
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import EvaluateStage
 from vlmrun.data import templates
-from vlmrun.data.dataset import Encoder, list_skipped, read_samples, rejection_error
+from vlmrun.data.dataset import Encoder
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.prompts import Prompts
-from vlmrun.data.sample import Question
+from vlmrun.data.reading import list_skipped, rejection_error, usable
+from vlmrun.data.sample import Question, Rejected
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval.predict import Asked, Asker, with_other_pictures
 from vlmrun.eval.progress import progress
@@ -94,7 +95,8 @@ def _questions(job: StageJob) -> list[Asked]:
     for name in job.stage.data:
         config = job.data[name]
         skip = config.on_error == "skip"
-        samples, rejected = read_samples(config)
+        rejected: list[Rejected] = []
+        samples = list(usable(config, rejected))
         if rejected and not skip:
             raise rejection_error(rejected)
         if rejected:

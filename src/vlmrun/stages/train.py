@@ -5,7 +5,7 @@ from __future__ import annotations
 from vlmrun.config.job import StageJob
 from vlmrun.stages import Result
 from vlmrun.train import setup
-from vlmrun.train.log import METRICS
+from vlmrun.train.log import METRICS, data_wait
 
 
 def execute(job: StageJob) -> Result | None:
@@ -18,6 +18,7 @@ def execute(job: StageJob) -> Result | None:
         "steps": len(trained.rows),
         "loss": losses[-1] if losses else None,
         "seconds": round(sum(row.seconds for row in trained.rows), 3),
+        "data_wait": round(data_wait(trained.rows), 4),
         "supervised_tokens": sum(row.supervised_tokens for row in trained.rows),
         "tokens": sum(row.tokens for row in trained.rows),
         "samples": sum(row.samples for row in trained.rows),

@@ -147,6 +147,16 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 goes through the block before the others enter it."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
 def _join(hardware: HardwareConfig) -> None:
     timeout = datetime.timedelta(seconds=hardware.timeout_seconds)
     place = device(hardware)

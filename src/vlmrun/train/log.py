@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ _TRACKED = ("loss", "lr", "grad_norm", "supervised_tokens", "tokens", "epoch")
 class Row:
     """One update. `loss` is None when no token of it was supervised. `step` counts from 1.
 
-    All but `seconds` is bit-identical when a run is resumed or repeated.
+    All but `seconds` and `wait_seconds` (rank 0's, for its data) is bit-identical when a run is resumed or repeated.
     """
 
     step: int
@@ -38,6 +38,7 @@ class Row:
     samples: int
     seconds: float
     overflow: bool = False  # fp16: the gradients did not fit and the update was left out; `grad_norm` is 0 then
+    wait_seconds: float = 0.0
 
 
 class Tracker(Protocol):
@@ -214,7 +215,14 @@ class _Pace:
 
 def _numbers(row: Row) -> dict[str, float]:
     values = {name: getattr(row, name) for name in _TRACKED}
+    values["data_wait"] = data_wait([row])
     return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def data_wait(rows: Sequence[Row]) -> float:
+    """The share of the time that was spent waiting for data."""
+    seconds = sum(row.seconds for row in rows)
+    return sum(row.wait_seconds for row in rows) / seconds if seconds else 0.0
 
 
 def _speaks(handler: Any) -> bool:

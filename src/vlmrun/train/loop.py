@@ -68,8 +68,9 @@ def run(engine: Engine, plan: Plan) -> None:
     proof = Proof(engine.vlm, engine.finest) if plan.done < plan.steps else None
     overflows = 0
     with _signals() as asked, contextlib.closing(_closing(plan.batches)) as batches:
-        began = time.perf_counter()
+        began = asked_for = time.perf_counter()
         for step, micro_batches in batches:
+            waited = time.perf_counter() - asked_for
             seed(stage.seed, step, dist.rank())
             factor = plan.rate(step)
             totals = _update(engine, stage, micro_batches, factor, asked)
@@ -80,7 +81,7 @@ def run(engine: Engine, plan: Plan) -> None:
             if proof is not None and proof.open and factor > 0 and taught > 0 and not totals.overflow:
                 proof.conclude()
             now = time.perf_counter()
-            _report(plan, step, micro_batches, totals, now - began)
+            _report(plan, step, micro_batches, totals, (now - began, waited))
             began = now
             finished = step + 1
             if totals.stop:
@@ -91,6 +92,7 @@ def run(engine: Engine, plan: Plan) -> None:
             # The last step too: should the disk be too full for the weights, no step has to be repeated.
             if finished % stage.save_steps == 0 or finished == plan.steps:
                 plan.save(finished)
+            asked_for = time.perf_counter()
     if proof is not None and proof.open:
         log.warning("the tune proof could not be made: no update had a rate above zero and something to learn")
 
@@ -174,8 +176,12 @@ def _pictures(batch: Batch) -> int:
     return int((seeing & taught).sum())
 
 
-def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, seconds: float) -> None:
-    """Tells the trackers, and whoever should know of samples that taught nothing."""
+def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, seconds: tuple[float, float]) -> None:
+    """Tells the trackers, and whoever should know of samples that taught nothing.
+
+    Args:
+        seconds: of the whole step, and of waiting for its data.
+    """
     row = Row(
         step=step + 1,
         epoch=plan.epoch(step + 1),
@@ -185,7 +191,8 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, 
         supervised_tokens=totals.supervised,
         tokens=totals.tokens,
         samples=totals.samples,
-        seconds=seconds,
+        seconds=seconds[0],
+        wait_seconds=seconds[1],
         overflow=totals.overflow,
     )
     if totals.overflow:

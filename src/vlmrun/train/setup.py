@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlmrun import logs
@@ -13,9 +16,11 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.data import compat, order, templates
 from vlmrun.data.collate import Collator, dropped_token
-from vlmrun.data.dataset import Encoder, list_skipped, open_datasets
+from vlmrun.data.dataset import Encoder, open_datasets
 from vlmrun.data.images import ImageTransform
-from vlmrun.data.loader import batches
+from vlmrun.data.loader import Reading, batches
+from vlmrun.data.picture_cache import PictureCache
+from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
 from vlmrun.model import tune
@@ -29,6 +34,9 @@ log = logs.get(__name__)
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
 SKIPPED = "skipped.jsonl"
+INDEX = "index"
+# A draft is this much larger than the tower's pictures, so that scaling it down still smooths.
+_FINER = 2
 
 
 @dataclass
@@ -57,6 +65,8 @@ def train(job: StageJob) -> Trained | None:
         run.train()
         run.export()
         dist.barrier()
+        if dist.is_main():
+            shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
         return run.result() if dist.is_main() else None
 
 
@@ -113,7 +123,7 @@ class _Run:
                 collator,
                 rank=dist.rank(),
                 first_step=self.done,
-                workers=stage.workers,
+                reading=Reading(stage.workers, stage.prefetch, pin=dist.device(self.job.hardware).type == "cuda"),
             ),
             steps=schedule.steps,
             done=self.done,
@@ -165,22 +175,36 @@ class _Run:
 
     def _dataset(self) -> Any:
         tiles = self.job.model.tiles
+        transform = ImageTransform(self.loaded.preprocessor, tiles and tiles.grids)
         encoder = Encoder(
             template=self.template,
             tokenizer=self.loaded.tokenizer,
-            image_transform=ImageTransform(self.loaded.preprocessor, tiles and tiles.grids),
+            image_transform=transform,
             aspect=self.stage.image_aspect,
             image_tokens=self.loaded.vlm.image_tokens,
             max_length=self.job.model.max_length,
             compat=self.stage.compat,
+            draft=_FINER * max(transform.size) if self.stage.image_decode == "draft" else None,
+            pictures=self._pictures(),
         )
-        skipped = self.job.path / SKIPPED if dist.is_main() else None
-        return open_datasets(self.job.data, self.stage.data, encoder=encoder, skipped=skipped)
+        skipped = self.job.path / SKIPPED
+        with dist.main_first():  # it reads the annotation files; the others open the index it made
+            return open_datasets(
+                self.job.data, self.stage.data, encoder=encoder, skipped=skipped, folder=self.job.path / INDEX
+            )
+
+    def _pictures(self) -> PictureCache | None:
+        stage = self.stage
+        if stage.image_cache is None:
+            return None
+        known = [self.loaded.preprocessor, self.job.model.tiles and self.job.model.tiles.grids]
+        preparation = json.dumps([*known, stage.image_aspect, stage.image_decode], sort_keys=True)
+        return PictureCache(Path(stage.image_cache).expanduser(), preparation)
 
     def _check_images(self) -> None:
         """A tower or connector learns nothing from text alone."""
         seeing = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
-        if seeing and not any(self.dataset.sample(index).images for index in range(len(self.dataset))):
+        if seeing and not self.dataset.has_pictures():
             raise ConfigError(
                 f"the {' and the '.join(seeing)} cannot learn: no record has an image",
                 f"data {', '.join(self.stage.data)}",

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlmrun.data.dataset import MAX_LISTED, list_skipped, open_datasets
+from vlmrun.data.dataset import open_datasets
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
+from vlmrun.data.reading import MAX_LISTED, list_skipped
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError
 
 
 def opened(config, encoder, skipped=None):
-    return open_datasets({"d": config}, ["d"], encoder=encoder, skipped=skipped)
+    folder = Path(config.annotations).parent / "index"
+    return open_datasets({"d": config}, ["d"], encoder=encoder, skipped=skipped, folder=folder)
 
 
 def empty_answers(*which):
@@ -35,12 +37,12 @@ def test_items(write_data, encoder):
     assert (seen.id, dataset.sample_id(4), seen.skipped) == ("r4", "r4", None)
 
 
-def test_sources_follow_each_other(write_data, encoder):
+def test_sources_follow_each_other(write_data, encoder, tmp_path):
     data = {"a": write_data(3, name="a"), "b": write_data(4, name="b")}
-    dataset = open_datasets(data, ["b", "a", "b"], encoder=encoder, skipped=None)
+    dataset = open_datasets(data, ["b", "a", "b"], encoder=encoder, skipped=None, folder=tmp_path)
     assert [dataset.sample_id(i) for i in range(len(dataset))] == [f"r{i}" for i in (0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3)]
     with pytest.raises(ConfigError, match="no data named 'c'"):
-        open_datasets(data, ["c"], encoder=encoder, skipped=None)
+        open_datasets(data, ["c"], encoder=encoder, skipped=None, folder=tmp_path)
 
 
 def test_a_record_without_id_is_named_by_its_place(write_data, encoder):

@@ -7,7 +7,7 @@ import torch
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import open_datasets
-from vlmrun.data.loader import batches
+from vlmrun.data.loader import Reading, batches
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError, DataError, Problem, VlmrunError
 from vlmrun.model.tiles import Tiling
@@ -24,7 +24,7 @@ def load(dataset, *, workers=0, rank=0, ranks=1, first_step=0):
         seed=3,
     )
     collator = Collator(1, Tiling(4), 8)
-    return batches(dataset, schedule, collator, rank=rank, first_step=first_step, workers=workers)
+    return batches(dataset, schedule, collator, rank=rank, first_step=first_step, reading=Reading(workers))
 
 
 def same(one, other):
@@ -37,8 +37,8 @@ def same(one, other):
 
 
 @pytest.fixture
-def dataset(write_data, encoder):
-    return open_datasets({"d": write_data(11)}, ["d"], encoder=encoder, skipped=None)
+def dataset(write_data, encoder, tmp_path):
+    return open_datasets({"d": write_data(11)}, ["d"], encoder=encoder, skipped=None, folder=tmp_path / "index")
 
 
 def test_steps_and_micro_batches(dataset):
@@ -94,18 +94,18 @@ def test_the_global_generator_is_left_alone(dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_a_data_error(write_data, encoder, workers):
+def test_a_bad_image_is_a_data_error(write_data, encoder, workers, tmp_path):
     config = write_data(11)
     (Path(config.images) / "4.png").write_bytes(b"x")
-    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None)
+    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None, folder=tmp_path / "index")
     with pytest.raises(DataError, match="cannot be read"):
         list(load(dataset, workers=workers))
 
 
-def test_workers_tell_a_bad_image_in_the_same_words(write_data, encoder):
+def test_workers_tell_a_bad_image_in_the_same_words(write_data, encoder, tmp_path):
     config = write_data(11)
     (Path(config.images) / "4.png").write_bytes(b"x")
-    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None)
+    dataset = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None, folder=tmp_path / "index")
     told = []
     for workers in (0, 1):
         with pytest.raises(DataError) as error:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.pico import pico_loaded
 from vlmrun.config.schema import Tiles
+from vlmrun.data import index
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Dataset, Encoder, Source
 from vlmrun.data.images import ImageTransform
@@ -49,7 +50,7 @@ def _dataset(loaded, folder, aspect, rule):
     ]
     transform = ImageTransform(loaded.preprocessor, GRIDS)
     encoder = Encoder(TEMPLATES["micro"], loaded.tokenizer, transform, aspect, rule, 256)
-    return Dataset(samples, [Source(folder, False)] * len(samples), encoder)
+    return Dataset(index.write(folder / aspect, [("d", "f", samples)]), [Source(folder, False)], encoder)
 
 
 @pytest.mark.parametrize("merge", [None, "flat", "spatial", "spatial_unpad"])

@@ -1,0 +1,108 @@
+"""Annotation files -> usable samples, one at a time; what cannot be used is told, or counted and listed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlmrun import logs
+from vlmrun.config.schema import DataConfig
+from vlmrun.data import formats
+from vlmrun.data.images import find_image
+from vlmrun.data.sample import Rejected, Sample
+from vlmrun.errors import DataError, Problem
+
+log = logs.get(__name__)
+
+MAX_LISTED = 20  # problems an error shows; the number of all is told as well
+_SECONDS_BETWEEN_LINES = 5.0
+
+Check = Callable[[Sample], Sample | Rejected]
+
+
+def usable(
+    config: DataConfig, rejected: list[Rejected], check: Check | None = None, *, as_it_is: bool = False
+) -> Iterator[Sample]:
+    """Yields the samples of one data entry that can be used, and appends the others to `rejected`, in order.
+
+    Args:
+        check: what else a sample must stand; it may hand back a changed one.
+        as_it_is: for `compat.records`: roles, empty turns and image tags are left to `compat.as_upstream`.
+    """
+    root = None if config.images is None else Path(config.images)
+    if root is not None and not root.is_dir():
+        raise DataError("the image folder does not exist", str(root), "check data.<name>.images")
+    pictures = _Pictures(root)
+    spoken = time.monotonic()
+    records = formats.reader(config.format, as_it_is=as_it_is)(Path(config.annotations))
+    for n_read, record in enumerate(records, start=1):
+        if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
+            spoken = time.monotonic()
+            log.info("%s: %s records read", config.annotations, f"{n_read:,}")
+        found = record if isinstance(record, Rejected) else pictures.check(record, len(rejected) < MAX_LISTED)
+        if check is not None and isinstance(found, Sample):
+            found = check(found)
+        if isinstance(found, Rejected):
+            rejected.append(found)
+        else:
+            yield found
+
+
+def rejection_error(rejected: Sequence[Rejected]) -> DataError:
+    """One error that lists the first of them and tells how many there are."""
+    problems = [record.problem for record in rejected[:MAX_LISTED]]
+    if len(rejected) > MAX_LISTED:
+        more = Problem(f"{len(rejected) - MAX_LISTED} more bad records ({len(rejected)} in all)", rejected[0].source[0])
+        problems.append(replace(more, fix="mend them, or set on_error: skip to leave them out"))
+    return DataError(problems)
+
+
+def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Appends entries to a JSONL file, each once however often a run is resumed."""
+    known = set(path.read_text("utf-8").splitlines()) if path.is_file() else set()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as handle:
+        for entry in entries:
+            line = json.dumps(dict(entry), ensure_ascii=False)
+            if line not in known:
+                known.add(line)
+                handle.write(line + "\n")
+
+
+class _Pictures:
+    """Finds samples whose pictures do not exist: now, and not hours into a run.
+
+    A picture costs one look-up however many samples name it, and is not opened: that is still left for its turn.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+        self._problems: dict[str, Problem | None] = {}
+
+    def check(self, sample: Sample, suggesting: bool) -> Sample | Rejected:
+        """The sample, or what is wrong with its pictures; with the nearest name when `suggesting`."""
+        for name in sample.images:
+            if name not in self._problems:
+                self._problems[name] = self._missing(name, suggesting=suggesting)
+        problem = next((found for name in sample.images if (found := self._problems[name]) is not None), None)
+        if problem is None:
+            return sample
+        what = f"{problem.what} ({problem.where})" if problem.where else problem.what
+        return Rejected(sample.id, sample.source, what, problem.fix)
+
+    def _missing(self, name: str, *, suggesting: bool) -> Problem | None:
+        """What keeps a picture from being found; the careful search is only for those that a plain look-up misses."""
+        try:
+            if self._root is not None and (self._root / name).is_file():
+                return None
+        except OSError:
+            pass  # the search says what it is
+        try:
+            find_image(self._root, name, suggesting=suggesting)
+        except DataError as error:
+            return error.problems[0]
+        return None
