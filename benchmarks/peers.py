@@ -48,10 +48,10 @@ _TOWER = {
 _N_PATCHES = 64
 _HEADER = ["contender", "ms/step", "of vlmrun", "peak MB", "of vlmrun's", "loss, first", "loss, last"]
 _NOTES = [
-    f"A Llama of 6 layers, width 256, {_VOCABULARY} tokens; a CLIP tower of 4 layers (frozen) and a two-layer projector.\n"
-    f"Batches of {_BATCH} sequences of {_LENGTH} tokens, {_N_PATCHES} of them a picture, {_SUPERVISED:.0%} supervised; AdamW, clipping at\n"
-    "1.0, constant rate, fp32, one rank, one thread. Medians over steps after the first "
-    f"{_WARM_UP} of every round.",
+    f"A Llama of 6 layers, width 256, {_VOCABULARY} tokens; a CLIP tower of 4 layers (frozen), a two-layer projector.\n"
+    f"Batches of {_BATCH} sequences of {_LENGTH} tokens, {_N_PATCHES} a picture, {_SUPERVISED:.0%} supervised.\n"
+    "AdamW, clipping at 1.0, constant rate, fp32, one rank, one thread.\n"
+    f"Medians over steps after the first {_WARM_UP} of every round.",
     "peak: memory of the whole process. The losses show that all do the same work: the loss is the mean over the\n"
     "supervised tokens of a batch in each of them.",
 ]
