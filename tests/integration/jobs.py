@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from PIL import Image
 
 from tests.integration import ranks as forked
 from tests.pico import pico_model_config
 from vlmrun import artifact
+from vlmrun.config.compose import conf_dir
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Compat
 
@@ -53,7 +56,9 @@ STAGE: dict[str, Any] = {
     "zero": 2,
     "engine": "deepspeed",
     "offload": "none",
+    "deepspeed": yaml.safe_load((conf_dir() / "stage" / "_train.yaml").read_text("utf-8"))["deepspeed"],
     "gradient_checkpointing": False,
+    "offload_checkpoints": False,
     "save_steps": 100,
     "save_total_limit": 2,
     "log_steps": 1,
@@ -68,6 +73,8 @@ HARDWARE: dict[str, Any] = {
     "ranks_per_node": 1,
     "precision": "fp32",
     "attention": "sdpa",
+    "tensor_parallel": 1,
+    "sequence_parallel": 1,
     "tf32": False,
     "launcher": "inline",
     "threads": 1,
@@ -173,3 +180,24 @@ def run(folder: Path, name: str, n: int = 1, **changes: Any) -> StageJob:
 def losses(job: StageJob) -> list[float | None]:
     """The loss of every step."""
     return [row["loss"] for row in rows(job)]
+
+
+def compare(reference: StageJob, other: StageJob, *, loss_atol: float = 1e-5, norm_rtol: float = 1e-4) -> None:
+    """Both trained the same: losses, gradient norms, rates, counts. The tolerances are of fp32 over ten updates."""
+    truth, found = rows(reference), rows(other)
+    assert len(truth) == len(found) > 0
+    for expected, actual in zip(truth, found, strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], abs=loss_atol), expected["step"]
+        assert actual["grad_norm"] == pytest.approx(expected["grad_norm"], rel=norm_rtol), expected["step"]
+        for key in ("step", "epoch", "lr", "supervised_tokens", "samples"):
+            assert actual[key] == expected[key]
+
+
+def tensors(job: StageJob) -> dict[str, Any]:
+    """Every tensor of the trained model, by part and name."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for file in sorted(job.path.glob("weights/**/*.safetensors")):
+        found |= {f"{file.parent.name}.{name}": tensor for name, tensor in load_file(file).items()}
+    return found

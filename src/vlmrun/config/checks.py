@@ -150,12 +150,14 @@ def _rate(own: float | None, common: float) -> float:
 
 
 def _batch(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
-    unit = stage.micro_batch * derived.ranks(hardware)
+    if derived.data_ranks(hardware) == 0:
+        return  # told by hardware/checks_engine.py
+    unit = stage.micro_batch * derived.data_ranks(hardware)
     if stage.global_batch % unit:
         nearest = " or ".join(str(batch) for batch in derived.nearest_batches(stage, hardware))
         yield Problem(
             f"global_batch {stage.global_batch} cannot be cut into micro batches of {stage.micro_batch} "
-            f"on {derived.ranks(hardware)} rank(s)",
+            f"on {derived.data_ranks(hardware)} rank(s)",
             f"{where}.global_batch",
             f"global_batch={nearest}, or another micro_batch: global batch = micro batch x accumulation x ranks",
         )

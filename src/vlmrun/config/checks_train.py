@@ -23,7 +23,7 @@ def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[
         yield Problem(
             f"{len(stage.data)} data sources, {len(weights)} weights", f"{where}.data_weights", "one for each source"
         )
-    if stage.compat.transformers_order is not None and (weights is not None or derived.ranks(hardware) > 1):
+    if stage.compat.transformers_order is not None and (weights is not None or derived.data_ranks(hardware) > 1):
         yield Problem(
             "transformers_order is the order of one process over the data as they are",
             f"{where}.compat.transformers_order",

@@ -10,16 +10,26 @@ def ranks(hardware: HardwareConfig) -> int:
     return hardware.nodes * hardware.ranks_per_node
 
 
+def replicas(hardware: HardwareConfig) -> int:
+    """Ranks that read the same samples: they share the LLM's layers, or its sequences."""
+    return hardware.tensor_parallel * hardware.sequence_parallel
+
+
+def data_ranks(hardware: HardwareConfig) -> int:
+    """Ranks, or groups of them, that read samples of their own."""
+    return ranks(hardware) // replicas(hardware)
+
+
 def accumulation(stage: TrainStage, hardware: HardwareConfig) -> int:
-    """Forward passes per rank and update: global batch / (micro batch x ranks), which must divide."""
-    steps, rest = divmod(stage.global_batch, stage.micro_batch * ranks(hardware))
+    """Forward passes per rank and update: global batch / (micro batch x data ranks), which must divide."""
+    steps, rest = divmod(stage.global_batch, stage.micro_batch * data_ranks(hardware))
     assert rest == 0, "checked before any job is written"
     return steps
 
 
 def nearest_batches(stage: TrainStage, hardware: HardwareConfig) -> list[int]:
     """Global batches next to the asked one that this micro batch and number of ranks can make."""
-    unit = stage.micro_batch * ranks(hardware)
+    unit = stage.micro_batch * data_ranks(hardware)
     below = stage.global_batch // unit * unit
     return [batch for batch in (below, below + unit) if batch > 0]
 

@@ -152,6 +152,41 @@ class Optim(Node):
     max_grad_norm: Rate  # 0 = no clipping
 
 
+class Fp16(Node):
+    """Dynamic loss scaling: begins at 2 ** initial_scale_power, halves on overflow, doubles after a quiet window."""
+
+    loss_scale_window: Positive  # updates without an overflow before the scale doubles
+    initial_scale_power: Count
+    hysteresis: Positive  # overflows before the scale is halved
+    min_loss_scale: Annotated[float, Field(gt=0)]
+
+
+class DeepSpeed(Node):
+    """What DeepSpeed is told besides stage, offload and batch, by its own names. Each number is of those ZeRO stages
+    that know it. Null: from the LLM's width, as transformers fills in "auto".
+    """
+
+    config: str | None  # a DeepSpeed JSON of one's own, laid over all of this
+    overlap_comm: bool  # on GPUs
+    contiguous_gradients: bool
+    reduce_scatter: bool
+    round_robin_gradients: bool
+    reduce_bucket_size: Positive | None
+    allgather_bucket_size: Positive
+    sub_group_size: Positive
+    stage3_prefetch_bucket_size: Count | None
+    stage3_param_persistence_threshold: Count | None
+    stage3_max_live_parameters: Positive
+    stage3_max_reuse_distance: Positive
+    offload_param: Literal["none", "cpu", "nvme"] | None  # null: as `offload` says
+    pin_memory: bool
+    nvme_path: str | None  # folder on the drive, for offload: nvme
+    zero_hpz_partition_size: Positive  # ZeRO++: ranks that share a second copy of the weights, usually those of a node
+    zero_quantized_weights: bool  # ZeRO++: weights travel in 8 bits, on GPUs
+    zero_quantized_gradients: bool  # ZeRO++: gradients travel in 4 bits, on GPUs
+    fp16: Fp16
+
+
 class TrainStage(Node):
     """Train some parts on some data."""
 
@@ -175,9 +210,11 @@ class TrainStage(Node):
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile]  # samples per forward and rank; in the key only under micro_mean
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
-    offload: Annotated[Literal["none", "cpu"], Volatile]  # where ZeRO-3 keeps parameters and optimizer state
-    engine: Annotated[Literal["deepspeed", "plain"], Volatile]
+    offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
+    engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile]
+    deepspeed: Annotated[DeepSpeed, Volatile]
     gradient_checkpointing: Annotated[bool, Volatile]
+    offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
     log_steps: Annotated[Positive, Volatile]
@@ -237,6 +274,8 @@ class HardwareConfig(Node):
     ranks_per_node: Annotated[Positive, Volatile]
     precision: Precision
     attention: Annotated[Literal["eager", "sdpa", "flash_attention_2"], Volatile]
+    tensor_parallel: Annotated[Positive, Volatile]  # ranks that share every layer of the LLM
+    sequence_parallel: Annotated[Positive, Volatile]  # ranks that share every sequence
     tf32: Annotated[bool, Volatile]  # TensorFloat-32 products on GPUs that have them
     launcher: Annotated[Literal["inline", "torchrun", "deepspeed"], Volatile]
     threads: Annotated[Positive, Volatile]  # CPU threads per rank

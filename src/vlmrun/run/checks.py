@@ -14,6 +14,7 @@ from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 from vlmrun.hardware import checks as hardware_checks
+from vlmrun.hardware import checks_engine
 from vlmrun.run import graph, parts, vision
 
 # Arguments that model/parts.py supplies itself when it builds a part.
@@ -34,6 +35,7 @@ def check(run: RunConfig) -> list[Problem]:
     _, problems = graph.plan(run)
     problems += config_checks.check(run)
     problems += hardware_checks.check(run.hardware)
+    problems += checks_engine.check(run)
     problems += _targets(run)
     problems += _quantised(run)
     problems += _templates(run)

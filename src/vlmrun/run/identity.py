@@ -68,10 +68,15 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         item.stage.loss == "micro_mean" or item.stage.group_by_modality_length or item.stage.compat.transformers_order
     ):
         # A mean of means, and an order made of micro batches, depend on how the batch is cut; all else does not.
-        identity["cut"] = [item.stage.micro_batch, derived.ranks(run.hardware)]
+        identity["cut"] = [item.stage.micro_batch, derived.data_ranks(run.hardware)]
     if isinstance(item.stage, TrainStage) and run.hardware.precision != "fp32":
         # DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast.
         identity["engine"] = item.stage.engine
+    if isinstance(item.stage, TrainStage) and item.stage.engine == "deepspeed" and item.stage.zero == 3:
+        # ZeRO++ rounds what travels.
+        numbers = item.stage.deepspeed
+        rounded = [numbers.zero_quantized_weights, numbers.zero_quantized_gradients]
+        identity |= {"rounded": rounded} if any(rounded) else {}
     return identity
 
 

@@ -156,8 +156,8 @@ def _stage_text(stage: Any, run: RunConfig) -> str:
     trained = [f"{part} ({how})" for part, how in stage.tune.model_dump().items() if how != "freeze"]
     rates = {"lr": stage.optim.lr, "connector_lr": stage.optim.connector_lr, "tower_lr": stage.optim.tower_lr}
     shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items() if rate is not None)
-    accumulation = stage.global_batch // (stage.micro_batch * derived.ranks(run.hardware))
-    batch = f"batch {stage.global_batch} ({stage.micro_batch} x {accumulation} x {derived.ranks(run.hardware)})"
+    accumulation = stage.global_batch // (stage.micro_batch * derived.data_ranks(run.hardware))
+    batch = f"batch {stage.global_batch} ({stage.micro_batch} x {accumulation} x {derived.data_ranks(run.hardware)})"
     adapters = "" if stage.lora is None else f", LoRA {stage.lora.r}/{stage.lora.alpha:g}"
     length = f"{stage.epochs:g} epoch(s)" if stage.max_steps is None else f"{stage.max_steps} steps"
     return (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,16 +112,23 @@ class Proof:
     Args:
         finest: a parameter's most exact copy on this rank (fp32 master weights, a shard), or None when it holds none.
             It may be a collective; all ranks call it in the same order.
+        watch: registers a function to be called with a parameter's gradients; None: autograd's own hook.
     """
 
-    def __init__(self, vlm: nn.Module, finest: Callable[[nn.Parameter], Tensor | None]) -> None:
+    def __init__(
+        self,
+        vlm: nn.Module,
+        finest: Callable[[nn.Parameter], Tensor | None],
+        watch: Callable[[nn.Parameter, Callable[[Tensor], None]], Any] | None = None,
+    ) -> None:
+        watch = watch or nn.Parameter.register_hook
         self._excused = {"tower"} if getattr(vlm, "tower_no_grad", False) else set()
         self._named = list(vlm.named_parameters())
         self._finest = finest
         self._before = self._prints()
         self._seen = [_SILENT] * len(self._named)
         self._hooks = [
-            parameter.register_hook(self._watch(index))
+            watch(parameter, self._watch(index))
             for index, (_, parameter) in enumerate(self._named)
             if parameter.requires_grad
         ]

@@ -65,7 +65,7 @@ def run(engine: Engine, plan: Plan) -> None:
     """
     stage = plan.stage
     seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
-    proof = Proof(engine.vlm, engine.finest) if plan.done < plan.steps else None
+    proof = Proof(engine.vlm, engine.finest, engine.watch) if plan.done < plan.steps else None
     overflows = 0
     with _signals() as asked, contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()

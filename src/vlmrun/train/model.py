@@ -12,7 +12,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
-from vlmrun.hardware import zero
+from vlmrun.hardware import zero_own
 from vlmrun.model import new_tokens, parts, quantise, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.model.towers import half
@@ -23,15 +23,15 @@ _USUAL_WIDTH = 1024
 
 
 def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
-    """The dict for `deepspeed.initialize`; None for the plain engine."""
-    if stage.engine == "plain":
+    """The dict for `deepspeed.initialize`; None for the other engines."""
+    if stage.engine != "deepspeed":
         return None
-    return zero.deepspeed_config(stage, job.hardware, hidden_dim=_hidden_dim(job, stage))
+    return zero_own.complete(stage, job.hardware, hidden_dim=_hidden_dim(job, stage), name=job.name)
 
 
 def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loaded:
     """Loads the parts, sets what is trained, and moves everything to this rank's device."""
-    # DeepSpeed holds 16-bit weights with fp32 masters; the plain engine fp32 weights under autocast.
+    # DeepSpeed holds 16-bit weights with fp32 masters; the other engines fp32 weights that they compute with in bf16.
     halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = torch.float32 if config is None else halves.get(job.hardware.precision, torch.float32)
     # While this object lives, transformers loads straight into ZeRO-3 shards. It only keeps a weak reference itself.
@@ -64,7 +64,8 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         torch.backends.cudnn.allow_tf32 = True
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
-    if stage.zero != 3 or config is None:
+    # FSDP moves block by block what it has cut, and ZeRO-3 has cut it already.
+    if stage.engine == "plain" or (config is not None and stage.zero != 3):
         loaded.vlm.to(dist.device(job.hardware))
     del alive
     return loaded

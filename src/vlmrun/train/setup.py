@@ -26,7 +26,7 @@ from vlmrun.errors import ConfigError
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
 from vlmrun.train import audit, dist, loop, model, optim, save
-from vlmrun.train.engine import DeepSpeedEngine, Engine, create
+from vlmrun.train.engine import Engine, create
 from vlmrun.train.log import METRICS, Row, open_trackers, read
 
 log = logs.get(__name__)
@@ -170,7 +170,7 @@ class _Run:
             n_skipped=len(listed.read_text("utf-8").splitlines()) if listed.is_file() else 0,
             n_dropped=self.schedule.dropped,
             n_trainable=self._n_trainable(),
-            engine=f"ZeRO-{self.stage.zero}" if isinstance(self.engine, DeepSpeedEngine) else "plain",
+            engine=self.engine.name,
         )
 
     def _dataset(self) -> Any:
@@ -264,11 +264,10 @@ class _Run:
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must share."""
-        engine = f"ZeRO-{self.stage.zero}" if isinstance(self.engine, DeepSpeedEngine) else "plain"
         frozen = [p for p in self.loaded.vlm.parameters() if not p.requires_grad]
         prints = [audit.fingerprint(tensor) for p in frozen if (tensor := self.engine.finest(p)) is not None]
         return {
-            "engine": engine,
+            "engine": self.engine.name,
             "ranks": dist.world(),
             "precision": self.job.hardware.precision,
             "steps": self.schedule.steps,

@@ -1,0 +1,200 @@
+"""Rules about engines: what each of them can train, offload, ZeRO++, a DeepSpeed JSON of one's own, shared models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from ctypes.util import find_library
+from pathlib import Path
+from typing import Any
+
+from vlmrun.config import derived
+from vlmrun.config.paths import locate, read_config
+from vlmrun.config.schema import HardwareConfig, ModelConfig, RunConfig, TrainStage
+from vlmrun.errors import ConfigError, Problem, VlmrunError
+from vlmrun.hardware import gpus, zero, zero_own
+
+# No result depends on it here: only the file's numbers are compared.
+_ANY_WIDTH = 1024
+AIO = "apt-get install libaio-dev (and gcc, ninja: DeepSpeed compiles async_io at its first use), or offload: cpu"
+
+
+def check(run: RunConfig) -> list[Problem]:
+    """Every broken rule of the run's training stages."""
+    problems = list(_groups(run))
+    if derived.data_ranks(run.hardware) == 0 or run.hardware.gpu not in gpus.GPUS:
+        return problems
+    for name, stage in run.stage.items():
+        if isinstance(stage, TrainStage):
+            where = f"stage.{name}"
+            problems += _fsdp(stage, where)
+            problems += _offload(stage, where)
+            problems += _zero_plus_plus(stage, run.hardware, where)
+            problems += _own(stage, run.hardware, where)
+            problems += _shared(stage, run.hardware, where)
+    return problems
+
+
+def llm_shape(model: ModelConfig) -> dict[str, Any]:
+    """The LLM's config values as far as the front half can see them; empty for a hub id that is not here."""
+    arguments = model.llm.arguments
+    if arguments.get("path") is None:
+        return dict(arguments.get("config") or {})
+    try:
+        return dict(read_config(str(locate(str(arguments["path"])))))
+    except VlmrunError:
+        return {}  # run/checks.py says what is wrong with the path
+
+
+def _groups(run: RunConfig) -> Iterator[Problem]:
+    """Sizes of the groups of ranks that share a model or a sequence."""
+    hardware = run.hardware
+    tensor, sequence = hardware.tensor_parallel, hardware.sequence_parallel
+    if derived.ranks(hardware) % (tensor * sequence):
+        yield Problem(
+            f"{derived.ranks(hardware)} rank(s) cannot be cut into groups of {tensor * sequence}",
+            "hardware.tensor_parallel, hardware.sequence_parallel",
+            "their product must divide hardware.nodes x hardware.ranks_per_node",
+        )
+    if tensor > 1 and sequence > 1:
+        yield Problem(
+            "tensor_parallel and sequence_parallel together are not built",
+            "hardware.sequence_parallel",
+            "one of them is 1; ZeRO-3 takes the rest",
+        )
+    shape = llm_shape(run.model)
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        heads = shape.get(key)
+        for name, size in (("tensor_parallel", tensor), ("sequence_parallel", sequence)):
+            if size > 1 and heads and heads % size:
+                yield Problem(
+                    f"the LLM's {heads} {key} cannot be shared by {size} ranks", f"hardware.{name}", "a divisor"
+                )
+    window = shape.get("sliding_window")
+    if sequence > 1 and window and shape.get("use_sliding_window", True) and window < run.model.max_length:
+        yield Problem(
+            f"the LLM attends to the last {window} tokens only, which sequence_parallel does not do",
+            "hardware.sequence_parallel",
+            f"hardware.sequence_parallel=1, or model.max_length={window}",
+        )
+
+
+def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if stage.engine != "fsdp":
+        return
+    if stage.zero not in (2, 3):
+        yield Problem(
+            "fsdp always cuts gradients and optimizer state",
+            f"{where}.zero",
+            f"{where}.zero=3 (weights as well) or {where}.zero=2 (weights gathered once per forward and backward)",
+        )
+    if stage.tune.llm == "qlora":
+        yield Problem("fsdp cannot cut packed weights", f"{where}.engine", f"{where}.engine=deepspeed, {where}.zero=2")
+    if stage.tune.llm == "new_tokens":
+        yield Problem(
+            "fsdp cuts the embedding whose rows are to be trained", f"{where}.engine", f"{where}.engine=deepspeed"
+        )
+    if stage.offload == "nvme":
+        yield Problem("fsdp offloads to the computer's memory only", f"{where}.offload", f"{where}.offload=cpu")
+    if stage.compat.fp16_tower:
+        yield Problem("fsdp holds one type of weights", f"{where}.compat.fp16_tower", f"{where}.engine=deepspeed")
+
+
+def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
+    numbers = stage.deepspeed
+    if numbers.offload_param is not None and stage.zero != 3:
+        yield Problem(
+            "only ZeRO-3 cuts parameters, and so can offload them", f"{where}.deepspeed.offload_param", "null"
+        )
+    if stage.offload_checkpoints and not stage.gradient_checkpointing:
+        yield Problem(
+            "without gradient checkpointing there is nothing to offload",
+            f"{where}.offload_checkpoints",
+            f"{where}.gradient_checkpointing=true",
+        )
+    if stage.engine != "deepspeed" or "nvme" not in zero.offloads(stage).values():
+        return
+    if stage.zero != 3:
+        yield Problem("only ZeRO-3 can keep state on a drive", f"{where}.offload", f"{where}.zero=3, or offload=cpu")
+    if numbers.nvme_path is None:
+        yield Problem("which drive?", f"{where}.deepspeed.nvme_path", "a folder on a local NVMe drive")
+    else:
+        folder = Path(numbers.nvme_path).expanduser()
+        if not folder.is_dir():
+            yield Problem(f"{folder} is no folder", f"{where}.deepspeed.nvme_path", f"mkdir -p {folder}")
+        elif not os.access(folder, os.W_OK):
+            yield Problem(
+                f"{folder} cannot be written", f"{where}.deepspeed.nvme_path", "another folder, or rights to it"
+            )
+    if find_library("aio") is None:
+        yield Problem("offload to a drive needs libaio, which is not installed", f"{where}.offload", AIO)
+
+
+def _zero_plus_plus(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    numbers = stage.deepspeed
+    quantised = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if getattr(numbers, name)]
+    used = [*quantised, *(["zero_hpz_partition_size"] if numbers.zero_hpz_partition_size > 1 else [])]
+    if used and (stage.engine != "deepspeed" or stage.zero != 3):
+        yield Problem(
+            f"ZeRO++ ({', '.join(used)}) is of ZeRO-3", f"{where}.deepspeed", f"{where}.zero=3, or leave it out"
+        )
+    if quantised and gpus.find(hardware.gpu).is_cpu:
+        yield Problem(
+            f"{', '.join(quantised)}: DeepSpeed's kernels that pack them exist for GPUs only",
+            f"{where}.deepspeed",
+            "leave them false on a CPU",
+        )
+    if derived.ranks(hardware) % numbers.zero_hpz_partition_size:
+        yield Problem(
+            f"{derived.ranks(hardware)} rank(s) cannot be cut into groups of {numbers.zero_hpz_partition_size}",
+            f"{where}.deepspeed.zero_hpz_partition_size",
+            "usually the ranks of one node",
+        )
+
+
+def _own(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    """A DeepSpeed JSON of the user's own."""
+    path = stage.deepspeed.config
+    if path is None:
+        return
+    place = f"{where}.deepspeed.config"
+    if stage.engine != "deepspeed":
+        yield Problem(f"engine {stage.engine} reads no DeepSpeed JSON", place, f"{where}.engine=deepspeed, or null")
+        return
+    unit = stage.micro_batch * derived.data_ranks(hardware)
+    if stage.global_batch % unit or (stage.zero == 0 and hardware.precision == "bf16"):
+        return  # config/checks.py says so; there is no dict to compare with
+    try:
+        own = zero_own.read(path, place)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    ours = zero.deepspeed_config(stage, hardware, hidden_dim=_ANY_WIDTH)
+    yield from zero_own.problems(own, stage, ours, where)
+
+
+def _shared(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    """Stages whose LLM, or whose sequences, several ranks share."""
+    if hardware.tensor_parallel > 1:
+        yield from _tensor_parallel(stage, where)
+    if hardware.sequence_parallel > 1:
+        yield from _sequence_parallel(stage, hardware, where)
+
+
+def _tensor_parallel(stage: TrainStage, where: str) -> Iterator[Problem]:
+    place = "hardware.tensor_parallel"
+    if stage.engine != "deepspeed":
+        yield Problem(f"engine {stage.engine} has no tensor parallelism", place, f"{where}.engine=deepspeed")
+    if stage.tune.llm not in ("full", "freeze"):
+        yield Problem(
+            f"tensor parallelism with tune.llm {stage.tune.llm} is not built", place, "hardware.tensor_parallel=1"
+        )
+
+
+def _sequence_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    if stage.engine == "plain":
+        yield Problem("engine plain is one process", "hardware.sequence_parallel", f"{where}.engine=deepspeed")
+    if hardware.attention not in ("sdpa", "eager"):
+        yield Problem(
+            "sequence parallelism attends through sdpa here", "hardware.sequence_parallel", "hardware.attention=sdpa"
+        )

@@ -1,0 +1,84 @@
+"""What the loop sees of a model under training, whoever computes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmrun.train import dist
+from vlmrun.train.optim import Group
+
+
+class Engine(ABC):
+    """A model under training.
+
+    One update is: `forward` and `backward` for each micro batch, then `step`. All are collectives: every rank makes the
+    same calls in the same order.
+    """
+
+    def __init__(self, vlm: nn.Module, groups: list[Group]) -> None:
+        self.vlm = vlm
+        self.groups = groups
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What a checkpoint and the summary call it; checkpoints of one name fit each other."""
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Sum of the losses of all supervised tokens of a collated micro batch, in fp32."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of loss / accumulation, to be averaged over ranks."""
+
+    @abstractmethod
+    def step(self, factor: float) -> float | None:
+        """Updates with every group's rate times `factor`; returns the gradient norm before clipping.
+
+        None: the gradients did not fit into fp16, and nothing was updated; the next ones are scaled less.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes trained weights and optimizer state below a folder that exists."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote."""
+
+    def gather(self, part: str, *, trainable: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor on the CPU) of a part's parameters, all or the trainable ones, one whole tensor at a time.
+
+        A collective: ranks other than 0 must exhaust it too, and get empty tensors. Tied weights come once.
+        """
+        for name, parameter in self.vlm.get_submodule(part).named_parameters():
+            if parameter.requires_grad or not trainable:
+                yield name, self._whole(parameter)
+
+    def finest(self, parameter: nn.Parameter) -> Tensor | None:
+        """The most exact copy of a parameter, or of the piece of it, that this rank holds."""
+        return parameter.detach()
+
+    def watch(self, parameter: nn.Parameter, look: Callable[[Tensor], None]) -> Any:
+        """Calls `look` with every gradient of a trained parameter, or with this rank's piece of it.
+
+        Returns:
+            A handle with `remove()`.
+        """
+        return parameter.register_hook(look)
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().cpu().clone() if dist.is_main() else torch.empty(0)
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        place = next(self.vlm.parameters()).device
+        names = ("input_ids", "attention_mask", "pixels", "labels")
+        tensors = {name: batch[name].to(place, non_blocking=True) for name in names}
+        return tensors | {"layouts": batch.get("layouts")}
