@@ -153,7 +153,8 @@ def _bare(name: str) -> str | None:
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    """The shape of a parameter that tensor parallelism, or ZeRO-3, may have cut."""
+    return tuple(getattr(parameter, "whole_shape", getattr(parameter, "ds_shape", parameter.shape)))
 
 
 def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -49,8 +49,8 @@ def deepspeed_config(stage: TrainStage, hardware: HardwareConfig, *, hidden_dim:
     # bf16 at stage 0 builds an optimizer whose Adam count is one ahead; checks.py refuses it before a job is written.
     assert not (bf16 and stage.zero == 0), "bf16 needs ZeRO stage 1 or higher"
     config = {
-        # Ranks that share a sequence each count its samples: DeepSpeed knows nothing of the sharing.
-        "train_batch_size": stage.global_batch * hardware.sequence_parallel,
+        # DeepSpeed counts a sample once for every rank that reads it.
+        "train_batch_size": stage.global_batch * derived.replicas(hardware),
         "train_micro_batch_size_per_gpu": stage.micro_batch,
         "gradient_accumulation_steps": derived.accumulation(stage, hardware),
         "gradient_clipping": stage.optim.max_grad_norm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from vlmrun.model.loss import count, token_losses
 from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, Layout, tiling
 from vlmrun.model.towers.base import Tower
+from vlmrun.model.ulysses import Ulysses
 
 IMAGE_TOKEN = -200  # id of an image position in expanded ids; never in a vocabulary, never reaches the embedding table
 
@@ -55,6 +57,7 @@ class VLM(nn.Module):
         self.tower = tower
         self.connector = connector
         self.image_tokens = tiling(connector.tokens(tower.n_patches), tiles)
+        self.sequence: Ulysses | None = None  # when several ranks share every sequence of a training batch
         self.tower_no_grad = False  # compat.tower_no_grad: whatever is tuned, no gradient reaches the tower
 
     @property
@@ -85,12 +88,17 @@ class VLM(nn.Module):
             DataError: when pictures and image positions do not fit.
         """
         embeds = self.embed(input_ids, pixels, layouts)
-        output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
+        inputs: dict[str, torch.Tensor | None] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
+        if labels is not None and self.sequence is not None:
+            inputs, labels = self.sequence.cut(inputs, labels)
+        output = self.llm(**inputs, use_cache=False)
         if labels is None:
             return VLMOutput(output.logits)
         # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
         losses = token_losses(output.logits, labels)
         total = losses.sum() if losses.numel() else output.logits.sum().float() * 0.0
+        if self.sequence is not None:
+            total = self.sequence.total(total)
         return VLMOutput(output.logits, total, count(labels))
 
     def embed(
@@ -142,19 +150,21 @@ class VLM(nn.Module):
         # A hub folder's generation_config.json (sampling, penalties) fills whatever is unset, so it is set aside.
         kept = llm.generation_config
         llm.generation_config = GenerationConfig()
+        alone = contextlib.nullcontext() if self.sequence is None else self.sequence.apart()
         try:
-            ids = llm.generate(
-                inputs_embeds=embeds,
-                attention_mask=attention_mask.long(),
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    num_beams=1,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=list(eos_ids),
-                    pad_token_id=eos_ids[0],
-                ),
-                streamer=streamer,
-            )
+            with alone:
+                ids = llm.generate(
+                    inputs_embeds=embeds,
+                    attention_mask=attention_mask.long(),
+                    generation_config=GenerationConfig(
+                        do_sample=False,
+                        num_beams=1,
+                        max_new_tokens=max_new_tokens,
+                        eos_token_id=list(eos_ids),
+                        pad_token_id=eos_ids[0],
+                    ),
+                    streamer=streamer,
+                )
         finally:
             llm.generation_config = kept
         return ids

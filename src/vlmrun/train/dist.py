@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ from vlmrun.config.schema import HardwareConfig
 from vlmrun.errors import LaunchError
 from vlmrun.hardware import gpus
 
+
+@dataclass
+class _Layout:
+    """How the ranks of a session are grouped."""
+
+    replicas: int = 1
+    tensor: int = 1
+
+
+_layout = _Layout()
 _PR_SET_PDEATHSIG = 1
 # What gloo, NCCL and the store say when another rank is gone or stuck.
 _LOST = (
@@ -43,6 +54,33 @@ def rank() -> int:
 def world() -> int:
     """Number of ranks."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def replicas() -> int:
+    """Ranks that read the same samples: neighbours that share a sequence, or the layers of the LLM."""
+    return _layout.replicas
+
+
+def data_rank() -> int:
+    """The number of this rank's group of replicas: ranks with one number read the same samples."""
+    return rank() // replicas()
+
+
+def data_world() -> int:
+    """How many groups of replicas there are."""
+    return world() // replicas()
+
+
+def noise_rank() -> int:
+    """Whose random numbers this rank draws: ranks that compute the same numbers must drop out the same ones."""
+    return rank() // _layout.tensor
+
+
+def replica_group() -> Any:
+    """The process group of this rank's replicas; all ranks call it."""
+    starts = range(0, world(), replicas())
+    groups = [torch.distributed.new_group(list(range(start, start + replicas()))) for start in starts]
+    return groups[data_rank()]
 
 
 def is_main() -> bool:
@@ -67,6 +105,7 @@ def session(hardware: HardwareConfig) -> Iterator[None]:
         LaunchError: when the number of ranks is not the configured one, or another rank died or hung.
     """
     prepare(hardware)
+    _layout.replicas, _layout.tensor = derived.replicas(hardware), hardware.tensor_parallel
     ours = not torch.distributed.is_initialized()
     if ours:
         _join(hardware)

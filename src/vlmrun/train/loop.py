@@ -71,7 +71,7 @@ def run(engine: Engine, plan: Plan) -> None:
         began = asked_for = time.perf_counter()
         for step, micro_batches in batches:
             waited = time.perf_counter() - asked_for
-            seed(stage.seed, step, dist.rank())
+            seed(stage.seed, step, dist.noise_rank())
             factor = plan.rate(step)
             totals = _update(engine, stage, micro_batches, factor, asked)
             taught = totals.pictures if seeing else totals.supervised
@@ -127,7 +127,7 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
     """Forward and backward of every micro batch, then the update."""
     counts = [count(batch["labels"]) for batch in micro_batches]
     n_tokens = int(_sum({"tokens": sum(counts)})["tokens"]) if stage.loss == "token_mean" else sum(counts)
-    window = loss.Window(stage.loss, counts, n_tokens, dist.world())
+    window = loss.Window(stage.loss, counts, n_tokens, dist.data_world())
     values = []
     for batch, n_supervised in zip(micro_batches, counts, strict=True):
         value = window.add(engine.forward(batch), n_supervised)
@@ -211,10 +211,11 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, 
 
 
 def _sum(values: dict[str, float]) -> dict[str, float]:
-    """Sums over ranks, in one collective."""
+    """Sums over ranks, in one collective. Ranks that read the same samples count once."""
     if dist.world() == 1:
         return values
     summed = dist.all_reduce(dist.on_device(torch.tensor(list(values.values()), dtype=torch.float64)))
+    summed /= dist.replicas()
     return dict(zip(values, summed.tolist(), strict=True))
 
 

@@ -16,6 +16,7 @@ from vlmrun.hardware import zero_own
 from vlmrun.model import new_tokens, parts, quantise, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.model.towers import half
+from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
 from vlmrun.train.engine import start_deepspeed
 
@@ -35,7 +36,7 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = torch.float32 if config is None else halves.get(job.hardware.precision, torch.float32)
     # While this object lives, transformers loads straight into ZeRO-3 shards. It only keeps a weak reference itself.
-    alive = _shard_at_load(config) if config is not None and stage.zero == 3 and _in_folders(job, stage) else None
+    alive = _shard_at_load(config) if config is not None and _sharded(job, stage) else None
     attention = job.hardware.attention
     if stage.init_from is None:
         loaded = parts.assemble(
@@ -64,6 +65,8 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         torch.backends.cudnn.allow_tf32 = True
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
+    if job.hardware.sequence_parallel > 1:
+        loaded.vlm.sequence = Ulysses(_inner(loaded.vlm.llm), dist.replica_group())
     # FSDP moves block by block what it has cut, and ZeRO-3 has cut it already.
     if stage.engine == "plain" or (config is not None and stage.zero != 3):
         loaded.vlm.to(dist.device(job.hardware))
@@ -71,10 +74,19 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     return loaded
 
 
-def _in_folders(job: StageJob, stage: TrainStage) -> bool:
-    """Whether all weights are read; sharded while made at random they would be others than at the lower stages."""
+def _inner(llm: Any) -> Any:
+    """The LLM itself, without PEFT's wrapper."""
+    return llm.get_base_model() if tune.has_adapter(llm) else llm
+
+
+def _sharded(job: StageJob, stage: TrainStage) -> bool:
+    """Whether ZeRO-3 shards while loading.
+
+    Not what is made at random: it would be other than at the lower stages. Nor what AutoTP has yet to cut.
+    """
     made = (part.arguments.get("path") is None for part in (job.model.llm, job.model.tower))
-    return stage.init_from is not None or not any(made)
+    read = stage.init_from is not None or not any(made)
+    return stage.zero == 3 and job.hardware.tensor_parallel == 1 and read
 
 
 def _shard_at_load(config: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
+from vlmrun.train.engine.tensor_parallel import Cut, group_norm
 from vlmrun.train.optim import Group, optimizer
 
 log = logs.get(__name__)
@@ -34,6 +35,12 @@ class DeepSpeedEngine(Engine):
     def __init__(self, vlm: nn.Module, groups: list[Group], stage: TrainStage, config: dict[str, Any]) -> None:
         super().__init__(vlm, groups)
         deepspeed = start_deepspeed()
+        size = config.get("tensor_parallel", {}).get("autotp_size", 1)
+        self._cut = Cut(vlm, size) if size > 1 else None
+        if self._cut is not None:
+            config = config | {"tensor_parallel": self._cut.config()}
+            # Compared with all ranks at first, and at stage 3 with the data-parallel ones after: no number fits both.
+            del config["train_batch_size"]
         # DeepSpeed finds the tensors its hooks need in tensors and tuples, not in an output class of ours.
         vlm.register_forward_hook(lambda _module, _inputs, output: output.loss_sum)
         with quiet():
@@ -46,14 +53,19 @@ class DeepSpeedEngine(Engine):
         assert self.inner.zero_optimization_stage() == stage.zero
         assert self.inner.gradient_clipping() == stage.optim.max_grad_norm
         assert self.inner.gradient_accumulation_steps() == config["gradient_accumulation_steps"]
-        assert self.inner.train_batch_size() == stage.global_batch
+        assert self.inner.train_micro_batch_size_per_gpu() == stage.micro_batch
+        assert self._cut is not None or self.inner.train_batch_size() == config["train_batch_size"]
         assert self.inner.world_size == dist.world()
+        self._names = {parameter: name for name, parameter in vlm.named_parameters()}
+        self._tensor_group = self.inner.mpu.get_tensor_model_parallel_group() if self._cut is not None else None
+        if self._cut is not None:
+            self._cut.check(vlm)
         assert self.inner.bfloat16_enabled() == bool(config["bf16"]["enabled"])
         assert self.inner.fp16_enabled() == self._fp16
 
     @property
     def name(self) -> str:
-        return f"ZeRO-{self._zero}"
+        return f"ZeRO-{self._zero}" + (f", tensor parallel {self._cut.size}" if self._cut is not None else "")
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         loss_sum: Tensor = self.inner(**self._inputs(batch))
@@ -104,16 +116,27 @@ class DeepSpeedEngine(Engine):
 
     def _whole(self, parameter: nn.Parameter) -> Tensor:
         if self._zero != 3:
-            return super()._whole(parameter)
+            return self._uncut(parameter)
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter]):
+            return self._uncut(parameter)
+
+    def _uncut(self, parameter: nn.Parameter) -> Tensor:
+        name = self._names[parameter]
+        if self._cut is None or self._cut.dimension(name) is None:
             return super()._whole(parameter)
+        whole = self._cut.whole(name, parameter.detach(), self._tensor_group)
+        return whole.cpu() if dist.is_main() else torch.empty(0)
 
     def _own_norm(self) -> Tensor:
         """Stage 0 reports no norm in fp32; gradients are averaged by now and equal on all ranks."""
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        found = [p for p in self._trained if p.grad is not None]
+        if self._cut is None:
+            return torch.nn.utils.get_total_norm([p.grad for p in found if p.grad is not None])
+        pieces = [p for p in found if self._cut.dimension(self._names[p]) is not None]
+        whole = [p.grad for p in found if p.grad is not None and self._cut.dimension(self._names[p]) is None]
+        return group_norm(whole, [p.grad for p in pieces if p.grad is not None], self._tensor_group)
 
 
 def start_deepspeed() -> Any:

@@ -6,6 +6,7 @@ Weights stay fp32; with bf16 they are gathered and computed in bf16, and gradien
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.optim import Group, optimizer
 
+# A tower that drops its class token returns a view; nobody writes into it.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TINY = 1e-6  # torch's own guard in clip_grad_norm_
 
