@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.parity.zero_files import differences
 from vlmrun.config import derived
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.schema import AverageStage, TrainStage
@@ -98,7 +99,10 @@ def _deepspeed(r, value):
     zero, clip, offload = ZERO[value]
     # A few ZeRO-3 runs with new tokens are ZeRO-2 here: tokens cannot be added to a partitioned embedding.
     allowed = {zero, 2} if r.run.model.image_markers else {zero}
-    return r.stage.zero in allowed and r.optim.max_grad_norm == clip and r.stage.offload == offload
+    values = (r.stage.engine, r.optim.max_grad_norm, r.stage.offload)
+    if r.stage.zero == zero:
+        assert differences(value, r.stage, r.run.hardware) == {}
+    return r.stage.zero in allowed and values == ("deepspeed", clip, offload)
 
 
 def _markers(r, value):
@@ -194,8 +198,8 @@ FLAGS = {
     "double_quant": lambda r, v: r.stage.quant.double == v,
     "quant_type": lambda r, v: r.stage.quant.type == v,
     "deepspeed": _deepspeed,
-    # FSDP's full sharding is ZeRO-3's; FSDP runs clip at 1.0.
-    "fsdp": lambda r, v: r.stage.zero == 3 and r.optim.max_grad_norm == 1.0,
+    # full_shard; FSDP runs clip at 1.0.
+    "fsdp": lambda r, v: (r.stage.engine, r.stage.zero, r.optim.max_grad_norm) == ("fsdp", 3, 1.0),
 }
 
 

@@ -158,7 +158,7 @@ class Fp16(Node):
     loss_scale_window: Positive  # updates without an overflow before the scale doubles
     initial_scale_power: Count
     hysteresis: Positive  # overflows before the scale is halved
-    min_loss_scale: Annotated[float, Field(gt=0)]
+    min_loss_scale: Positive
 
 
 class DeepSpeed(Node):

@@ -12,13 +12,13 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
-from vlmrun.hardware import zero_own
-from vlmrun.model import new_tokens, parts, quantise, tune
+from vlmrun.hardware import zero, zero_own
+from vlmrun.model import new_tokens, parts, quantise, recompute, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.model.towers import half
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
-from vlmrun.train.engine import start_deepspeed
+from vlmrun.train.engine.deepspeed import require_drive, start_deepspeed
 
 _USUAL_WIDTH = 1024
 
@@ -27,6 +27,8 @@ def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
     """The dict for `deepspeed.initialize`; None for the other engines."""
     if stage.engine != "deepspeed":
         return None
+    if "nvme" in zero.offloads(stage).values():
+        require_drive()
     return zero_own.complete(stage, job.hardware, hidden_dim=_hidden_dim(job, stage), name=job.name)
 
 
@@ -65,6 +67,8 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         torch.backends.cudnn.allow_tf32 = True
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
+    if stage.offload_checkpoints:
+        recompute.offload_kept(loaded.vlm.llm, loaded.vlm.tower)
     if job.hardware.sequence_parallel > 1:
         loaded.vlm.sequence = Ulysses(_inner(loaded.vlm.llm), dist.replica_group())
     # FSDP moves block by block what it has cut, and ZeRO-3 has cut it already.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vlmrun import logs
 from vlmrun.config.schema import TrainStage
-from vlmrun.errors import CheckpointError
+from vlmrun.errors import CheckpointError, LaunchError
+from vlmrun.hardware.checks_engine import AIO
 from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.engine.tensor_parallel import Cut, group_norm
@@ -151,6 +152,21 @@ def start_deepspeed() -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
     return deepspeed
+
+
+def require_drive() -> None:
+    """Refuses, before a weight is loaded, an offload to a drive that DeepSpeed cannot do here.
+
+    Raises:
+        LaunchError: with what to install.
+    """
+    start_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with quiet():
+        able = AsyncIOBuilder().is_compatible(verbose=False)
+    if not able:
+        raise LaunchError("offload to a drive needs DeepSpeed's async_io, which libaio is missing for", "offload", AIO)
 
 
 @contextlib.contextmanager
