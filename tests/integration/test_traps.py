@@ -14,7 +14,7 @@ import time
 import pytest
 
 from tests.integration import ranks as forked
-from tests.integration.jobs import execute, losses, make_job, rows, run, write_records
+from tests.integration.jobs import compare, execute, losses, make_job, rows, run, write_records
 from tests.integration.ranks import RankError
 
 pytestmark = pytest.mark.ranks
@@ -107,35 +107,49 @@ def test_t3_an_engine_at_another_stage_than_configured_is_refused(tmp_path):
         forked.run(_stage_three_expected, 1, job.to_json(), group=False)
 
 
-def _records_with_text_on_one_rank(folder):
-    """Records 0, 2, ... have pictures and 1, 3, ... have none; the order is then fixed to the file's."""
-    write_records(folder, 24, text_only="none")
+PICTURES = (0, 1, 3)  # of a micro batch
+
+
+def _every_pair_of_micro_batches(folder):
+    """Records in whose order rank 0 and rank 1 get micro batches of three with every pair of numbers of pictures."""
+    write_records(folder, 6 * len(PICTURES) ** 2, text_only="none")
     records = json.loads((folder / "data.json").read_text("utf-8"))
-    for record in records[1::2]:
-        del record["image"]
-        record["conversations"][0]["value"] = "Which colour?"
+    wanted = [n for first in PICTURES for second in PICTURES for n in (first, second)]
+    for index, record in enumerate(records):
+        if index % 3 >= wanted[index // 3]:
+            del record["image"]
+            record["conversations"][0]["value"] = "Which colour?"
     (folder / "data.json").write_text(json.dumps(records), "utf-8")
 
 
 def _in_file_order(text):
-    import numpy
+    from vlmrun.data import order
 
-    from vlmrun.data.sampler import Schedule
-
-    Schedule._permutation = lambda self, _epoch: numpy.arange(self.n_samples)
+    order.shuffled = lambda counts, weights, seed: lambda epoch: range(sum(counts))
     return execute(text)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_t4_a_text_only_batch_on_one_rank_neither_hangs_nor_diverges(tmp_path, zero):
-    _records_with_text_on_one_rank(tmp_path)
+@pytest.fixture(scope="module")
+def every_pair(tmp_path_factory):
+    """The reference: one process, the same nine updates."""
+    folder = tmp_path_factory.mktemp("pairs")
+    _every_pair_of_micro_batches(folder)
     tune = {"llm": "full", "tower": "full", "connector": "full"}
-    common = {"micro_batch": 1, "global_batch": 2, "max_steps": 6, "tune": tune}
-    plain = make_job(tmp_path, "plain", engine="plain", **common)
+    common = {"micro_batch": 3, "global_batch": 6, "epochs": 1.0, "tune": tune}
+    plain = make_job(folder, "plain", engine="plain", **common)
     forked.run(_in_file_order, 1, plain.to_json(), group=False)
-    job = make_job(tmp_path, f"zero{zero}", zero=zero, ranks_per_node=2, **common)
+    assert len(losses(plain)) == len(PICTURES) ** 2
+    return folder, common, plain
+
+
+@pytest.mark.parametrize(
+    "engine", [{"zero": 0}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"engine": "fsdp", "zero": 3}], ids=str
+)
+def test_t4_ranks_with_other_numbers_of_pictures_neither_hang_nor_diverge(every_pair, engine):
+    folder, common, plain = every_pair
+    job = make_job(folder, f"two{'-'.join(map(str, engine.values()))}", ranks_per_node=2, **common, **engine)
     forked.run(_in_file_order, 2, job.to_json(), timeout=60)
-    assert losses(job) == pytest.approx(losses(plain), abs=LOSS_ATOL)
+    compare(plain, job)
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])

@@ -63,7 +63,7 @@ _DECIDED = {
     "zero_force_ds_cpu_optimizer": "",
 }
 _FP16_FREE = frozenset({"loss_scale_window", "initial_scale_power", "hysteresis", "min_loss_scale", "loss_scale"})
-_OFFLOAD_FREE = frozenset({"pin_memory", "buffer_count", "buffer_size", "max_in_cpu", "pipeline_read",
+OFFLOAD_FREE = frozenset({"pin_memory", "buffer_count", "buffer_size", "max_in_cpu", "pipeline_read",
                            "pipeline_write", "fast_init"})  # fmt: skip
 _BLOCKS = {
     "fp16": _FP16_FREE,
@@ -71,8 +71,8 @@ _BLOCKS = {
     "data_types": frozenset[str](),
     "tensor_parallel": frozenset[str](),
     "zero_optimization": ZERO_FREE,
-    "zero_optimization.offload_optimizer": _OFFLOAD_FREE,
-    "zero_optimization.offload_param": _OFFLOAD_FREE,
+    "zero_optimization.offload_optimizer": OFFLOAD_FREE,
+    "zero_optimization.offload_param": OFFLOAD_FREE,
 }
 # The published zero3_offload.json writes this one key without its prefix.
 _ALIASES = {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}

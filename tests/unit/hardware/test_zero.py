@@ -5,6 +5,7 @@ import pytest
 
 from tests.integration.jobs import HARDWARE, STAGE
 from vlmrun.config.schema import HardwareConfig, TrainStage
+from vlmrun.hardware import zero_own
 from vlmrun.hardware.zero import TOP_LEVEL_KEYS, deepspeed_config, refuse_unknown
 
 
@@ -69,6 +70,52 @@ def test_deepspeed_knows_every_key_we_write(zero):
     config = _config(zero)
     assert set(config) <= known
     DeepSpeedZeroConfig(**config["zero_optimization"])  # strict: an unknown key raises
+
+
+def _numbers(**changes):
+    return {"deepspeed": STAGE["deepspeed"] | changes}
+
+
+def test_a_number_that_is_given_is_handed_on():
+    given = {"reduce_bucket_size": 5, "stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 7}
+    found = _config(3, **_numbers(**given))["zero_optimization"]
+    assert {key: found[key] for key in given} == given
+
+
+@pytest.mark.parametrize(
+    ("zero", "offload", "own", "expected"),
+    [
+        (2, "cpu", None, {"offload_optimizer": "cpu"}),
+        (3, "cpu", None, {"offload_optimizer": "cpu", "offload_param": "cpu"}),
+        (3, "cpu", "none", {"offload_optimizer": "cpu"}),
+        (3, "none", "cpu", {"offload_param": "cpu"}),
+        (3, "nvme", "cpu", {"offload_optimizer": "nvme", "offload_param": "cpu"}),
+    ],
+)
+def test_optimizer_state_and_parameters_lie_where_asked(zero, offload, own, expected):
+    found = _config(zero, offload=offload, **_numbers(offload_param=own, nvme_path="/drive"))["zero_optimization"]
+    blocks = {key: block for key, block in found.items() if key.startswith("offload")}
+    assert {key: block["device"] for key, block in blocks.items()} == expected
+    assert all((block.get("nvme_path") == "/drive") == (block["device"] == "nvme") for block in blocks.values())
+
+
+def test_a_sample_that_two_ranks_read_counts_twice_for_deepspeed():
+    stage = TrainStage.model_validate(STAGE)
+    hardware = HardwareConfig.model_validate(HARDWARE | {"ranks_per_node": 4, "sequence_parallel": 2})
+    config = deepspeed_config(stage, hardware, hidden_dim=32)
+    product = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 4
+    assert config["train_batch_size"] == product == 2 * stage.global_batch
+
+
+def test_keys_of_a_file_of_ones_own_are_deepspeeds():
+    """What is handed on freely exists; a misspelt one of ours would be ignored or refused there."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig as Offload
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadParamConfig as OffloadParam
+
+    fields = DeepSpeedZeroConfig.model_fields
+    assert {field.alias or name for name, field in fields.items()} >= zero_own.ZERO_FREE
+    assert {*Offload.model_fields, *OffloadParam.model_fields} >= zero_own.OFFLOAD_FREE
 
 
 def test_no_torch_is_loaded():

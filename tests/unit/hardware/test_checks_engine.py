@@ -1,0 +1,135 @@
+"""Rules about engines: each is broken once, and a sound run breaks none."""
+
+import json
+from functools import lru_cache
+
+import pytest
+
+from vlmrun.config.compose import compose
+from vlmrun.config.validate import validate
+from vlmrun.hardware import checks_engine
+from vlmrun.run import checks
+
+
+@lru_cache(maxsize=1)
+def _smoke():
+    run, problems = validate(compose(["+recipe=smoke"]).tree)
+    assert problems == []
+    return run
+
+
+def _changed(*, numbers=None, hardware=None, model=None, **stage):
+    """The smoke run with its `instruct` stage, that stage's deepspeed numbers, or the hardware changed."""
+    run = _smoke()
+    old = run.stage["instruct"]
+    stage["deepspeed"] = old.deepspeed.model_copy(update=numbers or {})
+    return run.model_copy(
+        update={
+            "stage": run.stage | {"instruct": old.model_copy(update=stage)},
+            "hardware": run.hardware.model_copy(update=hardware or {}),
+            "model": run.model.model_copy(update=model or {}),
+        }
+    )
+
+
+def _found(**changes):
+    return [f"{problem.where}: {problem.what} | {problem.fix}" for problem in checks_engine.check(_changed(**changes))]
+
+
+def test_the_smoke_recipe_is_sound():
+    assert _found() == []
+    assert _found(engine="fsdp", zero=3, offload="cpu") == []
+    assert _found(zero=3, offload="cpu", numbers={"offload_param": "none"}) == []
+
+
+TWO = {"ranks_per_node": 2, "launcher": "torchrun"}
+RULES = {
+    "fsdp and ZeRO-1": ({"engine": "fsdp", "zero": 1}, "always cuts gradients"),
+    "fsdp and a drive": ({"engine": "fsdp", "zero": 3, "offload": "nvme"}, "computer's memory only"),
+    "fsdp and a JSON": ({"engine": "fsdp", "zero": 3, "numbers": {"config": "x.json"}}, "reads no DeepSpeed JSON"),
+    "parameters below ZeRO-3": ({"zero": 2, "numbers": {"offload_param": "cpu"}}, "only ZeRO-3 cuts parameters"),
+    "nothing kept": ({"offload_checkpoints": True}, "nothing to offload | stage.instruct.gradient_checkpointing=true"),
+    "a drive below ZeRO-3": ({"zero": 2, "offload": "nvme"}, "only ZeRO-3 can keep state on a drive"),
+    "which drive": ({"zero": 3, "offload": "nvme"}, "which drive?"),
+    "no such folder": ({"zero": 3, "offload": "nvme", "numbers": {"nvme_path": "/no/drive"}}, "/no/drive is no folder"),
+    "ZeRO++ below ZeRO-3": ({"zero": 2, "numbers": {"zero_quantized_weights": True}}, "(zero_quantized_weights) is of"),
+    "ZeRO++ on a CPU": ({"zero": 3, "numbers": {"zero_quantized_gradients": True}}, "exist for GPUs only"),
+    "hpZ groups": ({"zero": 3, "numbers": {"zero_hpz_partition_size": 2}}, "1 rank(s) cannot be cut into groups of 2"),
+    "groups of ranks": ({"hardware": {"tensor_parallel": 2}}, "1 rank(s) cannot be cut into groups of 2"),
+    "both kinds": (
+        {"hardware": {"ranks_per_node": 4, "tensor_parallel": 2, "sequence_parallel": 2}},
+        "together are not built",
+    ),
+    "heads": ({"hardware": {"ranks_per_node": 3, "sequence_parallel": 3}}, "num_attention_heads cannot be shared by 3"),
+    "tensor parallel without DeepSpeed": (
+        {"engine": "fsdp", "zero": 3, "hardware": TWO | {"tensor_parallel": 2}},
+        "engine fsdp has no tensor parallelism",
+    ),
+    "sequence parallel on one process": (
+        {"engine": "plain", "hardware": TWO | {"sequence_parallel": 2}},
+        "engine plain is one process",
+    ),
+    "no JSON": ({"numbers": {"config": "/no/such.json"}}, "cannot read /no/such.json: No such file"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_told(rule):
+    changes, message = RULES[rule]
+    assert any(message in line for line in _found(**changes)), _found(**changes)
+
+
+def test_the_checks_of_a_run_include_these():
+    run = _changed(zero=3, offload="nvme")
+    assert any(problem.what == "which drive?" for problem in checks.check(run))
+
+
+def test_a_drive_needs_libaio_and_a_folder_one_may_write(tmp_path, monkeypatch):
+    changes = {"zero": 3, "offload": "nvme", "numbers": {"nvme_path": str(tmp_path)}}
+    monkeypatch.setattr(checks_engine, "find_library", lambda name: None)
+    assert [line for line in _found(**changes) if "apt-get install libaio-dev" in line]
+    monkeypatch.setattr(checks_engine, "find_library", lambda name: "libaio.so.1")
+    assert _found(**changes) == []
+    monkeypatch.setattr(checks_engine.os, "access", lambda path, mode: False)
+    assert any("cannot be written" in line for line in _found(**changes))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_file_that_is_no_object_is_told(tmp_path, text):
+    path = tmp_path / "own.json"
+    path.write_text(text)
+    assert any("is no JSON" in line or "holds no JSON object" in line for line in _found(numbers={"config": str(path)}))
+
+
+def test_every_conflict_of_a_file_is_told_at_once(tmp_path):
+    path = tmp_path / "own.json"
+    own = {
+        "train_batch_size": 7,
+        "gradient_clipping": 9.0,
+        "scheduler": {"type": "WarmupLR", "params": {}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.5, "betas": "auto"}},
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "overlap_com": True},
+        "gradient_cliping": 1.0,
+        "steps_per_print": 10,
+    }
+    path.write_text(json.dumps(own))
+    lines = _found(numbers={"config": str(path)})
+    wanted = [
+        "train_batch_size is 7, the stage's is",
+        "set stage.instruct.global_batch",
+        "gradient_clipping is 9.0, the stage's is",
+        "scheduler contradicts the stage",
+        "optimizer.params.lr is 0.5",
+        "bf16.enabled is true, the stage's is false | take it out, or set hardware.precision",
+        "zero_optimization.stage is 3, the stage's is",
+        'zero_optimization.offload_optimizer.device is "cpu", the stage\'s is "none"',
+        "zero_optimization.overlap_com is no key",
+        "did you mean 'overlap_comm'",
+        "gradient_cliping is no key",
+        "did you mean 'gradient_clipping'",
+    ]
+    missing = [text for text in wanted if not any(text in line for line in lines)]
+    assert missing == [], lines
+    assert len(lines) == 9
+    assert not any("steps_per_print is" in line for line in lines)
