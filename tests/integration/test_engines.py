@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.integration.jobs import compare, execute, make_job, rows, said, tensors, weights
+from tests.integration.jobs import STAGE, compare, execute, make_job, rows, said, tensors, weights
 from tests.pico import pico_model_config
 
 pytestmark = pytest.mark.ranks
@@ -99,6 +99,73 @@ def test_gradient_checkpointing_changes_nothing(ranks, plain):
     folder, reference = plain
     job, _ = _run(ranks, folder, "checkpointing", 2, zero=2, gradient_checkpointing=True, tune=TUNE_ALL)
     compare(reference, job)
+
+
+NUMBERS = STAGE["deepspeed"]
+WAYS = {
+    "hpz": {"deepspeed": NUMBERS | {"zero_hpz_partition_size": 2}},
+    "optimizer-offload": {"offload": "cpu", "deepspeed": NUMBERS | {"offload_param": "none", "pin_memory": False}},
+    "all-offloaded": {"offload": "cpu", "deepspeed": NUMBERS | {"pin_memory": False}},
+    "kept-on-cpu": {"gradient_checkpointing": True, "offload_checkpoints": True},
+    "small-buckets": {"deepspeed": NUMBERS | {"reduce_bucket_size": 5000, "sub_group_size": 9000}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_where_things_lie_changes_nothing(ranks, plain, way):
+    folder, reference = plain
+    job, _ = _run(ranks, folder, way, 2, zero=3, tune=TUNE_ALL, **WAYS[way])
+    compare(reference, job)
+
+
+def _kept(text):
+    """How many tensors were moved to the computer's memory and taken back in one training."""
+    import torch
+
+    moved = []
+
+    class Counting(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, pin_memory=False):
+            super().__init__(lambda tensor: moved.append(tensor.shape) or tensor, lambda tensor: tensor)
+
+    torch.autograd.graph.save_on_cpu = Counting
+    execute(text)
+    return len(moved)
+
+
+def test_what_checkpointing_keeps_is_what_is_offloaded(ranks, tmp_path):
+    job = make_job(tmp_path, engine="plain", max_steps=1, warmup_ratio=0.0, gradient_checkpointing=True, offload_checkpoints=True)
+    (moved,) = ranks(_kept, 1, job.to_json(), group=False)
+    # Two micro batches, two blocks of the LLM: their inputs, and whatever else enters a block as an argument.
+    assert moved >= 4
+
+
+def test_a_json_of_ones_own_is_laid_over_what_deepspeed_is_told(ranks, plain, tmp_path):
+    folder, reference = plain
+    own = {
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 4000},
+        "steps_per_print": 5,
+        "bf16": {"enabled": "auto"},
+    }
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    given = NUMBERS | {"config": str(tmp_path / "own.json")}
+    job, _ = _run(ranks, folder, "own", 2, zero=2, tune=TUNE_ALL, deepspeed=given)
+    compare(reference, job)
+    (tmp_path / "own.json").write_text(json.dumps(own | {"gradient_clipping": 7.0}))
+    job = make_job(folder, "refused", ranks_per_node=2, zero=2, deepspeed=given)
+    with pytest.raises(AssertionError, match=r"ConfigError: error: gradient_clipping is 7.0, the stage's is 1.0"):
+        ranks(execute, 2, job.to_json())
+
+
+def test_a_drive_without_libaio_is_refused_before_weights_are_loaded(ranks, tmp_path):
+    from ctypes.util import find_library
+
+    if find_library("aio") is not None:
+        pytest.skip("libaio is installed here")
+    given = NUMBERS | {"nvme_path": str(tmp_path)}
+    job = make_job(tmp_path, zero=3, offload="nvme", deepspeed=given)
+    with pytest.raises(AssertionError, match=r"LaunchError: error: offload to a drive needs.*\n.*\n.*libaio-dev"):
+        ranks(execute, 1, job.to_json(), group=False)
 
 
 def _engine_of(text):

@@ -86,11 +86,13 @@ def _inner(llm: Any) -> Any:
 def _sharded(job: StageJob, stage: TrainStage) -> bool:
     """Whether ZeRO-3 shards while loading.
 
-    Not what is made at random: it would be other than at the lower stages. Nor what AutoTP has yet to cut.
+    Not what is made at random: it would be other than at the lower stages. Nor what AutoTP has yet to cut, nor under
+    hpZ, whose groups DeepSpeed makes once and each part that is loaded would make again.
     """
     made = (part.arguments.get("path") is None for part in (job.model.llm, job.model.tower))
     read = stage.init_from is not None or not any(made)
-    return stage.zero == 3 and job.hardware.tensor_parallel == 1 and read
+    whole = job.hardware.tensor_parallel > 1 or stage.deepspeed.zero_hpz_partition_size > 1
+    return stage.zero == 3 and read and not whole
 
 
 def _shard_at_load(config: dict[str, Any]) -> Any:
