@@ -134,7 +134,9 @@ def _kept(text):
 
 
 def test_what_checkpointing_keeps_is_what_is_offloaded(ranks, tmp_path):
-    job = make_job(tmp_path, engine="plain", max_steps=1, warmup_ratio=0.0, gradient_checkpointing=True, offload_checkpoints=True)
+    job = make_job(
+        tmp_path, engine="plain", max_steps=1, warmup_ratio=0.0, gradient_checkpointing=True, offload_checkpoints=True
+    )
     (moved,) = ranks(_kept, 1, job.to_json(), group=False)
     # Two micro batches, two blocks of the LLM: their inputs, and whatever else enters a block as an argument.
     assert moved >= 4

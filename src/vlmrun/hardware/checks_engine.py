@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.config import derived
-from vlmrun.config.paths import locate, read_config
+from vlmrun.config.paths import read_config
 from vlmrun.config.schema import HardwareConfig, ModelConfig, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, Problem, VlmrunError
 from vlmrun.hardware import gpus, zero, zero_own
@@ -17,6 +17,13 @@ from vlmrun.hardware import gpus, zero, zero_own
 # No result depends on it here: only the file's numbers are compared.
 _ANY_WIDTH = 1024
 AIO = "apt-get install libaio-dev (and gcc, ninja: DeepSpeed compiles async_io at its first use), or offload: cpu"
+
+
+# Families that transformers plans as whole columns and rows, which is what `train/engine/tensor_parallel.py` cuts;
+# MiniCPM is held as Granite. A test compares with transformers.
+TENSOR_PARALLEL = ("gemma2", "granite", "llama", "minicpm", "mistral", "phi", "qwen2")
+# Families whose attention is not transformers' exchangeable one.
+_OWN_ATTENTION = ("mpt",)
 
 
 def check(run: RunConfig) -> list[Problem]:
@@ -39,9 +46,10 @@ def llm_shape(model: ModelConfig) -> dict[str, Any]:
     """The LLM's config values as far as the front half can see them; empty for a hub id that is not here."""
     arguments = model.llm.arguments
     if arguments.get("path") is None:
-        return dict(arguments.get("config") or {})
+        config = arguments.get("config")
+        return dict(config) if isinstance(config, dict) else {}
     try:
-        return dict(read_config(str(locate(str(arguments["path"])))))
+        return read_config(str(arguments["path"]))
     except VlmrunError:
         return {}  # run/checks.py says what is wrong with the path
 
@@ -66,10 +74,23 @@ def _groups(run: RunConfig) -> Iterator[Problem]:
     for key in ("num_attention_heads", "num_key_value_heads"):
         heads = shape.get(key)
         for name, size in (("tensor_parallel", tensor), ("sequence_parallel", sequence)):
-            if size > 1 and heads and heads % size:
+            if size > 1 and isinstance(heads, int) and heads % size:
                 yield Problem(
                     f"the LLM's {heads} {key} cannot be shared by {size} ranks", f"hardware.{name}", "a divisor"
                 )
+    family = shape.get("model_type")
+    if tensor > 1 and family and family not in TENSOR_PARALLEL:
+        yield Problem(
+            f"how the layers of {family} can be shared is not known",
+            "hardware.tensor_parallel",
+            f"hardware.tensor_parallel=1 and ZeRO-3; known: {', '.join(TENSOR_PARALLEL)}",
+        )
+    if sequence > 1 and family in _OWN_ATTENTION:
+        yield Problem(
+            f"{family} attends in its own way, which ranks cannot share",
+            "hardware.sequence_parallel",
+            "hardware.sequence_parallel=1",
+        )
     window = shape.get("sliding_window")
     if sequence > 1 and window and shape.get("use_sliding_window", True) and window < run.model.max_length:
         yield Problem(

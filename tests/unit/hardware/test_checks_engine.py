@@ -6,6 +6,7 @@ from functools import lru_cache
 import pytest
 
 from vlmrun.config.compose import compose
+from vlmrun.config.schema import Target
 from vlmrun.config.validate import validate
 from vlmrun.hardware import checks_engine
 from vlmrun.run import checks
@@ -18,16 +19,21 @@ def _smoke():
     return run
 
 
-def _changed(*, numbers=None, hardware=None, model=None, **stage):
-    """The smoke run with its `instruct` stage, that stage's deepspeed numbers, or the hardware changed."""
+def _changed(*, numbers=None, hardware=None, llm=None, tune=None, **stage):
+    """The smoke run with its `instruct` stage, that stage's deepspeed numbers, the hardware or the LLM changed."""
     run = _smoke()
     old = run.stage["instruct"]
+    if tune:
+        stage["tune"] = old.tune.model_copy(update={"llm": tune})
+    model = run.model
+    if llm:
+        model = model.model_copy(update={"llm": Target.model_validate({"_target_": model.llm.target, "config": llm})})
     stage["deepspeed"] = old.deepspeed.model_copy(update=numbers or {})
     return run.model_copy(
         update={
             "stage": run.stage | {"instruct": old.model_copy(update=stage)},
             "hardware": run.hardware.model_copy(update=hardware or {}),
-            "model": run.model.model_copy(update=model or {}),
+            "model": model,
         }
     )
 
@@ -61,6 +67,22 @@ RULES = {
         "together are not built",
     ),
     "heads": ({"hardware": {"ranks_per_node": 3, "sequence_parallel": 3}}, "num_attention_heads cannot be shared by 3"),
+    "unknown layers": (
+        {"hardware": TWO | {"tensor_parallel": 2}, "llm": {"model_type": "phi3"}},
+        "how the layers of phi3 can be shared is not known",
+    ),
+    "own attention": (
+        {"hardware": TWO | {"sequence_parallel": 2}, "llm": {"model_type": "mpt"}},
+        "mpt attends in its own way",
+    ),
+    "sliding window": (
+        {"hardware": TWO | {"sequence_parallel": 2}, "llm": {"model_type": "mistral", "sliding_window": 16}},
+        "attends to the last 16 tokens only",
+    ),
+    "adapters and shared layers": (
+        {"tune": "lora", "hardware": TWO | {"tensor_parallel": 2}},
+        "tensor parallelism with tune.llm lora is not built",
+    ),
     "tensor parallel without DeepSpeed": (
         {"engine": "fsdp", "zero": 3, "hardware": TWO | {"tensor_parallel": 2}},
         "engine fsdp has no tensor parallelism",
@@ -82,6 +104,14 @@ def test_a_broken_rule_is_told(rule):
 def test_the_checks_of_a_run_include_these():
     run = _changed(zero=3, offload="nvme")
     assert any(problem.what == "which drive?" for problem in checks.check(run))
+
+
+def test_the_families_that_can_be_shared_are_those_transformers_plans_so():
+    from transformers import CONFIG_MAPPING
+
+    for family in {*checks_engine.TENSOR_PARALLEL} - {"minicpm"}:
+        assert set(CONFIG_MAPPING[family].base_model_tp_plan.values()) == {"colwise", "rowwise"}, family
+    assert set(CONFIG_MAPPING["phi3"].base_model_tp_plan.values()) - {"colwise", "rowwise"}
 
 
 def test_a_drive_needs_libaio_and_a_folder_one_may_write(tmp_path, monkeypatch):
