@@ -75,6 +75,31 @@ def test_resume_is_bit_identical_and_writes_no_pickle(tmp_path):
     assert weights(job) == weights(whole)
 
 
+def _loaded(text, checkpoint):
+    """The weights that an engine of this job has after loading, on rank 0."""
+    import json
+    from pathlib import Path
+
+    from vlmrun.config.job import StageJob
+    from vlmrun.train import dist, engine, model, optim
+
+    job = StageJob.model_validate(json.loads(text))
+    with dist.session(job.hardware):
+        vlm = model.load(job, job.stage, None).vlm
+        built = engine.create(vlm, optim.groups(vlm, job.stage.optim), job.stage, job.hardware, None)
+        built.load(Path(checkpoint))
+        return {f"{part}.{name}": t for part in optim.PARTS for name, t in built.gather(part)}
+
+
+def test_a_checkpoint_of_two_ranks_is_read_by_one(tmp_path):
+    whole = run(tmp_path, "whole", 2, tune=ALL, max_steps=3, **FSDP)
+    job = make_job(tmp_path, "one", tune=ALL, max_steps=3, **FSDP)
+    (found,) = forked.run(_loaded, 1, job.to_json(), str(whole.path / "checkpoints" / "step-3"), group=False)
+    for name, tensor in tensors(whole).items():
+        if name.startswith(("llm.", "connector.")):
+            assert tensor.equal(found[name]), name
+
+
 def _cut(text):
     """How many parameters are cut, and whether blocks are units of their own."""
     import json

@@ -4,6 +4,7 @@ import pytest
 
 from tests.integration import ranks as forked
 from tests.integration.jobs import compare, execute, make_job, rows, run, tensors, weights, write_records
+from tests.pico import WIDE, pico_llm, pico_model_config
 
 pytestmark = pytest.mark.ranks
 
@@ -71,6 +72,19 @@ def test_adapters_checkpointing_and_micro_mean_over_shared_sequences(tmp_path):
     changes = {"tune": ADAPTER, "lora": LORA, "loss": "micro_mean", "gradient_checkpointing": True, "max_steps": 3}
     truth = run(tmp_path, "plain", engine="plain", **changes)
     compare(truth, run(tmp_path, "sequence", 2, zero=3, sequence_parallel=2, **changes))
+
+
+def test_packed_weights_over_shared_sequences(tmp_path):
+    pico_llm(tmp_path / "parts" / "llm", **WIDE)
+    changes = {
+        "model": pico_model_config(tmp_path / "parts"),
+        "tune": ADAPTER | {"llm": "qlora"},
+        "lora": LORA,
+        "quant": {"bits": 4, "type": "nf4", "double": True},
+        "max_steps": 3,
+    }
+    truth = run(tmp_path, "plain", engine="plain", **changes)
+    compare(truth, run(tmp_path, "sequence", 2, zero=2, sequence_parallel=2, **changes))
 
 
 def test_text_alone_over_shared_sequences(tmp_path):

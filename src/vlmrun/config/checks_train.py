@@ -39,9 +39,11 @@ def _pictures(stage: TrainStage, where: str) -> Iterator[Problem]:
 
 
 def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
-    if stage.offload != "none" and (stage.engine != "deepspeed" or stage.zero < 2):
+    if stage.offload != "none" and (stage.engine == "plain" or stage.zero < 2):
         yield Problem(
-            "only ZeRO 2 and 3 can keep state elsewhere", f"{where}.offload", f"{where}.zero=3 or offload=none"
+            "only ZeRO 2 and 3, and fsdp, can keep state elsewhere",
+            f"{where}.offload",
+            f"{where}.zero=3 or offload=none",
         )
     if hardware.precision != "fp16":
         return

@@ -11,12 +11,12 @@ from torch import nn
 
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.train.engine.base import Engine
-from vlmrun.train.engine.deepspeed import DeepSpeedEngine, start_deepspeed
+from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet, start_deepspeed
 from vlmrun.train.engine.fsdp import FsdpEngine
 from vlmrun.train.engine.plain import PlainEngine
 from vlmrun.train.optim import Group
 
-__all__ = ["DeepSpeedEngine", "Engine", "FsdpEngine", "PlainEngine", "create", "start_deepspeed"]
+__all__ = ["DeepSpeedEngine", "Engine", "FsdpEngine", "PlainEngine", "create", "quiet", "start_deepspeed"]
 
 
 def create(
