@@ -88,7 +88,7 @@ def _loaded(text, checkpoint):
         vlm = model.load(job, job.stage, None).vlm
         built = engine.create(vlm, optim.groups(vlm, job.stage.optim), job.stage, job.hardware, None)
         built.load(Path(checkpoint))
-        return {f"{part}.{name}": t for part in optim.PARTS for name, t in built.gather(part)}
+        return {f"{part}.{name}": t.numpy() for part in optim.PARTS for name, t in built.gather(part)}
 
 
 def test_a_checkpoint_of_two_ranks_is_read_by_one(tmp_path):
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_two_ranks_is_read_by_one(tmp_path):
     (found,) = forked.run(_loaded, 1, job.to_json(), str(whole.path / "checkpoints" / "step-3"), group=False)
     for name, tensor in tensors(whole).items():
         if name.startswith(("llm.", "connector.")):
-            assert tensor.equal(found[name]), name
+            assert (tensor.numpy() == found[name]).all(), name
 
 
 def _cut(text):

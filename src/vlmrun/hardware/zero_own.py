@@ -36,7 +36,6 @@ ZERO_FREE = frozenset(
         "stage3_max_reuse_distance",
         "stage3_gather_16bit_weights_on_model_save",
         "round_robin_gradients",
-        "zero_hpz_partition_size",
     }
 )
 # What vlmrun decides, and the key of ours that says it.
@@ -53,6 +52,7 @@ _DECIDED = {
     "zero_optimization.offload_param.device": "{stage}.deepspeed.offload_param",
     "zero_optimization.offload_optimizer.nvme_path": "{stage}.deepspeed.nvme_path",
     "zero_optimization.offload_param.nvme_path": "{stage}.deepspeed.nvme_path",
+    "zero_optimization.zero_hpz_partition_size": "{stage}.deepspeed.zero_hpz_partition_size",
     "zero_optimization.zero_quantized_weights": "{stage}.deepspeed.zero_quantized_weights",
     "zero_optimization.zero_quantized_gradients": "{stage}.deepspeed.zero_quantized_gradients",
     "zero_optimization.memory_efficient_linear": "",
@@ -148,6 +148,8 @@ def _value(path: str, value: Any, ours: Any, where: str, place: str) -> Iterator
             known = _ALIASES.get(name, name)
             if known not in _BLOCKS[path]:
                 yield from _value(f"{path}.{known}", inner, (ours or {}).get(known), where, place)
+            elif inner != AUTO and not isinstance(inner, int | float):
+                yield Problem(f"{path}.{name} is {json.dumps(inner)}", place, 'a number, true, false or "auto"')
     elif path in _DECIDED:
         # Without a block of ours, nothing is meant: no offload, no fp16.
         meant = ours if ours is not None else _absent(path)
@@ -160,11 +162,15 @@ def _value(path: str, value: Any, ours: Any, where: str, place: str) -> Iterator
 
 
 def _absent(path: str) -> Any:
+    """What it means that our dict has no such key."""
     if path.endswith(".device"):
         return "none"
+    if path.rpartition(".")[2] in ("autotp_size", "zero_hpz_partition_size"):
+        return 1
     return (
         False
-        if path.rpartition(".")[2] in ("auto_cast", "zero_quantized_weights", "zero_quantized_gradients")
+        if path.rpartition(".")[2]
+        in ("auto_cast", "zero_quantized_weights", "zero_quantized_gradients", "memory_efficient_linear")
         else None
     )
 
@@ -179,9 +185,10 @@ def _nearest(path: str) -> str:
 
 def _published_schedule(block: Any, stage: TrainStage) -> bool:
     """Whether a scheduler block is the published one, and the stage trains as it did."""
-    parameters = block.get("params", {}) if isinstance(block, dict) else {None: None}
-    auto = all(value == AUTO for value in parameters.values())
-    return stage.compat.offload_schedule and auto and block.get("type") == "WarmupLR"
+    if not stage.compat.offload_schedule or not isinstance(block, dict) or block.get("type") != "WarmupLR":
+        return False
+    parameters = block.get("params", {})
+    return isinstance(parameters, dict) and all(value == AUTO for value in parameters.values())
 
 
 def _optimizer(block: Any, stage: TrainStage, where: str, place: str) -> Iterator[Problem]:
@@ -191,7 +198,8 @@ def _optimizer(block: Any, stage: TrainStage, where: str, place: str) -> Iterato
     given = block if isinstance(block, dict) else {}
     if given.get("type") not in ("AdamW", "Adam"):
         yield Problem(f"the optimizer {given.get('type')!r} is not the stage's", place, "AdamW, or take it out")
-    for name, value in (given.get("params") or {}).items():
+    parameters = given.get("params", {})
+    for name, value in parameters.items() if isinstance(parameters, dict) else ():
         free = name in ("torch_adam", "adam_w_mode", "fused")
         if value != AUTO and not free and value != ours.get(name):
             yield Problem(

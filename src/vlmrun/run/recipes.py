@@ -160,9 +160,10 @@ def _stage_text(stage: Any, run: RunConfig) -> str:
     batch = f"batch {stage.global_batch} ({stage.micro_batch} x {accumulation} x {derived.data_ranks(run.hardware)})"
     adapters = "" if stage.lora is None else f", LoRA {stage.lora.r}/{stage.lora.alpha:g}"
     length = f"{stage.epochs:g} epoch(s)" if stage.max_steps is None else f"{stage.max_steps} steps"
+    engine = f"ZeRO-{stage.zero}" if stage.engine == "deepspeed" else stage.engine
     return (
         f"train {' + '.join(trained)} on {', '.join(stage.data)}: {shown}{adapters}, {batch}, {length}, "
-        f"ZeRO-{stage.zero}, template {derived.template(stage, run.model)}, aspect {stage.image_aspect}"
+        f"{engine}, template {derived.template(stage, run.model)}, aspect {stage.image_aspect}"
     )
 
 

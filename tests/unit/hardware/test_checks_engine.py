@@ -139,7 +139,12 @@ def test_every_conflict_of_a_file_is_told_at_once(tmp_path):
         "scheduler": {"type": "WarmupLR", "params": {}},
         "optimizer": {"type": "AdamW", "params": {"lr": 0.5, "betas": "auto"}},
         "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "overlap_com": True},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": {"device": "cpu"},
+            "overlap_com": True,
+            "sub_group_size": "big",
+        },
         "gradient_cliping": 1.0,
         "steps_per_print": 10,
     }
@@ -156,10 +161,34 @@ def test_every_conflict_of_a_file_is_told_at_once(tmp_path):
         'zero_optimization.offload_optimizer.device is "cpu", the stage\'s is "none"',
         "zero_optimization.overlap_com is no key",
         "did you mean 'overlap_comm'",
+        'zero_optimization.sub_group_size is "big"',
         "gradient_cliping is no key",
         "did you mean 'gradient_clipping'",
     ]
     missing = [text for text in wanted if not any(text in line for line in lines)]
     assert missing == [], lines
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert not any("steps_per_print is" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"optimizer": 3, "scheduler": []},
+        {"optimizer": {"type": "AdamW", "params": 3}, "scheduler": {"type": "WarmupLR", "params": 3}},
+        {"zero_optimization": 3, "fp16": [], "bf16": None},
+        {"zero_optimization": {"offload_param": "cpu"}},
+    ],
+    ids=str,
+)
+def test_a_file_of_any_shape_is_told_and_not_a_crash(tmp_path, own):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(own))
+    assert _found(numbers={"config": str(path)})
+
+
+def test_what_ours_leaves_out_may_be_said_in_a_file(tmp_path):
+    path = tmp_path / "own.json"
+    zero = {"zero_hpz_partition_size": 1, "memory_efficient_linear": False, "offload_param": {"device": "none"}}
+    path.write_text(json.dumps({"tensor_parallel": {"autotp_size": 1}, "zero_optimization": zero}))
+    assert _found(numbers={"config": str(path)}) == []

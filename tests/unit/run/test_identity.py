@@ -26,6 +26,7 @@ VOLATILE = {
 
     "prefetch": "3",
     "image_cache": "pictures",
+    "deepspeed": "{reduce_bucket_size: 5000}", "offload_checkpoints": "true",
 }  # fmt: skip
 
 
@@ -50,6 +51,12 @@ def test_a_rate_changes_its_stage_and_what_comes_of_it(smoke):
     assert changed(keys(smoke()), keys(smoke("stage.lora.optim.lr=0.5"))) == {
         "lora", "merge", "average", "eval_merge", "eval_average",
     }  # fmt: skip
+
+
+def test_transfers_that_round_change_the_key(smoke):
+    rounded = "stage.pretrain.deepspeed.zero_quantized_weights=true"
+    assert "pretrain" in changed(keys(smoke("stage.pretrain.zero=3")), keys(smoke("stage.pretrain.zero=3", rounded)))
+    assert keys(smoke()) == keys(smoke(rounded)), "below ZeRO-3 there are none"
 
 
 @pytest.mark.parametrize(
