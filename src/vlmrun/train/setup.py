@@ -229,12 +229,12 @@ class _Run:
             seed=self.stage.seed,
             order=self._order(counts),
         )
-        warmup = optim.warmup_steps(self.stage.optim, schedule.steps)
-        if warmup >= schedule.steps:
+        told = "warmup_ratio" if self.stage.optim.warmup_steps is None else "warmup_steps"
+        if derived.warmup_steps(self.stage.optim, schedule.steps) >= schedule.steps:
             raise ConfigError(
                 f"all {schedule.steps} step(s) are warm-up, and the first has rate 0: hardly anything would be learnt",
-                f"stage.{self.job.name}.optim.warmup_ratio",
-                "give more data or epochs, a smaller global_batch, or warmup_ratio=0.0",
+                f"stage.{self.job.name}.optim.{told}",
+                f"give more data or epochs, a smaller global_batch, or {told}=0",
             )
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
