@@ -67,7 +67,7 @@ def _killed_at(text: str, where: str, rank: int) -> None:
         at_six = lambda folder, *_: "step-6" in str(folder)  # noqa: E731
         points = {
             "in step 5": (loop, "seed", lambda _number, step, _rank: step == 4),
-            "before writing": (save, "commit", lambda _folder, step, *_: step == 6),
+            "before writing": (save, "draft", lambda _folder, step, *_: step == 6),
             "before the manifest": (save, "_describe", at_six),
             "in the manifest": (artifact, "write_json", lambda path, _: "step-6" in str(path)),
             "after the rename": (artifact, "fsync_folder", lambda folder: (folder / "step-6").exists()),
@@ -212,14 +212,14 @@ def _with_small_files(text: str, limit: int) -> None:
 
     from vlmrun.train import save
 
-    original = save.commit
+    original = save.draft
 
-    def commit(folder, step, write, facts):
+    def draft(folder, step, write, **how):
         if step == 6:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        return original(folder, step, write, facts)
+        return original(folder, step, write, **how)
 
-    save.commit = commit
+    save.draft = draft
     execute(text)
 
 
