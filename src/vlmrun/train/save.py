@@ -174,20 +174,26 @@ def prune(folder: Path, limit: int, best: int | None = None) -> None:
         _discard(path)
 
 
-def check_facts(found: Checkpoint, facts: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another layout: optimizer shards only fit the run that wrote them.
+def check_facts(found: Checkpoint, facts: dict[str, Any], *, movable: bool) -> bool:
+    """Refuses a checkpoint of another run or layout; returns whether it has to be cut anew for our number of ranks.
+
+    Args:
+        movable: whether the engine can do that.
 
     Raises:
         CheckpointError: naming every difference.
     """
     changed = [key for key, value in facts.items() if found.facts.get(key) != value]
-    different = [f"{key}: {found.facts.get(key)!r} then, {facts[key]!r} now" for key in changed]
-    if different:
+    if changed == ["ranks"] and movable:
+        return True
+    if changed:
+        different = "; ".join(f"{key}: {found.facts.get(key)!r} then, {facts[key]!r} now" for key in changed)
         raise CheckpointError(
-            f"the checkpoint of step {found.step} does not fit this run ({'; '.join(different)})",
+            f"the checkpoint of step {found.step} does not fit this run ({different})",
             str(found.path),
             "run with the values it was written with, or remove the checkpoints folder to train from the beginning",
         )
+    return False
 
 
 def _step(name: str) -> int:

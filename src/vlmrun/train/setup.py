@@ -25,7 +25,7 @@ from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
-from vlmrun.train import audit, dist, loop, model, optim, save
+from vlmrun.train import audit, dist, loop, model, optim, reshard, save
 from vlmrun.train.engine import DeepSpeedEngine, Engine, create
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import METRICS, Row, Tracker, open_trackers, read
@@ -113,8 +113,12 @@ class _Run:
         """Goes on from the newest whole checkpoint, if there is one."""
         found = save.newest_good(self.saver.folder)
         if found is not None:
-            save.check_facts(found, self.saver.facts)
-            self.engine.load(found.path)
+            movable = reshard.is_possible(self.stage, self.job.hardware)
+            if save.check_facts(found, self.saver.facts, movable=movable):
+                log.info("the checkpoint of %d ranks is cut anew for %d", found.facts["ranks"], dist.world())
+                reshard.load(self.engine, found.path, self.stage)
+            else:
+                self.engine.load(found.path)
             self.done = found.step
             log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
         self.record = Record(self.job.path, self.done)
@@ -333,9 +337,16 @@ class _Run:
             # With on_error: skip, records whose pictures came or went would shift the order of all samples.
             "samples": len(self.dataset),
             "trainable": {row.part: row.n_trainable for row in self.counts},
-            # Frozen weights are not in a checkpoint: they must be the same again (rank 0's share, under ZeRO-3).
-            "frozen": dist.broadcast_object([str(sum(numbers) % 2**64) for numbers in zip(*prints, strict=True)]),
+            # Frozen weights are not in a checkpoint: they must be the same again.
+            "frozen": self._sum_of(prints),
         }
+
+    def _sum_of(self, prints: list[tuple[int, int]]) -> list[str]:
+        """Fingerprints added up: one of bits and one of places, but of shards only that of bits, however they are cut."""
+        bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
+        if self.stage.zero < 3 or self.stage.engine == "plain":
+            return dist.broadcast_object([str(bits), str(places)])
+        return [str(sum(dist.gather_objects(bits)) % 2**64)]
 
     def _prints(self) -> list[tuple[int, int] | None]:
         """Fingerprints of what is trained, or of this rank's share of it."""
