@@ -43,13 +43,13 @@ def test_another_number_of_ranks_goes_on(tmp_path, way):
     assert "goes on from step 4 of 8" in said(job)
     seen = ("step", "epoch", "supervised_tokens", "tokens", "samples", "lr")
     assert [[row[name] for name in seen] for row in rows(job)] == [[row[name] for name in seen] for row in calm]
-    close = 2e-2 if changes.get("precision") == "bf16" else 1e-5
+    close = 5e-2 if changes.get("precision") == "bf16" else 1e-5
     assert losses(job) == pytest.approx([row["loss"] for row in calm], abs=close)
     assert not list((job.path / "checkpoints").glob(".tmp-*"))
 
 
 def test_where_it_was_not_tried_it_is_refused(tmp_path):
-    job, _ = begun(tmp_path, "job", 1, zero=2)
+    begun(tmp_path, "job", 1, zero=2)
     other = make_job(tmp_path, "job", ranks_per_node=2, micro_batch=1, max_steps=8, zero=2, offload="cpu")
     with pytest.raises(RankError, match=r"CheckpointError.*ranks: 1 then, 2 now"):
         forked.run(execute, 2, other.to_json())

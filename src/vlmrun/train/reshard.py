@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlmrun import logs
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.errors import CheckpointError
@@ -80,10 +82,21 @@ def _convert(source: Path, target: Path, zero: int) -> str | None:
 
 @contextlib.contextmanager
 def _universal(inner: Any) -> Iterator[None]:
-    """DeepSpeed asks its configuration which form to read, at the moment it reads."""
-    config = inner._config
+    """DeepSpeed asks its configuration which form to read, at the moment it reads.
+
+    At ZeRO-3 it then gives every group the weight decay of the first, and all one tensor to count Adam's steps in, which
+    counts several for each (0.19.8, runtime/zero/stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3).
+    """
+    config, groups = inner._config, inner.optimizer.param_groups
+    ours = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     config.load_universal_checkpoint = True
     try:
         yield
     finally:
         config.load_universal_checkpoint = False
+    for group, values in zip(inner.optimizer.param_groups, ours, strict=True):
+        group.update(values)
+    adam = inner.optimizer.optimizer
+    for state in adam.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()

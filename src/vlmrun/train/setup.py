@@ -342,7 +342,7 @@ class _Run:
         }
 
     def _sum_of(self, prints: list[tuple[int, int]]) -> list[str]:
-        """Fingerprints added up: one of bits and one of places, but of shards only that of bits, however they are cut."""
+        """Fingerprints added up, that of bits and that of places; of shards only that of bits, however they are cut."""
         bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
         if self.stage.zero < 3 or self.stage.engine == "plain":
             return dist.broadcast_object([str(bits), str(places)])
