@@ -43,7 +43,7 @@ def test_another_number_of_ranks_goes_on(tmp_path, way):
     assert "goes on from step 4 of 8" in said(job)
     seen = ("step", "epoch", "supervised_tokens", "tokens", "samples", "lr")
     assert [[row[name] for name in seen] for row in rows(job)] == [[row[name] for name in seen] for row in calm]
-    close = 5e-2 if changes.get("precision") == "bf16" else 1e-5
+    close = 2e-2 if changes.get("precision") == "bf16" else 1e-5
     assert losses(job) == pytest.approx([row["loss"] for row in calm], abs=close)
     assert not list((job.path / "checkpoints").glob(".tmp-*"))
 
