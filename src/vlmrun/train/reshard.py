@@ -84,8 +84,8 @@ def _convert(source: Path, target: Path, zero: int) -> str | None:
 def _universal(inner: Any) -> Iterator[None]:
     """DeepSpeed asks its configuration which form to read, at the moment it reads.
 
-    At ZeRO-3 it then gives every group the weight decay of the first, and all one tensor to count Adam's steps in, which
-    counts several for each (0.19.8, runtime/zero/stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3).
+    At ZeRO-3 it then gives every group the weight decay of the first, and all groups one tensor to count Adam's steps
+    in, which counts several for each (0.19.8, stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3).
     """
     config, groups = inner._config, inner.optimizer.param_groups
     ours = [{name: value for name, value in group.items() if name != "params"} for group in groups]
