@@ -87,7 +87,7 @@ def _loss_of(text):
         image_tokens=vlm.image_tokens,
         max_length=job.model.max_length,
     )
-    dataset = open_datasets(job.data, ["held"], encoder=encoder, skipped=None)
+    dataset = open_datasets(job.data, ["held"], encoder=encoder, skipped=None, folder=job.path / "again")
     batch = Collator(0, vlm.image_tokens, vlm.image_size)([dataset[index] for index in range(len(dataset))])
     names = ("input_ids", "attention_mask", "pixels", "labels")
     with torch.no_grad():

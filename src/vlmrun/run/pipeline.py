@@ -166,9 +166,8 @@ def _require_parents(run: Run, chosen: list[Planned]) -> None:
 
 
 def _headline(summary: dict[str, Any]) -> str:
-    shown = [
-        f"{name} {summary[name]:.4g}" for name in ("loss", "accuracy") if isinstance(summary.get(name), int | float)
-    ]
+    names = {"loss": "loss", "eval_loss": "held-out loss", "accuracy": "accuracy"}
+    shown = [f"{name} {summary[key]:.4g}" for key, name in names.items() if isinstance(summary.get(key), int | float)]
     return "".join(f", {text}" for text in shown)
 
 
