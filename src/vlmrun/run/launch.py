@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 
@@ -121,23 +120,24 @@ def _unexplained(job: StageJob, code: int) -> VlmrunError:
 def _wait(process: subprocess.Popen[bytes], watch: Watch) -> tuple[int, bool]:
     """Exit code, and whether we were asked to stop. The first signal is passed on, a second one kills.
 
-    It is passed on as SIGTERM, which ends a Python that still imports without a traceback, as SIGINT does not.
-    SIGUSR1 goes to the ranks themselves: it would end a launcher.
+    It is passed on as SIGTERM, which ends a Python that still imports without a traceback, as SIGINT does not. It goes
+    to the ranks themselves: a launcher would give them 30 seconds and then kill them, saved or not; of SIGUSR1 it dies.
     """
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         with contextlib.suppress(ProcessLookupError):
-            if len(asked) == 1:
-                process.send_signal(signal.SIGTERM)
-            else:
+            if len(asked) > 1:
+                watch.pass_on(signal.SIGKILL)
                 os.killpg(process.pid, signal.SIGKILL)
+            elif not watch.pass_on(signal.SIGTERM):
+                process.send_signal(signal.SIGTERM)
 
-    handlers: dict[int, Callable[[int, FrameType | None], None]] = dict.fromkeys(
-        (signal.SIGINT, signal.SIGTERM), forward
-    )
-    handlers[signal.SIGUSR1] = lambda number, _frame: watch.pass_on(number)
+    def save(number: int, frame: FrameType | None) -> None:
+        watch.pass_on(number)
+
+    handlers = {signal.SIGINT: forward, signal.SIGTERM: forward, signal.SIGUSR1: save}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         return _watched(process, watch), bool(asked)

@@ -51,12 +51,13 @@ class Watch:
             self.dead = [beat for beat in gone if (beat.rank, LEFT) not in still]
         self.hung = self._hanging() if self._hang is not None else None
 
-    def pass_on(self, number: int) -> None:
-        """Sends a signal to every rank that works."""
-        for beat in heartbeat.read(self._folder):
-            if beat.phase != LEFT:
-                with contextlib.suppress(OSError):
-                    os.kill(beat.pid, number)
+    def pass_on(self, number: int) -> bool:
+        """Sends a signal to every rank that works; returns whether there is one."""
+        working = [b.pid for b in heartbeat.read(self._folder) if b.phase != LEFT and _lives(b.pid)]
+        for pid in working:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        return bool(working)
 
     def end(self) -> None:
         """Kills the ranks, stopped ones too, after each has written where it stands to `logs/stack-N.txt`."""
