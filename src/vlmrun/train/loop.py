@@ -76,7 +76,7 @@ def run(engine: Engine, plan: Plan) -> None:
     overflows = 0
     if plan.done:
         plan.evaluate(plan.done)
-    with _signals() as asked, contextlib.closing(_closing(plan.batches)) as batches:
+    with _signals() as asked, _sealing(plan.saver), contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()
         heartbeat.beat("data")
         for step, micro_batches in batches:
@@ -324,6 +324,17 @@ def _signals() -> Iterator[_Asked]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _sealing(saver: Saver) -> Iterator[None]:
+    """Names what was written before an error. Of several ranks the one that raises may be the only one: it cannot."""
+    try:
+        yield
+    except VlmrunError:
+        if dist.world() == 1:
+            saver.finish()
+        raise
 
 
 def _closing(batches: Iterable[tuple[int, list[Batch]]]) -> Any:

@@ -113,12 +113,7 @@ class _Run:
         """Goes on from the newest whole checkpoint, if there is one."""
         found = save.newest_good(self.saver.folder)
         if found is not None:
-            movable = reshard.is_possible(self.stage, self.job.hardware)
-            if save.check_facts(found, self.saver.facts, movable=movable):
-                log.info("the checkpoint of %d ranks is cut anew for %d", found.facts["ranks"], dist.world())
-                reshard.load(self.engine, found.path, self.stage)
-            else:
-                self.engine.load(found.path)
+            self._load(found)
             self.done = found.step
             log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
         self.record = Record(self.job.path, self.done)
@@ -161,7 +156,7 @@ class _Run:
             self.saver.prove(self.schedule.steps, self.engine.load, self._prints)
         best = self.saver.best
         if best is not None and best != self.schedule.steps:
-            self.engine.load(save.open_step(self.saver.folder, best).path)
+            self._load(save.open_step(self.saver.folder, best))
             log.info("the model of step %d was the best on held-out data: it is the result", best)
 
     def export(self) -> None:
@@ -199,6 +194,14 @@ class _Run:
             score=self.record.of(self.saver.best or self.schedule.steps),
             best=self.saver.best,
         )
+
+    def _load(self, found: save.Checkpoint) -> None:
+        movable = reshard.is_possible(self.stage, self.job.hardware)
+        if save.check_facts(found, self.saver.facts, movable=movable):
+            log.info("the checkpoint of %d ranks is cut anew for %d", found.facts["ranks"], dist.world())
+            reshard.load(self.engine, found.path, self.stage)
+        else:
+            self.engine.load(found.path)
 
     def _encoder(self) -> Encoder:
         tiles = self.job.model.tiles
