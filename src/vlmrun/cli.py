@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _refuse_unknown_verb(arguments[0])
         module, _, function = VERBS[verb or "train"].partition(":")
         signal.signal(signal.SIGTERM, _interrupt)
+        # A batch system sends it to all processes of a job; only a stage that trains does something with it.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         code: int = getattr(importlib.import_module(module), function)(arguments[1:] if verb else arguments)
         return code
     except VlmrunError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import importlib
 import logging
 import os
@@ -15,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, heartbeat, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import DataError, VlmrunError
@@ -29,12 +30,13 @@ _LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "safetensors", "toke
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one rank; returns its exit code."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         return _run(StageJob.read(Path((argv or sys.argv[1:])[0])))
     except KeyboardInterrupt:
         return _STOPPED
     finally:
+        heartbeat.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -45,6 +47,8 @@ def _run(job: StageJob) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
     try:
         logs.setup(rank=rank, folder=job.path / "logs")
+        if job.stage.kind == "train":
+            _be_watched(job.path / "logs", rank)
         execute = importlib.import_module(KINDS[job.stage.kind]).execute
         # Only now: while modules load there is nothing to save, and SIGTERM ends us as it is.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -62,6 +66,14 @@ def _run(job: StageJob) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: keep the traceback, show a sentence
         return _leave(job, _unforeseen(job, rank, error))
     return 0
+
+
+def _be_watched(folder: Path, rank: int) -> None:
+    """Heartbeats from here on; SIGUSR1 waits for the loop; on SIGUSR2 the stacks of all threads are written down."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2, (folder / f"stack-{rank}.txt").open("w"))
+    heartbeat.start(folder, rank)
+    heartbeat.beat("start")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -127,9 +127,10 @@ def assert_nobody_works_on(folder):
 @pytest.mark.slow
 @pytest.mark.ranks
 @endless
-def test_ctrl_c_saves_and_leaves_nobody_behind(own_data, tmp_path, launcher):
+def test_ctrl_c_and_sigterm_save_and_leave_nobody_behind(own_data, tmp_path, launcher):
     process = start_endless(own_data, tmp_path, launcher)
-    process.send_signal(signal.SIGINT)
+    # SIGTERM is what SLURM sends before it takes the machine away.
+    process.send_signal(signal.SIGTERM if launcher == "torchrun" else signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "checkpoint saved" in said

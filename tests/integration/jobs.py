@@ -45,7 +45,9 @@ STAGE: dict[str, Any] = {
         "betas": [0.9, 0.95],
         "eps": 1e-8,
         "schedule": "cosine",
+        "min_lr_ratio": 0.0,
         "warmup_ratio": 0.1,
+        "warmup_steps": None,
         "max_grad_norm": 1.0,
     },
     "loss": "token_mean",
@@ -61,6 +63,9 @@ STAGE: dict[str, Any] = {
     "offload_checkpoints": False,
     "save_steps": 100,
     "save_total_limit": 2,
+    "save_async": False,
+    "eval": None,
+    "keep_best": None,
     "log_steps": 1,
     "workers": 0,
     "prefetch": 2,
@@ -79,6 +84,8 @@ HARDWARE: dict[str, Any] = {
     "launcher": "inline",
     "threads": 1,
     "timeout_seconds": 30,
+    "hang_seconds": None,
+    "max_restarts": 0,
 }
 
 

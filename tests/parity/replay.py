@@ -54,7 +54,9 @@ def job_of(folder: Path, run: Path, **changes: Any) -> StageJob:
         "betas": [0.9, 0.999],
         "eps": 1e-8,
         "schedule": given["lr_scheduler_type"],
+        "min_lr_ratio": 0.0,
         "warmup_ratio": float(given["warmup_ratio"]),
+        "warmup_steps": None,
         "max_grad_norm": 1.0,
     }
     compat = NO_COMPAT | {

@@ -28,7 +28,7 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "co
 def _optim(**changes):
     values = {
         "lr": 2e-5, "connector_lr": None, "tower_lr": None, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
-        "schedule": "cosine", "warmup_ratio": 0.03, "max_grad_norm": 0.0,
+        "schedule": "cosine", "min_lr_ratio": 0.0, "warmup_ratio": 0.03, "warmup_steps": None, "max_grad_norm": 0.0,
     }  # fmt: skip
     return Optim.model_validate(values | changes)
 

@@ -131,18 +131,8 @@ def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:
         )
     if optim.tower_lr is not None and stage.tune.tower == "freeze":
         yield Problem("tower_lr is set, but the vision tower is frozen", f"{where}.optim.tower_lr", "set it to null")
-    if optim.warmup_ratio >= 1.0:
-        yield Problem(
-            "the whole schedule is warm-up", f"{where}.optim.warmup_ratio", "a share of the steps, such as 0.03"
-        )
     if any(beta >= 1.0 for beta in optim.betas):
         yield Problem(f"betas {optim.betas} must be below 1", f"{where}.optim.betas", "[0.9, 0.999]")
-    if stage.max_steps is not None and math.ceil(optim.warmup_ratio * stage.max_steps) >= stage.max_steps:
-        yield Problem(
-            f"all {stage.max_steps} steps are warm-up, and the first has rate 0",
-            f"{where}.optim.warmup_ratio",
-            "raise max_steps or lower warmup_ratio",
-        )
 
 
 def _rate(own: float | None, common: float) -> float:

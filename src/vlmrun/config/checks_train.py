@@ -15,6 +15,8 @@ def check(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[P
     yield from _pictures(stage, where)
     yield from _engine(stage, hardware, where)
     yield from _quirks(stage, hardware, where)
+    yield from _schedule(stage, where)
+    yield from _held_out(stage, where)
 
 
 def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
@@ -73,4 +75,59 @@ def _quirks(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
             "offload_schedule has one group of parameters, and so one rate",
             f"{where}.compat.offload_schedule",
             "connector_lr=null and tower_lr=null, as what ran",
+        )
+
+
+def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
+    optim = stage.optim
+    if (optim.warmup_ratio is None) == (optim.warmup_steps is None):
+        given = "neither is" if optim.warmup_ratio is None else "both are"
+        yield Problem(
+            f"the warm-up is told by warmup_ratio or by warmup_steps, and {given} given",
+            f"{where}.optim.warmup_ratio",
+            f"{where}.optim.warmup_ratio=null for steps, {where}.optim.warmup_steps=null for a share",
+        )
+    elif optim.warmup_ratio == 1.0:
+        yield Problem(
+            "the whole schedule is warm-up", f"{where}.optim.warmup_ratio", "a share of the steps, such as 0.03"
+        )
+    elif stage.max_steps is not None and derived.warmup_steps(optim, stage.max_steps) >= stage.max_steps:
+        told = "warmup_ratio" if optim.warmup_steps is None else "warmup_steps"
+        yield Problem(
+            f"all {stage.max_steps} steps are warm-up, and the first has rate 0",
+            f"{where}.optim.{told}",
+            f"raise max_steps or lower {told}",
+        )
+    if optim.min_lr_ratio > 0 and (optim.schedule == "constant" or stage.compat.offload_schedule):
+        what = "schedule constant" if optim.schedule == "constant" else "compat.offload_schedule"
+        yield Problem(f"{what} never falls to a lowest rate", f"{where}.optim.min_lr_ratio", "min_lr_ratio=0.0")
+
+
+def _held_out(stage: TrainStage, where: str) -> Iterator[Problem]:
+    held_out = stage.eval
+    if held_out is not None:
+        both = sorted(set(held_out.data) & set(stage.data))
+        if both:
+            yield Problem(
+                f"{', '.join(both)} is trained on: what is evaluated on must be held out",
+                f"{where}.eval.data",
+                "name other data",
+            )
+        if held_out.max_samples is not None and held_out.generate > held_out.max_samples:
+            yield Problem(
+                f"{held_out.generate} answers of {held_out.max_samples} samples",
+                f"{where}.eval.generate",
+                "at most max_samples",
+            )
+    if stage.keep_best is not None and held_out is None:
+        yield Problem(
+            "keep_best needs evaluations during training",
+            f"{where}.keep_best",
+            f"'{where}.eval={{steps: 100, data: [NAME], max_samples: 256, generate: 0, max_new_tokens: 16}}'",
+        )
+    elif stage.keep_best == "exact_match" and held_out is not None and held_out.generate == 0:
+        yield Problem(
+            "keep_best=exact_match compares generated answers, and none are generated",
+            f"{where}.eval.generate",
+            f"{where}.eval.generate=64, or {where}.keep_best=loss",
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Target, TrainStage
+import math
+
+from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Optim, Target, TrainStage
 
 
 def ranks(hardware: HardwareConfig) -> int:
@@ -32,6 +34,21 @@ def nearest_batches(stage: TrainStage, hardware: HardwareConfig) -> list[int]:
     unit = stage.micro_batch * data_ranks(hardware)
     below = stage.global_batch // unit * unit
     return [batch for batch in (below, below + unit) if batch > 0]
+
+
+def warmup_steps(optim: Optim, steps: int) -> int:
+    """Updates of the warm-up: as told, or a share of all steps, rounded up as transformers does."""
+    if optim.warmup_steps is not None:
+        return optim.warmup_steps
+    assert optim.warmup_ratio is not None, "checked: one of the two is given"
+    return math.ceil(optim.warmup_ratio * steps)
+
+
+def sources(stage: object) -> list[str]:
+    """Names of all data a stage reads: what it trains on or asks, and what it is tried on meanwhile."""
+    held_out = getattr(stage, "eval", None)
+    names = [*getattr(stage, "data", []), *(held_out.data if held_out else [])]
+    return list(dict.fromkeys(names))
 
 
 def template(stage: TrainStage | EvaluateStage, model: ModelConfig) -> str:

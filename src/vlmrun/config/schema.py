@@ -148,7 +148,9 @@ class Optim(Node):
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     eps: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "linear", "constant"]
-    warmup_ratio: Fraction  # share of the steps; the first update has rate 0, as in transformers
+    min_lr_ratio: Fraction  # share of the rate that cosine and linear end at
+    warmup_ratio: Fraction | None  # share of the steps; the first update has rate 0, as in transformers
+    warmup_steps: Count | None  # the same in updates; one of the two is null
     max_grad_norm: Rate  # 0 = no clipping
 
 
@@ -187,6 +189,16 @@ class DeepSpeed(Node):
     fp16: Fp16
 
 
+class HeldOut(Node):
+    """Evaluation during training, on data that is not trained on; it never changes what is trained."""
+
+    steps: Positive  # every so many updates, and after the last
+    data: Annotated[list[str], Field(min_length=1)]
+    max_samples: Positive | None  # a fixed choice of so many; null: all
+    generate: Count  # of the first so many the answer is generated and kept in samples.jsonl
+    max_new_tokens: Positive
+
+
 class TrainStage(Node):
     """Train some parts on some data."""
 
@@ -217,6 +229,9 @@ class TrainStage(Node):
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
+    save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training goes on
+    eval: Annotated[HeldOut | None, Volatile]  # in the key only with keep_best
+    keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[Count, Volatile]  # loader processes per rank
     prefetch: Annotated[Positive, Volatile]  # micro batches that each of them makes ahead
@@ -280,6 +295,8 @@ class HardwareConfig(Node):
     launcher: Annotated[Literal["inline", "torchrun", "deepspeed"], Volatile]
     threads: Annotated[Positive, Volatile]  # CPU threads per rank
     timeout_seconds: Annotated[Positive, Volatile]  # longest wait for another rank
+    hang_seconds: Annotated[Positive | None, Volatile]  # without progress in a step: all ranks are ended; null: never
+    max_restarts: Annotated[Count, Volatile]  # of a job whose rank died or hung, from its last checkpoint
 
 
 Tracker = Literal["tensorboard", "wandb", "wandb_online"]

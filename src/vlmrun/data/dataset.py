@@ -19,7 +19,7 @@ from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, 
 from vlmrun.data.index import Index
 from vlmrun.data.picture_cache import Fitted, PictureCache
 from vlmrun.data.reading import list_skipped, rejection_error, usable
-from vlmrun.data.sample import Rejected, Sample, locate_record
+from vlmrun.data.sample import Question, Rejected, Sample, locate_record
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, suggest
 
@@ -152,6 +152,10 @@ class Dataset:
         """The record before encoding."""
         return self._samples[index]
 
+    def name(self, index: int) -> str:
+        """The data entry that a sample comes from."""
+        return self._samples.names[self._samples.source(index)]
+
     def sample_id(self, index: int) -> str:
         """The id a person can find the record by: its own, or file and index."""
         sample = self._samples[index]
@@ -258,7 +262,9 @@ def _build(
 
 
 def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
-    """Finds what the template cannot show: now, and not hours into a run."""
+    """Finds what the template cannot show: now, and not hours into a run. Questions get their answers."""
+    if isinstance(sample, Question):
+        sample = sample.answered
     if encoder.as_upstream:
         try:
             sample = compat.as_upstream(sample, encoder.template, encoder.labels_of)

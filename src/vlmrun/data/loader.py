@@ -116,7 +116,8 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """A worker ends on SIGTERM and leaves Ctrl-C to the trainer, whatever handlers it inherited."""
+    """A worker ends on SIGTERM and leaves Ctrl-C and SIGUSR1 to the trainer, whatever handlers it inherited."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)

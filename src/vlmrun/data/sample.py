@@ -48,6 +48,11 @@ class Question(Sample):
     category: str
     split: str
 
+    @property
+    def answered(self) -> Sample:
+        """The conversation with its answer, as one to learn from."""
+        return Sample(self.id, self.images, (*self.turns, Turn("assistant", self.answer)), self.source)
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -66,6 +71,11 @@ class Rejected:
     def problem(self) -> Problem:
         """The same as a problem of an error."""
         return Problem(self.what, locate_record(self.source, self.id), self.fix)
+
+
+def same_answer(given: str, expected: str) -> bool:
+    """Exact match but for letter case and surrounding space."""
+    return given.strip().lower() == expected.strip().lower()
 
 
 def move_image_tags(text: str) -> str:

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vlmrun.data.sample import same_answer
+
 UNSEEN = "unseen"  # the split of attribute combinations that no training picture has
 
 Row = Mapping[str, Any]
@@ -35,8 +37,8 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
 
 
 def is_match(row: Row) -> bool:
-    """Exact match but for letter case and surrounding space."""
-    return _plain(row["answer"]) == _plain(row["expected"])
+    """Whether a row's answer is the expected one."""
+    return same_answer(row["answer"], row["expected"])
 
 
 def _plain(text: str) -> str:

@@ -131,12 +131,14 @@ class VLM(nn.Module):
         eos_ids: list[int],
         layouts: Sequence[Layout | None] | None = None,
         streamer: Any = None,
+        together: bool = False,
     ) -> torch.Tensor:
         """Continues prompts greedily; call `eval()` first.
 
         Args:
             input_ids: expanded ids, left-padded when prompts differ in length.
             streamer: a transformers streamer, for one prompt.
+            together: every rank generates, and goes on until the last one is done: sharded weights need all of them.
 
         Shape:
             input_ids, attention_mask [B, L]; result [B, T], new ids only, rows that ended filled up with `eos_ids[0]`
@@ -164,6 +166,7 @@ class VLM(nn.Module):
                         pad_token_id=eos_ids[0],
                     ),
                     streamer=streamer,
+                    synced_gpus=together,
                 )
         finally:
             llm.generation_config = kept

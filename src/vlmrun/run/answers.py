@@ -14,6 +14,8 @@ from vlmrun.config.job import JOB_FILE
 from vlmrun.eval.vqa import UNSEEN, is_match
 
 ANSWERS = "answers.jsonl"
+SAMPLES = "samples.jsonl"
+_TRIED = ("data", "question", "expected", "answer")
 _MOST_BYTES = 2_000_000  # of a picture inside the page
 _WRONG_SHARE = 1 / 3
 # Told by their first bytes: names lie, and tables of suffixes differ between machines.
@@ -60,6 +62,15 @@ def show(folder: Path, count: int) -> tuple[list[Shown], int]:
     answers = [row for row in rows(folder / ANSWERS) if all(isinstance(row.get(name), str) for name in _TEXTS)]
     roots = _image_roots(folder)
     return [_shown(row, roots) for row in choose(answers, count)], len(answers)
+
+
+def tried(folder: Path, count: int) -> tuple[list[Shown], int | None]:
+    """The first answers of a training's last evaluation, and its step."""
+    found = [row for row in rows(folder / SAMPLES) if all(isinstance(row.get(name), str) for name in _TRIED)]
+    last = max((row["step"] for row in found if isinstance(row.get("step"), int)), default=None)
+    roots = _image_roots(folder)
+    told = [{**row, "text": row["question"], "category": row["data"], "split": ""} for row in found]
+    return [_shown(row, roots) for row in told if row.get("step") == last][:count], last
 
 
 def choose(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from vlmrun.config.job import JOB_FILE, StageJob
 
 
-def command(job: StageJob, port: int, visible: str = "") -> list[str]:
+def command(job: StageJob, port: int, visible: str = "", attempt: int = 0) -> list[str]:
     """The argv of a job. Only training has several ranks; every other kind is one process.
 
     Args:
         port: a free one, for launchers that do not find one themselves.
         visible: our CUDA_VISIBLE_DEVICES, which DeepSpeed would otherwise overwrite.
+        attempt: how often the job was started before; ranks of two attempts never meet.
     """
     job_file = str(job.path / JOB_FILE)
     hardware = job.hardware
@@ -25,7 +26,7 @@ def command(job: StageJob, port: int, visible: str = "") -> list[str]:
         return [
             *(sys.executable, "-m", "vlmrun.torchrun"),
             *("--nnodes", "1", "--nproc-per-node", str(hardware.ranks_per_node)),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", job.key),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", f"{job.key}-{attempt}"),
             *("--max-restarts", "0", "-m", "vlmrun.worker", job_file),
         ]
     # Not deepspeed.launcher.runner: it dies on a signal without ending the launcher it started, and the ranks train on.

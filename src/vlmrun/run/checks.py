@@ -94,7 +94,7 @@ def _templates(run: RunConfig) -> Iterator[Problem]:
 
 def _data(run: RunConfig) -> Iterator[Problem]:
     active = {name: stage for name, stage in _readers(run).items() if not run.only or name in run.only}
-    used = {source for stage in active.values() for source in stage.data}
+    used = {source for stage in active.values() for source in derived.sources(stage)}
     for name, data in run.data.items():
         if "." not in data.format and data.format not in FORMATS:
             where = f"data.{name}.format"

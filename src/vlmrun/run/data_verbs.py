@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, logs
+from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import EvaluateStage, RunConfig, TrainStage
 from vlmrun.data.formats.base import check_file
@@ -176,7 +177,7 @@ def _require_files(config: RunConfig, stage: str | None) -> None:
     """Names every annotation file that is not there: a stage's key cannot be told without them."""
     problems = []
     stages = [each for name, each in config.stage.items() if stage in (None, name)]
-    used = {name for each in stages if isinstance(each, TrainStage | EvaluateStage) for name in each.data}
+    used = {name for each in stages for name in derived.sources(each)}
     for name, data in config.data.items():
         if name not in used or data.prepare is not None:
             continue

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmrun import artifact
-from vlmrun.config.derived import parent_names
-from vlmrun.config.schema import DataConfig, EvaluateStage, PrepareStage, RunConfig, Stage, TrainStage
+from vlmrun.config import derived
+from vlmrun.config.schema import DataConfig, PrepareStage, RunConfig, Stage
 from vlmrun.errors import ConfigError, Problem, suggest
 
 
@@ -43,14 +43,12 @@ def plan(run: RunConfig) -> tuple[list[Planned], list[Problem]]:
     maker_of = {user: name for name, users in makers.items() for user in users}
     for name, stage in run.stage.items():
         parents = _parents(name, stage, run, problems)
-        sources = list(stage.data) if isinstance(stage, TrainStage | EvaluateStage) else []
+        sources = derived.sources(stage)
         for source in sources:
             if source not in run.data:
-                problems.append(
-                    Problem(
-                        f"no data {source!r}", f"stage.{name}.data", suggest(source, run.data, noun="selected data")
-                    )
-                )
+                key = "data" if source in getattr(stage, "data", []) else "eval.data"
+                fix = suggest(source, run.data, noun="selected data")
+                problems.append(Problem(f"no data {source!r}", f"stage.{name}.{key}", fix))
         prepared = {source: maker_of[source] for source in sources if source in maker_of}
         planned[name] = Planned(name, stage, parents, prepared)
     for name in run.only:
@@ -89,7 +87,7 @@ def _stem(data: DataConfig) -> str:
 
 def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -> dict[str, str | None]:
     parents: dict[str, str | None] = {}
-    for reference in parent_names(stage):
+    for reference in derived.parent_names(stage):
         where = f"stage.{name}.{'models' if stage.kind == 'average' else 'init_from'}"
         if reference in run.stage:
             if run.stage[reference].kind == "evaluate":

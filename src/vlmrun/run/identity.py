@@ -69,6 +69,12 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
     ):
         # A mean of means, and an order made of micro batches, depend on how the batch is cut; all else does not.
         identity["cut"] = [item.stage.micro_batch, derived.data_ranks(run.hardware)]
+    if isinstance(item.stage, TrainStage) and item.stage.keep_best is not None:
+        assert item.stage.eval is not None, "checked: the best is chosen by evaluations"
+        held_out = item.stage.eval
+        identity["eval"] = stable(held_out) | {
+            "data": [_data(run.data[name], found.get(item.prepared.get(name, ""))) for name in held_out.data]
+        }
     if isinstance(item.stage, TrainStage) and run.hardware.precision != "fp32":
         # DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast.
         identity["engine"] = item.stage.engine

@@ -4,53 +4,99 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
+from dataclasses import replace
 from types import FrameType
 
-from vlmrun import artifact
+from vlmrun import artifact, logs
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 from vlmrun.run import argv
+from vlmrun.run.watch import Watch
+
+log = logs.get(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_SECONDS_BETWEEN_LOOKS = 0.25
 _GOES_ON = "the same command goes on from there"
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, LaunchError)}
 
 
 def run(job: StageJob, lock_fd: int) -> None:
-    """Writes nothing itself: starts the ranks of `job.json`, forwards signals, and waits.
+    """Starts the ranks of `job.json`, forwards signals, watches and waits; starts them again as often as asked for.
 
     Raises:
-        VlmrunError: the worker's own error, or a LaunchError when it died without saying why.
+        VlmrunError: the worker's own error, or a LaunchError when one died without saying why, or hangs.
         KeyboardInterrupt: when the person stopped it; the worker has saved by then.
     """
+    before = 0  # the step that the attempt before failed in
+    for attempt in itertools.count():
+        watch = Watch(job)
+        error = _once(job, lock_fd, watch, attempt)
+        if error is None:
+            return
+        if not _may_pass(error):
+            raise error
+        if attempt > 0 and 0 < watch.step == before:
+            raise _told(error, f"it failed in step {before} both times, so it is not started again")
+        if attempt == job.hardware.max_restarts:
+            raise _told(error, f"after {attempt} restart{'s'[: attempt != 1]}") if attempt else error
+        before = watch.step
+        log.warning("%s\nrestart %d of %d", error, attempt + 1, job.hardware.max_restarts)
+
+
+def _once(job: StageJob, lock_fd: int, watch: Watch, attempt: int) -> VlmrunError | None:
+    """One start of all ranks, and what went wrong with it."""
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     process = subprocess.Popen(
-        argv.command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", "")),
+        argv.command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", ""), attempt=attempt),
         env=argv.environment(job, os.environ),
         start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
-        preexec_fn=_die_with_parent,
+        preexec_fn=_prepare_child,
         pass_fds=(lock_fd,),
         stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
     )
-    code, stopped = _wait(process)
+    code, stopped = _wait(process, watch)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
         raise KeyboardInterrupt(_farewell(job, error))
-    if error or code != 0:
-        raise error or _unexplained(job, code)
+    if watch.hung:
+        return watch.hangs()
+    if watch.dead and (error is None or _lost_another(error)):
+        return watch.died(f"was killed by {signal.Signals(-code).name}" if code < 0 else "died")
+    return error or (_unexplained(job, code) if code != 0 else None)
+
+
+def _may_pass(error: VlmrunError) -> bool:
+    """Whether another start may go better: not when somebody stopped it, and not when an input is wrong."""
+    return type(error) in (VlmrunError, LaunchError) and not _was_stopped(error)
+
+
+def _told(error: VlmrunError, reason: str) -> VlmrunError:
+    first, *others = error.problems
+    return type(error)([replace(first, what=f"{first.what} ({reason})"), *others])
+
+
+def _was_stopped(error: VlmrunError) -> bool:
+    return isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped")
+
+
+def _lost_another(error: VlmrunError) -> bool:
+    return isinstance(error, LaunchError) and "lost another rank" in error.problems[0].what
 
 
 def _farewell(job: StageJob, error: VlmrunError | None) -> str:
     """What to say to a person who stopped us."""
     if artifact.read(job.path) is not None:
         return f"stage {job.name!r} had finished when it was stopped; {_GOES_ON}"
-    if isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped"):
+    if error is not None and _was_stopped(error):
         return error.problems[0].what
     # Bugs and lost ranks are what a rank reports whose neighbour left first, not what the person did.
     by_the_way = error is None or type(error) in (VlmrunError, LaunchError)
@@ -71,31 +117,56 @@ def _unexplained(job: StageJob, code: int) -> VlmrunError:
     )
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+def _wait(process: subprocess.Popen[bytes], watch: Watch) -> tuple[int, bool]:
     """Exit code, and whether we were asked to stop. The first signal is passed on, a second one kills.
 
-    It is passed on as SIGTERM, which ends a Python that still imports without a traceback, as SIGINT does not.
+    It is passed on as SIGTERM, which ends a Python that still imports without a traceback, as SIGINT does not. It goes
+    to the ranks themselves: a launcher would give them 30 seconds and then kill them, saved or not; of SIGUSR1 it dies.
     """
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         with contextlib.suppress(ProcessLookupError):
-            if len(asked) == 1:
-                process.send_signal(signal.SIGTERM)
-            else:
+            if len(asked) > 1:
+                watch.pass_on(signal.SIGKILL)
                 os.killpg(process.pid, signal.SIGKILL)
+            elif not watch.pass_on(signal.SIGTERM):
+                process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    def save(number: int, frame: FrameType | None) -> None:
+        watch.pass_on(number)
+
+    handlers = {signal.SIGINT: forward, signal.SIGTERM: forward, signal.SIGUSR1: save}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        return process.wait(), bool(asked)
+        return _watched(process, watch), bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
+def _watched(process: subprocess.Popen[bytes], watch: Watch) -> int:
+    """Waits for the end, looking at the ranks now and then; ends them all when one hangs."""
+    ends = os.pidfd_open(process.pid)
+    try:
+        while not select.select([ends], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+            watch.look()
+            if watch.hung:
+                watch.end()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                return process.wait()
+    finally:
+        os.close(ends)
+    watch.look()
+    return process.wait()
+
+
+def _prepare_child() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # A batch system sends it to all processes of a job. Only ranks know what to do with it, once they train.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _free_port() -> int:

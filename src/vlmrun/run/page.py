@@ -45,6 +45,7 @@ svg .value { font-size: 11.5px; font-weight: 600; }
 .grid { stroke: var(--line); } .axis { stroke: var(--grey); }
 .raw, .smooth { fill: none; stroke: var(--blue); stroke-linejoin: round; }
 .raw { opacity: .35; } .smooth { stroke-width: 2; }
+.tried { fill: none; stroke: var(--green); stroke-width: 1.5; } .tried-dot { fill: var(--green); }
 .dot { fill: var(--blue); } .raw-dot { fill: var(--blue); opacity: .35; }
 .accuracy { fill: var(--blue); background: var(--blue); } .unseen { fill: var(--green); background: var(--green); }
 .shuffled { fill: var(--grey); background: var(--grey); } .chance { fill: var(--pale); background: var(--pale); }

@@ -11,6 +11,7 @@ from typing import Any
 
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
+from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import DataConfig, RunConfig
 from vlmrun.errors import CheckpointError
@@ -109,10 +110,9 @@ def job_of(run: Run, item: Planned) -> StageJob:
         reference: str(run.stage_folder(name) if name else Path(reference).expanduser().resolve())
         for reference, name in item.parents.items()
     }
-    sources = getattr(item.stage, "data", [])
     data = {
         name: _absolute(run.config.data[name], run.stage_folder(item.prepared[name]) if name in item.prepared else None)
-        for name in sources
+        for name in derived.sources(item.stage)
     }
     return StageJob(
         name=item.name,
@@ -166,9 +166,8 @@ def _require_parents(run: Run, chosen: list[Planned]) -> None:
 
 
 def _headline(summary: dict[str, Any]) -> str:
-    shown = [
-        f"{name} {summary[name]:.4g}" for name in ("loss", "accuracy") if isinstance(summary.get(name), int | float)
-    ]
+    names = {"loss": "loss", "eval_loss": "held-out loss", "accuracy": "accuracy"}
+    shown = [f"{name} {summary[key]:.4g}" for key, name in names.items() if isinstance(summary.get(key), int | float)]
     return "".join(f", {text}" for text in shown)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAME = "report.html"
 _METRICS = "metrics.jsonl"
 _SCORES = "scores.json"
+_SCORES_ON_THE_WAY = "eval.jsonl"
 _PICTURES = 12
 _FILES_SHOWN = 40  # of one artifact; a prepared data set may have thousands
 _MEASURES = (
@@ -40,6 +41,7 @@ def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
         _accuracy(rows),
         _categories(outcomes),
         _pictures(outcomes),
+        _on_the_way(outcomes),
         _lineage(outcomes),
         _environment(outcomes),
         _digests(outcomes),
@@ -85,8 +87,13 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
         points = [_point(row) for row in answers.rows(outcome.folder / _METRICS)]
         steps = number(outcome.artifact.summary, "steps")
         note = "" if steps is None else f"{steps:.0f} steps"
-        cards.append(page.card(outcome.name, svg.curve([point for point in points if point], outcome.name), note))
-    note = "Faint: the loss of every step (of a long run, means of a few). Strong: smoothed, with its last value."
+        tried = [_point(row) for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)]
+        curve = svg.curve([point for point in points if point], outcome.name, [point for point in tried if point])
+        cards.append(page.card(outcome.name, curve, note))
+    note = (
+        "Faint: the loss of every step (of a long run, means of a few). Strong: smoothed, with its last value. "
+        "Dots: on held-out data, where a stage asks for it."
+    )
     return page.section("Loss", note, f'<div class="charts">{"".join(cards)}</div>') if cards else ""
 
 
@@ -145,6 +152,20 @@ def _pictures(outcomes: Sequence[Outcome]) -> str:
     whose = f"{len(shown)} of {total} answers in {evaluated[-1].name}."
     note = f"{whose} Wrong ones are shown more often than they occur: up to a third."
     return page.section("Pictures", note, page.gallery(shown))
+
+
+def _on_the_way(outcomes: Sequence[Outcome]) -> str:
+    """Answers that the last evaluation of each training generated, beside how many were right at which step."""
+    cards = []
+    for outcome in outcomes:
+        shown, step = answers.tried(outcome.folder, _PICTURES)
+        if shown:
+            shares = [
+                f"step {row.get('step')}: {share_text(number(row, 'exact_match'))}"
+                for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)
+            ]
+            cards.append(page.card(f"{outcome.name}, step {step}", page.gallery(shown), "right: " + ", ".join(shares)))
+    return page.section("Answers during training", "On held-out data.", *cards)
 
 
 def _lineage(outcomes: Sequence[Outcome]) -> str:

@@ -40,21 +40,32 @@ class _Frame:
         return _HEIGHT - _BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
+def curve(
+    points: Sequence[tuple[float, float | None]], label: str, held_out: Sequence[tuple[float, float | None]] = ()
+) -> str:
     """A loss curve: raw values faintly, a smoothed line over them, the last smoothed value in words.
 
     Args:
         points: (step, loss); a loss that is None or not finite leaves a gap.
+        held_out: the same of evaluations on the way: dots, joined by a line.
     """
     lines = [_thinned(line) for line in _unbroken(points)]
     known = [point for line in lines for point in line]
     if not known:
         return '<p class="quiet">no loss was recorded</p>'
-    frame = _frame(known)
+    tried = [point for line in _unbroken(held_out) for point in line]
+    frame = _frame([*known, *tried])
     parts = [*_axes(frame), *(_line(line, frame, "raw") for line in lines)]
     smooth = _smoothed(known)
     if len(known) > 1:
         parts.append(_line(smooth, frame, "smooth"))
+    if len(tried) > 1:
+        parts.append(_line(tried, frame, "tried"))
+    parts += [
+        f'<circle class="tried-dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3">'
+        f"<title>held-out loss {y:#.3g} at step {x:g}</title></circle>"
+        for x, y in tried
+    ]
     x, y = smooth[-1]
     parts.append(f'<circle class="dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3.5"/>')
     parts.append(f'<text class="value" x="{frame.across(x) + 8:.1f}" y="{frame.up(y) + 4:.1f}">{y:#.3g}</text>')

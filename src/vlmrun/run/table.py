@@ -26,6 +26,7 @@ class Row:
     kind: str
     steps: int | None
     loss: float | None
+    held_out: float | None  # loss on held-out data of a training that evaluated on the way
     accuracy: float | None
     unseen: float | None  # accuracy on attribute combinations that no training picture has
     chance: float | None
@@ -40,6 +41,7 @@ COLUMNS = (
     Column("kind"),
     Column("steps", right=True),
     Column("loss", right=True),
+    Column("held-out", right=True),
     Column("accuracy", right=True),
     Column("unseen", right=True),
     Column("chance", right=True),
@@ -73,6 +75,7 @@ def cells(row: Row) -> list[str]:
         row.kind,
         "" if row.steps is None else str(row.steps),
         loss_text(row.loss),
+        loss_text(row.held_out),
         *(share_text(value) for value in (row.accuracy, row.unseen, row.chance, row.shuffled)),
         "" if row.seconds is None else f"{row.seconds:.1f}",
         "reused" if row.reused else "",
@@ -122,6 +125,7 @@ def _row(outcome: Outcome) -> Row:
         kind=outcome.artifact.kind,
         steps=None if steps is None else int(steps),
         loss=number(values, "loss"),
+        held_out=number(values, "eval_loss"),
         accuracy=number(values, "accuracy"),
         unseen=number(values, "accuracy_unseen"),
         chance=number(values, "chance"),

@@ -6,6 +6,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.stages import Result
 from vlmrun.train import setup
 from vlmrun.train.log import METRICS, data_wait
+from vlmrun.train.scores import SAMPLES, SCORES
 
 
 def execute(job: StageJob) -> Result | None:
@@ -27,6 +28,10 @@ def execute(job: StageJob) -> Result | None:
         "trainable": trained.n_trainable,
         "engine": trained.engine,
     }
+    if trained.score is not None:
+        summary |= {"eval_loss": trained.score["loss"], "eval_exact_match": trained.score["exact_match"]}
+    if trained.best is not None:
+        summary["best_step"] = trained.best
     roots = [setup.WEIGHTS, METRICS]
-    roots += [name for name in (setup.SKIPPED,) if (job.path / name).is_file()]
+    roots += [name for name in (setup.SKIPPED, SCORES, SAMPLES) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

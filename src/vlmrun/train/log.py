@@ -6,13 +6,15 @@ import json
 import logging
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vlmrun import artifact, logs
 from vlmrun.config.job import StageJob
+from vlmrun.train.scores import Score
 
 log = logs.get(__name__)
 
@@ -41,17 +43,22 @@ class Row:
     wait_seconds: float = 0.0
 
 
-class Tracker(Protocol):
+class Tracker(ABC):
     """Somebody who is told numbers."""
 
+    @abstractmethod
     def track(self, row: Row) -> None:
         """Takes one row."""
 
+    def evaluated(self, score: Score) -> None:  # noqa: B027 - most have nothing to do with it
+        """Takes an evaluation on held-out data."""
+
+    @abstractmethod
     def close(self) -> None:
         """Writes what is left."""
 
 
-class Metrics:
+class Metrics(Tracker):
     """metrics.jsonl: a row per update, written at once, continued on resume.
 
     Rows are flushed line by line but not synced: after a crash the file is cut back to the checkpoint anyway.
@@ -84,7 +91,7 @@ def read(path: Path) -> Iterator[Row]:
             return
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in `logs/tensorboard`."""
 
     def __init__(self, folder: Path, done: int) -> None:
@@ -97,12 +104,17 @@ class TensorBoard:
         for name, value in _numbers(row).items():
             self._writer.add_scalar(f"train/{name}", value, row.step)
 
+    def evaluated(self, score: Score) -> None:
+        """One scalar per number."""
+        for name, value in score.numbers.items():
+            self._writer.add_scalar(f"eval/{name}", value, score.step)
+
     def close(self) -> None:
         """Writes what is left."""
         self._writer.close()
 
 
-class WandB:
+class WandB(Tracker):
     """A wandb run in `logs/wandb`. Offline unless `wandb_online` was asked for by name."""
 
     def __init__(self, job: StageJob, folder: Path, *, online: bool) -> None:
@@ -127,12 +139,16 @@ class WandB:
         """Logs at the row's step."""
         self._run.log({f"train/{name}": value for name, value in _numbers(row).items()}, step=row.step)
 
+    def evaluated(self, score: Score) -> None:
+        """Logs at the step."""
+        self._run.log({f"eval/{name}": value for name, value in score.numbers.items()}, step=score.step)
+
     def close(self) -> None:
         """Ends the run; online, waits for the upload."""
         self._run.finish()
 
 
-class Lines:
+class Lines(Tracker):
     """Progress as plain lines, not more than one every few seconds, and always the last one."""
 
     def __init__(self, name: str, done: int, steps: int) -> None:
@@ -150,7 +166,7 @@ class Lines:
         """Nothing is held back."""
 
 
-class Bar:
+class Bar(Tracker):
     """Progress as a bar on a terminal."""
 
     def __init__(self, name: str, done: int, steps: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlmrun import logs
+from vlmrun import heartbeat, logs
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import LaunchError, VlmrunError
 from vlmrun.model.loss import IGNORE, count
@@ -22,6 +22,7 @@ from vlmrun.train import dist, loss
 from vlmrun.train.audit import Proof
 from vlmrun.train.engine import Engine
 from vlmrun.train.log import Row, Tracker
+from vlmrun.train.saver import Saver
 
 log = logs.get(__name__)
 
@@ -40,7 +41,9 @@ class Plan:
         batches: (step, this rank's micro batches), steps counting from 0.
         done: steps finished before this process began.
         rate: the schedule's factor, by steps finished.
-        save: writes the checkpoint of so many finished steps.
+        saver: writes checkpoints.
+        evaluate: tries the model of so many finished steps on held-out data, if it is time; true when that made it the
+            best one so far, which has to be kept.
         skipped: told of samples that were left out while loading.
     """
 
@@ -51,13 +54,17 @@ class Plan:
     done: int
     epoch: Callable[[int], float]
     rate: Callable[[int], float]
-    save: Callable[[int], None]
+    saver: Saver
+    evaluate: Callable[[int], bool]
     skipped: Callable[[list[dict[str, Any]]], None]
     trackers: list[Tracker] = field(default_factory=list)
 
 
 def run(engine: Engine, plan: Plan) -> None:
     """Trains from `plan.done` to `plan.steps`.
+
+    A model is evaluated before it is saved: a run that goes on from a checkpoint then knows its evaluation, or, where
+    there was no time for one, makes it first.
 
     Raises:
         VlmrunError: when the loss is not finite, or a part does not do what its tuning says.
@@ -67,34 +74,54 @@ def run(engine: Engine, plan: Plan) -> None:
     seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
     proof = Proof(engine.vlm, engine.finest, engine.watch) if plan.done < plan.steps else None
     overflows = 0
-    with _signals() as asked, contextlib.closing(_closing(plan.batches)) as batches:
+    if plan.done:
+        plan.evaluate(plan.done)
+    with _signals() as asked, _sealing(plan.saver), contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()
+        heartbeat.beat("data")
         for step, micro_batches in batches:
             waited = time.perf_counter() - asked_for
+            heartbeat.beat("forward", step + 1)
             seed(stage.seed, step, dist.noise_rank())
             factor = plan.rate(step)
-            totals = _update(engine, stage, micro_batches, factor, asked)
+            totals = _update(engine, plan, micro_batches, factor, asked)
             taught = totals.pictures if seeing else totals.supervised
             overflows = overflows + 1 if totals.overflow else 0
             if overflows == _MOST_OVERFLOWS:
+                plan.saver.finish()
                 raise _only_overflows(micro_batches)
             if proof is not None and proof.open and factor > 0 and taught > 0 and not totals.overflow:
                 proof.conclude()
             now = time.perf_counter()
             _report(plan, step, micro_batches, totals, (now - began, waited))
             began = now
-            finished = step + 1
-            if totals.stop:
-                plan.save(finished)
-                raise LaunchError(
-                    f"stopped at step {finished}; checkpoint saved; the same command goes on from there", plan.name
-                )
-            # The last step too: should the disk be too full for the weights, no step has to be repeated.
-            if finished % stage.save_steps == 0 or finished == plan.steps:
-                plan.save(finished)
+            _keep(plan, step + 1, totals)
+            heartbeat.beat("data")
             asked_for = time.perf_counter()
+    plan.saver.finish()
     if proof is not None and proof.open:
         log.warning("the tune proof could not be made: no update had a rate above zero and something to learn")
+
+
+def _keep(plan: Plan, finished: int, totals: _Totals) -> None:
+    """Names, evaluates and saves what it is time for."""
+    if totals.named:
+        plan.saver.finish()
+    if totals.stop:
+        # Whoever sent the signal may not wait for an evaluation: the run that goes on makes it.
+        plan.saver.save(finished)
+        plan.saver.finish()
+        raise LaunchError(
+            f"stopped at step {finished}; checkpoint saved; the same command goes on from there", plan.name
+        )
+    is_best = plan.evaluate(finished)
+    # The last step too: should the disk be too full for the weights, no step has to be repeated.
+    due = finished % plan.stage.save_steps == 0 or finished == plan.steps
+    if is_best or due or totals.save:
+        plan.saver.save(finished)
+    if totals.save:
+        plan.saver.finish()
+        log.info("step %d: checkpoint saved, as SIGUSR1 asked for", finished)
 
 
 def seed(number: int, step: int, rank: int) -> None:
@@ -120,19 +147,25 @@ class _Totals:
     samples: int
     empty: list[str]  # samples of micro batches without a supervised token
     stop: bool
+    save: bool
+    named: bool  # the checkpoint that was being synced and hashed is ready for its name, on all ranks
     overflow: bool
 
 
-def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], factor: float, asked: list[int]) -> _Totals:
+def _update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: float, asked: _Asked) -> _Totals:
     """Forward and backward of every micro batch, then the update."""
+    stage = plan.stage
     counts = [count(batch["labels"]) for batch in micro_batches]
     n_tokens = int(_sum({"tokens": sum(counts)})["tokens"]) if stage.loss == "token_mean" else sum(counts)
     window = loss.Window(stage.loss, counts, n_tokens, dist.data_world())
     values = []
     for batch, n_supervised in zip(micro_batches, counts, strict=True):
+        heartbeat.beat("forward")
         value = window.add(engine.forward(batch), n_supervised)
+        heartbeat.beat("backward")
         engine.backward(value)
         values.append(value.detach())
+    heartbeat.beat("update")
     # One look at the device per update, not one per micro batch.
     finite = torch.stack(values).isfinite().tolist()
     bad = [batch for batch, good in zip(micro_batches, finite, strict=True) if not good]
@@ -147,13 +180,17 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
             "samples": sum(len(batch["ids"]) for batch in micro_batches),
             "bad": len(bad),
             "empty": len(empty),
-            "asked": len(asked),
+            "stop": asked.stop,
+            "save": asked.new_saves(),
+            "works": plan.saver.works,
         }
     )
     if sums["bad"]:
+        plan.saver.finish()
         raise _not_finite("loss", bad)
     norm = engine.step(factor)
     if norm is not None and not math.isfinite(norm):
+        plan.saver.finish()
         raise _not_finite("gradient norm", micro_batches)
     return _Totals(
         loss=sums["loss"] / sums["units"] if sums["units"] else None,
@@ -164,7 +201,9 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
         tokens=int(sums["tokens"]),
         samples=int(sums["samples"]),
         empty=_names(empty) if sums["empty"] else [],
-        stop=sums["asked"] > 0,
+        stop=sums["stop"] > 0,
+        save=sums["save"] > 0,
+        named=plan.saver.waits and not sums["works"],
         overflow=norm is None,
     )
 
@@ -248,24 +287,55 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+class _Asked:
+    """What signals asked for: to stop, to save and go on."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._saves = self._seen = 0
+
+    def note_save(self) -> None:
+        """Takes in a wish to save."""
+        self._saves += 1
+
+    def new_saves(self) -> int:
+        """Wishes to save since this was last asked."""
+        new = self._saves - self._seen
+        self._seen += new
+        return new
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that a first SIGINT or SIGTERM is noted in; a second one acts at once."""
-    asked: list[int] = []
+def _signals() -> Iterator[_Asked]:
+    """Notes SIGUSR1 and a first SIGINT or SIGTERM; a second one of these acts at once."""
+    asked = _Asked()
     kept: dict[int, Any] = {}
 
-    def note(number: int, _frame: object) -> None:
-        asked.append(number)
+    def stop(_number: int, _frame: object) -> None:
+        asked.stop = True
         for known, handler in kept.items():
-            signal.signal(known, handler)
+            if known != signal.SIGUSR1:
+                signal.signal(known, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        kept[number] = signal.signal(number, note)
+        kept[number] = signal.signal(number, stop)
+    kept[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda _number, _frame: asked.note_save())
     try:
         yield asked
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _sealing(saver: Saver) -> Iterator[None]:
+    """Names what was written before an error. Of several ranks the one that raises may be the only one: it cannot."""
+    try:
+        yield
+    except VlmrunError:
+        if dist.world() == 1:
+            saver.finish()
+        raise
 
 
 def _closing(batches: Iterable[tuple[int, list[Batch]]]) -> Any:

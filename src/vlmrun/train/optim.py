@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmrun.config import derived
 from vlmrun.config.schema import Compat, Optim
 
 PARTS = ("llm", "tower", "connector")
@@ -82,11 +83,6 @@ def optimizer(found: list[Group], optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(described, betas=(first, second), eps=optim.eps)
 
 
-def warmup_steps(optim: Optim, steps: int) -> int:
-    """Rounded up, as transformers does."""
-    return math.ceil(optim.warmup_ratio * steps)
-
-
 def schedule(optim: Optim, steps: int, *, offloaded: bool = False) -> Callable[[int], float]:
     """The factor on every group's rate, by the number of updates already made.
 
@@ -96,20 +92,23 @@ def schedule(optim: Optim, steps: int, *, offloaded: bool = False) -> Callable[[
 
     Source: the formulas of transformers' `get_scheduler`, with which a test compares them.
     """
-    warmup = warmup_steps(optim, steps)
+    warmup = derived.warmup_steps(optim, steps)
     rest = max(1, steps - warmup)
     if offloaded:
         log_steps = math.log(max(2, warmup))
         return lambda done: 1.0 if done == 0 or done >= warmup else math.log(done + 1) / log_steps
+
+    lowest = optim.min_lr_ratio
 
     def factor(done: int) -> float:
         if done < warmup:
             return done / max(1, warmup)
         if optim.schedule == "constant":
             return 1.0
-        if optim.schedule == "linear":
-            return max(0.0, (steps - done) / rest)
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / rest)))
+        left = (steps - done) / rest
+        if optim.schedule == "cosine":
+            left = 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / rest))
+        return max(0.0, left * (1.0 - lowest) + lowest)
 
     return factor
 

@@ -7,11 +7,15 @@ would call a checkpoint the latest before other ranks have written theirs, and l
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,8 @@ _DAMAGED = "damaged-"
 _BYTES_PER_PARAMETER = 16
 _MARGIN_BYTES = 2**20
 
+Files = dict[str, dict[str, Any]]  # by path below the folder: n_bytes, sha256
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -40,6 +46,16 @@ class Checkpoint:
     step: int
     path: Path
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that is written, and has no name yet. `mine` will describe this rank's share of its files."""
+
+    folder: Path
+    step: int
+    path: Path
+    mine: Future[Files]
 
 
 def commit(folder: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path:
@@ -51,28 +67,45 @@ def commit(folder: Path, step: int, write: Callable[[Path], None], facts: dict[s
     Raises:
         CheckpointError: when it cannot be written; what was saved before is untouched.
     """
-    temporary, final = folder / f"{_TEMPORARY}step-{step}", folder / f"step-{step}"
+    return seal(draft(folder, step, write), facts)
+
+
+def draft(folder: Path, step: int, write: Callable[[Path], None], *, background: bool = False) -> Draft:
+    """Writes the files of a checkpoint under a temporary name, and begins to sync and hash them. A collective.
+
+    Args:
+        background: sync and hash in a thread: the files are finished, and nothing changes them any more.
+
+    Raises:
+        CheckpointError: as `commit`.
+    """
+    temporary = folder / f"{_TEMPORARY}step-{step}"
     if dist.is_main():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    try:
+    with _reporting(folder, step):
         write(temporary)
         dist.barrier()
-        files = _describe(temporary, sync=True)
+    share = functools.partial(_describe, temporary, dist.rank(), dist.world(), sync=True)
+    return Draft(folder, step, temporary, _future(share, background=background))
+
+
+def seal(written: Draft, facts: dict[str, Any]) -> Path:
+    """Lists what was written and gives it its name. A collective, which waits for the files of all ranks.
+
+    Raises:
+        CheckpointError: as `commit`.
+    """
+    folder, step, final = written.folder, written.step, written.folder / f"step-{written.step}"
+    with _reporting(folder, step):
+        files = _merged(written.mine.result())
         if dist.is_main():
             manifest = {"step": step, "facts": facts, "files": files}
-            artifact.write_json(temporary / MANIFEST, manifest)
+            artifact.write_json(written.path / MANIFEST, manifest)
             _discard(final)
-            temporary.rename(final)
+            written.path.rename(final)
             artifact.fsync_folder(folder)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError. Ranks now stand in different collectives: only leaving is safe.
-        if dist.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)
-        if dist.lost_a_rank(error):
-            raise
-        raise _cannot_save(folder, step, str(error).splitlines()[0]) from error
     dist.barrier()
     return final
 
@@ -114,30 +147,53 @@ def newest_good(folder: Path) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, limit: int) -> None:
-    """Keeps the newest `limit` checkpoints, and nothing half-written or damaged."""
+def open_step(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of one step; every rank calls it.
+
+    Raises:
+        CheckpointError: when it is missing or damaged.
+    """
+    path = folder / f"step-{step}"
+    problem, manifest = _verify(path)
+    if problem is not None:
+        raise CheckpointError(
+            f"the checkpoint of step {step}, whose model was the best, is damaged ({problem})",
+            str(path),
+            f"restore it; or remove {folder} to train again",
+        )
+    return Checkpoint(manifest["step"], path, manifest["facts"])
+
+
+def prune(folder: Path, limit: int, best: int | None = None) -> None:
+    """Keeps the newest `limit` checkpoints and the one of step `best`, and nothing half-written or damaged."""
     if not dist.is_main() or not folder.is_dir():
         return
     good = sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: _step(p.name))
     stale = [p for p in folder.iterdir() if p.name.startswith((_TEMPORARY, _DAMAGED))]
-    for path in good[:-limit] + stale:
+    for path in [p for p in good[:-limit] if _step(p.name) != best] + stale:
         _discard(path)
 
 
-def check_facts(found: Checkpoint, facts: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another layout: optimizer shards only fit the run that wrote them.
+def check_facts(found: Checkpoint, facts: dict[str, Any], *, movable: bool) -> bool:
+    """Refuses a checkpoint of another run or layout; returns whether it has to be cut anew for our number of ranks.
+
+    Args:
+        movable: whether the engine can do that.
 
     Raises:
         CheckpointError: naming every difference.
     """
     changed = [key for key, value in facts.items() if found.facts.get(key) != value]
-    different = [f"{key}: {found.facts.get(key)!r} then, {facts[key]!r} now" for key in changed]
-    if different:
+    if changed == ["ranks"] and movable:
+        return True
+    if changed:
+        different = "; ".join(f"{key}: {found.facts.get(key)!r} then, {facts[key]!r} now" for key in changed)
         raise CheckpointError(
-            f"the checkpoint of step {found.step} does not fit this run ({'; '.join(different)})",
+            f"the checkpoint of step {found.step} does not fit this run ({different})",
             str(found.path),
             "run with the values it was written with, or remove the checkpoints folder to train from the beginning",
         )
+    return False
 
 
 def _step(name: str) -> int:
@@ -146,19 +202,64 @@ def _step(name: str) -> int:
     return int(match[1])
 
 
-def _describe(folder: Path, *, sync: bool) -> dict[str, dict[str, Any]]:
-    """Size and digest of every file but the manifest; the ranks share the reading."""
+def _describe(folder: Path, rank: int, world: int, *, sync: bool) -> Files:
+    """Size and digest of a rank's share of all files but the manifest.
+
+    Args:
+        sync: written just now: forced to the disk, and hashed while the kernel remembers what was meant. Otherwise
+            they are read from the disk itself.
+    """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    mine = {}
-    for path in paths[dist.rank() :: dist.world()]:
-        if sync:
-            with path.open("rb") as handle:
+    found = {}
+    for path in paths[rank::world]:
+        with path.open("rb") as handle:
+            if sync:
                 os.fsync(handle.fileno())
-        mine[path.relative_to(folder).as_posix()] = {"n_bytes": path.stat().st_size, "sha256": artifact.digest(path)}
-    merged: dict[str, dict[str, Any]] = {}
+            else:
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        found[path.relative_to(folder).as_posix()] = {"n_bytes": path.stat().st_size, "sha256": artifact.digest(path)}
+    return found
+
+
+def _merged(mine: Files) -> Files:
+    """All ranks' shares together."""
+    merged: Files = {}
     for part in dist.gather_objects(mine):
         merged |= part
     return dict(sorted(merged.items()))
+
+
+def _future(work: Callable[[], Files], *, background: bool) -> Future[Files]:
+    """What `work` will have returned or raised."""
+    future: Future[Files] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    if background:
+        threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    else:
+        run()
+    return future
+
+
+@contextlib.contextmanager
+def _reporting(folder: Path, step: int) -> Iterator[None]:
+    """Turns what the disk says into a sentence.
+
+    torch reports a full disk as a RuntimeError. Ranks then stand in different collectives: only leaving is safe.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if dist.is_main():
+            shutil.rmtree(folder / f"{_TEMPORARY}step-{step}", ignore_errors=True)
+        if dist.lost_a_rank(error):
+            raise
+        raise _cannot_save(folder, step, str(error).splitlines()[0]) from error
 
 
 def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -170,7 +271,7 @@ def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
         return f"no {MANIFEST}", {}
     except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} cannot be read", {}
-    found = _describe(path, sync=False)
+    found = _merged(_describe(path, dist.rank(), dist.world(), sync=False))
     wrong = [f"{name}: missing" for name in listed if name not in found]
     wrong += [f"{name}: content changed" for name in listed if name in found and found[name] != listed[name]]
     if step != _step(path.name):

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmrun import logs
+from vlmrun import heartbeat, logs
 from vlmrun.checkpoints import native
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.data import compat, order, templates
 from vlmrun.data.collate import Collator, dropped_token
-from vlmrun.data.dataset import Encoder, open_datasets
+from vlmrun.data.dataset import Dataset, Encoder, open_datasets
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.loader import Reading, batches
 from vlmrun.data.picture_cache import PictureCache
@@ -25,9 +25,12 @@ from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
-from vlmrun.train import audit, dist, loop, model, optim, save
+from vlmrun.train import audit, dist, loop, model, optim, reshard, save
 from vlmrun.train.engine import Engine, create
-from vlmrun.train.log import METRICS, Row, open_trackers, read
+from vlmrun.train.held_out import Evaluator
+from vlmrun.train.log import METRICS, Row, Tracker, open_trackers, read
+from vlmrun.train.saver import Saver
+from vlmrun.train.scores import Record
 
 log = logs.get(__name__)
 
@@ -48,6 +51,8 @@ class Trained:
     n_dropped: int
     n_trainable: int
     engine: str
+    score: dict[str, Any] | None  # the evaluation on held-out data of the model that is the result
+    best: int | None  # the step it is of, with keep_best
 
 
 def train(job: StageJob) -> Trained | None:
@@ -58,11 +63,13 @@ def train(job: StageJob) -> Trained | None:
     stage = job.stage
     assert isinstance(stage, TrainStage)
     with dist.session(job.hardware):
+        heartbeat.beat("load")
         config = model.deepspeed_config(job, stage)
         loaded = model.load(job, stage, config)
         run = _Run(job, stage, loaded, config)
         run.resume()
         run.train()
+        run.prove()
         run.export()
         dist.barrier()
         if dist.is_main():
@@ -83,44 +90,46 @@ class _Run:
         self.counts = audit.count(loaded.vlm, stage.tune)
         audit.check(self.counts)
         log.info("%s", audit.table(self.counts))
-        self.dataset = self._dataset()
+        self.encoder = self._encoder()
+        self.dataset = self._dataset(stage.data, job.path / INDEX)
         self._check_images()
         self.schedule = self._schedule()
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
-        self.checkpoints = job.path / CHECKPOINTS
-        self.facts = self._facts()
+        self.collator = self._collator()
+        self.evaluator = self._evaluator() if stage.eval is not None else None
+        self.saver = Saver(
+            job.path / CHECKPOINTS,
+            self.engine.save,
+            self._facts(),
+            n_trainable=self._n_trainable(),
+            limit=stage.save_total_limit,
+            background=stage.save_async,
+        )
         self.done = 0
+        self.trackers: list[Tracker] = []
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
-        found = save.newest_good(self.checkpoints)
-        if found is None:
-            return
-        save.check_facts(found, self.facts)
-        self.engine.load(found.path)
-        self.done = found.step
-        log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
+        found = save.newest_good(self.saver.folder)
+        if found is not None:
+            self._load(found)
+            self.done = found.step
+            log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
+        self.record = Record(self.job.path, self.done)
+        self._choose_best()
 
     def train(self) -> None:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
-        tokenizer, quirks = self.loaded.tokenizer, stage.compat
-        pad_id = tokenizer.pad_token_id
-        collator = Collator(
-            0 if pad_id is None else pad_id,
-            self.loaded.vlm.image_tokens,
-            self.loaded.vlm.image_size,
-            dropped_id=dropped_token(tokenizer, mask_pad_tokens=quirks.mask_pad_tokens, project=quirks.labels),
-        )
-        trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
+        self.trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
         plan = loop.Plan(
             name=self.job.name,
             stage=stage,
             batches=batches(
                 self.dataset,
                 schedule,
-                collator,
+                self.collator,
                 rank=dist.data_rank(),
                 first_step=self.done,
                 reading=Reading(stage.workers, stage.prefetch, pin=dist.device(self.job.hardware).type == "cuda"),
@@ -129,19 +138,30 @@ class _Run:
             done=self.done,
             epoch=schedule.epoch,
             rate=optim.schedule(stage.optim, schedule.steps, offloaded=stage.compat.offload_schedule),
-            save=self._save,
+            saver=self.saver,
+            evaluate=self._evaluate,
             skipped=self._list_skipped,
-            trackers=trackers,
+            trackers=self.trackers,
         )
         self._set_modes()
         try:
             loop.run(self.engine, plan)
         finally:
-            for tracker in trackers:
+            for tracker in self.trackers:
                 tracker.close()
+
+    def prove(self) -> None:
+        """Makes sure that the last checkpoint can be read back, then takes the model that is to be the result."""
+        if self.done < self.schedule.steps:  # otherwise it has just been loaded
+            self.saver.prove(self.schedule.steps, self.engine.load, self._prints)
+        best = self.saver.best
+        if best is not None and best != self.schedule.steps:
+            self._load(save.open_step(self.saver.folder, best))
+            log.info("the model of step %d was the best on held-out data: it is the result", best)
 
     def export(self) -> None:
         """Writes the finished model; ranks other than 0 take part in gathering it."""
+        heartbeat.beat("export")
         tuning, sources = self.stage.tune, self.loaded.sources
         adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
         # A part made at random lies in no folder it could be linked from, whether it was trained or not.
@@ -171,12 +191,22 @@ class _Run:
             n_dropped=self.schedule.dropped,
             n_trainable=self._n_trainable(),
             engine=self.engine.name,
+            score=self.record.of(self.saver.best or self.schedule.steps),
+            best=self.saver.best,
         )
 
-    def _dataset(self) -> Any:
+    def _load(self, found: save.Checkpoint) -> None:
+        movable = reshard.is_possible(self.stage, self.job.hardware)
+        if save.check_facts(found, self.saver.facts, movable=movable):
+            log.info("the checkpoint of %d ranks is cut anew for %d", found.facts["ranks"], dist.world())
+            reshard.load(self.engine, found.path, self.stage)
+        else:
+            self.engine.load(found.path)
+
+    def _encoder(self) -> Encoder:
         tiles = self.job.model.tiles
         transform = ImageTransform(self.loaded.preprocessor, tiles and tiles.grids)
-        encoder = Encoder(
+        return Encoder(
             template=self.template,
             tokenizer=self.loaded.tokenizer,
             image_transform=transform,
@@ -187,11 +217,6 @@ class _Run:
             draft=_FINER * max(transform.size) if self.stage.image_decode == "draft" else None,
             pictures=self._pictures(),
         )
-        skipped = self.job.path / SKIPPED
-        with dist.main_first():  # it reads the annotation files; the others open the index it made
-            return open_datasets(
-                self.job.data, self.stage.data, encoder=encoder, skipped=skipped, folder=self.job.path / INDEX
-            )
 
     def _pictures(self) -> PictureCache | None:
         stage = self.stage
@@ -200,6 +225,46 @@ class _Run:
         known = [self.loaded.preprocessor, self.job.model.tiles and self.job.model.tiles.grids]
         preparation = json.dumps([*known, stage.image_aspect, stage.image_decode], sort_keys=True)
         return PictureCache(Path(stage.image_cache).expanduser(), preparation)
+
+    def _dataset(self, names: list[str], folder: Path) -> Dataset:
+        skipped = self.job.path / SKIPPED
+        with dist.main_first():  # it reads the annotation files; the others open the index it made
+            return open_datasets(self.job.data, names, encoder=self.encoder, skipped=skipped, folder=folder)
+
+    def _collator(self) -> Collator:
+        tokenizer, quirks, vlm = self.loaded.tokenizer, self.stage.compat, self.loaded.vlm
+        pad_id = tokenizer.pad_token_id
+        return Collator(
+            0 if pad_id is None else pad_id,
+            vlm.image_tokens,
+            vlm.image_size,
+            dropped_id=dropped_token(tokenizer, mask_pad_tokens=quirks.mask_pad_tokens, project=quirks.labels),
+        )
+
+    def _evaluator(self) -> Evaluator:
+        stage = self.stage
+        assert stage.eval is not None
+        autocast = stage.engine == "plain" and self.job.hardware.precision == "bf16"
+        dataset = self._dataset(stage.eval.data, self.job.path / INDEX / "eval")
+        return Evaluator(self.engine, dataset, self.collator, stage, autocast=autocast)
+
+    def _evaluate(self, finished: int) -> bool:
+        """Tries the model on held-out data when it is time, and tells whether it is the best one so far."""
+        if self.evaluator is None or self.record.has(finished):
+            return False
+        if finished % self.evaluator.asked.steps != 0 and finished != self.schedule.steps:
+            return False
+        score, samples = self.evaluator.evaluate(finished)
+        self.record.add(score, samples)
+        for tracker in self.trackers:
+            tracker.evaluated(score)
+        log.info("%s  %s", self.job.name, score.line)
+        return self._choose_best() == finished
+
+    def _choose_best(self) -> int | None:
+        if self.stage.keep_best is not None:
+            self.saver.best = self.record.best(self.stage.keep_best)
+        return self.saver.best
 
     def _check_images(self) -> None:
         """A tower or connector learns nothing from text alone."""
@@ -229,12 +294,12 @@ class _Run:
             seed=self.stage.seed,
             order=self._order(counts),
         )
-        warmup = optim.warmup_steps(self.stage.optim, schedule.steps)
-        if warmup >= schedule.steps:
+        told = "warmup_ratio" if self.stage.optim.warmup_steps is None else "warmup_steps"
+        if derived.warmup_steps(self.stage.optim, schedule.steps) >= schedule.steps:
             raise ConfigError(
                 f"all {schedule.steps} step(s) are warm-up, and the first has rate 0: hardly anything would be learnt",
-                f"stage.{self.job.name}.optim.warmup_ratio",
-                "give more data or epochs, a smaller global_batch, or warmup_ratio=0.0",
+                f"stage.{self.job.name}.optim.{told}",
+                f"give more data or epochs, a smaller global_batch, or {told}=0",
             )
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
@@ -274,14 +339,21 @@ class _Run:
             # With on_error: skip, records whose pictures came or went would shift the order of all samples.
             "samples": len(self.dataset),
             "trainable": {row.part: row.n_trainable for row in self.counts},
-            # Frozen weights are not in a checkpoint: they must be the same again (rank 0's share, under ZeRO-3).
-            "frozen": dist.broadcast_object([str(sum(numbers) % 2**64) for numbers in zip(*prints, strict=True)]),
+            # Frozen weights are not in a checkpoint: they must be the same again.
+            "frozen": self._sum_of(prints),
         }
 
-    def _save(self, finished: int) -> None:
-        save.check_space(self.checkpoints, finished, self._n_trainable())
-        save.commit(self.checkpoints, finished, self.engine.save, self.facts)
-        save.prune(self.checkpoints, self.stage.save_total_limit)
+    def _sum_of(self, prints: list[tuple[int, int]]) -> list[str]:
+        """Fingerprints added up, that of bits and that of places; of shards only that of bits, however they are cut."""
+        bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
+        if self.stage.zero < 3 or self.stage.engine == "plain":
+            return dist.broadcast_object([str(bits), str(places)])
+        return [str(sum(dist.gather_objects(bits)) % 2**64)]
+
+    def _prints(self) -> list[tuple[int, int] | None]:
+        """Fingerprints of what is trained, or of this rank's share of it."""
+        tensors = (self.engine.finest(p) for p in self.loaded.vlm.parameters() if p.requires_grad)
+        return [None if tensor is None else audit.fingerprint(tensor) for tensor in tensors]
 
     def _n_trainable(self) -> int:
         return sum(row.n_trainable for row in self.counts)

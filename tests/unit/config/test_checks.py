@@ -25,6 +25,7 @@ def test_the_smoke_recipe_is_sound():
 
 
 QLORA = ["stage.lora.tune.llm=qlora", "stage.lora.quant={bits: 4, type: nf4, double: true}"]
+HELD_OUT = "stage.instruct.eval={steps: 2, data: [shapes_test], max_samples: 8, generate: 0, max_new_tokens: 4}"
 RULES = {
     "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
     "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
@@ -70,6 +71,24 @@ RULES = {
     "rate 0": ("stage.instruct.optim.lr=0.0", "would never move"),
     "warm-up only": ("stage.instruct.optim.warmup_ratio=1.0", "the whole schedule is warm-up"),
     "warm-up in one step": ("stage.instruct.max_steps=1", "all 1 steps are warm-up"),
+    "warm-up told twice": ("stage.instruct.optim.warmup_steps=2", "by warmup_steps, and both are given"),
+    "warm-up not told": ("stage.instruct.optim.warmup_ratio=null", "by warmup_steps, and neither is given"),
+    "warm-up of all steps": (
+        ["stage.instruct.optim.warmup_ratio=null", "stage.instruct.optim.warmup_steps=8", "stage.instruct.max_steps=8"],
+        "all 8 steps are warm-up, and the first has rate 0 | raise max_steps or lower warmup_steps",
+    ),
+    "lowest rate of none": (
+        ["stage.instruct.optim.schedule=constant", "stage.instruct.optim.min_lr_ratio=0.1"],
+        "schedule constant never falls",
+    ),
+    "best of nothing": ("stage.instruct.keep_best=loss", "keep_best needs evaluations"),
+    "best answers of none": ([HELD_OUT, "stage.instruct.keep_best=exact_match"], "none are generated"),
+    "held out and trained on": (
+        [HELD_OUT, "stage.instruct.eval.data=[shapes_instruct]"],
+        "shapes_instruct is trained on: what is evaluated on must be held out",
+    ),
+    "held-out data": ([HELD_OUT, "stage.instruct.eval.data=[shapes_tset]"], "eval.data: no data 'shapes_tset'"),
+    "answers of too few": ([HELD_OUT, "stage.instruct.eval.generate=99"], "99 answers of 8 samples"),
     "rate of a frozen part": ("stage.instruct.optim.tower_lr=1e-4", "the vision tower is frozen"),
     "inline ranks": ("hardware.ranks_per_node=2", "launcher inline is one process"),
     "bf16 zero 0": (["hardware.precision=bf16", "stage.lora.zero=0"], "bf16 with ZeRO 0"),

@@ -216,3 +216,27 @@ def test_a_long_curve_is_thinned():
     drawn = svg.curve([(step, 1.0 / step) for step in range(1, 20_001)], "long")
     assert len(drawn) < 25_000
     assert "20000" in drawn, "and still reaches its last step"
+
+
+def test_evaluations_on_the_way_are_drawn_and_their_last_answers_shown(tmp_path):
+    root = tmp_path / "outputs"
+    trained = made.train(root, "instruct", made.falling(40))
+    images = made.pictures(tmp_path / "images", 2)
+    (trained / "job.json").write_text(json.dumps({"data": {"held": {"images": str(images)}}}))
+    name = next(images.iterdir()).name
+    scores = [{"step": step, "loss": 3.0 / step, "exact_match": 0.5} for step in (20, 40)]
+    rows = [
+        {"step": step, "id": "a", "data": "held", "image": name, "question": "what?", "expected": "red",
+         "answer": f"<b>{step}</b>"}
+        for step in (20, 40)
+    ]  # fmt: skip
+    (trained / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+    (trained / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99}]))
+    text, page = written(tmp_path, [made.outcome(trained)])
+    assert len(page.styled("tried-dot")) == 2
+    assert "held-out loss 0.0750 at step 40" in page.texts
+    assert "Answers during training" in page.texts
+    assert "<b>40</b>" in page.texts, "escaped, and of the last evaluation"
+    assert "<b>20</b>" not in page.texts
+    assert "right: step 20: 50.0%, step 40: 50.0%" in text
+    assert len(page.all("img")) == 1

@@ -42,7 +42,19 @@ class _Rows:
         pass
 
 
-def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, **changes):
+class _Saver:
+    """Notes what is saved; what it saves has its name at once."""
+
+    waits = works = False
+
+    def __init__(self, saved):
+        self.save = saved.append
+
+    def finish(self):
+        pass
+
+
+def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, evaluate=None, **changes):
     stage = TrainStage.model_validate(
         STAGE | {"global_batch": 2, "engine": "plain", "tune": wanted.model_dump()} | changes
     )
@@ -59,7 +71,8 @@ def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, **changes
         done=done,
         epoch=lambda step: step / 10,
         rate=lambda step: 1.0,
-        save=saved.append,
+        saver=_Saver(saved),
+        evaluate=evaluate or (lambda finished: False),
         skipped=lambda found: None,
         trackers=[tracker, *(trackers or []), _Rows()],
     )
@@ -87,6 +100,30 @@ def test_rows_count_from_one_and_carry_everything():
 
 def test_saves_come_at_save_steps_and_at_the_end():
     assert _train(_steps(5), save_steps=2)[1] == [2, 4, 5]
+
+
+def test_the_best_model_is_saved_whenever_it_comes_and_a_run_that_goes_on_evaluates_what_was_not():
+    asked = []
+    saved = _train(_steps(5), save_steps=10, evaluate=lambda finished: asked.append(finished) or finished == 3)[1]
+    assert saved == [3, 5]
+    assert asked == [1, 2, 3, 4, 5]
+    asked.clear()
+    _train(_steps(2), done=4, evaluate=asked.append)
+    assert asked[0] == 4, "before the first step"
+
+
+def test_sigusr1_saves_and_goes_on():
+    class Asking(list):
+        def __iter__(self):
+            for step, batch in super().__iter__():
+                if step == 2:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                yield step, batch
+
+    rows, saved, _ = _train(Asking(_steps(6)))
+    assert saved == [3, 6]
+    assert len(rows) == 6
 
 
 def test_only_outer_trackers_get_every_row():

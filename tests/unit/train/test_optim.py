@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.integration.jobs import STAGE
 from tests.pico import pico_vlm
+from vlmrun.config import derived
 from vlmrun.config.schema import Optim
 from vlmrun.train import optim
 
@@ -27,15 +28,40 @@ def test_schedules_are_transformers_own(name, steps, ratio):
     ours = optim.schedule(config, steps)
     adam = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs_name = "constant_with_warmup" if name == "constant" else name
-    warmup = optim.warmup_steps(config, steps)
+    warmup = derived.warmup_steps(config, steps)
     theirs = get_scheduler(theirs_name, adam, num_warmup_steps=warmup, num_training_steps=steps)
     for done in range(steps):
         assert ours(done) == pytest.approx(theirs.lr_lambdas[0](done), abs=1e-12), done
 
 
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(0, 300), st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]))
+def test_a_lowest_rate_is_transformers_own_and_a_warm_up_may_be_told_in_steps(steps, warmup, lowest):
+    from transformers import get_scheduler
+
+    config = _optim(warmup_ratio=None, warmup_steps=warmup, min_lr_ratio=lowest)
+    ours = optim.schedule(config, steps)
+    adam = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(
+        "cosine_with_min_lr",
+        adam,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        scheduler_specific_kwargs={"min_lr_rate": lowest},
+    )
+    for done in range(steps):
+        assert ours(done) == pytest.approx(theirs.lr_lambdas[0](done), abs=1e-12), done
+
+
+def test_linear_ends_at_the_lowest_rate_and_constant_has_none():
+    rate = optim.schedule(_optim(schedule="linear", warmup_ratio=0.0, min_lr_ratio=0.2), 10)
+    assert [rate(done) for done in (0, 5, 10)] == pytest.approx([1.0, 0.6, 0.2])
+    assert optim.schedule(_optim(schedule="constant", warmup_ratio=0.0), 10)(9) == 1.0
+
+
 def test_the_first_update_of_a_warm_up_has_rate_zero():
     config = _optim(warmup_ratio=0.03)
-    assert optim.warmup_steps(config, 101) == 4  # rounded up
+    assert derived.warmup_steps(config, 101) == 4  # rounded up
     factor = optim.schedule(config, 101)
     assert [factor(done) for done in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert optim.schedule(_optim(warmup_ratio=0.0), 10)(0) == 1.0

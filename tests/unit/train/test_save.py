@@ -114,6 +114,7 @@ def test_too_little_space_is_refused_with_numbers(tmp_path, monkeypatch):
 
 def test_other_facts_are_refused_by_name(tmp_path):
     found = save.newest_good(_committed(tmp_path, 4))
-    save.check_facts(found, FACTS)
+    assert not save.check_facts(found, FACTS, movable=False)
+    assert save.check_facts(found, FACTS | {"ranks": 2}, movable=True)
     with pytest.raises(CheckpointError, match=r"step 4 does not fit this run \(ranks: 1 then, 2 now\)"):
-        save.check_facts(found, FACTS | {"ranks": 2})
+        save.check_facts(found, FACTS | {"ranks": 2}, movable=False)

@@ -1,0 +1,83 @@
+"""What evaluations during training found, on disk: `eval.jsonl` and `samples.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmrun import artifact
+from vlmrun.train import dist
+
+SCORES = "eval.jsonl"
+SAMPLES = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation. `exact_match` is None when no answer was generated."""
+
+    step: int
+    loss: float
+    exact_match: float | None
+    supervised_tokens: int
+    samples: int
+    seconds: float
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a curve is drawn of."""
+        known = {"loss": self.loss, "exact_match": self.exact_match}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def line(self) -> str:
+        """`held-out loss 0.412, 12 of 32 answers right` in few words."""
+        right = "" if self.exact_match is None else f", {self.exact_match:.1%} of the answers right"
+        return f"step {self.step}: held-out loss {self.loss:.4f}{right} ({self.seconds:.1f} s)"
+
+
+class Record:
+    """What evaluations found: `eval.jsonl` and `samples.jsonl`, continued on resume; only rank 0 writes.
+
+    Both are small, and `keep_best` relies on the first: they are written whole, synced and renamed.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        """Args: done: steps of the checkpoint a run goes on from; later rows are cut off."""
+        self._scores = [row for row in read(folder / SCORES) if row["step"] <= done]
+        self._samples = [row for row in read(folder / SAMPLES) if row["step"] <= done]
+        self._folder = folder
+        self._write()
+
+    def add(self, score: Score, samples: list[dict[str, Any]]) -> None:
+        """Appends one evaluation."""
+        self._scores.append(asdict(score))
+        self._samples += samples
+        self._write()
+
+    def has(self, step: int) -> bool:
+        """Whether the model of a step has been evaluated."""
+        return any(row["step"] == step for row in self._scores)
+
+    def best(self, by: Literal["loss", "exact_match"]) -> int | None:
+        """The step of the best evaluation so far, the first of equal ones."""
+        sign = 1 if by == "loss" else -1
+        known = [(sign * row[by], row["step"]) for row in self._scores if row[by] is not None and row[by] == row[by]]
+        return min(known)[1] if known else None
+
+    def of(self, step: int) -> dict[str, Any] | None:
+        """The row of a step."""
+        return next((row for row in self._scores if row["step"] == step), None)
+
+    def _write(self) -> None:
+        if dist.is_main() and (self._scores or (self._folder / SCORES).is_file()):
+            for name, rows in ((SAMPLES, self._samples), (SCORES, self._scores)):
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                artifact.write_text(self._folder / name, text)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of `Record`; none when there is no file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
