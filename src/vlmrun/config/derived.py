@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Target, TrainStage
 
+# Families whose samples stay apart when several share a row (`packing`): each is tested, in tests/unit/model/test_packs.py.
+PACKABLE = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
+)
+
 
 def ranks(hardware: HardwareConfig) -> int:
     """Number of worker processes."""

@@ -12,7 +12,9 @@ from torch import nn
 from vlmrun.config.schema import Tiles
 from vlmrun.errors import DataError
 from vlmrun.model.connectors.base import Connector
-from vlmrun.model.loss import count, token_losses
+from vlmrun.model import packs
+from vlmrun.model.head import Head
+from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, Layout, tiling
 from vlmrun.model.towers.base import Tower
@@ -25,12 +27,13 @@ class VLMOutput:
     """What a forward pass gives.
 
     Attributes:
+        logits: None when the loss was computed without them (`head.Head`).
         loss_sum: of the losses of all supervised tokens, in fp32; in the graph also when there are none. None when no
             labels were given.
         n_supervised: how many tokens that sums over.
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     loss_sum: torch.Tensor | None = None
     n_supervised: int = 0
 
@@ -55,6 +58,7 @@ class VLM(nn.Module):
         self.tower = tower
         self.connector = connector
         self.image_tokens = tiling(connector.tokens(tower.n_patches), tiles)
+        self.head = Head(llm)  # how losses are computed: from full logits, unless training asks for another way
         self.tower_no_grad = False  # compat.tower_no_grad: whatever is tuned, no gradient reaches the tower
 
     @property
@@ -62,13 +66,14 @@ class VLM(nn.Module):
         """Pixels along an edge of what the tower takes."""
         return self.tower.image_size
 
-    def forward(
+    def forward(  # noqa: PLR0913 - a batch
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         pixels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         layouts: Sequence[Layout | None] | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> VLMOutput:
         """Runs the model on right-padded, expanded ids.
 
@@ -77,21 +82,23 @@ class VLM(nn.Module):
             pixels: None for a batch without pictures; one all-zero picture and no image position means the same.
             labels: next-token targets before shifting, -100 where unsupervised.
             layouts: how each picture was cut into tiles, which are all in `pixels`; None: none was.
+            position_ids: of rows that hold several samples: 0 where one begins, and padding counted as one more.
 
         Shape:
-            input_ids, attention_mask, labels [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
+            input_ids, attention_mask, labels, position_ids [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
 
         Raises:
             DataError: when pictures and image positions do not fit.
         """
         embeds = self.embed(input_ids, pixels, layouts)
-        output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
+        inputs: dict[str, torch.Tensor | None] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
+        if position_ids is not None:
+            inputs = packs.inputs(self.llm, embeds, position_ids)
         if labels is None:
-            return VLMOutput(output.logits)
-        # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
-        losses = token_losses(output.logits, labels)
-        total = losses.sum() if losses.numel() else output.logits.sum().float() * 0.0
-        return VLMOutput(output.logits, total, count(labels))
+            logits = self.llm(**inputs, use_cache=False).logits
+            return VLMOutput(logits.reshape(*input_ids.shape, -1))
+        loss_sum, logits = self.head.loss_sum(self.llm, labels, inputs)
+        return VLMOutput(logits, loss_sum, count(labels))
 
     def embed(
         self,

@@ -14,6 +14,7 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.hardware import zero
 from vlmrun.model import new_tokens, parts, quantise, tune
+from vlmrun.model.head import Head
 from vlmrun.model.parts import Loaded
 from vlmrun.model.towers import half
 from vlmrun.train import dist
@@ -56,6 +57,7 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         new_tokens.ids_of(loaded.tokenizer, parts.added_tokens(loaded.model)) if stage.tune.llm == "new_tokens" else []
     )
     tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed, new_rows=rows)
+    loaded.vlm.head = Head(loaded.vlm.llm, stage.loss_head, stage.loss_chunk)
     loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
     if stage.compat.fp16_tower and job.hardware.precision != "bf16":
         half.to_half(loaded.vlm.tower)
