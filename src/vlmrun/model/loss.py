@@ -13,6 +13,8 @@ IGNORE = -100  # label of a position that is not supervised
 # fp16 holds no gradient below 6e-8, and a loss scale would come too late for one computed in the forward pass.
 _FP16_SCALE = 256.0
 
+_BLOCK = 2048  # rows of the head; larger ones are new memory to the allocator each time
+
 
 def count(labels: Tensor) -> int:
     """Supervised tokens of a batch: the first position of a row is never predicted."""
@@ -147,15 +149,17 @@ def _by_chunks(
             _add_product(grad_weight, grad, rows)
         if grad_hidden is not None:
             grad_hidden[part] = (grad @ weight).to(grad_hidden.dtype) / scale
+        del grad  # or it would still be there while the next chunk's logits are made
     return total, [grad_hidden, grad_weight, grad_bias]
 
 
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
-    """Adds grad^T rows; without a copy as large as the head where the types allow it."""
+    """Adds grad^T rows in fp32; where that means a copy, block by block, or it would be as large as the head."""
     if total.dtype == rows.dtype:
         total.addmm_(grad.t(), rows)
-    else:
-        total += grad.t() @ rows
+        return
+    for block, of_block in zip(total.split(_BLOCK), grad.split(_BLOCK, dim=1), strict=True):
+        block += of_block.t() @ rows
 
 
 def _chunk(product: Tensor, targets: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:

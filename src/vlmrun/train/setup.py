@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlmrun import logs
 from vlmrun.checkpoints import native
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.data import compat, order, templates
+from vlmrun.data import compat, lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.dataset import Encoder, open_datasets
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.loader import Reading, batches
+from vlmrun.data.packing import PackedSchedule
 from vlmrun.data.picture_cache import PictureCache
 from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
@@ -37,6 +40,7 @@ SKIPPED = "skipped.jsonl"
 INDEX = "index"
 # A draft is this much larger than the tower's pictures, so that scaling it down still smooths.
 _FINER = 2
+LENGTHS = "lengths.npy"
 
 
 @dataclass
@@ -85,6 +89,7 @@ class _Run:
         log.info("%s", audit.table(self.counts))
         self.dataset = self._dataset()
         self._check_images()
+        self.collator = self._collator()
         self.schedule = self._schedule()
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
@@ -105,14 +110,6 @@ class _Run:
     def train(self) -> None:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
-        tokenizer, quirks = self.loaded.tokenizer, stage.compat
-        pad_id = tokenizer.pad_token_id
-        collator = Collator(
-            0 if pad_id is None else pad_id,
-            self.loaded.vlm.image_tokens,
-            self.loaded.vlm.image_size,
-            dropped_id=dropped_token(tokenizer, mask_pad_tokens=quirks.mask_pad_tokens, project=quirks.labels),
-        )
         trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
         plan = loop.Plan(
             name=self.job.name,
@@ -120,7 +117,7 @@ class _Run:
             batches=batches(
                 self.dataset,
                 schedule,
-                collator,
+                self.collator,
                 rank=dist.rank(),
                 first_step=self.done,
                 reading=Reading(stage.workers, stage.prefetch, pin=dist.device(self.job.hardware).type == "cuda"),
@@ -201,6 +198,16 @@ class _Run:
         preparation = json.dumps([*known, stage.image_aspect, stage.image_decode], sort_keys=True)
         return PictureCache(Path(stage.image_cache).expanduser(), preparation)
 
+    def _collator(self) -> Collator:
+        tokenizer, quirks = self.loaded.tokenizer, self.stage.compat
+        pad_id = tokenizer.pad_token_id
+        return Collator(
+            0 if pad_id is None else pad_id,
+            self.loaded.vlm.image_tokens,
+            self.loaded.vlm.image_size,
+            dropped_id=dropped_token(tokenizer, mask_pad_tokens=quirks.mask_pad_tokens, project=quirks.labels),
+        )
+
     def _check_images(self) -> None:
         """A tower or connector learns nothing from text alone."""
         seeing = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
@@ -219,16 +226,7 @@ class _Run:
                 f"stage.{self.job.name}.data_weights",
                 "one for each source",
             )
-        schedule = Schedule(
-            order.pool_size(counts, weights),
-            global_batch=self.stage.global_batch,
-            micro_batch=self.stage.micro_batch,
-            ranks=dist.world(),
-            epochs=self.stage.epochs,
-            max_steps=self.stage.max_steps,
-            seed=self.stage.seed,
-            order=self._order(counts),
-        )
+        schedule = self._laid_out(order.pool_size(counts, weights), self._order(counts))
         warmup = optim.warmup_steps(self.stage.optim, schedule.steps)
         if warmup >= schedule.steps:
             raise ConfigError(
@@ -240,17 +238,47 @@ class _Run:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
         return schedule
 
+    def _laid_out(self, n_samples: int, samples: order.Order) -> Schedule:
+        """Epochs of samples, or of rows that hold several, cut into batches."""
+        stage = self.stage
+        cut = {
+            "global_batch": stage.global_batch,
+            "micro_batch": stage.micro_batch,
+            "ranks": dist.world(),
+            "max_steps": stage.max_steps,
+            "seed": stage.seed,
+        }
+        if stage.packing is None:
+            return Schedule(n_samples, epochs=stage.epochs, order=samples, **cut)
+        packed = PackedSchedule(
+            self._token_lengths(), samples, stage.packing, n_samples=n_samples, epochs=stage.epochs, **cut
+        )
+        log.info("%s", packed.told())
+        return packed
+
+    def _token_lengths(self) -> np.ndarray:
+        """Positions of every sample: measured once by all ranks together, then kept in the stage's folder."""
+        file, n = self.job.path / LENGTHS, len(self.dataset)
+        known = lengths.read(file, n) if dist.is_main() else None
+        if dist.broadcast_object(known is None):
+            mine = lengths.measure(self.dataset, self.collator, range(dist.rank(), n, dist.world()), n)
+            parts = dist.gather_objects(mine)
+            if dist.is_main():
+                known = lengths.write(file, [parts[i % len(parts)][i // len(parts)] for i in range(n)])
+        found: np.ndarray = dist.broadcast_object(known)
+        return found
+
     def _order(self, counts: list[int]) -> order.Order:
         """How the samples of an epoch follow one another."""
         stage = self.stage
         world, version = stage.global_batch // stage.micro_batch, stage.compat.transformers_order
         if version is not None:
-            lengths = self.dataset.lengths()
+            words = self.dataset.lengths()
             if stage.group_by_modality_length:
                 return order.transformers_by_length(
-                    lengths, seed=stage.seed, micro_batch=stage.micro_batch, world=world
+                    words, seed=stage.seed, micro_batch=stage.micro_batch, world=world
                 )
-            return order.transformers_shuffled(len(lengths), seed=stage.seed, version=version)
+            return order.transformers_shuffled(len(words), seed=stage.seed, version=version)
         if stage.group_by_modality_length:
             return order.by_length(
                 counts,
