@@ -156,7 +156,7 @@ class Packing(Node):
     """How samples are put into rows (`data/packing.py`)."""
 
     length: Positive  # tokens of a row
-    method: Literal["best_fit", "first_fit", "in_order"]
+    method: Literal["even_fit", "best_fit", "first_fit", "in_order"]
     window: Positive  # samples that are sorted into rows together; in_order: of no meaning
 
 

@@ -107,8 +107,9 @@ def pack(samples: Sequence[int], lengths: Sequence[int], packing: Packing, seed:
     """Puts an epoch's samples into rows, each sample whole; one longer than a row has a row to itself.
 
     `in_order`: row after row, in the order given. `first_fit`: in the order given, each into the first row of its
-    window with room. `best_fit`: a window's samples from long to short, each into the fullest row with room; the rows
-    then in random order, and the samples of a row in the order given.
+    window with room. `best_fit`: a window's samples from long to short, each into the fullest row with room. `even_fit`:
+    row after row, the longest sample left and then those that fill the rest of the row evenly (`_even_fit`). Under the
+    last two a window's rows then come in random order, and the samples of a row in the order given.
     """
     if packing.method == "in_order":
         return _in_order(samples, lengths, packing.length)
@@ -118,7 +119,8 @@ def pack(samples: Sequence[int], lengths: Sequence[int], packing: Packing, seed:
         if packing.method == "first_fit":
             rows += _first_fit(window, lengths, packing.length)
             continue
-        found = _best_fit(window, lengths, packing.length)
+        fit = _best_fit if packing.method == "best_fit" else _even_fit
+        found = fit(window, lengths, packing.length)
         rows += [found[place] for place in permutation(len(found), seed, epoch, number, _OF_ROWS)]
     return rows
 
@@ -172,4 +174,30 @@ def _best_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> li
         rows[row].append(place)
         by_room[room - need].append(row)
         rooms |= 1 << (room - need)
+    return [[samples[place] for place in sorted(row)] for row in rows]
+
+
+def _even_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> list[Row]:
+    """Aims at whole rows, where fitting one sample at a time aims at small gaps.
+
+    A row with room for n samples of average length takes one of an n-th of its room, and so on; the last one may then
+    be as long as the room, and among many samples one of nearly that length is left.
+    """
+    places = sorted(range(len(samples)), key=lambda place: int(lengths[samples[place]]))
+    left = [int(lengths[samples[place]]) for place in places]  # from short to long
+    total = sum(left)
+    rows: list[list[int]] = []
+    while left:
+        average = total / len(left)
+        row, room, at = [], length, len(left) - 1
+        while True:
+            need = left.pop(at)
+            row.append(places.pop(at))
+            room -= need
+            total -= need
+            if not left or left[0] > room:
+                break
+            n = min(max(1, round(room / average)), room // left[0])
+            at = max(0, bisect_right(left, room / n) - 1)
+        rows.append(row)
     return [[samples[place] for place in sorted(row)] for row in rows]
