@@ -36,7 +36,17 @@ def main() -> None:
     show(Table(title, _HEADER, rows, _NOTES), chosen.json)
 
 
-_HEADER = ["precision", "width", "head", "way", "cpu ms", "times faster", "peak MiB", "times smaller", "but for gradients"]
+_HEADER = [
+    "precision",
+    "width",
+    "head",
+    "way",
+    "cpu ms",
+    "times faster",
+    "peak MiB",
+    "times smaller",
+    "but for gradients",
+]
 _NOTES = [
     "full logits: the head on every position, .float(), labels shifted, cross_entropy over all positions with\n"
     "ignore_index, as transformers' ForCausalLMLoss does. chunked: model/loss.py, with so many positions in a chunk.",
@@ -44,8 +54,8 @@ _NOTES = [
     "A trained head's gradient is as large as the head and both ways must hand it over; the last column compares\n"
     "what is held beyond the gradients handed over.",
     "cpu ms: processor time of the process, which other work on the machine disturbs less than the clock; medians.\n"
-    "times faster: median over rounds of the ratio within a round, the ways taking turns. Three quarters of the products\n"
-    "are saved at a quarter supervised; what goes beyond four times comes from the matrices that are not made.",
+    "times faster: median over rounds of the ratio within a round, the ways taking turns. At a quarter supervised three\n"
+    "quarters of the products are saved; what goes beyond four times comes from the matrices that are not made.",
 ]
 
 

@@ -48,15 +48,16 @@ def main() -> None:
     for length in (2048, 4096, 8192):
         for method in ("even_fit", "best_fit", "first_fit", "in_order"):
             rows.append(packed(lengths, Packing(length=length, method=method, window=chosen.window)))
-    title = f"{len(lengths)} samples drawn like llava_v1_5_mix665k: {lengths.mean():.0f} tokens on average, {IMAGE} a picture"
+    drawn = f"{len(lengths)} samples drawn like llava_v1_5_mix665k"
+    title = f"{drawn}: {lengths.mean():.0f} tokens on average, {IMAGE} a picture"
     show(Table(title, _HEADER, rows, _NOTES), chosen.json)
 
 
 _HEADER = ["way", "row", "window", "samples a row", "unused %", "seconds"]
 _NOTES = [
     "unused: positions of all rows that hold no token. padding: a row for each sample, as long as the longest of its\n"
-    "micro batch, in random order; grouping: the same under group_by_modality_length. Packed rows count in full, though\n"
-    "a micro batch is only as long as its longest row.",
+    "micro batch, in random order; grouped: the same under group_by_modality_length. Packed rows count in full,\n"
+    "though a micro batch is only as long as its longest row.",
     "Lengths are drawn: the shares of the sources as arXiv:2310.03744 lists them, the words of each as we assume them\n"
     "(benchmarks/packing.py has the table). seconds: to lay out one epoch.",
 ]

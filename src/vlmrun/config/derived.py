@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Target, TrainStage
 
-# Families whose samples stay apart when several share a row (`packing`): each is tested, in tests/unit/model/test_packs.py.
+# Families whose samples stay apart when several share a row (`packing`). tests/unit/model/test_packs.py tries each.
 PACKABLE = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
 )

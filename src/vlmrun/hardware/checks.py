@@ -42,9 +42,7 @@ def liger(hardware: HardwareConfig, where: str) -> Iterator[Problem]:
     if gpu is not None and gpu.is_cpu:
         yield Problem("liger needs a GPU", where, f"{where}=chunked")
     elif find_spec("liger_kernel") is None:
-        yield Problem(
-            "liger-kernel is not installed", where, f"pip install 'vlmrun-trainer[gpu]', or {where}=chunked"
-        )
+        yield Problem("liger-kernel is not installed", where, f"pip install 'vlmrun-trainer[gpu]', or {where}=chunked")
 
 
 def timm(where: str) -> Iterator[Problem]:

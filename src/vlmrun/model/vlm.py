@@ -11,8 +11,8 @@ from torch import nn
 
 from vlmrun.config.schema import Tiles
 from vlmrun.errors import DataError
-from vlmrun.model.connectors.base import Connector
 from vlmrun.model import packs
+from vlmrun.model.connectors.base import Connector
 from vlmrun.model.head import Head
 from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
@@ -66,7 +66,7 @@ class VLM(nn.Module):
         """Pixels along an edge of what the tower takes."""
         return self.tower.image_size
 
-    def forward(  # noqa: PLR0913 - a batch
+    def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,

@@ -275,9 +275,7 @@ class _Run:
         if version is not None:
             words = self.dataset.lengths()
             if stage.group_by_modality_length:
-                return order.transformers_by_length(
-                    words, seed=stage.seed, micro_batch=stage.micro_batch, world=world
-                )
+                return order.transformers_by_length(words, seed=stage.seed, micro_batch=stage.micro_batch, world=world)
             return order.transformers_shuffled(len(words), seed=stage.seed, version=version)
         if stage.group_by_modality_length:
             return order.by_length(

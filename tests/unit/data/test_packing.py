@@ -61,7 +61,7 @@ def test_first_and_best_fit_are_what_their_names_say(lengths):
 
 
 def test_an_even_fit_fills_rows_that_a_best_fit_cannot():
-    """Five samples of about 820 fill 4096; from long to short, four long ones leave a gap that none is short enough for."""
+    """Five samples of about 820 fill 4096; from long to short, four long ones leave a gap too small for any."""
     lengths = np.random.default_rng(1).normal(819, 90, 3000).astype(int).tolist()
     least = -(-sum(lengths) // 4096)
     rows = {m: len(pack(range(3000), lengths, packing(4096, m, 3000), 0, 0)) for m in ("even_fit", "best_fit")}
@@ -124,7 +124,7 @@ def test_fractions_limits_and_what_is_left_over():
     more = schedule(LENGTHS, epochs=1.5, global_batch=7, micro_batch=7)
     used = sum(len(row) for step in range(more.steps) for row in more.indices(step))
     assert used + more.dropped == 300
-    assert 0 < more.dropped
+    assert more.dropped > 0
     assert schedule(LENGTHS, max_steps=3).steps == 3
     assert schedule(LENGTHS, max_steps=3).dropped == 0
 

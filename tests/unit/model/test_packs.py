@@ -1,5 +1,7 @@
 """Samples that share a row: each is computed as if it were alone, by every family and attention that may pack."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def _like_flash(module, query, key, value, attention_mask, scaling=None, positio
     starts = [*(position_ids[0] == 0).nonzero().flatten().tolist(), position_ids.shape[1]]
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    parts = [slice(*ends) for ends in zip(starts[:-1], starts[1:], strict=True)]
+    parts = [slice(*ends) for ends in itertools.pairwise(starts)]
     seen = [
         scaled_dot_product_attention(query[:, :, p], key[:, :, p], value[:, :, p], is_causal=True, scale=scaling)
         for p in parts
