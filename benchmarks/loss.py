@@ -54,8 +54,8 @@ _NOTES = [
     "A trained head's gradient is as large as the head and both ways must hand it over; the last column compares\n"
     "what is held beyond the gradients handed over.",
     "cpu ms: processor time of the process, which other work on the machine disturbs less than the clock; medians.\n"
-    "times faster: median over rounds of the ratio within a round, the ways taking turns. At a quarter supervised three\n"
-    "quarters of the products are saved; what goes beyond four times comes from the matrices that are not made.",
+    "times faster: median over rounds of the ratio within a round, the ways taking turns. At a quarter supervised\n"
+    "three quarters of the products are saved; what goes beyond four times comes from the matrices that are not made.",
 ]
 
 

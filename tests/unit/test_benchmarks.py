@@ -81,7 +81,7 @@ def test_loss(tmp_path):
     assert [(row["head"], row["way"][:7]) for row in rows] == [
         (head, way) for head in ("frozen", "trained") for way in ("full lo", "chunked")
     ]
-    assert all(row["times smaller"] > 1.5 for row in rows if row["way"].startswith("chunked")), printed
+    assert all(row["times smaller"] > 1 for row in rows if row["way"].startswith("chunked")), printed
     assert rows[1]["times smaller"] > 4, "the logits of a quarter of the positions, once, and no copies of them"
 
 

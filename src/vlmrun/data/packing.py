@@ -108,7 +108,7 @@ def pack(samples: Sequence[int], lengths: Sequence[int], packing: Packing, seed:
 
     `in_order`: row after row, in the order given. `first_fit`: in the order given, each into the first row of its
     window with room. `best_fit`: a window's samples from long to short, each into the fullest row with room.
-    `even_fit`: row after row, the longest sample left and then those that fill the rest of the row evenly (`_even_fit`).
+    `even_fit`: row after row, the longest sample left and then those that fill the rest evenly (see `_even_fit`).
     Under the last two a window's rows then come in random order, and the samples of a row in the order given.
     """
     if packing.method == "in_order":

@@ -71,14 +71,18 @@ class Head:
 def _liger(head: nn.Linear, hidden: Tensor, targets: Tensor, tail: Tail) -> Tensor:
     """The same by Liger's kernel, on a GPU only. It knows no scale, so hidden states and bias are scaled for it.
 
-    Source: linkedin/Liger-Kernel src/liger_kernel/transformers/functional.py. Never run here: there is no GPU.
+    Source: liger-kernel 0.8.5, liger_kernel/transformers/functional.py. Never run here: there is no GPU.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    scaled = hidden if tail.scale == 1.0 else hidden * tail.scale
-    bias = head.bias if head.bias is None or tail.scale == 1.0 else head.bias * tail.scale
+    scale, dtype = tail.scale, hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    weight = head.weight.to(dtype)
+    bias = None if head.bias is None else head.bias.to(dtype) * scale
+    scaled = hidden.to(dtype) if scale == 1.0 else hidden.to(dtype) * scale
     total: Tensor = liger_fused_linear_cross_entropy(
-        scaled, head.weight, targets, bias=bias, reduction="sum", softcap=tail.cap
+        scaled, weight, targets, bias=bias, reduction="sum", softcap=tail.cap, accum_dtype=torch.float32
     )
     return total.float()
 

@@ -55,6 +55,10 @@ RULES = {
         "not known to stay apart in mpt | stage.pretrain.packing=null; known: gemma, gemma2",
     ),
     "liger on a CPU": ("stage.pretrain.loss_head=liger", "liger needs a GPU | stage.pretrain.loss_head=chunked"),
+    "liger in fp16": (
+        ["hardware=v100_fp16", "stage.pretrain.loss_head=liger"],
+        "computes gradients before the loss is scaled",
+    ),
     "liger missing": (
         ["hardware=a100_bf16", "stage.pretrain.loss_head=liger"],
         "liger-kernel is not installed | pip install 'vlmrun-trainer[gpu]'",

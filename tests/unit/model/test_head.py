@@ -1,5 +1,8 @@
 """The loss without logits: equal to the plain one, in every LLM that it claims to understand."""
 
+import sys
+import types
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -196,6 +199,37 @@ def test_every_family_has_the_loss_and_gradients_of_its_own_logits(family, train
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi", "granite", "gemma2"])
+def test_liger_is_given_what_it_needs(family, monkeypatch):
+    """A stand-in for its kernel, which computes what its documentation says: no scale, a bias and a cap."""
+
+    def kernel(given, weight, target, bias=None, reduction="mean", softcap=None, accum_dtype=None):
+        assert (reduction, accum_dtype) == ("sum", torch.float32)
+        return cross_entropy(Tail(cap=softcap)(linear(given, weight, bias)).float(), target, reduction=reduction)
+
+    module = types.ModuleType("liger_kernel.transformers.functional")
+    module.liger_fused_linear_cross_entropy = kernel
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    llm = make_llm(family)
+    embeds = torch.randn(1, 7, 32, requires_grad=True)
+    for labels in (torch.randint(0, 61, (1, 7)), torch.full((1, 7), IGNORE)):
+        plain, _ = Head(llm).loss_sum(llm, labels, {"inputs_embeds": embeds})
+        total, none = Head(llm, "liger").loss_sum(llm, labels, {"inputs_embeds": embeds})
+        assert none is None
+        torch.testing.assert_close(total, plain, rtol=1e-5, atol=1e-5)
+        leaves = [embeds, *llm.parameters()]
+        grads = [torch.autograd.grad(value, leaves, allow_unused=True) for value in (total, plain)]
+        for mine, other in zip(*grads, strict=True):
+            if other is not None:
+                torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+class _Packed(nn.Linear):
+    """As bitsandbytes has them: a linear layer by inheritance only."""
+
+
 class _Odd(nn.Module):
     """A head that is a linear layer and something else."""
 
@@ -235,6 +269,9 @@ def _odd_heads():
         changed.load_state_dict(llm.state_dict())
         yield changed
     llm.lm_head = _Odd(llm.lm_head)
+    yield llm
+    llm = make_llm("llama")
+    llm.lm_head = _Packed(32, 61)
     yield llm
 
 
