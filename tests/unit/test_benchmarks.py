@@ -74,3 +74,21 @@ def test_peers_do_the_same_work(tmp_path):
     assert [row["contender"] for row in rows][:3] == ["vlmrun, plain engine", "vlmrun, ZeRO-2", "HF Trainer"]
     for name in ("loss, first", "loss, last"):
         assert [row[name] for row in rows] == pytest.approx([rows[0][name]] * len(rows), abs=2e-5)
+
+
+def test_loss(tmp_path):
+    printed, rows = _quick("loss", tmp_path / "figures.json")
+    assert [(row["head"], row["way"][:7]) for row in rows] == [
+        (head, way) for head in ("frozen", "trained") for way in ("full lo", "chunked")
+    ]
+    assert all(row["times smaller"] > 1 for row in rows if row["way"].startswith("chunked")), printed
+    assert rows[1]["times smaller"] > 4, "the logits of a quarter of the positions, once, and no copies of them"
+
+
+def test_packing(tmp_path):
+    _, rows = _quick("packing", tmp_path / "figures.json")
+    unused = {(row["way"], row["row"]): row["unused %"] for row in rows}
+    assert len(unused) == 2 + 3 * 4
+    assert unused["even_fit", "4096 tokens"] <= 3.0
+    assert unused["even_fit", "8192 tokens"] <= 3.0
+    assert unused["in_order", "4096 tokens"] < unused["padding, grouped", "micro batch of 16"]

@@ -22,6 +22,7 @@ def check(run: RunConfig) -> list[Problem]:
             problems += _rates(stage, where)
             problems += _batch(stage, run.hardware, where)
             problems += checks_train.check(stage, run.hardware, where)
+            problems += checks_train.packing(stage, run.model, where)
             problems += _engine(stage, run.hardware, where)
             problems += _adapted(stage, run, where)
             problems += _lora_parent(stage, run, where)

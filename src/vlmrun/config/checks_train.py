@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmrun.config import derived
-from vlmrun.config.schema import HardwareConfig, TrainStage
+from vlmrun.config.schema import HardwareConfig, ModelConfig, TrainStage
 from vlmrun.errors import Problem
 
 
@@ -37,6 +37,28 @@ def _pictures(stage: TrainStage, where: str) -> Iterator[Problem]:
     if stage.image_decode == "draft" and stage.image_aspect == "anyres":
         yield Problem(
             "a draft is too small for the tiles of anyres", f"{where}.image_decode", f"{where}.image_decode=exact"
+        )
+
+
+def packing(stage: TrainStage, model: ModelConfig, where: str) -> Iterator[Problem]:
+    """Rules about samples that share rows."""
+    if stage.packing is None:
+        return
+    if stage.packing.length < model.max_length:
+        yield Problem(
+            f"a sample may have {model.max_length} tokens, but a row only {stage.packing.length}",
+            f"{where}.packing.length",
+            f"{where}.packing.length={model.max_length} or more, or a smaller model.max_length",
+        )
+    orders = {
+        "group_by_modality_length": stage.group_by_modality_length,
+        "compat.transformers_order": stage.compat.transformers_order is not None,
+    }
+    for name in (name for name, used in orders.items() if used):
+        yield Problem(
+            f"{name} is an order of batches of samples, and packing makes batches of rows",
+            f"{where}.{name}",
+            f"{where}.packing=null, or no {name}",
         )
 
 

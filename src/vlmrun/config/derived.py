@@ -6,6 +6,11 @@ import math
 
 from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Optim, Target, TrainStage
 
+# Families whose samples stay apart when several share a row (`packing`). tests/unit/model/test_packs.py tries each.
+PACKABLE = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
+)
+
 
 def ranks(hardware: HardwareConfig) -> int:
     """Number of worker processes."""

@@ -199,6 +199,14 @@ class HeldOut(Node):
     max_new_tokens: Positive
 
 
+class Packing(Node):
+    """How samples are put into rows (`data/packing.py`)."""
+
+    length: Positive  # tokens of a row
+    method: Literal["even_fit", "best_fit", "first_fit", "in_order"]
+    window: Positive  # samples that are sorted into rows together; in_order: of no meaning
+
+
 class TrainStage(Node):
     """Train some parts on some data."""
 
@@ -207,6 +215,7 @@ class TrainStage(Node):
     data: Annotated[list[str], Field(min_length=1)]
     data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, pictures and text apart
+    packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
     image_aspect: Literal["square", "pad", "anyres"]
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
@@ -217,6 +226,8 @@ class TrainStage(Node):
     optim: Optim
     compat: Compat
     loss: Literal["token_mean", "micro_mean"]
+    loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
+    loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Positive | None
     global_batch: Positive

@@ -37,21 +37,28 @@ class Collator:
         self.padding_side = padding_side
         self.dropped_id = dropped_id
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[Item], sizes: Sequence[int] | None = None) -> dict[str, Any]:
         """One batch.
+
+        Args:
+            sizes: how many items share each row, one after another; None: each has a row to itself.
 
         Returns:
             `input_ids`, `labels` [B, L] long; `attention_mask` [B, L] bool, true on real tokens whatever their id;
             `pixels` [S, 3, H, W], all tiles of all images, one blank image when there is none; `layouts`, how each
             image was cut, None for one that was not; `ids` of the samples; `skipped`: for each
-            unusable sample its `id` and `reason`.
+            unusable sample its `id` and `reason`. With `sizes` also `position_ids` [B, L], which begin at 0 with every
+            item, and once more with the padding.
         """
         rows = [self._expand(item) for item in items]
+        lengths = [len(ids) for ids, _ in rows]
+        if sizes is not None:
+            rows = _joined(rows, sizes)
         length = max(len(ids) for ids, _ in rows)
         pixels = np.concatenate([item.pixels for item in items])
         if len(pixels) == 0:
             pixels = np.zeros((1, 3, self.image_size, self.image_size), dtype=np.float32)
-        return {
+        batch = {
             "input_ids": torch.tensor([self._pad(ids, self.pad_id, length) for ids, _ in rows]),
             "labels": torch.tensor([self._pad(labels, IGNORE, length) for _, labels in rows]),
             "attention_mask": torch.tensor([self._pad([True] * len(ids), False, length) for ids, _ in rows]),
@@ -60,6 +67,17 @@ class Collator:
             "ids": [item.id for item in items],
             "skipped": [{"id": item.id, "reason": item.skipped} for item in items if item.skipped is not None],
         }
+        if sizes is None:
+            return batch
+        assert self.padding_side == "right"
+        of_rows = iter(lengths)
+        places = [[place for _ in range(size) for place in range(next(of_rows))] for size in sizes]
+        padded = [row + list(range(length - len(row))) for row in places]
+        return batch | {"position_ids": torch.tensor(padded)}
+
+    def length(self, item: Item) -> int:
+        """Positions an item takes."""
+        return len(self._expand(item)[0])
 
     def _expand(self, item: Item) -> tuple[list[int], list[int]]:
         """Repeats each image's token for every position the image takes."""
@@ -77,6 +95,22 @@ class Collator:
     def _pad(self, row: list[Any], value: Any, length: int) -> list[Any]:
         padding = [value] * (length - len(row))
         return padding + row if self.padding_side == "left" else row + padding
+
+
+def _joined(rows: list[tuple[list[int], list[int]]], sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of items that share a row, one after another.
+
+    An item's first token is nobody's to predict: alone nothing comes before it, and here another item does.
+    """
+    assert sum(sizes) == len(rows)
+    left = iter(rows)
+    joined = []
+    for size in sizes:
+        members = [next(left) for _ in range(size)]
+        ids = [token for member, _ in members for token in member]
+        labels = [label for _, member in members for label in [IGNORE, *member[1:]]]
+        joined.append((ids, labels))
+    return joined
 
 
 def dropped_token(tokenizer: Any, *, mask_pad_tokens: bool, project: str | None) -> int | None:

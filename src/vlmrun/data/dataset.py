@@ -15,7 +15,7 @@ from vlmrun import logs
 from vlmrun.config.schema import Compat, DataConfig
 from vlmrun.data import compat, index
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, load_image
+from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, image_size, load_image
 from vlmrun.data.index import Index
 from vlmrun.data.picture_cache import Fitted, PictureCache
 from vlmrun.data.reading import list_skipped, rejection_error, usable
@@ -94,6 +94,12 @@ class Encoder:
             return self.blank(0), ()
         found = [self._pixels_of(root, name, sample.where) for name in sample.images]
         return np.concatenate([pixels for pixels, _ in found]), tuple(layout for _, layout in found)
+
+    def layouts(self, sample: Sample, root: Path | None) -> Layouts:
+        """How each of its images is cut, known from their sizes; nothing is read of images that are not."""
+        if self.aspect != "anyres":
+            return (None,) * len(sample.images)
+        return tuple(self.image_transform.layout(image_size(root, name, sample.where)) for name in sample.images)
 
     def blank(self, n_images: int) -> np.ndarray:
         """As many empty images."""
@@ -186,6 +192,22 @@ class Dataset:
         # Under compat.labels only: the place in the batch stays, and the sample is listed.
         skipped = None if encoded.n_supervised else f"{self.encoder.labels_of} drops all labels of this sample"
         return Item(encoded, pixels, self.sample_id(index), skipped, layouts)
+
+    def text(self, index: int) -> Item:
+        """One sample without its pixels, as long as `dataset[index]`; its pictures are not decoded, only measured.
+
+        Raises:
+            DataError: under `on_error: fail`.
+        """
+        sample, source = self._samples[index], self._sources[self._samples.source(index)]
+        try:
+            layouts = self.encoder.layouts(sample, source.images)
+            encoded = self.encoder.encode(sample, layouts)
+        except DataError as error:
+            if not source.skip:
+                raise
+            return self._unusable(index, error, self._text_of(sample))
+        return Item(encoded, self.encoder.blank(0), self.sample_id(index), layouts=layouts)
 
     def _text_of(self, sample: Sample) -> Encoded | None:
         """A sample whose images cannot be used keeps its text, if that can."""

@@ -104,6 +104,16 @@ def load_image(path: Path, where: str = "", *, draft: int | None = None) -> Imag
         ) from error
 
 
+def image_size(root: Path | None, name: str, where: str = "") -> tuple[int, int]:
+    """Width and height, read from the file's head; raises as `open_image`."""
+    path = find_image(root, name, where)
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except _DAMAGED:
+        return load_image(path, where).size  # says what is wrong with it
+
+
 def _confined(root: Path | None, name: str, where: str) -> Path:
     if root is None:
         raise DataError(
@@ -195,14 +205,19 @@ class ImageTransform:
             return self._fit(image, aspect)[None], None
         if not self.grids:
             raise ConfigError("image_aspect is anyres, but the model has no tiles", "model.tiles", "give its grids")
+        layout = self.layout(image.size)
         edge = self.size[0]
-        grid = best_grid(image.size, self.grids)
-        fitted = fit_into(image, grid)
-        columns, rows = grid[0] // edge, grid[1] // edge
+        columns, rows = layout.grid
+        fitted = fit_into(image, (columns * edge, rows * edge))
         places = [(column * edge, row * edge) for row in range(rows) for column in range(columns)]
         cut = [fitted.crop((left, top, left + edge, top + edge)) for left, top in places]
         pixels = [self._fit(tile, "square") for tile in [image.resize((edge, edge)), *cut]]
-        return np.stack(pixels), ImageLayout((columns, rows), image.size)
+        return np.stack(pixels), layout
+
+    def layout(self, size: tuple[int, int]) -> ImageLayout:
+        """How an image of this size is cut under `anyres`."""
+        grid = best_grid(size, self.grids)
+        return ImageLayout((grid[0] // self.size[1], grid[1] // self.size[0]), size)
 
     def _check_grids(self) -> None:
         height, width = self.size

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Dataset
+from vlmrun.data.packing import Row
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import VlmrunError
 
@@ -32,7 +33,7 @@ class Reading:
     pin: bool = False
 
 
-class _MicroBatches(Sampler[list[int]]):
+class _MicroBatches(Sampler[list[Any]]):
     """One rank's micro batches from a step on."""
 
     def __init__(self, schedule: Schedule, rank: int, first_step: int) -> None:
@@ -40,7 +41,7 @@ class _MicroBatches(Sampler[list[int]]):
         self.rank = rank
         self.first_step = first_step
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for step in range(self.first_step, self.schedule.steps):
             yield from self.schedule.micro_batches(step, self.rank)
 
@@ -58,9 +59,11 @@ class _MicroBatchLoader:
         self.dataset = dataset
         self.collator = collator
 
-    def __getitem__(self, indices: list[int]) -> dict[str, Any] | VlmrunError:
+    def __getitem__(self, indices: list[int] | list[Row]) -> dict[str, Any] | VlmrunError:
+        rows = [index if isinstance(index, list) else [index] for index in indices]
+        sizes = [len(row) for row in rows] if isinstance(indices[0], list) else None
         try:
-            return self.collator([self.dataset[index] for index in indices])
+            return self.collator([self.dataset[index] for row in rows for index in row], sizes)
         except VlmrunError as error:
             return error
 

@@ -7,6 +7,7 @@ micro batches does not change it. Free of torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vlmrun.data.order import Order, shuffled
 from vlmrun.errors import ConfigError, DataError
@@ -72,20 +73,20 @@ class Schedule:
         """Passes over the data finished when `step` steps are done."""
         return step * self.global_batch / self.n_samples
 
-    def indices(self, step: int) -> list[int]:
-        """Sample numbers of one global batch, the same for any ranks and micro batch."""
+    def indices(self, step: int) -> list[Any]:
+        """Sample numbers of one global batch (rows of them, under packing), the same for any ranks and micro batch."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
         first = step * self.global_batch
         return [self._sample(position) for position in range(first, first + self.global_batch)]
 
-    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
+    def micro_batches(self, step: int, rank: int) -> list[list[Any]]:
         """One rank's micro batches of a step, in order."""
         batch = self.indices(step)
         starts = [(part * self.ranks + rank) * self.micro_batch for part in range(self.accumulation)]
         return [batch[start : start + self.micro_batch] for start in starts]
 
-    def _sample(self, position: int) -> int:
+    def _sample(self, position: int) -> Any:
         epoch, offset = divmod(position, self.n_samples)
         if epoch not in self._orders:
             self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}

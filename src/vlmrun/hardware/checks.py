@@ -36,6 +36,21 @@ def quantisation(where: str) -> Iterator[Problem]:
         )
 
 
+def liger(hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    """Liger's kernels run on GPUs alone; the package is looked for, not imported."""
+    gpu = GPUS.get(hardware.gpu)
+    if gpu is not None and gpu.is_cpu:
+        yield Problem("liger needs a GPU", where, f"{where}=chunked")
+    elif hardware.precision == "fp16":
+        yield Problem(
+            "liger computes gradients before the loss is scaled, and fp16 loses the small ones",
+            where,
+            f"{where}=chunked",
+        )
+    elif find_spec("liger_kernel") is None:
+        yield Problem("liger-kernel is not installed", where, f"pip install 'vlmrun-trainer[gpu]', or {where}=chunked")
+
+
 def timm(where: str) -> Iterator[Problem]:
     """Towers of timm need it installed; it is looked for, not imported."""
     if find_spec("timm") is None:

@@ -1,11 +1,19 @@
-"""From logits to the losses of supervised tokens."""
+"""From logits, or from hidden states and an output head, to the losses of supervised tokens."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100  # label of a position that is not supervised
+# fp16 holds no gradient below 6e-8, and a loss scale would come too late for one computed in the forward pass.
+_FP16_SCALE = 256.0
+
+_BLOCK = 2048  # rows of the head; larger ones are new memory to the allocator each time
 
 
 def count(labels: Tensor) -> int:
@@ -23,3 +31,146 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     kept = targets != IGNORE
     # Choosing rows first keeps the fp32 copy of the logits as small as the answers, not as large as the prompts.
     return torch.nn.functional.cross_entropy(logits[:, :-1][kept].float(), targets[kept], reduction="none")
+
+
+def supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states that predict a supervised token, and those tokens.
+
+    Shape:
+        hidden [B,L,H], labels [B,L] -> [N,H], [N]
+    """
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+    places = (shifted != IGNORE).nonzero().squeeze(1)
+    return hidden.flatten(0, 1).index_select(0, places), shifted[places]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What an LLM does to its head's output: scales it, then bends it below a cap.
+
+    Source: transformers' Granite divides, Cohere multiplies, Gemma 2 caps.
+    """
+
+    divide: float = 1.0
+    times: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits as the LLM gives them, in the order and type of its own operations."""
+        if self.divide != 1.0:
+            logits = logits / self.divide
+        if self.times != 1.0:
+            logits = logits * self.times
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    @property
+    def scale(self) -> float:
+        """The factor before the cap."""
+        return self.times / self.divide
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative at the logits it gave."""
+        return self.scale if self.cap is None else (1 - (logits / self.cap) ** 2) * self.scale
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of the cross-entropies of hidden states through a linear head; logits exist for one chunk at a time.
+
+    The gradients are computed in the forward pass, for a loss whose own gradient is 1, because then no chunk's logits
+    are needed again; the backward pass multiplies them by the gradient it gets. Those of the head are summed over
+    chunks in fp32. In fp16, where a small gradient is lost, that of the hidden states is computed scaled and kept in
+    fp32, and those of the head are computed in fp32.
+
+    Shape:
+        hidden [N,H], weight [V,H], bias [V] or None, targets [N] -> []
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: Chunks) -> Tensor:
+        wanted = [bool(how.gradients and needed) for needed in ctx.needs_input_grad[:3]]
+        ctx.dtypes = [None if given is None else given.dtype for given in (hidden, weight, bias)]
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            total, gradients = _by_chunks(hidden, weight, bias, targets, how, wanted)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: the head's gradient is as large as the head. A second backward pass is refused by autograd, which
+        # sees that what was saved has changed.
+        scaled = [
+            None if saved is None else saved.mul_(grad).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How `ChunkedLoss` computes.
+
+    Args:
+        size: positions whose logits exist at a time.
+        gradients: whether a backward pass will follow.
+    """
+
+    size: int
+    tail: Tail
+    gradients: bool
+
+
+def _by_chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: Chunks, wanted: list[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum, and the gradients of hidden states, weight and bias that are wanted."""
+    half = hidden.dtype == torch.float16
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden, dtype=exact if half else hidden.dtype) if wanted[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wanted[2] else None
+    for begin in range(0, len(hidden), how.size):
+        part = slice(begin, begin + how.size)
+        rows = hidden[part]
+        loss, grad = _chunk(torch.nn.functional.linear(rows, weight, bias), targets[part], how.tail)
+        total += loss
+        if grad_bias is not None:
+            grad_bias += grad.sum(0)
+        if grad_weight is not None and half:
+            grad_weight.addmm_(grad.t(), rows.float())
+        scale = _FP16_SCALE if half else 1.0
+        grad = grad.mul_(scale).to(weight.dtype) if half else grad.to(weight.dtype)
+        if grad_weight is not None and not half:
+            _add_product(grad_weight, grad, rows)
+        if grad_hidden is not None:
+            grad_hidden[part] = (grad @ weight).to(grad_hidden.dtype) / scale
+        del grad  # or it would still be there while the next chunk's logits are made
+    return total, [grad_hidden, grad_weight, grad_bias]
+
+
+def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
+    """Adds grad^T rows in fp32; where that means a copy, block by block, or it would be as large as the head."""
+    if total.dtype == rows.dtype:
+        total.addmm_(grad.t(), rows)
+        return
+    for block, of_block in zip(total.split(_BLOCK), grad.split(_BLOCK, dim=1), strict=True):
+        block += of_block.t() @ rows
+
+
+def _chunk(product: Tensor, targets: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
+    """Sum of the losses, and the gradient of the head's output, in fp32; one matrix, worked on in place."""
+    logits = tail(product).float()
+    slope = tail.slope(logits)
+    logits -= logits.amax(1, keepdim=True)
+    picked = logits.gather(1, targets.unsqueeze(1))
+    logits.exp_()
+    sums = logits.sum(1, keepdim=True)
+    loss = (sums.log() - picked).sum()
+    grad = logits.div_(sums)
+    grad.scatter_add_(1, targets.unsqueeze(1), -torch.ones_like(picked))
+    return loss, grad if tail == Tail() else grad.mul_(slope)

@@ -12,8 +12,10 @@ from torch import nn
 
 from vlmrun.config.schema import Tiles
 from vlmrun.errors import DataError
+from vlmrun.model import packs
 from vlmrun.model.connectors.base import Connector
-from vlmrun.model.loss import count, token_losses
+from vlmrun.model.head import Head
+from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, Layout, tiling
 from vlmrun.model.towers.base import Tower
@@ -27,12 +29,13 @@ class VLMOutput:
     """What a forward pass gives.
 
     Attributes:
+        logits: None when the loss was computed without them (`head.Head`).
         loss_sum: of the losses of all supervised tokens, in fp32; in the graph also when there are none. None when no
             labels were given.
         n_supervised: how many tokens that sums over.
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     loss_sum: torch.Tensor | None = None
     n_supervised: int = 0
 
@@ -58,6 +61,7 @@ class VLM(nn.Module):
         self.connector = connector
         self.image_tokens = tiling(connector.tokens(tower.n_patches), tiles)
         self.sequence: Ulysses | None = None  # when several ranks share every sequence of a training batch
+        self.head = Head(llm)  # how losses are computed: from full logits, unless training asks for another way
         self.tower_no_grad = False  # compat.tower_no_grad: whatever is tuned, no gradient reaches the tower
 
     @property
@@ -72,6 +76,7 @@ class VLM(nn.Module):
         pixels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         layouts: Sequence[Layout | None] | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> VLMOutput:
         """Runs the model on right-padded, expanded ids.
 
@@ -80,26 +85,27 @@ class VLM(nn.Module):
             pixels: None for a batch without pictures; one all-zero picture and no image position means the same.
             labels: next-token targets before shifting, -100 where unsupervised.
             layouts: how each picture was cut into tiles, which are all in `pixels`; None: none was.
+            position_ids: of rows that hold several samples: 0 where one begins, and padding counted as one more.
 
         Shape:
-            input_ids, attention_mask, labels [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
+            input_ids, attention_mask, labels, position_ids [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
 
         Raises:
             DataError: when pictures and image positions do not fit.
         """
         embeds = self.embed(input_ids, pixels, layouts)
         inputs: dict[str, torch.Tensor | None] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
-        if labels is not None and self.sequence is not None:
-            inputs, labels = self.sequence.cut(inputs, labels)
-        output = self.llm(**inputs, use_cache=False)
+        if position_ids is not None:
+            inputs = packs.inputs(self.llm, embeds, position_ids)
         if labels is None:
-            return VLMOutput(output.logits)
-        # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
-        losses = token_losses(output.logits, labels)
-        total = losses.sum() if losses.numel() else output.logits.sum().float() * 0.0
+            logits = self.llm(**inputs, use_cache=False).logits
+            return VLMOutput(logits.reshape(*input_ids.shape, -1))
         if self.sequence is not None:
-            total = self.sequence.total(total)
-        return VLMOutput(output.logits, total, count(labels))
+            inputs, labels = self.sequence.cut(inputs, labels)
+        loss_sum, logits = self.head.loss_sum(self.llm, labels, inputs)
+        if self.sequence is not None:
+            loss_sum = self.sequence.total(loss_sum)
+        return VLMOutput(logits, loss_sum, count(labels))
 
     def embed(
         self,

@@ -37,7 +37,7 @@ def check(run: RunConfig) -> list[Problem]:
     problems += hardware_checks.check(run.hardware)
     problems += checks_engine.check(run)
     problems += _targets(run)
-    problems += _quantised(run)
+    problems += _packages(run)
     problems += _templates(run)
     problems += _data(run)
     problems += _llm(run)
@@ -64,10 +64,13 @@ def _targets(run: RunConfig) -> Iterator[Problem]:
             yield from build.check(data.prepare.target, data.prepare.arguments, where, frozenset({"folder"}))
 
 
-def _quantised(run: RunConfig) -> Iterator[Problem]:
+def _packages(run: RunConfig) -> Iterator[Problem]:
     stages = [name for name, stage in run.stage.items() if isinstance(stage, TrainStage) and stage.tune.llm == "qlora"]
     for name in stages:
         yield from hardware_checks.quantisation(f"stage.{name}.tune.llm")
+    for name, stage in run.stage.items():
+        if isinstance(stage, TrainStage) and stage.loss_head == "liger":
+            yield from hardware_checks.liger(run.hardware, f"stage.{name}.loss_head")
     # A loader of one's own may not know packed weights or new tokens.
     asked: dict[str, object] = {"quant": None} if stages else {}
     asked |= {"added": ()} if run.model.image_markers or run.model.new_tokens else {}
@@ -156,6 +159,13 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
             "hardware.attention",
             "hardware.attention=eager",
         )
+    for name, stage in run.stage.items():
+        if isinstance(stage, TrainStage) and stage.packing is not None and facts.family not in derived.PACKABLE:
+            yield Problem(
+                f"samples of one row are not known to stay apart in {facts.family or 'this LLM'}",
+                f"stage.{name}.packing",
+                f"stage.{name}.packing=null; known: {', '.join(sorted(derived.PACKABLE))}",
+            )
     yield from _roles(run, tokenizer)
     if tokenizer is not None:
         yield from _vocabulary(run, facts, tokenizer)

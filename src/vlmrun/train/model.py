@@ -14,6 +14,7 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.hardware import zero, zero_own
 from vlmrun.model import new_tokens, parts, quantise, recompute, tune
+from vlmrun.model.head import Head, causal_lm
 from vlmrun.model.parts import Loaded
 from vlmrun.model.towers import half
 from vlmrun.model.ulysses import Ulysses
@@ -59,6 +60,7 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         new_tokens.ids_of(loaded.tokenizer, parts.added_tokens(loaded.model)) if stage.tune.llm == "new_tokens" else []
     )
     tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed, new_rows=rows)
+    loaded.vlm.head = Head(loaded.vlm.llm, stage.loss_head, stage.loss_chunk)
     loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
     if stage.compat.fp16_tower and job.hardware.precision != "bf16":
         half.to_half(loaded.vlm.tower)
@@ -70,17 +72,12 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     if stage.offload_checkpoints:
         recompute.offload_kept(loaded.vlm.llm, loaded.vlm.tower)
     if job.hardware.sequence_parallel > 1:
-        loaded.vlm.sequence = Ulysses(_inner(loaded.vlm.llm), dist.replica_group())
+        loaded.vlm.sequence = Ulysses(causal_lm(loaded.vlm.llm), dist.replica_group())
     # FSDP moves block by block what it has cut, and ZeRO-3 has cut it already.
     if stage.engine == "plain" or (config is not None and stage.zero != 3):
         loaded.vlm.to(dist.device(job.hardware))
     del alive
     return loaded
-
-
-def _inner(llm: Any) -> Any:
-    """The LLM itself, without PEFT's wrapper."""
-    return llm.get_base_model() if tune.has_adapter(llm) else llm
 
 
 def _sharded(job: StageJob, stage: TrainStage) -> bool:

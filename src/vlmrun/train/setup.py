@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlmrun import heartbeat, logs
 from vlmrun.checkpoints import native
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.data import compat, order, templates
+from vlmrun.data import compat, lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.dataset import Dataset, Encoder, open_datasets
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.loader import Reading, batches
+from vlmrun.data.packing import PackedSchedule
 from vlmrun.data.picture_cache import PictureCache
 from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
@@ -40,6 +43,7 @@ SKIPPED = "skipped.jsonl"
 INDEX = "index"
 # A draft is this much larger than the tower's pictures, so that scaling it down still smooths.
 _FINER = 2
+LENGTHS = "lengths.npy"
 
 
 @dataclass
@@ -93,6 +97,7 @@ class _Run:
         self.encoder = self._encoder()
         self.dataset = self._dataset(stage.data, job.path / INDEX)
         self._check_images()
+        self.collator = self._collator()
         self.schedule = self._schedule()
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
@@ -284,16 +289,7 @@ class _Run:
                 f"stage.{self.job.name}.data_weights",
                 "one for each source",
             )
-        schedule = Schedule(
-            order.pool_size(counts, weights),
-            global_batch=self.stage.global_batch,
-            micro_batch=self.stage.micro_batch,
-            ranks=dist.data_world(),
-            epochs=self.stage.epochs,
-            max_steps=self.stage.max_steps,
-            seed=self.stage.seed,
-            order=self._order(counts),
-        )
+        schedule = self._laid_out(order.pool_size(counts, weights), self._order(counts))
         told = "warmup_ratio" if self.stage.optim.warmup_steps is None else "warmup_steps"
         if derived.warmup_steps(self.stage.optim, schedule.steps) >= schedule.steps:
             raise ConfigError(
@@ -305,17 +301,45 @@ class _Run:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
         return schedule
 
+    def _laid_out(self, n_samples: int, samples: order.Order) -> Schedule:
+        """Epochs of samples, or of rows that hold several, cut into batches."""
+        stage = self.stage
+        cut = {
+            "global_batch": stage.global_batch,
+            "micro_batch": stage.micro_batch,
+            "ranks": dist.data_world(),
+            "max_steps": stage.max_steps,
+            "seed": stage.seed,
+        }
+        if stage.packing is None:
+            return Schedule(n_samples, epochs=stage.epochs, order=samples, **cut)
+        packed = PackedSchedule(
+            self._token_lengths(), samples, stage.packing, n_samples=n_samples, epochs=stage.epochs, **cut
+        )
+        log.info("%s", packed.told())
+        return packed
+
+    def _token_lengths(self) -> np.ndarray:
+        """Positions of every sample: measured once by all ranks together, then kept in the stage's folder."""
+        file, n = self.job.path / LENGTHS, len(self.dataset)
+        known = lengths.read(file, n) if dist.is_main() else None
+        if dist.broadcast_object(known is None):
+            mine = lengths.measure(self.dataset, self.collator, range(dist.rank(), n, dist.world()), n)
+            parts = dist.gather_objects(mine)
+            if dist.is_main():
+                known = lengths.write(file, [parts[i % len(parts)][i // len(parts)] for i in range(n)])
+        found: np.ndarray = dist.broadcast_object(known)
+        return found
+
     def _order(self, counts: list[int]) -> order.Order:
         """How the samples of an epoch follow one another."""
         stage = self.stage
         world, version = stage.global_batch // stage.micro_batch, stage.compat.transformers_order
         if version is not None:
-            lengths = self.dataset.lengths()
+            words = self.dataset.lengths()
             if stage.group_by_modality_length:
-                return order.transformers_by_length(
-                    lengths, seed=stage.seed, micro_batch=stage.micro_batch, world=world
-                )
-            return order.transformers_shuffled(len(lengths), seed=stage.seed, version=version)
+                return order.transformers_by_length(words, seed=stage.seed, micro_batch=stage.micro_batch, world=world)
+            return order.transformers_shuffled(len(words), seed=stage.seed, version=version)
         if stage.group_by_modality_length:
             return order.by_length(
                 counts,

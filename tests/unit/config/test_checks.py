@@ -29,6 +29,41 @@ HELD_OUT = "stage.instruct.eval={steps: 2, data: [shapes_test], max_samples: 8, 
 RULES = {
     "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
     "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
+    "row too short": (
+        "stage.pretrain.packing={length: 64, method: even_fit, window: 100}",
+        "but a row only 64 | stage.pretrain.packing.length=",
+    ),
+    "rows in groups": (
+        [
+            "stage.pretrain.packing={length: 4096, method: even_fit, window: 100}",
+            "stage.pretrain.group_by_modality_length=true",
+        ],
+        "group_by_modality_length is an order of batches of samples",
+    ),
+    "rows of a recorded order": (
+        [
+            "stage.pretrain.packing={length: 4096, method: even_fit, window: 100}",
+            "stage.pretrain.compat.transformers_order='4.37'",
+        ],
+        "compat.transformers_order is an order of batches",
+    ),
+    "rows of an unknown family": (
+        [
+            "stage.pretrain.packing={length: 4096, method: even_fit, window: 100}",
+            "model/llm=pico_mpt",
+            "hardware.attention=eager",
+        ],
+        "not known to stay apart in mpt | stage.pretrain.packing=null; known: gemma, gemma2",
+    ),
+    "liger on a CPU": ("stage.pretrain.loss_head=liger", "liger needs a GPU | stage.pretrain.loss_head=chunked"),
+    "liger in fp16": (
+        ["hardware=v100_fp16", "stage.pretrain.loss_head=liger"],
+        "computes gradients before the loss is scaled",
+    ),
+    "liger missing": (
+        ["hardware=a100_bf16", "stage.pretrain.loss_head=liger"],
+        "liger-kernel is not installed | pip install 'vlmrun-trainer[gpu]'",
+    ),
     "nothing trained": ("stage.pretrain.tune.connector=freeze", "every part is frozen"),
     "lora without values": ("stage.lora.lora=null", "lora has no values"),
     "lora values unused": ("stage.lora.tune.llm=full", "tune.llm is full"),

@@ -79,6 +79,6 @@ class Engine(ABC):
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         place = next(self.vlm.parameters()).device
-        names = ("input_ids", "attention_mask", "pixels", "labels")
-        tensors = {name: batch[name].to(place, non_blocking=True) for name in names}
+        names = ("input_ids", "attention_mask", "pixels", "labels", "position_ids")
+        tensors = {name: batch[name].to(place, non_blocking=True) for name in names if name in batch}
         return tensors | {"layouts": batch.get("layouts")}
