@@ -69,7 +69,10 @@ HARDWARE: dict[str, Any] = {
     "precision": "fp32",
     "attention": "sdpa",
     "tf32": False,
+    "env": {},
     "launcher": "inline",
+    "hostfile": None,
+    "max_restarts": 0,
     "threads": 1,
     "timeout_seconds": 30,
 }

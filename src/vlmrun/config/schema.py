@@ -236,9 +236,12 @@ class HardwareConfig(Node):
     nodes: Annotated[Positive, Volatile]
     ranks_per_node: Annotated[Positive, Volatile]
     precision: Precision
-    attention: Annotated[Literal["eager", "sdpa", "flash_attention_2"], Volatile]
+    attention: Annotated[Literal["eager", "sdpa", "flash_attention_2", "xformers"], Volatile]
     tf32: Annotated[bool, Volatile]  # TensorFloat-32 products on GPUs that have them
-    launcher: Annotated[Literal["inline", "torchrun", "deepspeed"], Volatile]
+    env: Annotated[dict[str, str | int], Volatile]  # of the ranks; which names is up to hardware/environment.py
+    launcher: Annotated[Literal["inline", "torchrun", "deepspeed", "srun"], Volatile]
+    hostfile: Annotated[str | None, Volatile]  # of several nodes: lines `HOST slots=N`
+    max_restarts: Annotated[Count, Volatile]  # starts after the first, from the last checkpoint
     threads: Annotated[Positive, Volatile]  # CPU threads per rank
     timeout_seconds: Annotated[Positive, Volatile]  # longest wait for another rank
 

@@ -13,6 +13,7 @@ from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStag
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
+from vlmrun.hardware import attention
 from vlmrun.hardware import checks as hardware_checks
 from vlmrun.run import graph, parts, vision
 
@@ -34,6 +35,7 @@ def check(run: RunConfig) -> list[Problem]:
     _, problems = graph.plan(run)
     problems += config_checks.check(run)
     problems += hardware_checks.check(run.hardware)
+    problems += _heads(run)
     problems += _targets(run)
     problems += _quantised(run)
     problems += _templates(run)
@@ -48,6 +50,18 @@ def _elsewhere(where: str, run: RunConfig) -> bool:
     """Whether a place belongs to a stage that `only` leaves out."""
     parts = where.split(".")
     return bool(run.only) and parts[0] == "stage" and parts[1] in run.stage and parts[1] not in run.only
+
+
+def _heads(run: RunConfig) -> Iterator[Problem]:
+    """Whether the attention kernel computes heads of the sizes that the LLM and the tower have."""
+    for name in ("llm", "tower"):
+        part = getattr(run.model, name)
+        try:
+            size = parts.head_dim(part) if parts.is_told(part) else None
+        except CheckpointError:  # told where the part is looked at
+            continue
+        if size is not None:
+            yield from attention.check_head(run.hardware, size, "LLM" if name == "llm" else "vision tower")
 
 
 def _targets(run: RunConfig) -> Iterator[Problem]:

@@ -75,7 +75,33 @@ RULES = {
     "bf16 zero 0": (["hardware.precision=bf16", "stage.lora.zero=0"], "bf16 with ZeRO 0"),
     "bf16 on v100": (["hardware.precision=bf16", "hardware.gpu=v100_32g"], "v100_32g has no bf16"),
     "unknown gpu": ("hardware.gpu=a100", "unknown gpu 'a100'"),
-    "flash on cpu": ("hardware.attention=flash_attention_2", "flash attention needs a GPU"),
+    "flash on cpu": ("hardware.attention=flash_attention_2", "flash-attn needs a GPU"),
+    "flash on V100": (
+        ["hardware=v100_fp16", "hardware.attention=flash_attention_2"],
+        "flash-attn needs a GPU of compute capability 8.0, v100_32g has 7.0 | hardware.attention=sdpa or xformers",
+    ),
+    "flash in fp32": (
+        ["hardware=h100_bf16", "hardware.precision=fp32", "hardware.attention=flash_attention_2"],
+        "flash-attn does not compute in fp32 | hardware.attention=sdpa, or hardware.precision=fp16 or bf16",
+    ),
+    "flash not installed": (
+        ["hardware=h100_bf16", "hardware.attention=flash_attention_2"],
+        "flash-attn is not installed | pip install 'vlmrun-trainer[gpu]'",
+    ),
+    "xformers on cpu": ("hardware.attention=xformers", "xformers needs a GPU"),
+    "heads of xformers": (
+        ["hardware=v100_fp16", "model/llm=pico", "model.llm.config.hidden_size=80"],
+        "xformers computes heads of multiples of 8 up to 65536, the LLM has heads of 20",
+    ),
+    "tf32 on V100": (["hardware=v100_fp16", "hardware.tf32=true"], "v100_32g has no TensorFloat-32"),
+    "bf16 on V100": (["hardware=v100_fp16", "hardware.precision=bf16"], "hardware.precision=fp16, or fp32"),
+    "variable of another kind": (
+        "hardware.env={LD_PRELOAD: /tmp/x.so}",
+        "hardware.env.LD_PRELOAD: LD_PRELOAD may not be set by a configuration | names of NCCL_",
+    ),
+    "variable that loads code": ("hardware.env={NCCL_NET_PLUGIN: /tmp/x.so}", "loads code or touches files"),
+    "variable of ours": ("hardware.env={OMP_NUM_THREADS: 4}", "OMP_NUM_THREADS is not set here | set hardware.threads"),
+    "no hostfile": ("hardware.hostfile=nowhere", "nowhere cannot be read"),
     "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
     "average count": ("stage.average.weights=[0.2,0.3,0.5]", "2 models, 3 weights"),
     "merge of no lora": ("stage.merge.init_from=instruct", "'instruct' has no adapters to merge"),
@@ -112,7 +138,6 @@ RULES = {
     "builtin": ("model.llm.path=builtin:micro-lm", "did you mean 'micro-llm'?"),
     "format": ("data.shapes_test.format=vqaa", "did you mean 'vqa'?"),
     "kind of data": ("stage.lora.data=[shapes_test]", "train cannot read data 'shapes_test' of format vqa"),
-    "nodes": ("hardware.nodes=2", "several nodes"),
 }
 
 
