@@ -22,7 +22,7 @@ class Kernel:
     Args:
         module: what is imported; its distribution is `package`.
         since: the first GPU capability it runs on.
-        head_multiples: by precision, what a head size must be a multiple of; a precision that is missing is not computed.
+        head_multiples: by precision, what a head size must be a multiple of; it computes in no other precision.
         widest_head: the largest head size.
     """
 

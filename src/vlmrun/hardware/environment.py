@@ -30,7 +30,9 @@ def check(variables: Mapping[str, str | int]) -> Iterator[Problem]:
             yield Problem(f"{name} is not set here", where, f"set {_OURS[name]}")
         elif not _NAME.fullmatch(name) or not name.startswith(PREFIXES):
             yield Problem(
-                f"{name} may not be set by a configuration", where, f"names of {', '.join(PREFIXES)}; or set it in your shell"
+                f"{name} may not be set by a configuration",
+                where,
+                f"names of {', '.join(PREFIXES)}; or set it in your shell",
             )
         elif _REACHES_OUT.search(name):
             yield Problem(f"{name} loads code or touches files", where, "set it in your shell, if you need it")

@@ -1,13 +1,13 @@
 """xformers as an attention of transformers: for the LLM and for the vision tower, on GPUs that have no flash attention.
 
-transformers asks for two functions by name: one that makes a mask out of what a batch looks like, once per forward pass,
-and one that computes attention with it, once per layer. `ready` registers ours under `xformers`. eager, sdpa and
+transformers asks for two functions by name: one makes a mask out of what a batch looks like, once per forward pass, the
+other computes attention with it, once per layer. `ready` registers ours under `xformers`. eager, sdpa and
 flash_attention_2 are transformers' own.
 
 Documents packed into one row are kept apart in either of two ways, and both work for every attention:
 
-- `position_ids` that begin at 0 with each document, and no attention mask: transformers makes a mask of it (sdpa, eager,
-  xformers), or cuts the row (flash attention, which takes one row per batch).
+- `position_ids` that begin at 0 with each document, and no attention mask: transformers makes a mask of it (sdpa,
+  eager, xformers), or cuts the row (flash attention, which takes one row per batch).
 - `packed_rows(lengths)` beside them: flash attention and xformers then compute block after block, without a mask. Any
   number of rows.
 """
@@ -74,7 +74,12 @@ def make_mask(*, attention_mask: torch.Tensor | None = None, **wanted: Any) -> t
     from transformers.masking_utils import sdpa_mask
 
     whole = wanted["q_length"] == wanted["kv_length"] and wanted.get("q_offset", 0) == 0
-    if attention_mask is not None and whole and wanted.get("allow_is_causal_skip", True) and _ends_padded(attention_mask):
+    if (
+        attention_mask is not None
+        and whole
+        and wanted.get("allow_is_causal_skip", True)
+        and _ends_padded(attention_mask)
+    ):
         attention_mask = None
     mask: torch.Tensor | None = sdpa_mask(attention_mask=attention_mask, **wanted)
     return mask
@@ -96,7 +101,7 @@ def attend(  # noqa: PLR0913 - the signature transformers calls
 
     Args:
         attention_mask: booleans that say who may look (`make_mask`), or numbers to add to the scores.
-        cu_seq_lens_q: where documents end in all rows one after another (`packed_rows`); the mask is not looked at then.
+        cu_seq_lens_q: where documents end in all rows, one after another (`packed_rows`); no mask is looked at then.
 
     Shape:
         query [B, H, Lq, K]; key, value [B, Hkv, Lk, K]; attention_mask [B, 1 or H, Lq, Lk]; result [B, Lq, H, K]
@@ -125,7 +130,7 @@ def attend(  # noqa: PLR0913 - the signature transformers calls
     return result.reshape(batch, length, *result.shape[2:]), None
 
 
-def _kernel(  # noqa: PLR0913 - what the kernel takes
+def _kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any, dropout: float, scale: float | None
 ) -> torch.Tensor:
     """xformers itself; tests on a CPU, for which it has no kernel, put its documented formula here."""
@@ -162,7 +167,7 @@ def _added(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     room = -(-n_keys // _ALIGNED) * _ALIGNED
     numbers = query.new_zeros(*mask.shape[:-1], room)[..., :n_keys]
     if mask.dtype == torch.bool:
-        # The lowest number, not -inf: a row that may look nowhere then averages all, as in transformers, and is not nan.
+        # The lowest number, not -inf: a row that may look nowhere then averages all, as in eager, and is not nan.
         numbers = numbers.masked_fill_(~mask, torch.finfo(query.dtype).min)
     else:
         numbers.copy_(mask.clamp_min(torch.finfo(query.dtype).min))

@@ -9,20 +9,27 @@ import os
 import signal
 import socket
 import subprocess
+from dataclasses import dataclass
 from types import FrameType
 
 from vlmrun import artifact
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 from vlmrun.run import argv
+from vlmrun.run.crew import NOBODY, Crew
+from vlmrun.run.line import Guard
+from vlmrun.run.nodes import Node
 
 _PR_SET_PDEATHSIG = 1
 _GOES_ON = "the same command goes on from there"
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, LaunchError)}
 
 
-def run(job: StageJob, lock_fd: int) -> None:
+def run(job: StageJob, lock_fd: int, crew: Crew = NOBODY) -> None:
     """Writes nothing itself: starts the ranks of `job.json`, forwards signals, and waits.
+
+    Args:
+        crew: the other nodes, which start theirs when we do.
 
     Raises:
         VlmrunError: the worker's own error, or a LaunchError when it died without saying why.
@@ -30,20 +37,49 @@ def run(job: StageJob, lock_fd: int) -> None:
     """
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        argv.command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", "")),
-        env=argv.environment(job, os.environ),
-        start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
-        preexec_fn=_die_with_parent,
-        pass_fds=(lock_fd,),
-        stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
-    )
-    code, stopped = _wait(process)
+    port = _free_port()
+    if job.stage.kind == "train":
+        crew.start(job.name, 0, port)
+    code, stopped = once(job, Start(port, 0, crew.node), crew.guard, lock_fd)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
         raise KeyboardInterrupt(_farewell(job, error))
     if error or code != 0:
+        if error is None or isinstance(error, LaunchError):
+            crew.require()
         raise error or _unexplained(job, code)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job's ranks: where they meet, how often they were started before, and on which node these are."""
+
+    port: int
+    attempt: int
+    node: Node
+
+
+def once(job: StageJob, start: Start, guard: Guard, *held: int) -> tuple[int, bool]:
+    """Starts this node's ranks and waits for them.
+
+    Args:
+        guard: may end them.
+        held: file descriptors that they inherit.
+
+    Returns:
+        The exit code, and whether we were asked to stop.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    process = subprocess.Popen(
+        argv.command(job, start.port, visible, start.attempt, start.node),
+        env=argv.environment(job, os.environ, start.port, start.node),
+        start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
+        preexec_fn=_die_with_parent,
+        pass_fds=held,
+        stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
+    )
+    with guard.watching(process):
+        return _wait(process)
 
 
 def _farewell(job: StageJob, error: VlmrunError | None) -> str:

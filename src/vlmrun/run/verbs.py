@@ -13,7 +13,7 @@ from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
-from vlmrun.run import checks, graph, pipeline, store, sweep
+from vlmrun.run import checks, crew, graph, nodes, pipeline, store, sweep
 
 log = logs.get(__name__)
 
@@ -77,10 +77,15 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
 
     config = compose(overrides, config_dirs)
     graph.require(checks.check(config))
+    node = nodes.here(config.hardware, os.environ)
     planned = pipeline.prepare(config, folder)
+    if node.rank > 0:
+        pipeline.train_along(planned, node)
+        return planned
     artifact.write_text(planned.folder / "config.yaml", _text(config))
     try:
-        pipeline.execute(planned)
+        with crew.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
+            pipeline.execute(planned, others)
     finally:
         if planned.outcomes:
             table.show(table.summary(planned.outcomes), config.name)

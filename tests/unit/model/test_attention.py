@@ -147,7 +147,9 @@ def test_a_sliding_window_is_kept():
     ids, mask = ids_of(11, 7)
     kept = mask.bool()
     theirs = eager(ids, attention_mask=mask, use_cache=False).logits[kept]
-    torch.testing.assert_close(ours(ids, attention_mask=mask, use_cache=False).logits[kept], theirs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        ours(ids, attention_mask=mask, use_cache=False).logits[kept], theirs, atol=2e-5, rtol=1e-4
+    )
     wide, _ = pair("pico_mistral", sliding_window=100)
     assert not torch.allclose(wide(ids, attention_mask=mask, use_cache=False).logits[kept], theirs, atol=1e-3)
 
@@ -169,7 +171,9 @@ TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "nu
 
 @pytest.mark.parametrize("kind", [Clip, Siglip, Dinov2])
 def test_a_tower_gives_the_features_and_gradients_of_eager(kind):
-    towers = [kind(config=dict(TOWER), layers=[-1], dtype=torch.float32, attention=how) for how in ("eager", "xformers")]
+    towers = [
+        kind(config=dict(TOWER), layers=[-1], dtype=torch.float32, attention=how) for how in ("eager", "xformers")
+    ]
     towers[1].load_state_dict(towers[0].state_dict())
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     found = []
@@ -196,7 +200,9 @@ def test_what_xformers_cannot_compute_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="xformers cannot compute attention with softcap"):
         attention.attend(module, tensor, tensor, tensor, None, softcap=50.0)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"(?s)no kernel for heads of 8 in float32 on a CPU: .*device=cpu.*attention=sdpa"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)no kernel for heads of 8 in float32 on a CPU: .*device=cpu.*attention=sdpa"
+    ):
         attention.attend(module, tensor, tensor, tensor, None)
 
 
