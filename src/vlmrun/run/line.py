@@ -35,8 +35,8 @@ class Line:
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next message; None when the other side has closed, or speaks another language."""
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)
             text = self._file.readline(_LONGEST_LINE)
             message = json.loads(text) if text.endswith(b"\n") else None
         except (OSError, ValueError):

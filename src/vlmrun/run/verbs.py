@@ -13,6 +13,7 @@ from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
+from vlmrun.hardware import checks as hardware_checks
 from vlmrun.run import checks, crew, graph, nodes, pipeline, store, sweep
 
 log = logs.get(__name__)
@@ -59,6 +60,20 @@ def check(arguments: list[str]) -> int:
     graph.require(list(dict.fromkeys(problems)))
     for config in configs:
         _list_stages(config)
+    return 0
+
+
+def print_nodes(arguments: list[str]) -> int:
+    """`vlmrun nodes`: a shell script that runs this command on every node of a host file."""
+    config = compose(read(arguments).overrides, read(arguments).config_dirs)
+    graph.require(list(hardware_checks.check(config.hardware)))
+    if config.hardware.hostfile is None or config.hardware.nodes == 1:
+        raise ConfigError(
+            "there is no list of nodes",
+            "hardware.hostfile",
+            "hardware.nodes=2 hardware.hostfile=FILE of lines `HOST slots=N`",
+        )
+    sys.stdout.write("\n".join(nodes.commands(config.hardware, arguments)) + "\n")
     return 0
 
 

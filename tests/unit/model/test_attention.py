@@ -213,7 +213,7 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch):
 
 
 def test_the_families_that_cannot_have_it_are_known():
-    assert EAGER_ONLY == {"mpt"}
+    assert {"mpt"} == EAGER_ONLY
 
 
 @pytest.mark.gpu
