@@ -258,6 +258,7 @@ class RunConfig(Node):
     only: list[str]  # run these stages only; their parents must be finished
     if_busy: Literal["wait", "fail"]  # when another process trains the same stage
     tracking: list[Tracker]  # wandb is offline; wandb_online uses the network
+    objective: str | None  # STAGE.NUMBER that a sweeper looks for the best of; null: see docs/guides/sweeps.md
     model: ModelConfig
     data: dict[Name, DataConfig]
     stage: dict[Name, UserStage]

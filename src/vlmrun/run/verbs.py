@@ -14,7 +14,7 @@ from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
 from vlmrun.hardware import checks as hardware_checks
-from vlmrun.run import checks, crew, graph, nodes, pipeline, store, sweep
+from vlmrun.run import checks, crew, graph, nodes, pipeline, plugins, store, sweep
 
 log = logs.get(__name__)
 
@@ -33,12 +33,16 @@ def train(arguments: list[str]) -> int:
     """`vlmrun [train]`: a run, a sweep (`-m`), or the composed text (`--cfg job`)."""
     request = read(arguments)
     logs.setup()
+    own, hydras = plugins.split(request.overrides)
     if request.show_config:
         sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
         return 0
+    graph.require(list(plugins.check(hydras, multirun=request.multirun)))
     if request.multirun:
-        tree = composing.compose(sweep.expand(request.overrides)[0][0], request.config_dirs).tree
+        tree = composing.compose(plugins.fixed(own), request.config_dirs).tree
         root = Path(str(tree.get("output", "outputs"))).expanduser()
+        if hydras:
+            return plugins.run(request.overrides, request.config_dirs, root)
         return sweep.run(request.overrides, root, lambda point, folder: run(point, request.config_dirs, folder))
     run(request.overrides, request.config_dirs)
     return 0
@@ -48,9 +52,10 @@ def check(arguments: list[str]) -> int:
     """`vlmrun check`: raises every problem found, or prints what would be run. With `-m`, of every point."""
     request = read(arguments)
     logs.setup()
-    points = [point for point, _ in sweep.expand(request.overrides)] if request.multirun else [request.overrides]
+    own, hydras = plugins.split(request.overrides)
+    points = [point for point, _ in sweep.expand(own, ends=bool(hydras))] if request.multirun else [own]
     configs: list[RunConfig] = []
-    problems: list[Problem] = []
+    problems = list(plugins.check(hydras, multirun=request.multirun))
     for point in points:
         try:
             configs.append(compose(point, request.config_dirs))
