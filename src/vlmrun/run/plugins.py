@@ -99,14 +99,18 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path) -> in
         _multirun(task, [*_ours(folder, dirs, hydras), *hydras, *own], composing.conf_dir())
     except _REFUSALS as error:
         refused = error
-    jobs = list(_gather(folder, set(fixed(own))))
-    if refused is not None and (not jobs or all(job.error is None for job in jobs)):
+    jobs = list(_gather(folder, own))
+    if refused is not None:
         said = " ".join(str(refused).split("Config search path")[0].split()) or type(refused).__name__
         fix = f"hydra.cc/docs/plugins says what a plugin takes; those known to work come with {_INSTALL}"
-        raise ConfigError(f"the sweep was refused: {said}", " ".join(hydras), fix) from refused
+        error = ConfigError(f"the sweep was refused: {said}", " ".join(hydras), fix)
+        if not jobs:
+            raise error from refused
+        log.error("%s", error)
     artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
     table.compare(jobs)
-    return next((job.error.exit_code for job in jobs if job.error is not None), 0)
+    codes = [job.error.exit_code for job in jobs if job.error is not None]
+    return next(iter(codes), 0 if refused is None else ConfigError.exit_code)
 
 
 def point(config_dirs: list[Path], _config: DictConfig) -> float | None:
@@ -180,6 +184,10 @@ def _without_hydra() -> Iterator[None]:
             outer.initialize(kept)
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
 def _is_hydras(text: str) -> bool:
     return text.lstrip("+~").startswith(("hydra/", "hydra."))
 
@@ -218,8 +226,15 @@ def _multirun(task: Any, overrides: list[str], conf: Path) -> None:
         GlobalHydra.instance().clear()
 
 
-def _gather(folder: Path, shared: set[str]) -> Iterator[Job]:
-    """What the points have left behind, in their order."""
+def _gather(folder: Path, asked: Sequence[str]) -> Iterator[Job]:
+    """What the points have left behind, in their order.
+
+    Args:
+        asked: the sweep's overrides. What a point has beside the fixed ones sets it apart; so does a key given twice.
+    """
+    same = fixed(asked)
+    swept = {_key(text) for text in asked if text not in same}
+    shared = {_key(text) for text in same} - swept
     found = [json.loads(path.read_text("utf-8")) for path in folder.glob(f"*/{_POINT}")]
     for entry in sorted(found, key=lambda entry: int(entry["number"])):
         outcomes = []
@@ -227,6 +242,6 @@ def _gather(folder: Path, shared: set[str]) -> Iterator[Job]:
             made = artifact.read(Path(item["folder"]))
             if made is not None:
                 outcomes.append(Outcome(item["name"], made, Path(item["folder"]), item["reused"]))
-        own = [text for text in entry["overrides"] if text not in shared]
+        own = [text for text in entry["overrides"] if _key(text) not in shared]
         error = error_from_dict(entry["error"]) if entry["error"] else None
         yield Job(entry["number"], own, folder / str(entry["number"]), outcomes, error)

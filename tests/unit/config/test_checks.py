@@ -26,6 +26,7 @@ def test_the_smoke_recipe_is_sound():
 
 QLORA = ["stage.lora.tune.llm=qlora", "stage.lora.quant={bits: 4, type: nf4, double: true}"]
 RULES = {
+    "objective": ("objective=eval_mrge.accuracy", "is no number of a stage | STAGE.NUMBER; did you mean 'eval_merge'"),
     "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
     "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
     "nothing trained": ("stage.pretrain.tune.connector=freeze", "every part is frozen"),
