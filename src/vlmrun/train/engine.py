@@ -50,6 +50,10 @@ class Engine(ABC):
         None: the gradients did not fit into fp16, and nothing was updated; the next ones are scaled less.
         """
 
+    def loss_scale(self) -> float | None:
+        """fp16: the factor that the next loss is multiplied by; None where losses are taken as they are."""
+        return None
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes trained weights and optimizer state below a folder that exists."""
@@ -178,6 +182,9 @@ class DeepSpeedEngine(Engine):
         if not self.inner.was_step_applied():
             return None if self._fp16 else float("nan")
         return float(self.inner.get_global_grad_norm() if norm is None else norm)
+
+    def loss_scale(self) -> float | None:
+        return float(self.inner.optimizer.cur_scale) if self._fp16 else None
 
     def save(self, folder: Path) -> None:
         with quiet():

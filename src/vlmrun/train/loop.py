@@ -121,6 +121,7 @@ class _Totals:
     empty: list[str]  # samples of micro batches without a supervised token
     stop: bool
     overflow: bool
+    loss_scale: float | None
 
 
 def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], factor: float, asked: list[int]) -> _Totals:
@@ -152,6 +153,7 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
     )
     if sums["bad"]:
         raise _not_finite("loss", bad)
+    scale = engine.loss_scale()  # of this update; a step changes it
     norm = engine.step(factor)
     if norm is not None and not math.isfinite(norm):
         raise _not_finite("gradient norm", micro_batches)
@@ -166,6 +168,7 @@ def _update(engine: Engine, stage: TrainStage, micro_batches: list[Batch], facto
         empty=_names(empty) if sums["empty"] else [],
         stop=sums["asked"] > 0,
         overflow=norm is None,
+        loss_scale=scale,
     )
 
 
@@ -194,9 +197,11 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, 
         seconds=seconds[0],
         wait_seconds=seconds[1],
         overflow=totals.overflow,
+        loss_scale=totals.loss_scale,
     )
     if totals.overflow:
-        log.info("step %d: the gradients overflowed fp16; no update, the next ones are scaled less", row.step)
+        told = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
+        log.info(told, row.step, row.loss_scale or 1.0)
     for batch in micro_batches:
         plan.skipped(batch["skipped"])
     if totals.empty:
