@@ -48,18 +48,16 @@ def test_optuna_is_told_the_objective_and_goes_on_after_a_failure(vlmrun, tmp_pa
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "stages").symlink_to(tiny_run.output / "stages")  # everything is there already
     done = vlmrun(
-        "-m", *FIXED, "only=[pretrain]", "objective=pretrain.loss", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
-        "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=3", "stage.pretrain.micro_batch=choice(3,4)",
+        "-m", *FIXED, "only=[pretrain]", "objective=pretrain.loss", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
+        "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "stage.pretrain.micro_batch=choice(3,4)",
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert done.returncode == 2, done.stderr
     jobs, folder = swept(tmp_path)
-    assert len(jobs) == 4
-    assert {job["overrides"][0] for job in jobs} == {f"stage.pretrain.micro_batch={n}" for n in (3, 4)}
-    good = next(job for job in jobs if job["error"] is None)
+    assert [job["overrides"] for job in jobs] == [[f"stage.pretrain.micro_batch={n}"] for n in (4, 3)]
     found = yaml.safe_load((folder / "optimization_results.yaml").read_text())
     assert found["best_params"] == {"stage.pretrain.micro_batch": 4}
-    assert found["best_value"] == good["stages"]["pretrain"]["loss"]
+    assert found["best_value"] == jobs[0]["stages"]["pretrain"]["loss"]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ Documents packed into one row are kept apart in either of two ways, and both wor
 
 - `position_ids` that begin at 0 with each document, and no attention mask: transformers makes a mask of it (sdpa,
   eager, xformers), or cuts the row (flash attention, which takes one row per batch).
-- `packed_rows(lengths)` beside them: flash attention and xformers then compute block after block, without a mask. Any
-  number of rows.
+- `packed_rows(position_ids)` beside them: flash attention and xformers then compute block after block, without a mask,
+  of any number of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -49,17 +48,17 @@ def ready(attention: str) -> None:
     AttentionMaskInterface.register(NAME, make_mask)
 
 
-def packed_rows(lengths: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> dict[str, Any]:
+def packed_rows(position_ids: torch.Tensor) -> dict[str, Any]:
     """Keyword arguments of an LLM's forward that say where documents end, for flash attention and xformers.
 
-    Give them beside `position_ids`. sdpa and eager pass them over.
+    Give them beside `position_ids`, which begin at 0 with every document, and with padding. Others pass them over.
 
-    Args:
-        lengths: for every row, the lengths of what stands in it, padding at its end included as one more.
+    Shape:
+        position_ids [B, L]
     """
-    flat = [length for row in lengths for length in row]
-    ends = torch.tensor([0, *flat], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-    longest = max(flat)
+    flat = position_ids.flatten()
+    ends = torch.cat([(flat == 0).nonzero().flatten(), flat.new_tensor([flat.numel()])]).to(torch.int32)
+    longest = int(position_ids.max()) + 1
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 

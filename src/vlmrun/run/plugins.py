@@ -125,7 +125,7 @@ def point(config_dirs: list[Path], _config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     overrides = [str(text) for text in hydra.overrides.task]
     folder = Path(hydra.runtime.output_dir)
-    log.info("point %s: %s", hydra.job.num, " ".join(overrides))
+    log.info("point %s: %s", hydra.job.num, folder)
     outcomes: list[Outcome] = []
     value = error = None
     try:

@@ -102,7 +102,7 @@ def test_packed_documents_do_not_see_each_other(name, way):
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     extra = {"position_ids": positions}
     if way == "packed_rows":
-        extra |= packed_rows(lengths)
+        extra |= packed_rows(positions)
     if way == "mask":
         belongs = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(row)) for row in lengths])
         allowed = (belongs[:, None, :, None] == belongs[:, None, None, :]) & torch.ones(12, 12).tril().bool()
@@ -129,7 +129,11 @@ def test_blocks_are_computed_without_a_mask(monkeypatch):
     monkeypatch.setattr(attention, "_kernel", lambda *given: seen.append(given) or documented(*given))
     _, ours = pair("pico_qwen2")
     ids, mask = ids_of(8, 8)
-    ours(ids, position_ids=torch.arange(8)[None], use_cache=False, **packed_rows([[3, 5], [8]]))
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [*range(8)]])
+    given = packed_rows(positions)
+    assert given["cu_seq_lens_q"].tolist() == [0, 3, 8, 16]
+    assert given["max_length_q"] == 8
+    ours(ids, position_ids=positions, use_cache=False, **given)
     ours(ids, attention_mask=mask, use_cache=False)
     kinds = [type(given[3]).__name__ for given in seen]
     assert kinds == ["BlockDiagonalCausalMask"] * 2 + ["LowerTriangularMask"] * 2
@@ -139,7 +143,9 @@ def test_blocks_are_computed_without_a_mask(monkeypatch):
 def test_flash_attention_takes_the_same_blocks():
     from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
-    assert set(packed_rows([[3, 5]])) <= set(inspect.signature(_flash_attention_forward).parameters)
+    assert set(packed_rows(torch.tensor([[0, 1, 2, 0, 1]]))) <= set(
+        inspect.signature(_flash_attention_forward).parameters
+    )
 
 
 def test_a_sliding_window_is_kept():
