@@ -19,6 +19,7 @@ from vlmrun.errors import LaunchError, VlmrunError, suggest
 VERBS = {
     "train": "vlmrun.run.verbs:train",
     "check": "vlmrun.run.verbs:check",
+    "nodes": "vlmrun.run.verbs:print_nodes",
     "recipes": "vlmrun.cli:recipes",
     "ls": "vlmrun.cli:ls",
     "chat": "vlmrun.cli:chat",
@@ -34,6 +35,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun check OVERRIDES              every problem of a run at once, before any weight is loaded
        vlmrun -m OVERRIDES                 a sweep: key=a,b runs every combination, sharing what they share
        vlmrun OVERRIDES --cfg job          print the composed run and stop
+       vlmrun nodes OVERRIDES | sh         the same on every node of hardware.hostfile, over ssh
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vlmrun {__version__}")  # noqa: T201 - asked for on stdout
         return 0
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
-    if not arguments or (verb in (None, "train", "check") and {"-h", "--help"} & set(arguments)):
+    if not arguments or (verb in (None, "train", "check", "nodes") and {"-h", "--help"} & set(arguments)):
         print(HELP, end="")  # noqa: T201
         return 0
     try:

@@ -1,5 +1,6 @@
 """What a user types and reads before anything is trained."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from vlmrun.config import compose as composing
 
 HEAVY = ("torch", "transformers", "deepspeed", "peft", "numpy")
 
@@ -153,6 +155,24 @@ def test_stages_that_only_leaves_out_are_not_judged(vlmrun):
 
 
 def test_a_launcher_sets_nodes_and_calls_vlmrun_with_what_it_is_given():
-    for script in (ROOT / "launchers").iterdir():
-        commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
-        assert commands == ["set -euo pipefail", 'exec vlmrun "$@"'], script
+    def commands(name):
+        text = (ROOT / "launchers" / name).read_text()
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    assert {path.name for path in (ROOT / "launchers").iterdir()} == {"slurm.sbatch", "multinode.sh", "k8s-job.yaml"}
+    assert commands("slurm.sbatch") == ["set -euo pipefail", 'exec vlmrun "$@"']
+    script = commands("multinode.sh")
+    assert script[-1] == 'exec vlmrun "${@:3}"'
+    assert {name for line in script for name in re.findall(r"\b([A-Z_]+)=", line)} == {*NODE}
+    *_, job = yaml.safe_load_all((ROOT / "launchers" / "k8s-job.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["vlmrun"]
+    assert {entry["name"] for entry in container["env"]} == {*NODE, "VLMRUN_DATA"}
+    keys = {text.partition("=")[0] for text in container["args"]}
+    assert keys == {"+recipe", "hardware", "hardware.nodes", "output"}
+    nodes = next(text for text in container["args"] if text.startswith("hardware.nodes="))
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(nodes.partition("=")[2])
+    assert composing.compose(container["args"]).problems == []
+
+
+NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")

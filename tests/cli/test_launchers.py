@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 from vlmrun import artifact
 
 ONLY = ["only=[pretrain]", "stage.pretrain.micro_batch=2"]
@@ -22,9 +24,56 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
 
 
+# What srun does, as far as ours is concerned: runs every task, ends all when one fails, says which task is which.
+SRUN = """#!{python}
+import os, subprocess, sys
+words = sys.argv[1:]
+open(os.environ["SAID"], "w").write(" ".join(words))
+n_tasks, n_nodes = int(words[words.index("--ntasks") + 1]), int(words[words.index("--nodes") + 1])
+command = words[next(place for place, word in enumerate(words) if "python" in word) :]
+tasks = [
+    subprocess.Popen(command, env=os.environ | {{
+        "SLURM_PROCID": str(task), "SLURM_NTASKS": str(n_tasks), "SLURM_LOCALID": str(task % (n_tasks // n_nodes)),
+    }})
+    for task in range(n_tasks)
+]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def on_two_nodes(folder, *overrides):
+    """The command on two "nodes" of this machine, through the script; what each said, by its number."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    nodes = [
+        subprocess.Popen(
+            [ROOT / "launchers" / "multinode.sh", str(rank), f"127.0.0.1:{port}", *overrides, "hardware.nodes=2"],
+            cwd=folder, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (1, 0)
+    ]  # fmt: skip
+    said = [node.communicate(timeout=280) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    return said[1][1], said[0][1]
+
+
+def on_srun(vlmrun, folder, *overrides):
+    """The command inside a SLURM job of two nodes, with an srun that runs its tasks here."""
+    (folder / "srun").write_text(SRUN.format(python=sys.executable))
+    (folder / "srun").chmod(0o755)
+    done = vlmrun(
+        *overrides, "hardware.nodes=2", "hardware.launcher=srun",
+        cwd=folder, PATH=f"{folder}:{os.environ['PATH']}", SLURM_JOB_ID="7", SAID=str(folder / "said"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--nodes 2 --ntasks 2 --ntasks-per-node 1" in (folder / "said").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_torchrun_and_deepspeed_train_as_one_process_does(vlmrun, tmp_path):
+def test_every_launcher_trains_as_one_process_does(vlmrun, tmp_path):
     curves = {}
     for name, extra in {
         "inline": [],
@@ -38,8 +87,18 @@ def test_torchrun_and_deepspeed_train_as_one_process_does(vlmrun, tmp_path):
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
         curves[name] = losses(folder)
+    for name in ("nodes", "srun"):
+        (tmp_path / name).mkdir()
+    first, second = on_two_nodes(tmp_path / "nodes", *TINY, *ONLY, "hardware.launcher=torchrun")
+    assert "node 1: starts its ranks of pretrain" in second
+    assert "report: " in first
+    assert "report: " not in second
+    assert list((tmp_path / "nodes" / "outputs").glob(".nodes-*")) == []
+    on_srun(vlmrun, tmp_path / "srun", *TINY, *ONLY)
+    curves |= {name: losses(tmp_path / name) for name in ("nodes", "srun")}
     assert curves["torchrun"] == pytest.approx(curves["inline"], abs=1e-5)
-    assert curves["deepspeed"] == pytest.approx(curves["torchrun"], abs=1e-6)
+    for name in ("deepspeed", "nodes", "srun"):
+        assert curves[name] == pytest.approx(curves["torchrun"], abs=1e-6), name
 
 
 @pytest.mark.slow

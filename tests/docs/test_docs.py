@@ -28,7 +28,7 @@ from vlmrun.data.encode import misfit
 from vlmrun.data.formats import llava, vqa
 from vlmrun.data.sample import Sample
 from vlmrun.data.templates import TEMPLATES
-from vlmrun.run import sweep
+from vlmrun.run import plugins, sweep
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Blocks that may stay unexecuted; one more needs a good reason and a change here.
@@ -124,7 +124,9 @@ def _instead(command):
     if "-m" not in words:
         return [f"{before}vlmrun check {shlex.join(words)}"]
     words.remove("-m")
-    return [f"{before}vlmrun check {shlex.join(point)}" for point, _ in sweep.expand(words)]
+    own, hydras = plugins.split(words)
+    points = [f"{before}vlmrun check {shlex.join(point)}" for point, _ in sweep.expand(own, ends=bool(hydras))]
+    return [*points, *([f"{before}vlmrun check -m {shlex.join(words)}"] if hydras else [])]
 
 
 @pytest.mark.parametrize(("block", "command"), COMMANDS)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from vlmrun.config import checks_train, derived
 from vlmrun.config.schema import AverageStage, HardwareConfig, MergeStage, RunConfig, TrainStage
-from vlmrun.errors import Problem
+from vlmrun.errors import Problem, suggest
 
 
 def check(run: RunConfig) -> list[Problem]:
     """Every broken rule of a composed run."""
-    problems: list[Problem] = list(_tokens(run))
+    problems: list[Problem] = [*_tokens(run), *_objective(run)]
     for name, stage in run.stage.items():
         where = f"stage.{name}"
         if isinstance(stage, TrainStage):
@@ -100,6 +100,13 @@ def _new_tokens(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Probl
         yield Problem(
             "tokens cannot be added to a quantised LLM", f"{where}.init_from", "start from a stage that has added them"
         )
+
+
+def _objective(run: RunConfig) -> Iterator[Problem]:
+    stage, _, number = (run.objective or "").partition(".")
+    if run.objective is not None and (stage not in run.stage or not number):
+        fix = suggest(stage, run.stage, noun="stages")
+        yield Problem(f"objective {run.objective!r} is no number of a stage", "objective", f"STAGE.NUMBER; {fix}")
 
 
 def _tokens(run: RunConfig) -> Iterator[Problem]:

@@ -299,11 +299,13 @@ class HardwareConfig(Node):
     nodes: Annotated[Positive, Volatile]
     ranks_per_node: Annotated[Positive, Volatile]
     precision: Precision
-    attention: Annotated[Literal["eager", "sdpa", "flash_attention_2"], Volatile]
+    attention: Annotated[Literal["eager", "sdpa", "flash_attention_2", "xformers"], Volatile]
     tensor_parallel: Annotated[Positive, Volatile]  # ranks that share every layer of the LLM
     sequence_parallel: Annotated[Positive, Volatile]  # ranks that share every sequence
     tf32: Annotated[bool, Volatile]  # TensorFloat-32 products on GPUs that have them
-    launcher: Annotated[Literal["inline", "torchrun", "deepspeed"], Volatile]
+    env: Annotated[dict[str, str | int], Volatile]  # of the ranks; which names is up to hardware/environment.py
+    launcher: Annotated[Literal["inline", "torchrun", "deepspeed", "srun"], Volatile]
+    hostfile: Annotated[str | None, Volatile]  # of several nodes: lines `HOST slots=N`
     threads: Annotated[Positive, Volatile]  # CPU threads per rank
     timeout_seconds: Annotated[Positive, Volatile]  # longest wait for another rank
     hang_seconds: Annotated[Positive | None, Volatile]  # without progress in a step: all ranks are ended; null: never
@@ -322,6 +324,7 @@ class RunConfig(Node):
     only: list[str]  # run these stages only; their parents must be finished
     if_busy: Literal["wait", "fail"]  # when another process trains the same stage
     tracking: list[Tracker]  # wandb is offline; wandb_online uses the network
+    objective: str | None  # STAGE.NUMBER that a sweeper looks for the best of; null: see docs/guides/sweeps.md
     model: ModelConfig
     data: dict[Name, DataConfig]
     stage: dict[Name, UserStage]

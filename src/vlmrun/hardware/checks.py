@@ -7,25 +7,20 @@ from importlib.util import find_spec
 
 from vlmrun.config.schema import HardwareConfig
 from vlmrun.errors import Problem, suggest
-from vlmrun.hardware.gpus import GPUS
+from vlmrun.hardware import attention, environment, hostfile
+from vlmrun.hardware.gpus import GPUS, Gpu
 
 
 def check(hardware: HardwareConfig) -> Iterator[Problem]:
-    """Precision, attention and number of nodes against the GPU named."""
+    """Precision, attention, environment and nodes against each other and the GPU named."""
     gpu = GPUS.get(hardware.gpu)
     if gpu is None:
         yield Problem(f"unknown gpu {hardware.gpu!r}", "hardware.gpu", suggest(hardware.gpu, GPUS, noun="gpus"))
         return
-    if hardware.precision == "bf16" and not gpu.bf16:
-        yield Problem(f"{gpu.name} has no bf16", "hardware.precision", "hardware.precision=fp32")
-    if hardware.precision == "fp16" and gpu.is_cpu:
-        yield Problem(
-            "fp16 training needs a GPU: DeepSpeed refuses it on a CPU", "hardware.precision", "hardware.precision=fp32"
-        )
-    if hardware.nodes > 1:
-        yield Problem("runs on several nodes are not built yet", "hardware.nodes", "hardware.nodes=1")
-    if hardware.attention == "flash_attention_2":
-        yield from _flash_attention(hardware, gpu.is_cpu)
+    yield from _precision(hardware, gpu)
+    yield from attention.check(hardware, gpu)
+    yield from environment.check(hardware.env)
+    yield from _nodes(hardware)
 
 
 def quantisation(where: str) -> Iterator[Problem]:
@@ -57,14 +52,34 @@ def timm(where: str) -> Iterator[Problem]:
         yield Problem("this tower needs timm, which is not installed", where, "pip install 'vlmrun-trainer[towers]'")
 
 
-def _flash_attention(hardware: HardwareConfig, is_cpu: bool) -> Iterator[Problem]:
-    if is_cpu:
-        yield Problem("flash attention needs a GPU", "hardware.attention", "hardware.attention=sdpa")
-    elif hardware.precision == "fp32":
-        yield Problem("flash attention has no fp32", "hardware.attention", "hardware.precision=bf16, or attention=sdpa")
-    elif find_spec("flash_attn") is None:
+def _precision(hardware: HardwareConfig, gpu: Gpu) -> Iterator[Problem]:
+    where = "hardware.precision"
+    if hardware.precision == "bf16" and not gpu.bf16:
+        yield Problem(f"{gpu.name} has no bf16", where, "hardware.precision=fp16, or fp32")
+    if hardware.precision == "fp16" and gpu.is_cpu:
+        yield Problem("fp16 training needs a GPU: DeepSpeed refuses it on a CPU", where, "hardware.precision=fp32")
+    if hardware.tf32 and not gpu.tf32:
+        yield Problem(f"{gpu.name} has no TensorFloat-32", "hardware.tf32", "hardware.tf32=false")
+
+
+def _nodes(hardware: HardwareConfig) -> Iterator[Problem]:
+    """A host file must have as many hosts as there are nodes, with room for their ranks."""
+    if hardware.hostfile is None:
+        return
+    hosts, problems = hostfile.read(hardware.hostfile)
+    yield from problems
+    if problems:
+        return
+    if len(hosts) != hardware.nodes:
         yield Problem(
-            "flash-attn is not installed",
-            "hardware.attention",
-            "pip install 'vlmrun-trainer[gpu]', or hardware.attention=sdpa",
+            f"{hardware.hostfile} names {len(hosts)} hosts, hardware.nodes is {hardware.nodes}",
+            "hardware.hostfile",
+            f"hardware.nodes={len(hosts)}, or another file",
         )
+    for host in hosts:
+        if host.slots < hardware.ranks_per_node:
+            yield Problem(
+                f"{host.name} has {host.slots} slots, hardware.ranks_per_node is {hardware.ranks_per_node}",
+                "hardware.hostfile",
+                "as many slots as GPUs are used on each node",
+            )

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from vlmrun.errors import CheckpointError
+from vlmrun.model.attention import ready
 
 
 @contextlib.contextmanager
@@ -53,6 +54,7 @@ def load(
     Raises:
         CheckpointError: when weights are missing, damaged, of other shapes, or the model cannot do this attention.
     """
+    ready(attention)
     try:
         with quietly():
             model, report = model_class.from_pretrained(
@@ -84,6 +86,7 @@ def load(
 
 def create(model_class: Any, config: Any, *, dtype: torch.dtype, attention: str) -> Any:
     """Makes a model with random weights, in eval mode; also works while ZeRO-3's config is alive."""
+    ready(attention)
     # The composite class called directly would be sharded in part only; `_from_config` does it whole (platform T8).
     with quietly():
         maker = getattr(model_class, "_from_config", None) or model_class.from_config

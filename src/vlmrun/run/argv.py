@@ -7,40 +7,50 @@ import json
 import sys
 from collections.abc import Mapping
 
+from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
+from vlmrun.run.nodes import ALONE, Node
+
+# Launchers set these. What we were given ourselves is about nodes, and a process that is no rank must not see it.
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def command(job: StageJob, port: int, visible: str = "", attempt: int = 0) -> list[str]:
-    """The argv of a job. Only training has several ranks; every other kind is one process.
+def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node: Node = ALONE) -> list[str]:
+    """The argv of a job on one node. Only training has several ranks; every other kind is one process.
 
     Args:
-        port: a free one, for launchers that do not find one themselves.
+        port: a free one of node 0, for its ranks to meet at.
         visible: our CUDA_VISIBLE_DEVICES, which DeepSpeed would otherwise overwrite.
         attempt: how often the job was started before; ranks of two attempts never meet.
+        node: which one of several this is.
     """
-    job_file = str(job.path / JOB_FILE)
-    hardware = job.hardware
-    if job.stage.kind != "train" or hardware.launcher == "inline":
-        return [sys.executable, "-m", "vlmrun.worker", job_file]
-    if hardware.launcher == "torchrun":
-        return [
-            *(sys.executable, "-m", "vlmrun.torchrun"),
-            *("--nnodes", "1", "--nproc-per-node", str(hardware.ranks_per_node)),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", f"{job.key}-{attempt}"),
-            *("--max-restarts", "0", "-m", "vlmrun.worker", job_file),
-        ]
+    worker = ["-m", "vlmrun.worker", str(job.path / JOB_FILE)]
+    launcher = job.hardware.launcher
+    if job.stage.kind != "train" or launcher == "inline":
+        return [sys.executable, *worker]
+    if launcher == "torchrun":
+        return [sys.executable, "-m", "vlmrun.torchrun", *_torchrun(job, port, attempt, node), *worker]
+    if launcher == "srun":
+        return ["srun", *_srun(job), sys.executable, "-m", "vlmrun.srun", worker[-1]]
     # Not deepspeed.launcher.runner: it dies on a signal without ending the launcher it started, and the ranks train on.
     return [
         *(sys.executable, "-m", "deepspeed.launcher.launch"),
-        *("--world_info", _world(job, visible), "--node_rank", "0"),
-        *("--master_addr", "127.0.0.1", "--master_port", str(port)),
-        *("--log_level", "critical", "--no_local_rank", "--module", "vlmrun.worker", job_file),
+        *("--world_info", _world(job, visible), "--node_rank", str(node.rank)),
+        *("--master_addr", node.master, "--master_port", str(port)),
+        *("--log_level", "critical", "--no_local_rank", "--module", *worker[1:]),
     ]
 
 
-def environment(job: StageJob, base: Mapping[str, str]) -> dict[str, str]:
-    """The workers' environment: ours, with threads, the accelerator and quiet, offline libraries set."""
+def environment(job: StageJob, base: Mapping[str, str], port: int = 0, node: Node = ALONE) -> dict[str, str]:
+    """The ranks' environment: ours and the configuration's, with threads, the accelerator and quiet, offline libraries.
+
+    Args:
+        port, node: as in `command`; only srun's ranks are told of them here.
+    """
     env = dict(base)
+    for name in _OF_RANKS:
+        env.pop(name, None)
+    env |= {name: str(value) for name, value in job.hardware.env.items()}
     env["OMP_NUM_THREADS"] = str(job.hardware.threads)
     env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarted gloo ranks would read stale addresses
     env.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,11 +61,38 @@ def environment(job: StageJob, base: Mapping[str, str]) -> dict[str, str]:
         env["CUDA_VISIBLE_DEVICES"] = ""
     if "wandb_online" not in job.tracking:
         env["WANDB_MODE"] = "offline"
+    if job.hardware.launcher == "srun":
+        env |= {"MASTER_ADDR": node.master, "MASTER_PORT": str(port)}
     return env
+
+
+def _torchrun(job: StageJob, port: int, attempt: int, node: Node) -> list[str]:
+    hardware = job.hardware
+    if hardware.nodes == 1:
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    else:
+        # Static: ranks are numbered as the nodes are, so rank 0 is where the locks and the artifact are.
+        meet = ["--node-rank", str(node.rank), "--rdzv-backend", "static", "--rdzv-endpoint", f"{node.master}:{port}"]
+    return [
+        *("--nnodes", str(hardware.nodes), "--nproc-per-node", str(hardware.ranks_per_node), *meet),
+        *("--rdzv-id", f"{job.key}-{attempt}", "--max-restarts", "0"),
+    ]
+
+
+def _srun(job: StageJob) -> list[str]:
+    """One task per rank; the first that fails ends all."""
+    hardware = job.hardware
+    return [
+        *("--nodes", str(hardware.nodes), "--ntasks", str(derived.ranks(hardware))),
+        *("--ntasks-per-node", str(hardware.ranks_per_node), "--cpus-per-task", str(hardware.threads)),
+        *("--kill-on-bad-exit=1", f"--job-name=vlmrun-{job.name}"),
+    ]
 
 
 def _world(job: StageJob, visible: str) -> str:
     """DeepSpeed's list of hosts and their devices: the first ones of those we were given, else of all."""
     n_ranks = job.hardware.ranks_per_node
     given = visible.split(",") if visible and job.hardware.gpu != "cpu" else range(n_ranks)
-    return base64.urlsafe_b64encode(json.dumps({"localhost": list(given[:n_ranks])}).encode()).decode()
+    hosts = ["localhost"] if job.hardware.nodes == 1 else [f"node{rank}" for rank in range(job.hardware.nodes)]
+    world = {host: list(given[:n_ranks]) for host in hosts}
+    return base64.urlsafe_b64encode(json.dumps(world).encode()).decode()

@@ -13,8 +13,8 @@ from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStag
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
+from vlmrun.hardware import attention, checks_engine
 from vlmrun.hardware import checks as hardware_checks
-from vlmrun.hardware import checks_engine
 from vlmrun.run import graph, parts, vision
 
 # Arguments that model/parts.py supplies itself when it builds a part.
@@ -36,6 +36,7 @@ def check(run: RunConfig) -> list[Problem]:
     problems += config_checks.check(run)
     problems += hardware_checks.check(run.hardware)
     problems += checks_engine.check(run)
+    problems += _heads(run)
     problems += _targets(run)
     problems += _packages(run)
     problems += _templates(run)
@@ -50,6 +51,18 @@ def _elsewhere(where: str, run: RunConfig) -> bool:
     """Whether a place belongs to a stage that `only` leaves out."""
     parts = where.split(".")
     return bool(run.only) and parts[0] == "stage" and parts[1] in run.stage and parts[1] not in run.only
+
+
+def _heads(run: RunConfig) -> Iterator[Problem]:
+    """Whether the attention kernel computes heads of the sizes that the LLM and the tower have."""
+    for name in ("llm", "tower"):
+        part = getattr(run.model, name)
+        try:
+            size = parts.head_dim(part) if parts.is_told(part) else None
+        except CheckpointError:  # told where the part is looked at
+            continue
+        if size is not None:
+            yield from attention.check_head(run.hardware, size, "LLM" if name == "llm" else "vision tower")
 
 
 def _targets(run: RunConfig) -> Iterator[Problem]:

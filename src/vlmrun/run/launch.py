@@ -11,13 +11,16 @@ import select
 import signal
 import socket
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from vlmrun import artifact, logs
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 from vlmrun.run import argv
+from vlmrun.run.crew import NOBODY, Crew
+from vlmrun.run.line import Guard
+from vlmrun.run.nodes import Node
 from vlmrun.run.watch import Watch
 
 log = logs.get(__name__)
@@ -28,8 +31,11 @@ _GOES_ON = "the same command goes on from there"
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, LaunchError)}
 
 
-def run(job: StageJob, lock_fd: int) -> None:
+def run(job: StageJob, lock_fd: int, crew: Crew = NOBODY) -> None:
     """Starts the ranks of `job.json`, forwards signals, watches and waits; starts them again as often as asked for.
+
+    Args:
+        crew: the other nodes, which start theirs when we do.
 
     Raises:
         VlmrunError: the worker's own error, or a LaunchError when one died without saying why, or hangs.
@@ -38,7 +44,7 @@ def run(job: StageJob, lock_fd: int) -> None:
     before = 0  # the step that the attempt before failed in
     for attempt in itertools.count():
         watch = Watch(job)
-        error = _once(job, lock_fd, watch, attempt)
+        error = _attempt(job, lock_fd, watch, attempt, crew)
         if error is None:
             return
         if not _may_pass(error):
@@ -51,19 +57,14 @@ def run(job: StageJob, lock_fd: int) -> None:
         log.warning("%s\nrestart %d of %d", error, attempt + 1, job.hardware.max_restarts)
 
 
-def _once(job: StageJob, lock_fd: int, watch: Watch, attempt: int) -> VlmrunError | None:
+def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew) -> VlmrunError | None:
     """One start of all ranks, and what went wrong with it."""
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        argv.command(job, _free_port(), os.environ.get("CUDA_VISIBLE_DEVICES", ""), attempt=attempt),
-        env=argv.environment(job, os.environ),
-        start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
-        preexec_fn=_prepare_child,
-        pass_fds=(lock_fd,),
-        stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
-    )
-    code, stopped = _wait(process, watch)
+    port = _free_port()
+    if job.stage.kind == "train":
+        crew.start(job.name, attempt, port)
+    code, stopped = once(job, Start(port, attempt, crew.node), crew.guard, watch, lock_fd)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
         raise KeyboardInterrupt(_farewell(job, error))
@@ -71,6 +72,8 @@ def _once(job: StageJob, lock_fd: int, watch: Watch, attempt: int) -> VlmrunErro
         return watch.hangs()
     if watch.dead and (error is None or _lost_another(error)):
         return watch.died(f"was killed by {signal.Signals(-code).name}" if code < 0 else "died")
+    if code != 0 and (error is None or isinstance(error, LaunchError)):
+        crew.require()
     return error or (_unexplained(job, code) if code != 0 else None)
 
 
@@ -90,6 +93,39 @@ def _was_stopped(error: VlmrunError) -> bool:
 
 def _lost_another(error: VlmrunError) -> bool:
     return isinstance(error, LaunchError) and "lost another rank" in error.problems[0].what
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job's ranks: where they meet, how often they were started before, and on which node these are."""
+
+    port: int
+    attempt: int
+    node: Node
+
+
+def once(job: StageJob, start: Start, guard: Guard, watch: Watch, *held: int) -> tuple[int, bool]:
+    """Starts this node's ranks and waits for them.
+
+    Args:
+        guard: may end them.
+        watch: looks after them.
+        held: file descriptors that they inherit.
+
+    Returns:
+        The exit code, and whether we were asked to stop.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    process = subprocess.Popen(
+        argv.command(job, start.port, visible, start.attempt, start.node),
+        env=argv.environment(job, os.environ, start.port, start.node),
+        start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
+        preexec_fn=_prepare_child,
+        pass_fds=held,
+        stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
+    )
+    with guard.watching(process):
+        return _wait(process, watch)
 
 
 def _farewell(job: StageJob, error: VlmrunError | None) -> str:

@@ -164,6 +164,17 @@ def _size(config: dict[str, Any], key: str) -> int:
     return value
 
 
+def head_dim(part: Target) -> int | None:
+    """The size of an attention head of an LLM or a tower of transformers; None when it is not told."""
+    config = config_of(part)
+    section = _renamed(config.get("text_config") or config.get("vision_config") or config)
+    heads, width = section.get("num_attention_heads"), section.get("hidden_size")
+    told: Any = section.get("head_dim")
+    if told is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        told = width // heads
+    return told if isinstance(told, int) else None
+
+
 def tokenizer_facts(part: Target) -> TokenizerFacts | None:
     """Read from tokenizer.json; None when the tokenizer comes in another form."""
     source = part.arguments.get("tokenizer") or part.arguments.get("path")

@@ -16,7 +16,12 @@ from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import DataConfig, RunConfig
 from vlmrun.errors import CheckpointError
 from vlmrun.run import graph, identity, launch, store
+from vlmrun.run.crew import NOBODY, Crew
+from vlmrun.run.follow import follow
 from vlmrun.run.graph import Planned
+from vlmrun.run.line import Guard
+from vlmrun.run.nodes import Node
+from vlmrun.run.watch import Watch
 
 log = logs.get(__name__)
 
@@ -46,6 +51,11 @@ class Run:
         """The output root, absolute: stage folders know their parents by full path."""
         return Path(self.config.output).expanduser().resolve()
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What nodes that carry out one run must agree on."""
+        return {**self.keys, "the hardware": self.config.hardware.model_dump_json()}
+
     def stage_folder(self, name: str) -> Path:
         """The folder of one of the run's stages."""
         return store.folder(self.root, name, self.keys[name])
@@ -59,8 +69,11 @@ def prepare(config: RunConfig, folder: Path | None = None) -> Run:
     return Run(config, planned, identity.keys(planned, config), folder or root / "runs" / config.name)
 
 
-def execute(run: Run) -> list[Outcome]:
+def execute(run: Run, crew: Crew = NOBODY) -> list[Outcome]:
     """Runs what is not finished yet, parents first.
+
+    Args:
+        crew: the other nodes that train with this one.
 
     Raises:
         VlmrunError: the first stage's error; what was finished before it stays finished.
@@ -68,7 +81,7 @@ def execute(run: Run) -> list[Outcome]:
     chosen = graph.selected(run.planned, run.config.only)
     _require_parents(run, chosen)
     for position, item in enumerate(chosen, 1):
-        outcome = _one(run, item, f"[{position}/{len(chosen)}]")
+        outcome = _one(run, item, f"[{position}/{len(chosen)}]", crew)
         run.outcomes.append(outcome)
         _link(run.folder / "stages" / outcome.name, outcome.folder)
     return run.outcomes
@@ -78,10 +91,31 @@ def make_data(run: Run, names: Collection[str]) -> None:
     """Runs prepare stages alone, for who looks at data without training on it."""
     for item in run.planned:
         if item.name in names:
-            _one(run, item, "[data]")
+            _one(run, item, "[data]", NOBODY)
 
 
-def _one(run: Run, item: Planned, position: str) -> Outcome:
+def train_along(run: Run, node: Node) -> None:
+    """On a node that is not the first: starts its ranks of whatever node 0 trains, until the run is over.
+
+    Raises:
+        VlmrunError: what went wrong there, or between here and there.
+    """
+    jobs = {item.name: item for item in run.planned}
+
+    def start(name: str, attempt: int, port: int, guard: Guard) -> int:
+        job = job_of(run, jobs[name])
+        watch = Watch(job)
+        code, stopped = launch.once(job, launch.Start(port, attempt, node), guard, watch)
+        if watch.hung:
+            log.warning("%s", watch.hangs())
+        if stopped:
+            raise KeyboardInterrupt
+        return code
+
+    follow(node, run.root, run.identity, run.config.hardware.timeout_seconds, start)
+
+
+def _one(run: Run, item: Planned, position: str, crew: Crew) -> Outcome:
     folder = run.stage_folder(item.name)
     found = store.finished(folder)
     if found is not None:
@@ -96,7 +130,7 @@ def _one(run: Run, item: Planned, position: str) -> Outcome:
         artifact.write_text(folder / JOB_FILE, job.to_json())
         log.info("%s %s: %s, %s", position, item.name, describe(item), _short(folder))
         started = time.monotonic()
-        launch.run(job, lock_fd)
+        launch.run(job, lock_fd, crew)
         found = store.finished(folder)
     if found is None:
         raise CheckpointError(f"stage {item.name!r} ended without an artifact", str(folder), "see logs/ in that folder")

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from vlmrun import artifact, logs
 from vlmrun.config import compose as composing
-from vlmrun.errors import LaunchError, VlmrunError
+from vlmrun.errors import ConfigError, LaunchError, VlmrunError
 
 if TYPE_CHECKING:
-    from vlmrun.run.pipeline import Run
+    from vlmrun.run.pipeline import Outcome, Run
 
 log = logs.get(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point of a sweep and how it went. `run` is None when it failed."""
+    """One point of a sweep and how it went: the stages it finished, and the error of one that failed."""
 
     number: int
     overrides: list[str]
     folder: Path
-    run: Run | None
+    outcomes: list[Outcome]
     error: VlmrunError | None
 
 
-def expand(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-    """All combinations: (all overrides of a point, only those that differ between points)."""
+def expand(overrides: Sequence[str], *, ends: bool = False) -> list[tuple[list[str], list[str]]]:
+    """All combinations: (all overrides of a point, only those that differ between points).
+
+    Args:
+        ends: take the two ends of an `interval`, which a sweeper would choose from.
+
+    Raises:
+        ConfigError: for an interval, unless `ends`.
+    """
     choices: list[list[str]] = []
     swept: list[bool] = []
     for text in overrides:
@@ -44,13 +52,24 @@ def expand(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
             swept.append(False)
             continue
         if override.is_sweep_override():
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            choices.append(list(_values(override, ends)))
         else:
             choices.append([text])
         swept.append(override.is_sweep_override())
     points = itertools.product(*choices)
     return [(list(point), [text for text, own in zip(point, swept, strict=True) if own]) for point in points]
+
+
+def _values(override: Override, ends: bool) -> Iterator[str]:
+    key, value = override.get_key_element(), override.value()
+    if not isinstance(value, IntervalSweep):
+        yield from (f"{key}={text}" for text in override.sweep_string_iterator())
+    elif ends:
+        yield from (f"{key}={value.start}", f"{key}={value.end}")
+    else:
+        raise ConfigError(
+            "an interval has no points of its own", override.input_line or key, "hydra/sweeper=optuna chooses them"
+        )
 
 
 def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], Run]) -> int:
@@ -72,21 +91,22 @@ def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], R
         log.info("sweep %d/%d: %s", number + 1, len(points), " ".join(own) or "(nothing swept)")
         where = folder.resolve() / str(number)
         try:
-            jobs.append(Job(number, own, where, one(point, where), None))
+            jobs.append(Job(number, own, where, one(point, where).outcomes, None))
         except (VlmrunError, OSError) as cause:
             error = cause if isinstance(cause, VlmrunError) else LaunchError(str(cause), str(cause.filename or where))
             log.error("%s", error)
-            jobs.append(Job(number, own, where, None, error))
-        artifact.write_json(folder / "sweep.json", [_record(job) for job in jobs])
+            jobs.append(Job(number, own, where, [], error))
+        artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
     table.compare(jobs)
     return next((job.error.exit_code for job in jobs if job.error is not None), 0)
 
 
-def _record(job: Job) -> dict[str, object]:
+def record(job: Job) -> dict[str, object]:
+    """A point as it stands in `sweep.json`."""
     return {
         "number": job.number,
         "overrides": job.overrides,
         "folder": str(job.folder),
         "error": job.error.to_dict() if job.error else None,
-        "stages": {item.name: item.artifact.summary for item in job.run.outcomes} if job.run else {},
+        "stages": {item.name: item.artifact.summary for item in job.outcomes},
     }

@@ -85,7 +85,7 @@ def cells(row: Row) -> list[str]:
 
 def compare(jobs: Sequence[Job]) -> None:
     """Writes the table of a sweep: what each point changed, how it went and how good it became."""
-    rows = {job.number: summary(job.run.outcomes) for job in jobs if job.run is not None}
+    rows = {job.number: summary(job.outcomes) for job in jobs}
     evaluated = list(dict.fromkeys(row.name for found in rows.values() for row in found if row.kind == "evaluate"))
     columns = [
         *(Column("job", right=True), Column("overrides"), Column("state")),

@@ -13,7 +13,8 @@ from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
-from vlmrun.run import checks, graph, pipeline, store, sweep
+from vlmrun.hardware import checks as hardware_checks
+from vlmrun.run import checks, crew, graph, nodes, pipeline, plugins, store, sweep
 
 log = logs.get(__name__)
 
@@ -32,12 +33,16 @@ def train(arguments: list[str]) -> int:
     """`vlmrun [train]`: a run, a sweep (`-m`), or the composed text (`--cfg job`)."""
     request = read(arguments)
     logs.setup()
+    own, hydras = plugins.split(request.overrides)
     if request.show_config:
         sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
         return 0
+    graph.require(list(plugins.check(hydras, multirun=request.multirun)))
     if request.multirun:
-        tree = composing.compose(sweep.expand(request.overrides)[0][0], request.config_dirs).tree
+        tree = composing.compose(plugins.fixed(own), request.config_dirs).tree
         root = Path(str(tree.get("output", "outputs"))).expanduser()
+        if hydras:
+            return plugins.run(request.overrides, request.config_dirs, root)
         return sweep.run(request.overrides, root, lambda point, folder: run(point, request.config_dirs, folder))
     run(request.overrides, request.config_dirs)
     return 0
@@ -47,9 +52,10 @@ def check(arguments: list[str]) -> int:
     """`vlmrun check`: raises every problem found, or prints what would be run. With `-m`, of every point."""
     request = read(arguments)
     logs.setup()
-    points = [point for point, _ in sweep.expand(request.overrides)] if request.multirun else [request.overrides]
+    own, hydras = plugins.split(request.overrides)
+    points = [point for point, _ in sweep.expand(own, ends=bool(hydras))] if request.multirun else [own]
     configs: list[RunConfig] = []
-    problems: list[Problem] = []
+    problems = list(plugins.check(hydras, multirun=request.multirun))
     for point in points:
         try:
             configs.append(compose(point, request.config_dirs))
@@ -59,6 +65,20 @@ def check(arguments: list[str]) -> int:
     graph.require(list(dict.fromkeys(problems)))
     for config in configs:
         _list_stages(config)
+    return 0
+
+
+def print_nodes(arguments: list[str]) -> int:
+    """`vlmrun nodes`: a shell script that runs this command on every node of a host file."""
+    config = compose(read(arguments).overrides, read(arguments).config_dirs)
+    graph.require(list(hardware_checks.check(config.hardware)))
+    if config.hardware.hostfile is None or config.hardware.nodes == 1:
+        raise ConfigError(
+            "there is no list of nodes",
+            "hardware.hostfile",
+            "hardware.nodes=2 hardware.hostfile=FILE of lines `HOST slots=N`",
+        )
+    sys.stdout.write("\n".join(nodes.commands(config.hardware, arguments)) + "\n")
     return 0
 
 
@@ -77,10 +97,15 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
 
     config = compose(overrides, config_dirs)
     graph.require(checks.check(config))
+    node = nodes.here(config.hardware, os.environ)
     planned = pipeline.prepare(config, folder)
+    if node.rank > 0:
+        pipeline.train_along(planned, node)
+        return planned
     artifact.write_text(planned.folder / "config.yaml", _text(config))
     try:
-        pipeline.execute(planned)
+        with crew.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
+            pipeline.execute(planned, others)
     finally:
         if planned.outcomes:
             table.show(table.summary(planned.outcomes), config.name)

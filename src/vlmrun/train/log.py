@@ -20,7 +20,7 @@ log = logs.get(__name__)
 
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 3.0
-_TRACKED = ("loss", "lr", "grad_norm", "supervised_tokens", "tokens", "epoch")
+_TRACKED = ("loss", "lr", "grad_norm", "supervised_tokens", "tokens", "epoch", "loss_scale")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Row:
     seconds: float
     overflow: bool = False  # fp16: the gradients did not fit and the update was left out; `grad_norm` is 0 then
     wait_seconds: float = 0.0
+    loss_scale: float | None = None  # fp16: what the loss of this update was multiplied by
 
 
 class Tracker(ABC):

@@ -150,6 +150,7 @@ class _Totals:
     save: bool
     named: bool  # the checkpoint that was being synced and hashed is ready for its name, on all ranks
     overflow: bool
+    loss_scale: float | None
 
 
 def _update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: float, asked: _Asked) -> _Totals:
@@ -188,6 +189,7 @@ def _update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: floa
     if sums["bad"]:
         plan.saver.finish()
         raise _not_finite("loss", bad)
+    scale = engine.loss_scale()  # of this update; a step changes it
     norm = engine.step(factor)
     if norm is not None and not math.isfinite(norm):
         plan.saver.finish()
@@ -205,6 +207,7 @@ def _update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: floa
         save=sums["save"] > 0,
         named=plan.saver.waits and not sums["works"],
         overflow=norm is None,
+        loss_scale=scale,
     )
 
 
@@ -233,9 +236,11 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: _Totals, 
         seconds=seconds[0],
         wait_seconds=seconds[1],
         overflow=totals.overflow,
+        loss_scale=totals.loss_scale,
     )
     if totals.overflow:
-        log.info("step %d: the gradients overflowed fp16; no update, the next ones are scaled less", row.step)
+        told = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
+        log.info(told, row.step, row.loss_scale or 1.0)
     for batch in micro_batches:
         plan.skipped(batch["skipped"])
     if totals.empty:

@@ -101,7 +101,6 @@ class _Run:
         self.schedule = self._schedule()
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
-        self.collator = self._collator()
         self.evaluator = self._evaluator() if stage.eval is not None else None
         self.saver = Saver(
             job.path / CHECKPOINTS,

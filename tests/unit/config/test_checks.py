@@ -27,6 +27,7 @@ def test_the_smoke_recipe_is_sound():
 QLORA = ["stage.lora.tune.llm=qlora", "stage.lora.quant={bits: 4, type: nf4, double: true}"]
 HELD_OUT = "stage.instruct.eval={steps: 2, data: [shapes_test], max_samples: 8, generate: 0, max_new_tokens: 4}"
 RULES = {
+    "objective": ("objective=eval_mrge.accuracy", "is no number of a stage | STAGE.NUMBER; did you mean 'eval_merge'"),
     "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
     "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
     "row too short": (
@@ -129,7 +130,33 @@ RULES = {
     "bf16 zero 0": (["hardware.precision=bf16", "stage.lora.zero=0"], "bf16 with ZeRO 0"),
     "bf16 on v100": (["hardware.precision=bf16", "hardware.gpu=v100_32g"], "v100_32g has no bf16"),
     "unknown gpu": ("hardware.gpu=a100", "unknown gpu 'a100'"),
-    "flash on cpu": ("hardware.attention=flash_attention_2", "flash attention needs a GPU"),
+    "flash on cpu": ("hardware.attention=flash_attention_2", "flash-attn needs a GPU"),
+    "flash on V100": (
+        ["hardware=v100_fp16", "hardware.attention=flash_attention_2"],
+        "flash-attn needs a GPU of compute capability 8.0, v100_32g has 7.0 | hardware.attention=sdpa or xformers",
+    ),
+    "flash in fp32": (
+        ["hardware=h100_bf16", "hardware.precision=fp32", "hardware.attention=flash_attention_2"],
+        "flash-attn does not compute in fp32 | hardware.attention=sdpa, or hardware.precision=fp16 or bf16",
+    ),
+    "flash not installed": (
+        ["hardware=h100_bf16", "hardware.attention=flash_attention_2"],
+        "flash-attn is not installed | pip install 'vlmrun-trainer[gpu]'",
+    ),
+    "xformers on cpu": ("hardware.attention=xformers", "xformers needs a GPU"),
+    "heads of xformers": (
+        ["hardware=v100_fp16", "model/llm=pico", "model.llm.config.hidden_size=80"],
+        "xformers computes heads of multiples of 8 up to 65536, the LLM has heads of 20",
+    ),
+    "tf32 on V100": (["hardware=v100_fp16", "hardware.tf32=true"], "v100_32g has no TensorFloat-32"),
+    "bf16 on V100": (["hardware=v100_fp16", "hardware.precision=bf16"], "hardware.precision=fp16, or fp32"),
+    "variable of another kind": (
+        "+hardware.env.LD_PRELOAD=x.so",
+        "hardware.env.LD_PRELOAD: LD_PRELOAD may not be set by a configuration | names of NCCL_",
+    ),
+    "variable that loads code": ("+hardware.env.NCCL_NET_PLUGIN=x.so", "loads code or touches files"),
+    "variable of ours": ("+hardware.env.OMP_NUM_THREADS=4", "OMP_NUM_THREADS is not set here | set hardware.threads"),
+    "no hostfile": ("hardware.hostfile=nowhere", "nowhere cannot be read"),
     "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
     "average count": ("stage.average.weights=[0.2,0.3,0.5]", "2 models, 3 weights"),
     "merge of no lora": ("stage.merge.init_from=instruct", "'instruct' has no adapters to merge"),
@@ -166,7 +193,6 @@ RULES = {
     "builtin": ("model.llm.path=builtin:micro-lm", "did you mean 'micro-llm'?"),
     "format": ("data.shapes_test.format=vqaa", "did you mean 'vqa'?"),
     "kind of data": ("stage.lora.data=[shapes_test]", "train cannot read data 'shapes_test' of format vqa"),
-    "nodes": ("hardware.nodes=2", "several nodes"),
 }
 
 

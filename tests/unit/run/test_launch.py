@@ -33,7 +33,7 @@ from vlmrun.run import argv, launch
 def test_how_a_worker_died_is_told(job, monkeypatch, tmp_path, code, error, text):
     made = job("merge")
     code = code.replace("FOLDER", made.folder)
-    monkeypatch.setattr(argv, "command", lambda job, port, visible, attempt: [sys.executable, "-c", code])
+    monkeypatch.setattr(argv, "command", lambda *_: [sys.executable, "-c", code])
     with (tmp_path / "lock").open("w") as lock, pytest.raises(error, match=text):
         launch.run(made, lock.fileno())
 
@@ -74,7 +74,7 @@ signal.signal(signal.SIGTERM, end)
 pathlib.Path({str(ready)!r}).touch()
 time.sleep(20)
 """
-    monkeypatch.setattr(argv, "command", lambda job, port, visible, attempt: [sys.executable, "-c", code])
+    monkeypatch.setattr(argv, "command", lambda *_: [sys.executable, "-c", code])
 
     def press_ctrl_c():
         while not ready.exists():

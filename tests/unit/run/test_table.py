@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -118,8 +117,8 @@ def test_sizes(n_bytes, text):
 def test_a_sweep_compares_accuracy_and_says_why_a_job_failed(outcomes, tmp_path, capsys):
     error = DataError("image 'a.png' is\ndamaged", "a.json[3]")
     jobs = [
-        Job(0, ["lr=1e-3"], tmp_path / "sweep" / "0", SimpleNamespace(outcomes=outcomes), None),
-        Job(1, ["lr=3e-3"], tmp_path / "sweep" / "1", None, error),
+        Job(0, ["lr=1e-3"], tmp_path / "sweep" / "0", outcomes, None),
+        Job(1, ["lr=3e-3"], tmp_path / "sweep" / "1", [], error),
     ]
     jobs[0].folder.mkdir(parents=True)
     table.compare(jobs)
@@ -132,12 +131,12 @@ def test_a_sweep_compares_accuracy_and_says_why_a_job_failed(outcomes, tmp_path,
 
 
 def test_a_sweep_without_evaluation_shows_the_last_loss(outcomes, tmp_path, capsys):
-    table.compare([Job(0, [], tmp_path, SimpleNamespace(outcomes=outcomes[:2]), None)])
+    table.compare([Job(0, [], tmp_path, outcomes[:2], None)])
     head, line = capsys.readouterr().err.splitlines()[1:]
     assert "loss" in head
     assert "1.5000" in line
 
 
 def test_a_very_long_error_does_not_break_the_table(tmp_path, capsys):
-    table.compare([Job(0, [], tmp_path, None, DataError("x" * 500))])
+    table.compare([Job(0, [], tmp_path, [], DataError("x" * 500))])
     assert "x" * 67 + "..." in capsys.readouterr().err

@@ -54,13 +54,29 @@ class _Saver:
         pass
 
 
-def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, evaluate=None, **changes):
+class _Overflowing(PlainEngine):
+    """fp16 as DeepSpeed does it: an update that does not fit is left out, and the scale halved."""
+
+    scale = 2.0**16
+    fits = 2.0**14
+
+    def loss_scale(self):
+        return self.scale
+
+    def step(self, factor):
+        if self.scale <= self.fits:
+            return super().step(factor)
+        self.scale /= 2
+        return None
+
+
+def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, evaluate=None, kind=PlainEngine, **changes):
     stage = TrainStage.model_validate(
         STAGE | {"global_batch": 2, "engine": "plain", "tune": wanted.model_dump()} | changes
     )
     vlm = pico_vlm()
     tune.apply(vlm, wanted, stage.lora)
-    engine = PlainEngine(vlm, optim.groups(vlm, stage.optim), stage, HardwareConfig.model_validate(HARDWARE))
+    engine = kind(vlm, optim.groups(vlm, stage.optim), stage, HardwareConfig.model_validate(HARDWARE))
     tracker = _Rows()
     saved = [] if saves is None else saves
     plan = loop.Plan(
@@ -96,6 +112,29 @@ def test_rows_count_from_one_and_carry_everything():
     assert rows[0].lr == STAGE["optim"]["lr"]
     assert rows[0].epoch == 0.1
     assert saved == [3], "the last step is always saved"
+
+
+def test_an_overflow_is_told_with_the_scale_it_happened_at(monkeypatch):
+    heard = []
+    monkeypatch.setattr(loop.log, "info", lambda text, *values: heard.append(text % values))
+    rows, _, _ = _train(_steps(4), kind=_Overflowing)
+    assert [(row.loss_scale, row.overflow) for row in rows] == [
+        (65536.0, True), (32768.0, True), (16384.0, False), (16384.0, False),
+    ]  # fmt: skip
+    assert [line for line in heard if "overflowed" in line] == [
+        f"step {step}: the gradients overflowed fp16 at loss scale {scale}; no update, the next ones are scaled less"
+        for step, scale in ((1, 65536), (2, 32768))
+    ]
+
+
+def test_a_run_that_only_overflows_stops():
+    class Never(_Overflowing):
+        fits = 0.0
+
+    with pytest.raises(VlmrunError, match="25 updates in a row overflowed fp16"):
+        _train(_steps(30), kind=Never)
+    assert len(_train.rows) == 24
+    assert _train(_steps(1))[0][0].loss_scale is None
 
 
 def test_saves_come_at_save_steps_and_at_the_end():

@@ -45,6 +45,10 @@ class Engine(ABC):
         None: the gradients did not fit into fp16, and nothing was updated; the next ones are scaled less.
         """
 
+    def loss_scale(self) -> float | None:
+        """fp16: the factor that the next loss is multiplied by; None where losses are taken as they are."""
+        return None
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes trained weights and optimizer state below a folder that exists."""

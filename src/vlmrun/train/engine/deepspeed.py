@@ -88,6 +88,9 @@ class DeepSpeedEngine(Engine):
             return None if self._fp16 else float("nan")
         return float(self.inner.get_global_grad_norm() if norm is None else norm)
 
+    def loss_scale(self) -> float | None:
+        return float(self.inner.optimizer.cur_scale) if self._fp16 else None
+
     def save(self, folder: Path) -> None:
         with quiet():
             self.inner.save_checkpoint(str(folder), tag=self.TAG, save_latest=False, exclude_frozen_parameters=True)

@@ -1,0 +1,30 @@
+"""A rank that srun has started: tells the worker in torch's names what SLURM says in its own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from vlmrun.errors import LaunchError
+
+_NAMES = {
+    "RANK": "SLURM_PROCID",
+    "WORLD_SIZE": "SLURM_NTASKS",
+    "LOCAL_RANK": "SLURM_LOCALID",
+}
+
+
+def main() -> int:
+    """Runs one rank; returns its exit code."""
+    missing = [name for name in [*_NAMES.values(), "MASTER_ADDR", "MASTER_PORT"] if name not in os.environ]
+    if missing:
+        print(LaunchError(f"{', '.join(missing)} is not set", "srun", "start through vlmrun"), file=sys.stderr)  # noqa: T201
+        return LaunchError.exit_code
+    os.environ.update({ours: os.environ[theirs] for ours, theirs in _NAMES.items()})
+    code: int = importlib.import_module("vlmrun.worker").main()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
