@@ -91,6 +91,44 @@ def _loaded(text, checkpoint):
         return {f"{part}.{name}": t.numpy() for part in optim.PARTS for name, t in built.gather(part)}
 
 
+def _answers(text):
+    """Greedy continuations of a picture and a text, by the engine of this job after one update, and twice."""
+    import json
+
+    import torch
+
+    from vlmrun.config.job import StageJob
+    from vlmrun.model.vlm import IMAGE_TOKEN
+    from vlmrun.train import dist, engine, model, optim
+
+    job = StageJob.model_validate(json.loads(text))
+    with dist.session(job.hardware):
+        vlm = model.load(job, job.stage, None).vlm
+        built = engine.create(vlm, optim.groups(vlm, job.stage.optim), job.stage, job.hardware, None)
+        ids = torch.tensor([[0, *[IMAGE_TOKEN] * vlm.image_tokens(None), 7, 9]])
+        pixels = torch.ones(1, 3, vlm.image_size, vlm.image_size)
+        batch = {"input_ids": ids, "labels": ids.clamp(min=-100), "attention_mask": ids != -1, "pixels": pixels}
+        answers = []
+        for _ in range(2):
+            vlm.train()
+            built.backward(built.forward(batch | {"layouts": None}))
+            built.step(1.0)
+            vlm.eval()
+            with built.readable():
+                made = vlm.generate(ids, batch["attention_mask"], pixels, max_new_tokens=6, eos_ids=[2])
+            answers.append(made.tolist())
+        return answers
+
+
+def test_the_model_can_answer_between_updates(tmp_path):
+    common = {"tune": ALL, "global_batch": 2, "micro_batch": 1}
+    plain = make_job(tmp_path, "plain", engine="plain", **(common | {"global_batch": 1}))
+    (truth,) = forked.run(_answers, 1, plain.to_json(), group=False)
+    job = make_job(tmp_path, "fsdp", ranks_per_node=2, **common, **FSDP)
+    assert forked.run(_answers, 2, job.to_json()) == [truth, truth]
+    assert all(len(row) == 6 for answer in truth for row in answer), "answers long enough to differ"
+
+
 def test_a_checkpoint_of_two_ranks_is_read_by_one(tmp_path):
     whole = run(tmp_path, "whole", 2, tune=ALL, max_steps=3, **FSDP)
     job = make_job(tmp_path, "one", tune=ALL, max_steps=3, **FSDP)
