@@ -12,20 +12,22 @@ ALL = {"llm": "full", "tower": "full", "connector": "full"}
 # A frozen LLM between a trained tower and the loss: gradients pass through what does not learn.
 MIXED = {"llm": "freeze", "tower": "full", "connector": "full"}
 ADAPTER = {"llm": "lora", "tower": "freeze", "connector": "full"}
+# Clipped hard, and with an eps that makes AdamW see the scale of what is left.
+CLIP = {"max_grad_norm": 0.05, "eps": 1e-1}
 FSDP = {"engine": "fsdp", "zero": 3}
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The reference, everything trained, clipped hard enough to matter."""
+    """The reference, everything trained."""
     folder = tmp_path_factory.mktemp("fsdp")
-    return folder, run(folder, "plain", engine="plain", tune=ALL, max_grad_norm=0.5)
+    return folder, run(folder, "plain", engine="plain", tune=ALL, **CLIP)
 
 
 @pytest.mark.parametrize(("n", "zero", "more"), [(1, 3, {}), (2, 3, {"micro_batch": 1}), (2, 2, {"offload": "cpu"})])
 def test_fsdp_equals_plain(plain, n, zero, more):
     folder, reference = plain
-    job = run(folder, f"fsdp{zero}x{n}", n, engine="fsdp", zero=zero, tune=ALL, max_grad_norm=0.5, **more)
+    job = run(folder, f"fsdp{zero}x{n}", n, engine="fsdp", zero=zero, tune=ALL, **CLIP, **more)
     compare(reference, job)
     truth, found = tensors(reference), tensors(job)
     assert truth.keys() == found.keys()
@@ -55,7 +57,7 @@ def test_frozen_parts_adapters_and_checkpointing(tmp_path, name, changes):
 
 def test_bf16_computes_in_halves_and_keeps_whole_weights(plain):
     folder, reference = plain
-    job = run(folder, "bf16", 2, precision="bf16", tune=ALL, max_grad_norm=0.5, **FSDP)
+    job = run(folder, "bf16", 2, precision="bf16", tune=ALL, **CLIP, **FSDP)
     compare(reference, job, loss_atol=5e-2, norm_rtol=0.1)
     assert rows(job)[0]["loss"] != rows(reference)[0]["loss"]
     assert {str(tensor.dtype) for tensor in tensors(job).values()} == {"torch.float32"}
