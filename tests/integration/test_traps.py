@@ -1,7 +1,7 @@
 """Each trap of the platform notes (section 1) that applies to this trainer, sprung on purpose or shown to be avoided.
 
 Not here because nothing of ours can step into them: T7 (accelerate), T9 (4-bit), T14 (the launcher's environment, to
-be tested there), T16 (nothing is compiled), T17, T18 (tensor and sequence parallel), T19 (seeds follow from the step).
+be tested there), T16 (nothing is compiled), T19 (seeds follow from the step). T17 and T18 are in test_parallel.py;
 T8 is test_parts_made_at_random in test_engines.py; T11, T12 are in test_resume.py; T3 also in test_zero.py.
 """
 

@@ -11,15 +11,15 @@ from torch import nn
 _FUNCTION = "_gradient_checkpointing_func"  # what transformers calls to run a block
 
 
-def offload_kept(*modules: nn.Module) -> int:
-    """Lets what the blocks of checkpointed modules keep wait in the computer's memory; returns how many do.
+def offload_kept(*modules: nn.Module) -> None:
+    """Lets what the blocks of checkpointed modules keep wait in the computer's memory.
 
     On a GPU that is one copy each way per block, beside its computing.
     """
     found = [module for part in modules for module in part.modules() if hasattr(module, _FUNCTION)]
+    assert found, "transformers runs its blocks by another name"
     for module in found:
         setattr(module, _FUNCTION, _offloaded(getattr(module, _FUNCTION)))
-    return len(found)
 
 
 def _offloaded(run: Callable[..., Any]) -> Callable[..., Any]:

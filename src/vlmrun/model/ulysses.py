@@ -45,12 +45,13 @@ class Ulysses:
         self._group = group
         self._size = torch.distributed.get_world_size(group)
         self._rank = torch.distributed.get_rank(group)
-        self._llm = llm
         self._inner = ALL_ATTENTION_FUNCTIONS["sdpa"]
         ALL_ATTENTION_FUNCTIONS.register(NAME, self._attend)
         if not llm._supports_sdpa:
             raise ConfigError(
-                f"the attention of {type(llm).__name__} cannot be shared", "hardware.sequence_parallel", "1"
+                f"the attention of {type(llm).__name__} cannot be shared",
+                "hardware.sequence_parallel",
+                "hardware.sequence_parallel=1",
             )
         self._configs = {id(m.config): m.config for m in llm.modules() if hasattr(m, "config")}.values()
         self._kept = llm.config._attn_implementation

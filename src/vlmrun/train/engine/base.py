@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,10 @@ class Engine(ABC):
     def finest(self, parameter: nn.Parameter) -> Tensor | None:
         """The most exact copy of a parameter, or of the piece of it, that this rank holds."""
         return parameter.detach()
+
+    def readable(self) -> contextlib.AbstractContextManager[None]:
+        """Within, parts of the model may be called one by one, as generation does. A collective."""
+        return contextlib.nullcontext()
 
     def watch(self, parameter: nn.Parameter, look: Callable[[Tensor], None]) -> Any:
         """Calls `look` with every gradient of a trained parameter, or with this rank's piece of it.

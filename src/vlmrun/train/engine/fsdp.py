@@ -5,6 +5,7 @@ Weights stay fp32; with bf16 they are gathered and computed in bf16, and gradien
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
@@ -90,6 +91,16 @@ class FsdpEngine(Engine):
 
     def finest(self, parameter: nn.Parameter) -> Tensor | None:
         return _local(parameter)
+
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        # The root's tensors are whole only within its forward; blocks and tower gather their own.
+        root: Any = self.vlm
+        root.unshard()
+        try:
+            yield
+        finally:
+            root.reshard()
 
     def watch(self, parameter: nn.Parameter, look: Callable[[Tensor], None]) -> Any:
         # What autograd sees is the gathered copy; the piece gets its gradient from FSDP, which calls this kind of hook.
