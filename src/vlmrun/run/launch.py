@@ -16,7 +16,7 @@ from types import FrameType
 
 from vlmrun import artifact, logs
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict, is_lost
 from vlmrun.run import argv
 from vlmrun.run.watch import Watch
 
@@ -69,7 +69,7 @@ def _once(job: StageJob, lock_fd: int, watch: Watch, attempt: int) -> VlmrunErro
         raise KeyboardInterrupt(_farewell(job, error))
     if watch.hung:
         return watch.hangs()
-    if watch.dead and (error is None or _lost_another(error)):
+    if watch.dead and (error is None or is_lost(error)):
         return watch.died(f"was killed by {signal.Signals(-code).name}" if code < 0 else "died")
     return error or (_unexplained(job, code) if code != 0 else None)
 
@@ -86,10 +86,6 @@ def _told(error: VlmrunError, reason: str) -> VlmrunError:
 
 def _was_stopped(error: VlmrunError) -> bool:
     return isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped")
-
-
-def _lost_another(error: VlmrunError) -> bool:
-    return isinstance(error, LaunchError) and "lost another rank" in error.problems[0].what
 
 
 def _farewell(job: StageJob, error: VlmrunError | None) -> str:
