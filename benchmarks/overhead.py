@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import QUIET, Table, parser, show
+from benchmarks.measure import QUIET, Table, Unsaved, parser, show
 from vlmrun.config.job import StageJob
 
 # Before the fork server imports torch and DeepSpeed.
@@ -197,7 +197,8 @@ def train(label: str, text: str, channel: Connection) -> None:
             done=0,
             epoch=lambda step: step / endless,
             rate=optim.schedule(stage.optim.model_copy(update={"warmup_ratio": 0.0}), endless),
-            save=lambda _: None,
+            saver=Unsaved(),
+            evaluate=lambda _: False,
             skipped=lambda _: None,
             trackers=[Metrics(job.path / METRICS, 0), Lines(job.name, 0, endless)],
         )

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import QUIET, Table, parser, show
+from benchmarks.measure import QUIET, Table, Unsaved, parser, show
 
 VLMRUN = "vlmrun, plain engine"
 CONTENDERS = (VLMRUN, "vlmrun, ZeRO-2", "HF Trainer", "TRL SFTTrainer")
@@ -194,7 +194,8 @@ def _vlmrun(name: str, steps: int, clock: _Clock, folder: Path) -> list[float]:
             done=0,
             epoch=lambda step: step / steps,
             rate=lambda _: 1.0,
-            save=lambda _: None,
+            saver=Unsaved(),
+            evaluate=lambda _: False,
             skipped=lambda _: None,
             trackers=[rows],
         )

@@ -77,6 +77,14 @@ class LaunchError(VlmrunError):
     exit_code = 5
 
 
+LOST = "lost another rank"  # what a rank says that failed only because another one did
+
+
+def is_lost(error: VlmrunError) -> bool:
+    """Whether an error is no more than the echo of another rank's."""
+    return isinstance(error, LaunchError) and LOST in error.problems[0].what
+
+
 _TYPES: dict[str, type[VlmrunError]] = {
     cls.__name__: cls for cls in (VlmrunError, ConfigError, DataError, CheckpointError, LaunchError)
 }

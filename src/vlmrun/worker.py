@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import faulthandler
 import importlib
+import json
 import logging
 import os
 import platform
@@ -19,7 +20,7 @@ from types import FrameType
 from vlmrun import artifact, heartbeat, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import DataError, VlmrunError
+from vlmrun.errors import DataError, VlmrunError, error_from_dict, is_lost
 from vlmrun.stages import KINDS, Result
 
 log = logs.get(__name__)
@@ -126,10 +127,13 @@ def _environment() -> dict[str, str]:
 
 
 def _leave(job: StageJob, error: VlmrunError) -> int:
-    """Hands the error to the parent, which alone shows it. The first rank that fails is the one to hear."""
+    """Hands the error to the parent, which alone shows it. The first rank that fails is the one to hear.
+
+    It may be slower to say so than those that lost it.
+    """
     path = job.path / FAILURE_FILE
     try:
-        if not path.exists():
+        if not path.exists() or is_lost(error_from_dict(json.loads(path.read_text("utf-8")))):
             artifact.write_json(path, error.to_dict())
     except OSError:
         print(error, file=sys.stderr)  # noqa: T201 - the disk that is full is the one the error would be left on

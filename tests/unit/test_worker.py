@@ -14,7 +14,7 @@ from vlmrun import artifact, logs, worker
 from vlmrun.config.compose import compose
 from vlmrun.config.job import FAILURE_FILE
 from vlmrun.config.validate import validate
-from vlmrun.errors import CheckpointError
+from vlmrun.errors import LOST, CheckpointError, DataError, LaunchError
 from vlmrun.run import graph, identity, pipeline
 
 
@@ -112,3 +112,12 @@ def test_a_signal_ends_a_stage_with_130_and_without_a_traceback(run_stage, capsy
     assert "Traceback" not in capsys.readouterr().err
     assert not list(tmp_path.rglob(FAILURE_FILE))
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("first", ["cause", "echo"])
+def test_the_rank_that_failed_is_heard_over_those_that_lost_it(tmp_path, first):
+    job = types.SimpleNamespace(path=tmp_path)
+    errors = {"cause": DataError("5.png is no picture"), "echo": LaunchError(f"rank 0 {LOST}: Connection closed")}
+    for name in sorted(errors, key=lambda name: name != first):
+        assert worker._leave(job, errors[name]) == errors[name].exit_code
+    assert "5.png is no picture" in (tmp_path / FAILURE_FILE).read_text()

@@ -16,7 +16,7 @@ from types import FrameType
 
 from vlmrun import artifact, logs
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict, is_lost
 from vlmrun.run import argv
 from vlmrun.run.crew import NOBODY, Crew
 from vlmrun.run.line import Guard
@@ -70,7 +70,7 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
         raise KeyboardInterrupt(_farewell(job, error))
     if watch.hung:
         return watch.hangs()
-    if watch.dead and (error is None or _lost_another(error)):
+    if watch.dead and (error is None or is_lost(error)):
         return watch.died(f"was killed by {signal.Signals(-code).name}" if code < 0 else "died")
     if code != 0 and (error is None or isinstance(error, LaunchError)):
         crew.require()
@@ -89,10 +89,6 @@ def _told(error: VlmrunError, reason: str) -> VlmrunError:
 
 def _was_stopped(error: VlmrunError) -> bool:
     return isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped")
-
-
-def _lost_another(error: VlmrunError) -> bool:
-    return isinstance(error, LaunchError) and "lost another rank" in error.problems[0].what
 
 
 @dataclass(frozen=True)

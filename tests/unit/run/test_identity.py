@@ -27,6 +27,8 @@ VOLATILE = {
     "prefetch": "3",
     "image_cache": "pictures",
     "deepspeed": "{reduce_bucket_size: 5000}", "offload_checkpoints": "true",
+    "save_async": "false",
+    "eval": "{steps: 2, data: [shapes_test], max_samples: 8, generate: 0, max_new_tokens: 4}",
 }  # fmt: skip
 
 
@@ -69,6 +71,18 @@ def test_transfers_that_round_change_the_key(smoke):
 )  # fmt: skip
 def test_what_changes_the_result_changes_the_key(smoke, override):
     assert {"pretrain", "instruct", "average"} <= changed(keys(smoke()), keys(smoke(override)))
+
+
+def test_the_best_model_depends_on_how_it_is_chosen(smoke):
+    def best(**asked):
+        values = {"steps": 2, "data": "[shapes_test]", "max_samples": 8, "generate": 0, "max_new_tokens": 4} | asked
+        told = ", ".join(f"{name}: {value}" for name, value in values.items())
+        return keys(smoke(f"stage.instruct.eval={{{told}}}", "stage.instruct.keep_best=loss"))
+
+    assert "instruct" in changed(keys(smoke()), best())
+    assert "instruct" in changed(best(), best(steps=3))
+    assert "instruct" in changed(best(), best(data="[shapes_lora_b]"))
+    assert best() == best()
 
 
 def test_a_mean_of_micro_batches_depends_on_their_size(smoke):
