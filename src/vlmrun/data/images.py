@@ -108,9 +108,11 @@ def image_size(root: Path | None, name: str, where: str = "") -> tuple[int, int]
     """Width and height, read from the file's head; raises as `open_image`."""
     path = find_image(root, name, where)
     try:
-        with Image.open(path) as image:
-            return image.size
-    except _DAMAGED:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.size
+    except (*_DAMAGED, Image.DecompressionBombError):
         return load_image(path, where).size  # says what is wrong with it
 
 

@@ -136,7 +136,9 @@ def _probe(base: Any, decoder: nn.Module, head: nn.Linear) -> Tail | None:
     with _instead(decoder, decode), _instead(head, project):
         logits = base(inputs_embeds=embeds, use_cache=False).logits
     untouched = seen["embeds"] is embeds and torch.equal(seen["hidden"], hidden)
-    same = (tail for tail in _tails(base.config.get_text_config()) if torch.equal(tail(product), logits))
+    # In fp32, where the loss is computed; whether the LLM raises its logits to that or not makes no difference.
+    tails = _tails(base.config.get_text_config())
+    same = (tail for tail in tails if torch.equal(tail(product).float(), logits.float()))
     return next(same, None) if untouched else None
 
 

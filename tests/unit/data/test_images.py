@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmrun.data.images import ImageTransform, load_image, open_image, pad_to_square
+from vlmrun.data.images import ImageTransform, image_size, load_image, open_image, pad_to_square
 from vlmrun.errors import CheckpointError, DataError
 
 CLIP = {
@@ -39,6 +39,20 @@ def test_opens_below_the_root(root):
     image = open_image(root, "train/../train/a.png")
     assert image.mode == "RGB"
     assert image.size == (16, 12)
+
+
+def test_a_size_is_read_without_the_picture(root, monkeypatch):
+    whole = (root / "train" / "a.png").read_bytes()
+    (root / "cut.png").write_bytes(whole[:60])  # its head is there, its pixels are not
+    assert image_size(root, "train/a.png") == image_size(root, "cut.png") == (16, 12)
+    (root / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="cannot be read"):
+        image_size(root, "bad.png", "record 3")
+    with pytest.raises(DataError, match="does not exist"):
+        image_size(root, "none.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 12 // 3)
+    with pytest.raises(DataError, match="too large"):
+        image_size(root, "train/a.png")
 
 
 def test_links_inside_the_root_are_fine(root):

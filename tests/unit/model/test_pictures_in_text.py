@@ -70,12 +70,17 @@ def test_a_record_gives_the_same_alone_and_among_others(loaded, folder, merge):
             length = int(alone["attention_mask"].sum())
             assert length == int(together["attention_mask"][row].sum())
             assert torch.allclose(logits[row, :length], _logits(vlm, alone)[0], atol=1e-4), item.id
+            assert collate.length(dataset.text(row)) == length, "known without decoding a picture"
+        packed = _logits(vlm, collate(items, [len(items)]))[0]
+        rows = zip(logits, together["attention_mask"], strict=True)
+        assert torch.allclose(packed, torch.cat([row[mask] for row, mask in rows]), atol=1e-4)
     n_pictures = [len(images) for images, _ in RECORDS.values()]
     assert len(together["layouts"]) == sum(n_pictures)
 
 
 def _logits(vlm, batch):
-    return vlm(batch["input_ids"], batch["attention_mask"], batch["pixels"], layouts=batch["layouts"]).logits
+    inputs = (batch["input_ids"], batch["attention_mask"], batch["pixels"])
+    return vlm(*inputs, layouts=batch["layouts"], position_ids=batch.get("position_ids")).logits
 
 
 def test_a_rule_of_lengths_needs_square_maps_only_to_join_them():

@@ -23,7 +23,7 @@ def test_the_same_run_has_the_same_keys(smoke):
 VOLATILE = {
     "micro_batch": "8", "zero": "3", "engine": "plain", "gradient_checkpointing": "true", "save_steps": "7",
     "save_total_limit": "3", "log_steps": "9", "workers": "1", "offload": "cpu",
-
+    "loss_head": "plain", "loss_chunk": "999",
     "prefetch": "3",
     "image_cache": "pictures",
     "deepspeed": "{reduce_bucket_size: 5000}", "offload_checkpoints": "true",
