@@ -19,7 +19,7 @@ def test_torchrun_starts_the_ranks_of_one_node_without_a_fixed_port(job):
     made = job("lora", "hardware.launcher=torchrun", "hardware.ranks_per_node=2")
     assert argv.command(made, 1234)[1:] == [
         "-m", "vlmrun.torchrun", "--nnodes", "1", "--nproc-per-node", "2",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", made.key,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", f"{made.key}-0",
         "--max-restarts", "0", "-m", "vlmrun.worker", f"{made.folder}/job.json",
     ]  # fmt: skip
 
