@@ -103,10 +103,10 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path) -> in
     if refused is not None:
         said = " ".join(str(refused).split("Config search path")[0].split()) or type(refused).__name__
         fix = f"hydra.cc/docs/plugins says what a plugin takes; those known to work come with {_INSTALL}"
-        refusal = ConfigError(f"the sweep was refused: {said}", " ".join(hydras), fix)
+        told = ConfigError(f"the sweep was refused: {said}", " ".join(hydras), fix)
         if not jobs:
-            raise refusal from refused
-        log.error("%s", refusal)
+            raise told from refused
+        log.error("%s", told)
     artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
     table.compare(jobs)
     codes = [job.error.exit_code for job in jobs if job.error is not None]

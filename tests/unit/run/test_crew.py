@@ -21,6 +21,11 @@ from vlmrun.run.nodes import Node
 KEYS = {"pretrain": "k1", "lora": "k2"}
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(following, "_SECONDS_BETWEEN_TRIES", 0.02)
+
+
 @pytest.fixture
 def port():
     with socket.socket() as probe:
@@ -118,8 +123,7 @@ def test_a_node_that_would_do_something_else_is_refused_on_both_sides(port, tmp_
     assert told in str(one.ended())
 
 
-def test_a_node_that_does_not_see_the_files_of_node_0_is_refused_on_both_sides(port, tmp_path, other, monkeypatch):
-    monkeypatch.setattr(following, "_SECONDS_BETWEEN_TRIES", 0.001)
+def test_a_node_that_does_not_see_the_files_of_node_0_is_refused_on_both_sides(port, tmp_path, other):
     one = other(root=tmp_path / "local")
     with pytest.raises(LaunchError, match=r"(?s)does not see .*share"), lead(node(port), tmp_path, KEYS, 10.0):
         pass
@@ -151,8 +155,8 @@ def test_a_token_elsewhere_is_not_opened(port, tmp_path, monkeypatch):
 def test_a_node_that_does_not_come_is_named(port, tmp_path, other):
     one = other(n_nodes=3)
     with (
-        pytest.raises(LaunchError, match=r"node\(s\) 2 did not come within 0 s"),
-        lead(node(port, 3), tmp_path, KEYS, 0.5),
+        pytest.raises(LaunchError, match=r"node\(s\) 2 did not come within 3 s"),
+        lead(node(port, 3), tmp_path, KEYS, 3.0),
     ):
         pass
     assert "did not come" in str(one.ended())
