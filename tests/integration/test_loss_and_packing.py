@@ -36,10 +36,10 @@ def reference(request, tmp_path_factory):
     return folder, changes, run(folder, "truth", engine="plain", loss_head="plain", **changes)
 
 
-@pytest.mark.parametrize(("zero", "n"), [(0, 1), (2, 2), (3, 2)])
-def test_chunks_train_as_full_logits_do(reference, zero, n):
+@pytest.mark.parametrize("zero", [2, 3])
+def test_chunks_train_as_full_logits_do(reference, zero):
     folder, changes, truth = reference
-    found = run(folder, f"zero{zero}", n, zero=zero, micro_batch=1, loss_chunk=2, **changes)
+    found = run(folder, f"zero{zero}", 2, zero=zero, micro_batch=1, loss_chunk=2, **changes)
     _alike(truth, found)
     assert "full logits" not in said(found)
 

@@ -121,7 +121,7 @@ def _run(vlm, batch, *, labels=True):
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 @pytest.mark.parametrize("family", ["llama", "phi", "qwen2"])
-@pytest.mark.parametrize("sizes", [[4], [1, 2, 1], [2, 2]])
+@pytest.mark.parametrize("sizes", [[4], [1, 2, 1]])
 def test_loss_and_gradients_of_packed_pictures_and_text_are_those_of_the_samples(family, tower, sizes):
     vlm = pico_vlm(tower=tower)
     vlm.llm = make_llm(family, vocab_size=61).eval()
