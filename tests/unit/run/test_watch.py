@@ -99,12 +99,15 @@ def test_who_is_dead_does_not_hang_and_who_waits_for_them_is_not_blamed(training
     watch.look()
     assert watch.hung is None
     once = training.model_copy(update={"hardware": training.hardware.model_copy(update={"max_restarts": 0})})
-    code = AT + f"""
+    code = (
+        AT
+        + f"""
 at(1); at(2)
 beat = heartbeat.Beat(1, os.uname().nodename, {gone.pid}, 2, "backward", time.monotonic(), 0.1)
 (pathlib.Path(folder) / "logs" / "heartbeat-1.json").write_text(json.dumps(vars(beat)))
 time.sleep(60)
 """
+    )
     with pytest.raises(LaunchError, match=r"rank 1 died in step 2 \(backward\)"):
         run(once, monkeypatch, tmp_path, code)
 
