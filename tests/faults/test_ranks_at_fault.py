@@ -16,7 +16,7 @@ from vlmrun.config.job import StageJob
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 SETTINGS = [
-    *LAUNCHERS["torchrun"], "hardware.hang_seconds=2", "hardware.timeout_seconds=60", "hardware.max_restarts=1",
+    *LAUNCHERS["torchrun"], "hardware.hang_seconds=5", "hardware.timeout_seconds=60", "hardware.max_restarts=1",
     "stage.pretrain.epochs=60", "stage.pretrain.save_steps=1000",
 ]  # fmt: skip
 

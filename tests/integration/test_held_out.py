@@ -45,6 +45,8 @@ WAYS = {
     "plain": (1, {"engine": "plain"}),
     "lora": (1, {"tune": {"llm": "lora", "tower": "freeze", "connector": "full"}, "lora": LORA}),
     "ZeRO-3 on two ranks": (2, {"zero": 3, "micro_batch": 1}),
+    "FSDP2 on two ranks": (2, {"engine": "fsdp", "zero": 3, "micro_batch": 1}),
+    "ranks that share sequences": (2, {"sequence_parallel": 2}),
     "ZeRO-2 on two ranks, bf16": (2, {"zero": 2, "micro_batch": 1, "precision": "bf16"}),
 }
 

@@ -68,10 +68,11 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
         raise KeyboardInterrupt(_farewell(job, error))
+    if watch.dead and (error is None or is_lost(error)):
+        killed = code < 0 and not watch.hung  # else it was us who ended what the dead rank had left waiting
+        return watch.died(f"was killed by {signal.Signals(-code).name}" if killed else "died")
     if watch.hung:
         return watch.hangs()
-    if watch.dead and (error is None or is_lost(error)):
-        return watch.died(f"was killed by {signal.Signals(-code).name}" if code < 0 else "died")
     if code != 0 and (error is None or isinstance(error, LaunchError)):
         crew.require()
     return error or (_unexplained(job, code) if code != 0 else None)

@@ -92,7 +92,7 @@ class Watch:
     def _hanging(self) -> Beat | None:
         """The one furthest behind, when somebody has waited for longer than its work may take."""
         now = time.monotonic()
-        working = [beat for beat in self._last if beat.phase != LEFT]
+        working = [beat for beat in self._last if beat.phase != LEFT and _lives(beat.pid)]
         if not any(now - beat.at > self._allowed(beat) for beat in working):
             return None
         return min(working, key=lambda beat: (not _is_stopped(beat.pid), beat.step, _order(beat.phase), beat.at))

@@ -57,7 +57,8 @@ class Evaluator:
         began = time.monotonic()
         with torch.no_grad(), _as_in_use(self._engine.vlm):
             loss, n_tokens = self._loss()
-            rows = self._answers()
+            with self._engine.readable():
+                rows = self._answers()
         matches = [same_answer(row["answer"], row["expected"]) for row in rows]
         score = Score(
             step=step,
@@ -79,7 +80,7 @@ class Evaluator:
             if counts:
                 sums += torch.tensor([float(loss_sum), count(collated["labels"])], dtype=torch.float64)
         total, n_tokens = dist.all_reduce(dist.on_device(sums)).tolist()
-        return total / n_tokens if n_tokens else float("nan"), int(n_tokens)
+        return total / n_tokens if n_tokens else float("nan"), int(n_tokens) // dist.replicas()
 
     def _answers(self) -> list[dict[str, Any]]:
         """Rows of generated answers in the order of the samples, on every rank."""
@@ -90,7 +91,7 @@ class Evaluator:
             texts = self._generate(items)
             if counts:
                 mine.append([self._row(index, text) for index, text in zip(batch, texts, strict=True)])
-        rounds = itertools.zip_longest(*dist.gather_objects(mine), fillvalue=[])
+        rounds = itertools.zip_longest(*dist.gather_objects(mine)[:: dist.replicas()], fillvalue=[])
         return [row for turn in rounds for batch in turn for row in batch]
 
     def _generate(self, items: Sequence[Item]) -> list[str]:
@@ -150,9 +151,9 @@ class Evaluator:
 
 
 def _mine(batches: Sequence[list[int]]) -> Iterator[tuple[list[int], bool]]:
-    """This rank's batches, as many on every rank, and whether each of them counts."""
-    for start in range(0, len(batches), dist.world()):
-        number = start + dist.rank()
+    """This rank's batches, as many on every rank, and whether each of them counts. Replicas take the same ones."""
+    for start in range(0, len(batches), dist.data_world()):
+        number = start + dist.data_rank()
         yield (batches[number], True) if number < len(batches) else (batches[0], False)
 
 

@@ -369,9 +369,9 @@ class _Run:
     def _sum_of(self, prints: list[tuple[int, int]]) -> list[str]:
         """Fingerprints added up, that of bits and that of places; of shards only that of bits, however they are cut."""
         bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
-        if self.stage.zero < 3 or self.stage.engine == "plain":
-            return dist.broadcast_object([str(bits), str(places)])
-        return [str(sum(dist.gather_objects(bits)) % 2**64)]
+        if self.stage.engine == "fsdp" or (self.stage.engine == "deepspeed" and self.stage.zero == 3):
+            return [str(sum(dist.gather_objects(bits)) % 2**64)]
+        return dist.broadcast_object([str(bits), str(places)])
 
     def _prints(self) -> list[tuple[int, int] | None]:
         """Fingerprints of what is trained, or of this rank's share of it."""

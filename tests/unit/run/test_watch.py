@@ -90,6 +90,28 @@ def test_the_first_rank_that_is_gone_without_leaving_is_the_one_that_died(traini
     assert watch.dead == []
 
 
+def test_who_is_dead_does_not_hang_and_who_waits_for_them_is_not_blamed(training, monkeypatch, tmp_path):
+    """A launcher may take its time to notice; the job is ended then, and the dead rank is the one to hear of."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    watch = Watch(training)
+    beats(training, (0, 4, "forward", 0, 0.1, os.getpid()), (1, 4, "update", 30, 0.1, gone.pid))
+    watch.look()
+    assert watch.hung is None
+    once = training.model_copy(update={"hardware": training.hardware.model_copy(update={"max_restarts": 0})})
+    code = (
+        AT
+        + f"""
+at(1); at(2)
+beat = heartbeat.Beat(1, os.uname().nodename, {gone.pid}, 2, "backward", time.monotonic(), 0.1)
+(pathlib.Path(folder) / "logs" / "heartbeat-1.json").write_text(json.dumps(vars(beat)))
+time.sleep(60)
+"""
+    )
+    with pytest.raises(LaunchError, match=r"rank 1 died in step 2 \(backward\)"):
+        run(once, monkeypatch, tmp_path, code)
+
+
 def run(job, monkeypatch, tmp_path, code):
     """Launches a worker of this Python code; `attempt` is known in it, and the folder."""
     folder = str(job.path)
