@@ -74,6 +74,14 @@ def test_adapters_checkpointing_and_micro_mean_over_shared_sequences(tmp_path):
     compare(truth, run(tmp_path, "sequence", 2, zero=3, sequence_parallel=2, **changes))
 
 
+@pytest.mark.parametrize(("shared", "zero"), [("tensor_parallel", 2), ("sequence_parallel", 3)])
+def test_bf16_follows_fp32(plain, shared, zero):
+    folder, reference = plain
+    job = run(folder, f"bf16-{shared}", 2, zero=zero, precision="bf16", tune=ALL, **CLIP, **{shared: 2})
+    compare(reference, job, loss_atol=5e-2, norm_rtol=0.1)
+    assert rows(job)[0]["loss"] != rows(reference)[0]["loss"]
+
+
 def test_packed_weights_over_shared_sequences(tmp_path):
     pico_llm(tmp_path / "parts" / "llm", **WIDE)
     changes = {
