@@ -116,7 +116,7 @@ def run(job, monkeypatch, tmp_path, code):
     """Launches a worker of this Python code; `attempt` is known in it, and the folder."""
     folder = str(job.path)
 
-    def command(job, port, visible, attempt):
+    def command(job, port, visible, attempt, node):
         return [sys.executable, "-c", f"attempt = {attempt}\nfolder = {folder!r}\n{code}"]
 
     monkeypatch.setattr(argv, "command", command)
