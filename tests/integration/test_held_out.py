@@ -46,6 +46,9 @@ WAYS = {
     "lora": (1, {"tune": {"llm": "lora", "tower": "freeze", "connector": "full"}, "lora": LORA}),
     "ZeRO-3 on two ranks": (2, {"zero": 3, "micro_batch": 1}),
     "ZeRO-2 on two ranks, bf16": (2, {"zero": 2, "micro_batch": 1, "precision": "bf16"}),
+    "FSDP2 on two ranks, bf16": (2, {"engine": "fsdp", "zero": 3, "micro_batch": 1, "precision": "bf16"}),
+    "shared layers": (2, {"zero": 2, "tensor_parallel": 2}),
+    "shared sequences": (2, {"zero": 3, "sequence_parallel": 2}),
 }
 
 
