@@ -215,6 +215,12 @@ def _tensor_parallel(stage: TrainStage, where: str) -> Iterator[Problem]:
 def _sequence_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
     if stage.engine == "plain":
         yield Problem("engine plain is one process", "hardware.sequence_parallel", f"{where}.engine=deepspeed")
+    if stage.packing is not None:
+        yield Problem(
+            "sequence parallelism cannot keep the samples of a packed row apart",
+            "hardware.sequence_parallel",
+            f"hardware.sequence_parallel=1, or {where}.packing=null",
+        )
     if hardware.attention not in ("sdpa", "eager"):
         yield Problem(
             "sequence parallelism attends through sdpa here", "hardware.sequence_parallel", "hardware.attention=sdpa"

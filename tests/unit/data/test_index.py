@@ -3,7 +3,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmrun.data import index
@@ -23,6 +23,7 @@ samples = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(samples, max_size=4))
 def test_what_is_written_is_read(sources):
     import tempfile

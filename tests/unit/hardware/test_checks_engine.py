@@ -91,6 +91,10 @@ RULES = {
         {"engine": "plain", "hardware": TWO | {"sequence_parallel": 2}},
         "engine plain is one process",
     ),
+    "packed rows": (
+        {"packing": {"length": 64}, "hardware": TWO | {"sequence_parallel": 2}},
+        "cannot keep the samples of a packed row apart | hardware.sequence_parallel=1, or stage.instruct.packing=null",
+    ),
     "no JSON": ({"numbers": {"config": "/no/such.json"}}, "cannot read /no/such.json: No such file"),
 }
 
