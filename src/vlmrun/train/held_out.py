@@ -151,18 +151,11 @@ class Evaluator:
 
 
 def _mine(batches: Sequence[list[int]]) -> Iterator[tuple[list[int], bool]]:
-<<<<<<< HEAD
-    """This rank's batches, as many on every rank, and whether each of them counts. Replicas take the same ones."""
-    for start in range(0, len(batches), dist.data_world()):
-        number = start + dist.data_rank()
-        yield (batches[number], True) if number < len(batches) else (batches[0], False)
-=======
     """This rank's batches, as many on every rank, and whether each of them counts: once among ranks that share it."""
     first = dist.rank() % dist.replicas() == 0
     for start in range(0, len(batches), dist.data_world()):
         number = start + dist.data_rank()
         yield (batches[number], first) if number < len(batches) else (batches[0], False)
->>>>>>> wip/engines
 
 
 def _cut(indices: list[int], size: int) -> list[list[int]]:
