@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing demo micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge demo micro clean
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -66,6 +66,15 @@ bench-index: $(VENV)/ready
 bench-peers: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.peers
+
+# Beside mergekit, which wants other versions than we do: it gets an environment of its own.
+bench-merge: $(VENV)/ready .cache/mergekit/ready
+	$(BIN)/python -m benchmarks.merge --mergekit .cache/mergekit/bin/python
+
+.cache/mergekit/ready: constraints/mergekit.txt
+	$(PYTHON) -m venv .cache/mergekit
+	.cache/mergekit/bin/pip install --quiet --disable-pip-version-check -c constraints/mergekit.txt torch mergekit
+	touch $@
 
 docs: $(VENV)/ready
 	$(BIN)/python scripts/make_reference.py

@@ -35,12 +35,22 @@ NODES = {
     "Optim": ("stage.NAME.optim", "stage/_train.yaml"),
     "MergeStage": ("stage.NAME, kind: merge", "stage/merge.yaml"),
     "AverageStage": ("stage.NAME, kind: average", "stage/average.yaml"),
+    "SearchStage": ("stage.NAME, kind: search", "stage/search.yaml"),
+    "Rule": ("stage.NAME.rules, kind: average or search", ""),
+    "Linear": ("stage.NAME.method, name: linear", "stage/method/linear.yaml"),
+    "Slerp": ("stage.NAME.method, name: slerp", "stage/method/slerp.yaml"),
+    "TaskArithmetic": ("stage.NAME.method, name: task_arithmetic", "stage/method/task_arithmetic.yaml"),
+    "Ties": ("stage.NAME.method, name: ties", "stage/method/ties.yaml"),
+    "Dare": ("stage.NAME.method, name: dare", "stage/method/dare_linear.yaml"),
+    "Breadcrumbs": ("stage.NAME.method, name: breadcrumbs", "stage/method/breadcrumbs.yaml"),
+    "Della": ("stage.NAME.method, name: della", "stage/method/della.yaml"),
+    "ModelStock": ("stage.NAME.method, name: model_stock", "stage/method/model_stock.yaml"),
     "EvaluateStage": ("stage.NAME, kind: evaluate", "stage/evaluate.yaml"),
     "PrepareStage": ("made by vlmrun, kind: prepare", ""),
     "HardwareConfig": ("hardware", "hardware/cpu.yaml"),
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "min_length": "items at least", "max_length": "at most"}
-GROUPS = ("recipe", "model", "model/llm", "model/tower", "model/connector", "data", "stage", "hardware")
+GROUPS = ("recipe", "model", "model/llm", "model/tower", "model/connector", "data", "stage", "stage/method", "hardware")
 HEAD = """\
 # Every key and option
 

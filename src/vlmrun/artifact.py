@@ -7,11 +7,14 @@ can be trusted, moved and asked where it came from.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from vlmrun import __version__
 from vlmrun.errors import CheckpointError
 
 NAME = "artifact.json"
+_LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "safetensors", "tokenizers", "pillow", "numpy")
 
 
 class File(BaseModel):
@@ -119,6 +123,26 @@ def describe_files(folder: Path, roots: tuple[str, ...]) -> dict[str, File]:
                 n_bytes=status.st_size, sha256=digest(path), mtime_ns=status.st_mtime_ns
             )
     return found
+
+
+def now() -> str:
+    """The time as `created` holds it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on, as far as they are installed."""
+    known = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            known[name] = version(name)
+    return known
+
+
+def parent(folder: Path) -> Parent | None:
+    """A finished artifact as its children name it; None when the folder is none."""
+    found = read(folder)
+    return None if found is None else Parent(name=found.name, key=found.key, path=str(folder))
 
 
 def read(folder: Path) -> Artifact | None:

@@ -24,6 +24,8 @@ VERBS = {
     "ls": "vlmrun.cli:ls",
     "chat": "vlmrun.cli:chat",
     "data": "vlmrun.run.data_verbs:main",
+    "merge": "vlmrun.run.weight_verbs:merge",
+    "average": "vlmrun.run.weight_verbs:average",
 }
 
 _OUTPUT_FIX = "check the rights and the free space there, or choose another place: output=FOLDER"
@@ -39,6 +41,8 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+       vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
+       vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
        vlmrun data show|lint|prepare ...   see a sample as the model will, check data, convert data sets
 
 overrides (Hydra's grammar):

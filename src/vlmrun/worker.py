@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import faulthandler
 import importlib
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 import time
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 
@@ -26,7 +23,6 @@ from vlmrun.stages import KINDS, Result
 log = logs.get(__name__)
 
 _STOPPED = 130
-_LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "safetensors", "tokenizers", "pillow", "numpy")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,29 +97,19 @@ def finish(job: StageJob, result: Result, seconds: float) -> None:
         kind=job.stage.kind,
         key=job.key,
         run=job.run,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        created=artifact.now(),
         parents=[_parent(folder) for folder in [*job.parents.values(), *job.prepared]],
         summary={**result.summary, "seconds": round(seconds, 2)},
-        environment=_environment(),
+        environment=artifact.environment(),
         files=artifact.describe_files(job.path, result.roots),
     )
     artifact.write_text(job.path / artifact.NAME, made.model_dump_json(indent=1) + "\n")
 
 
 def _parent(folder: str) -> Parent:
-    found = artifact.read(Path(folder))
+    found = artifact.parent(Path(folder))
     assert found is not None, "a job is written only when its parents are finished"
-    return Parent(name=found.name, key=found.key, path=folder)
-
-
-def _environment() -> dict[str, str]:
-    known = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            known[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return known
+    return found
 
 
 def _leave(job: StageJob, error: VlmrunError) -> int:

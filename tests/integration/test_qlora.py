@@ -10,8 +10,9 @@ from tests.integration.jobs import execute, make_job, rows, said, weights
 from tests.integration.ranks import RankError
 from tests.integration.test_resume import _killed_at
 from tests.pico import WIDE, pico_llm, pico_model_config
+from tests.unit.checkpoints.conftest import merging
 from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.merge import merge_lora
+from vlmrun.checkpoints.merge import merge
 from vlmrun.checkpoints.tensors import Reader
 
 pytestmark = pytest.mark.ranks
@@ -91,7 +92,7 @@ def test_killed_and_started_again_it_ends_where_it_would_have(trained):
 
 def test_the_merged_model_is_the_one_that_was_trained(trained, tmp_path):
     _, job = trained
-    merge_lora(job.path, tmp_path / "merged/weights")
+    merge(merging(), [job.path], tmp_path / "merged/weights")
     adapted, merged = _logits(job.path), _logits(tmp_path / "merged")
     assert torch.allclose(adapted, merged, atol=LOGITS_ATOL)
     config = json.loads((tmp_path / "merged/weights/llm/config.json").read_text())

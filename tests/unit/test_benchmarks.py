@@ -92,3 +92,13 @@ def test_packing(tmp_path):
     assert unused["even_fit", "4096 tokens"] <= 3.0
     assert unused["even_fit", "8192 tokens"] <= 3.0
     assert unused["in_order", "4096 tokens"] < unused["padding, grouped", "micro batch of 16"]
+
+
+def test_merge(tmp_path):
+    from benchmarks.merge import AVERAGE
+
+    _, rows = _quick("merge", tmp_path / "figures.json")
+    assert [row["contender"] for row in rows] == ["copy 2 models", AVERAGE]
+    assert rows[1]["seconds"] > 0
+    assert rows[1]["of copying"] > 0
+    assert rows[1]["anonymous MiB"] < 150, "not the models: what arithmetic on slices needs"

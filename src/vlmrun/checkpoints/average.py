@@ -1,147 +1,169 @@
-"""The weighted mean of models with equal tensors, one tensor at a time."""
+"""One model made of several with equal tensors, a slice at a time, by any of the methods in `methods/`."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlmrun import artifact
-from vlmrun.checkpoints import files
+from vlmrun.checkpoints import files, methods
+from vlmrun.checkpoints.compare import PARTS, differences, same_files
 from vlmrun.checkpoints.load import describe, weights_folder
-from vlmrun.checkpoints.merge import Report, silent
-from vlmrun.checkpoints.native import DESCRIPTION, PREPROCESSOR
-from vlmrun.checkpoints.tensors import DTYPES, Reader, Writer
+from vlmrun.checkpoints.methods.pieces import Piece, Source
+from vlmrun.checkpoints.native import DESCRIPTION
+from vlmrun.checkpoints.stream import Report, Shape, SliceWriter, silent
+from vlmrun.checkpoints.tensors import DTYPES, Reader
+from vlmrun.config import derived
+from vlmrun.config.schema import AverageStage
 from vlmrun.errors import CheckpointError, Problem
-
-PARTS = ("llm", "tower", "connector")
-# Keys of config.json that say how a file was written, not what the model is.
-_WRITING = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"}
 
 
 def average(
-    sources: list[Path], weights: list[float], destination: Path, *, dtype: str = "keep", report: Report = silent
+    stage: AverageStage,
+    sources: list[Path],
+    destination: Path,
+    *,
+    base: Path | None = None,
+    verify: bool = True,
+    report: Report = silent,
 ) -> dict[str, Any]:
-    """Writes sum(weight * model), summed in fp32; tensors that are equal in all models are kept to the bit.
+    """Writes the model that a stage's method makes of several; what is equal in all of them is kept to the bit.
+
+    Nothing is held but slices, so memory does not grow with the models or with their largest tensor.
 
     Args:
-        sources: artifacts or weights folders; configuration, tokenizer and template come from the first.
-        weights: one for each source; their sum is 1.
-        dtype: `keep` the first model's types, or fp32, bf16, fp16.
+        sources: artifacts or weights folders, in the order of the stage's weights; configuration, tokenizer,
+            preprocessor and template come from the first.
+        base: what changes are counted from, for the methods that add up changes.
+        verify: compare the digests of those sources that are artifacts, beside the work.
 
     Returns:
         `models`, `tensors` and `averaged`: how many tensors there are, and how many of them differed.
 
     Raises:
-        CheckpointError: listing every difference in names, shapes or configuration.
+        CheckpointError: listing every difference in names, shapes or configuration, or a file that is damaged.
     """
-    assert len(sources) == len(weights), f"{len(sources)} models, {len(weights)} weights"
-    assert math.isclose(sum(weights), 1.0, abs_tol=1e-6), f"weights sum to {sum(weights)}"
+    plan = prepare(stage, sources, base)
+    total, done, changed = len(plan.names()), 0, 0
+    checked = [*sources, *([base] if base else [])] if verify else []
+    with files.building(Path(destination)) as new, files.verifying(checked):
+        for part in PARTS:
+            for name, differed in write_part(plan, part, new / part):
+                done += 1
+                changed += differed
+                report(done, total, name)
+            files.place_rest(plan.folders[0] / part, new / part, stage.dtype)
+        description = describe(plan.folders[0]) | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
+        artifact.write_json(new / DESCRIPTION, description)
+    return {"models": len(sources), "tensors": total, "averaged": changed}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Checked sources and what is to be made of them. Nothing has been written."""
+
+    stage: AverageStage
+    folders: list[Path]
+    base: Path | None
+
+    def names(self) -> list[str]:
+        """Every tensor, with its part in front."""
+        return [f"{part}.{name}" for part in PARTS for name in Reader(self.folders[0] / part).names()]
+
+    def weights(self, name: str) -> list[float]:
+        """The weights of a tensor: those of the first rule that fits its name, or the stage's own."""
+        own = derived.average_weights(self.stage)
+        found = next((rule.weights for rule in self.stage.rules if re.search(rule.tensors, name)), own)
+        return derived.shares(found, self.stage.method)
+
+
+def prepare(stage: AverageStage, sources: list[Path], base: Path | None) -> Plan:
+    """Opens and compares the sources without reading a tensor.
+
+    Raises:
+        CheckpointError: listing everything that makes them unfit, and every rule that fits no tensor.
+    """
     folders = [weights_folder(source) for source in sources]
+    origin = None if base is None else weights_folder(base)
     problems = [problem for folder in folders[1:] for problem in differences(folders[0], folder)]
-    problems += [_has_adapter(folder) for folder in folders if describe(folder).get("adapter")]
+    problems += differences(folders[0], origin, is_base=True) if origin else []
+    everything = [*folders, *([origin] if origin else [])]
+    problems += [_has_adapter(folder) for folder in everything if describe(folder).get("adapter")]
+    plan = Plan(stage, folders, origin)
+    names = plan.names()
+    for rule in stage.rules:
+        if not any(re.search(rule.tensors, name) for name in names):
+            example = f"names are such as {', '.join(names[:: max(1, len(names) // 3)][:3])}"
+            problems.append(Problem(f"no tensor fits the rule {rule.tensors!r}", str(folders[0]), example))
     if problems:
         raise CheckpointError(problems)
-    total = sum(len(Reader(folders[0] / part).names()) for part in PARTS)
-    counts = {"models": len(sources), "tensors": total, "averaged": 0}
-    done = 0
-    with files.building(Path(destination)) as new:
-        for part in PARTS:
-            readers = [Reader(folder / part) for folder in folders]
-            for name, changed in _average_part(readers, weights, new / part, dtype):
-                done += 1
-                counts["averaged"] += changed
-                report(done, total, name)
-            files.place_rest(folders[0] / part, new / part, dtype)
-        description = describe(folders[0]) | ({} if dtype == "keep" else {"dtype": dtype})
-        artifact.write_json(new / DESCRIPTION, description)
-    return counts
+    return plan
 
 
-def _average_part(readers: list[Reader], weights: list[float], folder: Path, dtype: str) -> Iterator[tuple[str, bool]]:
+def tensors(plan: Plan, part: str) -> Iterator[tuple[str, Iterator[Tensor], list[bool]]]:
+    """Of every tensor of a part its name, the slices made of it, and, once these are taken, where the models differ."""
+    readers = [Reader(folder / part) for folder in plan.folders]
+    base = Reader(plan.base / part) if plan.base else None
+    for name in readers[0].names():
+        differed: list[bool] = []
+        source = Source(f"{part}.{name}", readers[0].shape(name), _look(name, readers, base, differed))
+        if readers[0].dtype(name).is_floating_point:
+            made = methods.combine(source, plan.weights(source.name), plan.stage.method)
+        else:
+            made = _unchanged(source, readers[0])
+        yield name, made, differed
+
+
+def _look(name: str, readers: list[Reader], base: Reader | None, differed: list[bool]) -> Callable[[int, int], Piece]:
+    def read(start: int, stop: int) -> Piece:
+        models = [reader.flat(name, start, stop) for reader in readers]
+        piece = Piece(models, None if base is None else base.flat(name, start, stop))
+        differed.append(not piece.same)
+        return piece
+
+    return read
+
+
+def _unchanged(source: Source, first: Reader) -> Iterator[Tensor]:
+    for piece in source:
+        if not piece.same:
+            raise CheckpointError(
+                f"{source.name} holds whole numbers that differ", str(first.folder), "such models cannot be averaged"
+            )
+        yield piece.models[0]
+
+
+def write_part(plan: Plan, part: str, folder: Path) -> Iterator[tuple[str, bool]]:
     """Writes one part; gives every tensor's name and whether the models differed there."""
-    if dtype == "keep" and len({tuple(_inode(file) for file in reader.files()) for reader in readers}) == 1:
+    readers = [Reader(source / part) for source in [*plan.folders, *([plan.base] if plan.base else [])]]
+    if plan.stage.dtype == "keep" and same_files(readers) and _keeps_equal(plan, part, readers[0].names()):
         files.place_weights(readers[0].folder, folder)
         yield from ((name, False) for name in readers[0].names())
         return
-    kept = DTYPES.get(dtype)
-    with Writer(folder) as writer:
-        for name, tensor, changed in mean(readers, weights):
-            writer.add(name, tensor if kept is None or not tensor.is_floating_point() else tensor.to(kept))
-            yield name, changed
+    types = {name: _dtype(readers[0], name, plan.stage.dtype) for name in readers[0].names()}
+    with SliceWriter(folder, types) as writer:
+        for name, made, differed in tensors(plan, part):
+            writer.write(name, (piece.to(types[name][0]) for piece in made))
+            yield name, any(differed)
 
 
-def _inode(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_dev, status.st_ino
+def _keeps_equal(plan: Plan, part: str, names: list[str]) -> bool:
+    """Whether what is equal in all models stays as it is: not where weights that do not sum to 1 scale it."""
+    if plan.base is not None:
+        return True
+    return all(math.isclose(sum(plan.weights(f"{part}.{name}")), 1.0, abs_tol=1e-6) for name in names)
 
 
-def mean(readers: list[Reader], weights: list[float]) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    """Names, means in the first reader's types, and whether the models differed there."""
-    for name in readers[0].names():
-        tensors = [reader.get(name) for reader in readers]
-        first = tensors[0]
-        if all(torch.equal(first, other) for other in tensors[1:]):
-            yield name, first, False
-            continue
-        if not first.is_floating_point():
-            raise CheckpointError(
-                f"{name} holds whole numbers that differ", str(readers[0].folder), "such models cannot be averaged"
-            )
-        total = torch.zeros(first.shape, dtype=torch.float32)
-        for weight, tensor in zip(weights, tensors, strict=True):
-            total += weight * tensor.float()
-        yield name, total.to(first.dtype), True
-
-
-def differences(first: Path, other: Path) -> list[Problem]:
-    """Everything that makes two weights folders unfit to be averaged."""
-    found = []
-    for part in PARTS:
-        found += _tensor_differences(Reader(first / part), Reader(other / part), part)
-    for name in ("llm/config.json", "tower/config.json", f"tower/{PREPROCESSOR}", "llm/tokenizer.json"):
-        keys = _different_keys(_json(first / name), _json(other / name))
-        if keys:
-            found.append(Problem(f"{name} differs in: {', '.join(keys)}", str(other), _SAME))
-    here, there = describe(first), describe(other)
-    for model in (here["model"], there["model"]):
-        model.pop("max_length", None)
-    for key in ("model", "template", "image_aspect"):
-        if here[key] != there[key]:
-            found.append(Problem(f"{DESCRIPTION} differs in {key}: {there[key]} and {here[key]}", str(other), _SAME))
-    return found
-
-
-_SAME = "average models that were trained from the same parts in the same way"
-
-
-def _tensor_differences(first: Reader, other: Reader, part: str) -> list[Problem]:
-    here, there = set(first.names()), set(other.names())
-    found = [f"{part}: {name} is missing" for name in sorted(here - there)]
-    found += [f"{part}: {name} is not in the first model" for name in sorted(there - here)]
-    for name in sorted(here & there):
-        if first.shape(name) != other.shape(name):
-            found.append(f"{part}: {name} is {list(other.shape(name))}, in the first model {list(first.shape(name))}")
-    return [Problem(what, str(other.folder), _SAME) for what in found]
-
-
-def _different_keys(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    keys = (here.keys() | there.keys()) - _WRITING
-    return sorted(key for key in keys if here.get(key) != there.get(key))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON: {error}", str(path), "make the stage again") from error
-    return value
+def _dtype(reader: Reader, name: str, dtype: str) -> tuple[torch.dtype, Shape]:
+    own = reader.dtype(name)
+    return (DTYPES[dtype] if dtype in DTYPES and own.is_floating_point else own), reader.shape(name)
 
 
 def _has_adapter(folder: Path) -> Problem:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vlmrun import artifact
@@ -30,16 +31,18 @@ TOKENIZER = (
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `folder`, which takes its place on success and is removed on failure."""
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         try:
             temporary.mkdir(parents=True)
             yield temporary
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.replace(old)  # a kill while files are removed one by one must not leave half a model there
             temporary.replace(folder)
             artifact.fsync_folder(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             free = shutil.disk_usage(_existing(folder)).free
             raise CheckpointError(
@@ -49,6 +52,30 @@ def building(folder: Path) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def verifying(sources: Iterable[Path]) -> Iterator[None]:
+    """Reads the weights of those sources that are artifacts and compares their digests, beside the work in the block.
+
+    Raises:
+        CheckpointError: at the end of the block, naming every file that is not what it was.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        jobs = [pool.submit(_verify, source) for source in sources]
+        try:
+            yield
+            for job in jobs:
+                job.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _verify(source: Path) -> None:
+    found = artifact.read(source)
+    if found is not None:
+        kept = {name: file for name, file in found.files.items() if name.startswith("weights/")}
+        artifact.verify(source, found.model_copy(update={"files": kept}), thorough=True)
 
 
 def place(source: Path, destination: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from vlmrun.checkpoints.adapter import Adapter, Base, is_adapter_name, saved_name, trained_base
+from vlmrun.checkpoints.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
 from vlmrun.checkpoints.native import DESCRIPTION, FORMAT
+from vlmrun.checkpoints.stream import blocks
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.errors import CheckpointError
@@ -75,14 +76,16 @@ def load(
             "restore it, or make the stage again",
         ) from error
     model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
-    held = quantized if merge_adapter else quantized or description.get("quantized")
+    adapter = Adapter(weights / "adapter") if description.get("adapter") else None
+    # PEFT is given what our own trainer makes; any other adapter is folded in.
+    folded = adapter is not None and (merge_adapter or not adapter.plain)
+    held = quantized if merge_adapter or folded else quantized or description.get("quantized")
     loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
     loaded.template = description.get("template")
     _fill(loaded.vlm.connector, weights / "connector")
     loaded.sources["connector"] = weights / "connector"
-    if description.get("adapter"):
-        adapter = Adapter(weights / "adapter")
-        if merge_adapter:
+    if adapter is not None:
+        if folded:
             _merge(loaded.vlm.llm, adapter, trained_base(weights, description))
         else:
             loaded.vlm.llm = _wrapped(loaded.vlm.llm, adapter).eval()
@@ -144,9 +147,12 @@ def _lora_only(state: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _merge(llm: nn.Module, adapter: Adapter, base: Base) -> None:
+    problems = adapter.problems({name: tuple(parameter.shape) for name, parameter in llm.named_parameters()})
+    if problems:
+        raise CheckpointError(problems)
     for name, parameter in llm.named_parameters():
-        delta = adapter.delta(name, tuple(parameter.shape))
-        bias = adapter.bias(name, tuple(parameter.shape))
-        weight = base(name, parameter) if bias is None else bias
-        parameter.copy_(weight if delta is None else weight.float() + delta)
-    adapter.check_all_used()
+        parameter.copy_(base(name, parameter))
+        if adapter.touches(name):
+            rows = parameter.view(len(parameter), -1)
+            for start, stop in blocks(tuple(parameter.shape)):  # as `merge` cuts it: equal to the bit
+                rows[start:stop] = fold(name, rows[start:stop], start, [(adapter, 1.0)])

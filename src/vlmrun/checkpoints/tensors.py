@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +35,9 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+Written = tuple[Path, list[str]]  # a shard under its temporary name, and the tensors in it
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -54,6 +59,8 @@ class Reader:
         self.folder = Path(folder)
         self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._places: dict[Path, dict[str, int]] = {}
+        self._descriptors: dict[Path, int] = {}
         for shard, names in self._find():
             held = set(self._handle(shard).keys())
             for name in held if names is None else names:
@@ -92,6 +99,45 @@ class Reader:
         with _reading(shard):
             tensor: torch.Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
         return tensor
+
+    def flat(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of a tensor in memory order, read and not mapped: no more than asked for."""
+        shard = self._shard(name)
+        handle = self._handle(shard)
+        with _reading(shard):
+            if isinstance(handle, dict):
+                return handle[name].reshape(-1)[start:stop].clone()
+            dtype = self.dtype(name)
+            wanted = torch.empty(stop - start, dtype=dtype)
+            view = memoryview(wanted.view(torch.uint8).numpy()) if len(wanted) else memoryview(b"")
+            at = self._place(shard, name) + start * dtype.itemsize
+            while view:
+                read = os.preadv(self._descriptor(shard), [view], at)
+                if not read:
+                    raise EOFError(f"the file ends within {name!r}")
+                view, at = view[read:], at + read
+        return wanted
+
+    def numel(self, name: str) -> int:
+        """Number of elements of a tensor, from the header."""
+        return math.prod(self.shape(name))
+
+    def _descriptor(self, shard: Path) -> int:
+        if shard not in self._descriptors:
+            self._descriptors[shard] = os.open(shard, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptors[shard])
+        return self._descriptors[shard]
+
+    def _place(self, shard: Path, name: str) -> int:
+        """Where in its file a tensor begins; that the header is sound was checked when the file was opened."""
+        if shard not in self._places:
+            with shard.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                head = json.loads(file.read(length))
+            self._places[shard] = {
+                key: 8 + length + value["data_offsets"][0] for key, value in head.items() if key != "__metadata__"
+            }
+        return self._places[shard][name]
 
     def _shard(self, name: str) -> Path:
         if name not in self._shards:
@@ -146,7 +192,7 @@ class Writer:
         self._max_shard_bytes = max_shard_bytes
         self._held: dict[str, torch.Tensor] = {}
         self._held_bytes = 0
-        self._written: list[tuple[Path, list[str]]] = []
+        self._written: list[Written] = []
         self._names: set[str] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -165,18 +211,8 @@ class Writer:
         """Writes what is left and gives every file its name."""
         if self._held or not self._written:
             self._flush()
-        total = len(self._written)
-        weight_map: dict[str, str] = {}
         with self._failing():
-            for number, (temporary, names) in enumerate(self._written, start=1):
-                final = "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
-                temporary.replace(self.folder / final)
-                weight_map |= dict.fromkeys(names, final)
-            if total > 1:
-                metadata = {"total_size": self.n_bytes}
-                index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-                artifact.write_json(self.folder / INDEX, index)
-            artifact.fsync_folder(self.folder)
+            publish(self.folder, self._written, self.n_bytes)
         self._written = []
 
     def abort(self) -> None:
@@ -208,16 +244,37 @@ class Writer:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        try:
+        with failing(self.folder, self.n_bytes, self.abort):
             yield
-        except (OSError, SafetensorError) as error:
-            self.abort()
-            free = shutil.disk_usage(self.folder).free
-            raise CheckpointError(
-                f"weights cannot be written: {error}",
-                str(self.folder),
-                f"{self.n_bytes:,} bytes were to be written and {free:,} are free: make room and run again",
-            ) from error
+
+
+def publish(folder: Path, written: list[Written], n_bytes: int) -> None:
+    """Gives shards their final names, and an index when they are many."""
+    total = len(written)
+    weight_map: dict[str, str] = {}
+    for number, (temporary, names) in enumerate(written, start=1):
+        final = "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
+        temporary.replace(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if total > 1:
+        index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        artifact.write_json(folder / INDEX, index)
+    artifact.fsync_folder(folder)
+
+
+@contextlib.contextmanager
+def failing(folder: Path, n_bytes: int, abort: Callable[[], None]) -> Iterator[None]:
+    """Turns what the disk refuses into an error that says how much room is needed, after `abort`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        abort()
+        free = shutil.disk_usage(folder).free
+        raise CheckpointError(
+            f"weights cannot be written: {error}",
+            str(folder),
+            f"{n_bytes:,} bytes were to be written and {free:,} are free: make room and run again",
+        ) from error
 
 
 _AGAIN = "the files were damaged or copied in part: copy or make them again"

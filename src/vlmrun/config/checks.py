@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from vlmrun.config import checks_train, derived
-from vlmrun.config.schema import AverageStage, HardwareConfig, MergeStage, RunConfig, TrainStage
+from vlmrun.config import checks_merge, checks_train, derived
+from vlmrun.config.schema import HardwareConfig, RunConfig, TrainStage
 from vlmrun.errors import Problem, suggest
 
 
@@ -26,10 +25,8 @@ def check(run: RunConfig) -> list[Problem]:
             problems += _engine(stage, run.hardware, where)
             problems += _adapted(stage, run, where)
             problems += _lora_parent(stage, run, where)
-        elif isinstance(stage, AverageStage):
-            problems += _weights(stage, where)
-        elif isinstance(stage, MergeStage):
-            problems += _merge_parent(stage, run, where)
+        else:
+            problems += checks_merge.check(stage, run, where)
     return problems
 
 
@@ -194,28 +191,4 @@ def _lora_parent(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Prob
             f"{stage.init_from!r} ends with adapters that are not merged",
             f"{where}.init_from",
             f"add a merge stage of {stage.init_from} and start from that",
-        )
-
-
-def _weights(stage: AverageStage, where: str) -> Iterator[Problem]:
-    if len(stage.weights) != len(stage.models):
-        yield Problem(
-            f"{len(stage.models)} models, {len(stage.weights)} weights", f"{where}.weights", "one weight per model"
-        )
-    elif not math.isclose(sum(stage.weights), 1.0, abs_tol=1e-6):
-        yield Problem(
-            f"the weights sum to {sum(stage.weights):g}, not 1", f"{where}.weights", "for instance [0.5, 0.5]"
-        )
-    if len(set(stage.models)) != len(stage.models):
-        yield Problem("a model is named twice", f"{where}.models", "name each once and give it the sum of its weights")
-
-
-def _merge_parent(stage: MergeStage, run: RunConfig, where: str) -> Iterator[Problem]:
-    parent = run.stage.get(stage.init_from)
-    if parent is not None and not (isinstance(parent, TrainStage) and parent.tune.adapters):
-        options = [name for name, s in run.stage.items() if isinstance(s, TrainStage) and s.tune.adapters]
-        yield Problem(
-            f"{stage.init_from!r} has no adapters to merge",
-            f"{where}.init_from",
-            f"name a LoRA stage: {', '.join(options) or 'there is none in this run'}",
         )

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
-from vlmrun.config.schema import EvaluateStage, HardwareConfig, ModelConfig, Optim, Target, TrainStage
+from vlmrun.config.schema import (
+    AverageStage,
+    HardwareConfig,
+    ModelConfig,
+    Optim,
+    Reading,
+    SearchStage,
+    Target,
+    TrainStage,
+)
 
 # Families whose samples stay apart when several share a row (`packing`). tests/unit/model/test_packs.py tries each.
 PACKABLE = frozenset(
@@ -56,7 +68,7 @@ def sources(stage: object) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def template(stage: TrainStage | EvaluateStage, model: ModelConfig) -> str:
+def template(stage: Reading, model: ModelConfig) -> str:
     """The stage's template, or the model's."""
     return stage.template or model.template
 
@@ -64,9 +76,50 @@ def template(stage: TrainStage | EvaluateStage, model: ModelConfig) -> str:
 def parent_names(stage: object) -> list[str]:
     """What a stage refers to: names of stages or paths of artifacts, in order."""
     if models := getattr(stage, "models", None):
-        return list(models)
+        base = getattr(stage, "base_model", None)
+        return [*models, *([base] if base else [])]
     start = getattr(stage, "init_from", None)
-    return [start] if start else []
+    return [*([start] if start else []), *getattr(stage, "adapters", [])]
+
+
+def average_weights(stage: AverageStage) -> list[float]:
+    """One weight for each model: as given, fading towards older ones, or equal where the method takes none."""
+    n = len(stage.models)
+    if stage.ema is not None:
+        fading = [stage.ema ** (n - 1 - place) * (1 - stage.ema) for place in range(n)]
+        return [stage.ema ** (n - 1), *fading[1:]]
+    return list(stage.weights) if stage.weights is not None else [1.0 / n] * n
+
+
+def points(stage: SearchStage) -> list[AverageStage]:
+    """The averages that a search tries: every combination of its weights and its grid's values, in order.
+
+    Raises:
+        pydantic.ValidationError: when a value of the grid is none that the method takes.
+    """
+    asked = stage.weights or _simplex(len(stage.models), stage.divisions or 1)
+    shared = {name: getattr(stage, name) for name in ("models", "rules", "base_model", "dtype")}
+    found = []
+    for values in itertools.product(*stage.grid.values()):
+        changed = {**stage.method.model_dump(), **dict(zip(stage.grid, values, strict=True))}
+        method = type(stage.method).model_validate(changed)
+        found += [AverageStage(kind="average", weights=w, ema=None, method=method, **shared) for w in asked]
+    return found
+
+
+def _simplex(n: int, divisions: int) -> list[list[float]]:
+    """All weights of n models in whole multiples of 1/divisions that sum to 1."""
+
+    def parts(n: int, rest: int) -> list[list[int]]:
+        return [[rest]] if n == 1 else [[k, *more] for k in range(rest, -1, -1) for more in parts(n - 1, rest - k)]
+
+    return [[part / divisions for part in row] for row in parts(n, divisions)]
+
+
+def shares(weights: Sequence[float], method: Any) -> list[float]:
+    """Weights as they are used: divided by their sum where the method says so."""
+    total = sum(weights) if getattr(method, "sum", "any") == "normalize" else 1.0
+    return [weight / total for weight in weights]
 
 
 def connector_weights(connector: Target) -> tuple[Target, str | None]:

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far a piece of work is: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SECONDS_BETWEEN_LINES = 3.0
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, unit: str = "questions") -> Iterator[Callable[[int, int], None]]:
     """Yields a function that is told (done, total)."""
     if not logs.is_terminal():
-        yield _lines(what)
+        yield _lines(what, unit)
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -27,7 +27,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _lines(what: str) -> Callable[[int, int], None]:
+def _lines(what: str, unit: str) -> Callable[[int, int], None]:
     began = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -35,6 +35,6 @@ def _lines(what: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if done == total or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            log.info("%s: %d of %d questions, %.0f s", what, done, total, now - began)
+            log.info("%s: %d of %d %s, %.0f s", what, done, total, unit, now - began)
 
     return report

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlmrun import build
 from vlmrun.config import checks as config_checks
 from vlmrun.config import derived
-from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStage
+from vlmrun.config.schema import Asking, DataConfig, Reading, RunConfig, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
@@ -92,8 +92,8 @@ def _packages(run: RunConfig) -> Iterator[Problem]:
         yield from build.check(run.model.llm.target, arguments, "model.llm", frozenset({"dtype", "attention"}))
 
 
-def _readers(run: RunConfig) -> dict[str, TrainStage | EvaluateStage]:
-    return {name: stage for name, stage in run.stage.items() if isinstance(stage, TrainStage | EvaluateStage)}
+def _readers(run: RunConfig) -> dict[str, Reading]:
+    return {name: stage for name, stage in run.stage.items() if isinstance(stage, Reading)}
 
 
 def _templates(run: RunConfig) -> Iterator[Problem]:
@@ -125,8 +125,8 @@ def _data(run: RunConfig) -> Iterator[Problem]:
     for name, stage in _readers(run).items():
         for source in stage.data:
             kind = run.data[source].format if source in run.data else None
-            if (kind == "vqa") != isinstance(stage, EvaluateStage) and kind in FORMATS:
-                wanted = "vqa" if isinstance(stage, EvaluateStage) else "llava"
+            if (kind == "vqa") != isinstance(stage, Asking) and kind in FORMATS:
+                wanted = "vqa" if isinstance(stage, Asking) else "llava"
                 yield Problem(
                     f"{stage.kind} cannot read data {source!r} of format {kind}",
                     f"stage.{name}.data",

@@ -15,7 +15,7 @@ from typing import Any
 from vlmrun import artifact, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import EvaluateStage, RunConfig, TrainStage
+from vlmrun.config.schema import Reading, RunConfig, TrainStage
 from vlmrun.data.formats.base import check_file
 from vlmrun.errors import CheckpointError, ConfigError, DataError, Problem, suggest
 from vlmrun.run import graph, parts, pipeline, verbs
@@ -163,7 +163,7 @@ def _all_data(words: Sequence[str], limit: int | None) -> Iterator[tuple[Path, A
     sizes = _sizes(run.config, look)
     seen: set[tuple[str, str]] = set()
     for item in graph.selected(run.planned, run.config.only):
-        if not isinstance(item.stage, TrainStage | EvaluateStage):
+        if not isinstance(item.stage, Reading):
             continue
         job = pipeline.job_of(run, item)
         for name, data in job.data.items():

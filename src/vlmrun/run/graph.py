@@ -88,7 +88,7 @@ def _stem(data: DataConfig) -> str:
 def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -> dict[str, str | None]:
     parents: dict[str, str | None] = {}
     for reference in derived.parent_names(stage):
-        where = f"stage.{name}.{'models' if stage.kind == 'average' else 'init_from'}"
+        where = f"stage.{name}.{_key_of(reference, stage)}"
         if reference in run.stage:
             if run.stage[reference].kind == "evaluate":
                 problems.append(Problem(f"stage {reference!r} makes no model", where, "start from what it evaluates"))
@@ -109,6 +109,12 @@ def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -
             fix = suggest(reference, run.stage, noun="stages") + "; or the folder of an artifact (vlmrun ls lists them)"
             problems.append(Problem(f"{reference!r} is neither a stage of this run nor an artifact folder", where, fix))
     return parents
+
+
+def _key_of(reference: str, stage: Stage) -> str:
+    """The key that names this parent."""
+    listed = next((key for key in ("models", "adapters") if reference in getattr(stage, key, [])), None)
+    return listed or ("base_model" if getattr(stage, "base_model", None) == reference else "init_from")
 
 
 def _ordered(planned: dict[str, Planned], problems: list[Problem]) -> list[Planned]:

@@ -16,11 +16,11 @@ from pydantic import BaseModel
 from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.paths import locate
-from vlmrun.config.schema import DataConfig, EvaluateStage, RunConfig, TrainStage, Volatile
+from vlmrun.config.schema import DataConfig, Reading, RunConfig, TrainStage, Volatile
 from vlmrun.run.graph import Planned
 
 # Raised when the code of a kind changes what it makes from the same configuration.
-KIND_VERSION = {"prepare": 1, "train": 2, "merge": 1, "average": 1, "evaluate": 1}
+KIND_VERSION = {"prepare": 1, "train": 2, "merge": 2, "average": 2, "search": 1, "evaluate": 1}
 
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
@@ -43,13 +43,19 @@ def stable(node: BaseModel) -> dict[str, Any]:
         if any(mark is Volatile for mark in field.metadata):
             continue
         value = getattr(node, name)
-        kept[field.alias or name] = stable(value) if isinstance(value, BaseModel) else value
+        kept[field.alias or name] = _plain(value)
     return {**kept, **(node.model_extra or {})}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return stable(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str, Any]:
     stage = stable(item.stage)
-    for reference in ("init_from", "models", "data"):
+    for reference in ("init_from", "adapters", "models", "base_model", "data"):
         stage.pop(reference, None)  # names; what they stand for comes below
     identity: dict[str, Any] = {
         "kind": item.stage.kind,
@@ -57,7 +63,7 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         "stage": stage,
         "parents": [found[name] if name else _artifact_key(path) for path, name in item.parents.items()],
     }
-    if isinstance(item.stage, TrainStage | EvaluateStage):
+    if isinstance(item.stage, Reading):
         stage["template"] = derived.template(item.stage, run.model)
         identity["precision"] = run.hardware.precision
         identity["model"] = stable(run.model)

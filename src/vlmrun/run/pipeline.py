@@ -13,7 +13,7 @@ from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
-from vlmrun.config.schema import DataConfig, RunConfig
+from vlmrun.config.schema import AverageStage, DataConfig, RunConfig
 from vlmrun.errors import CheckpointError
 from vlmrun.run import graph, identity, launch, store
 from vlmrun.run.crew import NOBODY, Crew
@@ -173,10 +173,24 @@ def describe(item: Planned) -> str:
     if stage.kind == "prepare":
         return f"prepare data with {stage.source.target}"
     if stage.kind == "average":
-        return "average " + " + ".join(f"{w:g} {m}" for w, m in zip(stage.weights, stage.models, strict=True))
+        return _described(stage)
+    if stage.kind == "search":
+        tried = f"{len(derived.points(stage))} points of {stage.method.name}"
+        return f"search {tried} over {', '.join(stage.models)} on {', '.join(stage.data)}"
     if stage.kind == "evaluate":
         return f"evaluate {stage.init_from} on {', '.join(stage.data)}"
-    return f"merge {stage.init_from}"
+    names, weights = [stage.init_from, *stage.adapters], stage.weights or [1.0] * (1 + len(stage.adapters))
+    if len(names) == 1 and weights == [1.0]:
+        return f"merge {stage.init_from}"
+    return "merge " + " + ".join(f"{w:g} {name}" for w, name in zip(weights, names, strict=True))
+
+
+def _described(stage: AverageStage) -> str:
+    terms = zip(derived.average_weights(stage), stage.models, strict=True)
+    text = "average " + " + ".join(f"{weight:g} {name}" for weight, name in terms)
+    if stage.method.name != "linear":
+        text += f" by {stage.method.name}" + (f" from {stage.base_model}" if stage.base_model else "")
+    return text + (f", {len(stage.rules)} rule(s)" if stage.rules else "")
 
 
 def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:

@@ -151,7 +151,7 @@ def _resolved(name: str) -> tuple[RunConfig, list[str]]:
 def _stage_text(stage: Any, run: RunConfig) -> str:
     if not isinstance(stage, TrainStage):
         parents = ", ".join(derived.parent_names(stage))
-        weights = f", weights {stage.weights}" if stage.kind == "average" else ""
+        weights = f", weights {stage.weights}" if getattr(stage, "weights", None) else ""
         return f"{stage.kind} {parents}{weights}"
     trained = [f"{part} ({how})" for part, how in stage.tune.model_dump().items() if how != "freeze"]
     rates = {"lr": stage.optim.lr, "connector_lr": stage.optim.connector_lr, "tower_lr": stage.optim.tower_lr}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmrun import artifact
-from vlmrun.run import answers, grid, page, svg
+from vlmrun.run import answers, grid, page, searches, svg
 from vlmrun.run.svg import Bar
 from vlmrun.run.table import COLUMNS, Row, cells, number, share_text, summary
 
@@ -38,6 +38,7 @@ def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
         _facts(rows),
         _stages(rows),
         _losses(outcomes),
+        _searches(outcomes),
         _accuracy(rows),
         _categories(outcomes),
         _pictures(outcomes),
@@ -100,6 +101,16 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
 def _point(row: dict[str, Any]) -> tuple[float, float | None] | None:
     step = number(row, "step")
     return None if step is None else (step, number(row, "loss"))
+
+
+def _searches(outcomes: Sequence[Outcome]) -> str:
+    cards = [
+        page.card(outcome.name, body)
+        for outcome in outcomes
+        if outcome.artifact.kind == "search" and (body := searches.show(outcome.folder))
+    ]
+    note = "Every point is an average of the same models, asked the same questions; the best one is the stage's model."
+    return page.section("Search", note, *cards)
 
 
 def _accuracy(rows: Sequence[Row]) -> str:

@@ -72,6 +72,25 @@ def curve(
     return _svg(_WIDTH, _HEIGHT, f"loss of {label} by step, last {y:#.3g}", parts)
 
 
+def trend(points: Sequence[Point], across: str, best: float) -> str:
+    """Scores (shares of 1) along one number, with the best one marked.
+
+    Args:
+        across: what the number is.
+        best: its value at the point that was chosen.
+    """
+    shares = sorted((x, 100 * y) for x, y in points)
+    frame = _frame(shares)
+    parts = [*_axes(frame, across, "%", whole=False), _line(shares, frame, "smooth")]
+    for x, y in shares:
+        parts.append(f'<circle class="dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3"/>')
+    x, y = next(point for point in shares if point[0] == best)
+    place = f'x="{frame.across(x):.1f}" y="{frame.up(y) - 8:.1f}"'
+    parts.append(f'<circle class="smooth" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="6"/>')
+    parts.append(f'<text class="value" text-anchor="middle" {place}>{y:.1f}%</text>')
+    return _svg(_WIDTH, _HEIGHT, f"score by {across}, best {y:.1f}% at {x:g}", parts)
+
+
 def bars(groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
     """Horizontal bars from 0 to 100 %, a group for each name."""
     name_width = min(200, 20 + 8 * max((len(name) for name, _ in groups), default=0))
@@ -161,7 +180,7 @@ def _frame(points: Sequence[Point]) -> _Frame:
     return _Frame((left, max(xs) if max(xs) > left else left + 1), (bottom, top))
 
 
-def _axes(frame: _Frame) -> list[str]:
+def _axes(frame: _Frame, across: str = "step", up: str = "loss", *, whole: bool = True) -> list[str]:
     parts = []
     heights = ticks(*frame.y)
     step = min((b - a for a, b in pairwise(heights)), default=1.0)
@@ -173,14 +192,14 @@ def _axes(frame: _Frame) -> list[str]:
     floor = _HEIGHT - _BOTTOM
     parts.append(f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_WIDTH - _RIGHT}" y2="{floor}"/>')
     for value in ticks(*frame.x):
-        if value != int(value):
+        if whole and value != int(value):
             continue  # there is no half step
         x = frame.across(value)
         parts.append(f'<line class="axis" x1="{x:.1f}" y1="{floor}" x2="{x:.1f}" y2="{floor + 4}"/>')
         parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{floor + 17}">{value:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{_HEIGHT - 6}">step</text>')
-    parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 8}" y="12">loss</text>')
+    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{_HEIGHT - 6}">{escape(across)}</text>')
+    parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 8}" y="12">{up}</text>')
     return parts
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.config import derived
-from vlmrun.config.schema import EvaluateStage, RunConfig, Target, Tiles, TrainStage
+from vlmrun.config.schema import Reading, RunConfig, Target, Tiles, TrainStage
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.hardware import checks as hardware_checks
 from vlmrun.run import parts
@@ -86,7 +86,7 @@ def _weights(connector: Target) -> Iterator[Problem]:
 
 def _aspect(run: RunConfig) -> Iterator[Problem]:
     for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage | EvaluateStage) and stage.image_aspect == "anyres" and run.model.tiles is None:
+        if isinstance(stage, Reading) and stage.image_aspect == "anyres" and run.model.tiles is None:
             yield Problem(
                 "image_aspect is anyres, but model.tiles does not say how pictures are cut",
                 f"stage.{name}.image_aspect",

@@ -10,6 +10,7 @@ KINDS = {
     "train": "vlmrun.stages.train",
     "merge": "vlmrun.stages.merge",
     "average": "vlmrun.stages.average",
+    "search": "vlmrun.stages.search",
     "evaluate": "vlmrun.stages.evaluate",
 }
 

@@ -13,7 +13,7 @@ import torch
 from vlmrun import artifact, logs
 from vlmrun.checkpoints.load import describe, load
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import EvaluateStage
+from vlmrun.config.schema import Asking, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.images import ImageTransform
@@ -47,25 +47,27 @@ def execute(job: StageJob) -> Result | None:
     if int(os.environ.get("RANK", "0")) > 0:
         return None
     began = time.monotonic()
-    questions = _questions(job)
-    asker = _asker(job, job.stage)
+    found = questions(job)
+    asker = asker_of(job, Path(job.parents[job.stage.init_from]))
     with progress("answers") as report:
-        answers = asker.predict(questions, job.path / ANSWERS, report)
+        answers = asker.predict(found, job.path / ANSWERS, report)
     control: list[dict[str, Any]] = []
     if job.stage.shuffle_control:
         with progress("answers with shuffled pictures") as report:
-            control = asker.predict(with_other_pictures(questions, job.stage.seed), job.path / CONTROL, report)
+            control = asker.predict(with_other_pictures(found, job.stage.seed), job.path / CONTROL, report)
     if not answers:
         raise DataError("no question could be asked", str(job.path / SKIPPED), "look at the reasons there")
     scores = score(answers, control)
     artifact.write_json(job.path / SCORES, scores)
     _tell(scores)
     present = [name for name in (ANSWERS, CONTROL, SCORES, SKIPPED) if (job.path / name).is_file()]
-    return Result(_summary(scores, time.monotonic() - began), roots=tuple(present))
+    return Result(summary(scores, time.monotonic() - began), roots=tuple(present))
 
 
-def _asker(job: StageJob, stage: EvaluateStage) -> Asker:
-    folder = Path(job.parents[stage.init_from])
+def asker_of(job: StageJob, folder: Path) -> Asker:
+    """The model of a folder, ready to be asked as the job's stage says."""
+    stage = job.stage
+    assert isinstance(stage, Asking)
     loaded = load(folder, dtype=_DTYPES[job.hardware.precision], attention=job.hardware.attention)
     device = torch.device("cpu" if job.hardware.gpu == "cpu" else "cuda")
     encoder = Encoder(
@@ -79,7 +81,7 @@ def _asker(job: StageJob, stage: EvaluateStage) -> Asker:
     return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens)
 
 
-def _template(stage: EvaluateStage, loaded: Loaded) -> templates.Template:
+def _template(stage: Asking, loaded: Loaded) -> templates.Template:
     """The stage's own, or the one the model was saved with."""
     if stage.template is not None:
         return templates.marked(stage.template, loaded.model.image_markers)
@@ -88,9 +90,9 @@ def _template(stage: EvaluateStage, loaded: Loaded) -> templates.Template:
     return templates.marked(loaded.model.template, loaded.model.image_markers)
 
 
-def _questions(job: StageJob) -> list[Asked]:
+def questions(job: StageJob) -> list[Asked]:
     """All questions of the stage's data, or a fixed choice of `max_samples` of them."""
-    assert isinstance(job.stage, EvaluateStage)
+    assert isinstance(job.stage, Asking)
     found: list[Asked] = []
     for name in job.stage.data:
         config = job.data[name]
@@ -117,7 +119,8 @@ def _questions(job: StageJob) -> list[Asked]:
     return [found[i] for i in sorted(random.Random(job.stage.seed).sample(range(len(found)), limit))]
 
 
-def _summary(scores: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summary(scores: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a table shows of scores."""
     seen, unseen = scores["seen"] or {}, scores["unseen"] or {}
     return {
         "accuracy": seen.get("accuracy"),

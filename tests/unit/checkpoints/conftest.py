@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_loaded
+from vlmrun import artifact
 from vlmrun.checkpoints import native
-from vlmrun.config.schema import Lora, Tune
+from vlmrun.config.schema import AverageStage, Lora, MergeStage, Tune
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
 from vlmrun.model.vlm import IMAGE_TOKEN
@@ -29,8 +30,53 @@ def save(folder: Path, loaded: Loaded, *changed: str, adapter: bool = False) -> 
         tensors={part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in changed},
         adapter=(tune.adapter_config(loaded.vlm.llm), state) if adapter else None,
     )
-    (folder / "artifact.json").write_text("{}")
+    return finish(folder)
+
+
+def finish(folder: Path) -> Path:
+    """Declares a folder with weights an artifact, digests and all."""
+    made = artifact.Artifact(
+        name=folder.name,
+        kind="train",
+        key="0" * 10,
+        run="test",
+        created="2025-01-02T03:04:05+00:00",
+        parents=[],
+        summary={},
+        environment={},
+        files=artifact.describe_files(folder, ("weights",)),
+    )
+    artifact.write_text(folder / artifact.NAME, made.model_dump_json())
     return folder
+
+
+def averaging(n: int, weights: list[float] | None = None, **changes: object) -> AverageStage:
+    """A stage that averages n models, linearly unless told otherwise; `method` is a dict of its values."""
+    values: dict[str, object] = {
+        "kind": "average",
+        "models": [f"model{number}" for number in range(n)],
+        "weights": weights,
+        "ema": None,
+        "rules": [],
+        "method": {"name": "linear", "sum": "one"},
+        "base_model": None,
+        "dtype": "keep",
+    }
+    return AverageStage.model_validate(values | changes)
+
+
+def merging(n: int = 1, **changes: object) -> MergeStage:
+    """A stage that merges the adapters of n models."""
+    values: dict[str, object] = {
+        "kind": "merge",
+        "init_from": "lora0",
+        "adapters": [f"lora{number}" for number in range(1, n)],
+        "weights": None,
+        "base": "trained",
+        "arithmetic": "fp32",
+        "dtype": "keep",
+    }
+    return MergeStage.model_validate(values | changes)
 
 
 def add_lora(loaded: Loaded, seed: int = 0, **changes: object) -> None:

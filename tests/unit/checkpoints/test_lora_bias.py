@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_llm, pico_loaded
+from tests.unit.checkpoints.conftest import merging
 from vlmrun.checkpoints import native
 from vlmrun.checkpoints.load import load
-from vlmrun.checkpoints.merge import merge_lora
+from vlmrun.checkpoints.merge import merge
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.model import tune
 from vlmrun.model.vlm import IMAGE_TOKEN
@@ -44,6 +45,6 @@ def test_trained_biases_come_back_and_are_merged(tmp_path, bias, n_biases):
     again = load(tmp_path / "weights", **HOW)
     assert torch.equal(_logits(again.vlm), expected)
     assert torch.allclose(_logits(load(tmp_path / "weights", merge_adapter=True, **HOW).vlm), expected, atol=1e-4)
-    summary = merge_lora(tmp_path / "weights", tmp_path / "merged/weights")
+    summary = merge(merging(), [tmp_path / "weights"], tmp_path / "merged/weights")
     assert summary["merged"] == 2 + n_biases
     assert torch.allclose(_logits(load(tmp_path / "merged", **HOW).vlm), expected, atol=1e-4)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.unit.checkpoints.conftest import logits
-from vlmrun.checkpoints.adapter import CONFIG, WEIGHTS, Adapter
+from tests.unit.checkpoints.conftest import logits, merging
+from vlmrun.checkpoints.adapter import CONFIG, WEIGHTS, Adapter, fold
 from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.merge import merge_lora
+from vlmrun.checkpoints.merge import merge
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.errors import CheckpointError
 
@@ -51,18 +51,24 @@ def test_delta_is_alpha_over_r_times_b_a_in_fp32(tmp_path_factory, r, alpha, sha
     )
     wanted = (up.double() @ down.double()) * alpha / (r**0.5 if rslora else r)
     wanted = wanted.T if transposed else wanted
-    found = adapter.delta("model.layers.0.q_proj.weight", tuple(wanted.shape))
+    name = "model.layers.0.q_proj.weight"
+    base = torch.randn(wanted.shape, generator=generator).to(dtype)
+    found = fold(name, base, 0, [(adapter, 1.0)])
     assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), wanted, atol=1e-4, rtol=1e-5)  # fp32 sums of at most 8 products
-    assert adapter.delta("model.layers.1.q_proj.weight", (3, 3)) is None
-    adapter.check_all_used()
+    assert torch.allclose(found.double(), base.double() + wanted, atol=1e-4, rtol=1e-5)  # fp32: at most 8 products
+    cut = len(base) // 2
+    parts = [fold(name, rows, start, [(adapter, 1.0)]) for start, rows in ((0, base[:cut]), (cut, base[cut:]))]
+    assert torch.allclose(torch.cat(parts), found, atol=1e-5), "rows do not depend on their neighbours"
+    assert adapter.touches(name)
+    assert not adapter.touches("model.layers.1.q_proj.weight")
+    assert adapter.problems({name: tuple(wanted.shape)}) == []
 
 
 @pytest.mark.parametrize("lora", [{}, {"r": 3, "alpha": 5.0, "targets": ["q_proj", "down_proj"]}])
 def test_the_merged_model_answers_as_the_adapted_one(tmp_path, make, lora):
     source = make("lora", 3, "connector", adapter=True, **lora)
     told = []
-    summary = merge_lora(source, tmp_path / "merged/weights", report=lambda *seen: told.append(seen))
+    summary = merge(merging(), [source], tmp_path / "merged/weights", report=lambda *seen: told.append(seen))
     adapted, merged = load(source, **HOW), load(tmp_path / "merged", **HOW)
     assert not hasattr(merged.vlm.llm, "peft_config")
     assert torch.allclose(logits(adapted), logits(merged), atol=1e-5)
@@ -79,7 +85,7 @@ def test_the_merged_model_answers_as_the_adapted_one(tmp_path, make, lora):
 
 def test_other_parts_are_linked_and_the_description_says_whole(tmp_path, make):
     source = make("lora", 3, "connector", adapter=True)
-    merge_lora(source, tmp_path / "merged/weights")
+    merge(merging(), [source], tmp_path / "merged/weights")
     for name in ("tower/model.safetensors", "connector/model.safetensors", "llm/tokenizer.json", "llm/config.json"):
         assert (tmp_path / "merged/weights" / name).stat().st_ino == (source / "weights" / name).stat().st_ino
     assert not (tmp_path / "merged/weights/adapter").exists()
@@ -91,8 +97,8 @@ def test_other_parts_are_linked_and_the_description_says_whole(tmp_path, make):
 )
 def test_the_type_can_be_chosen(tmp_path, make, name, dtype):
     source = make("lora", 3, adapter=True)
-    merge_lora(source, tmp_path / "keep/weights")
-    merge_lora(source, tmp_path / "cast/weights", dtype=name)
+    merge(merging(), [source], tmp_path / "keep/weights")
+    merge(merging(dtype=name), [source], tmp_path / "cast/weights")
     kept, cast = Reader(tmp_path / "keep/weights/llm"), Reader(tmp_path / "cast/weights/llm")
     for tensor in kept.names():
         assert torch.equal(cast.get(tensor), kept.get(tensor).to(dtype)), "rounded once, after the sum"
@@ -103,32 +109,38 @@ def test_the_type_can_be_chosen(tmp_path, make, name, dtype):
 
 def test_a_model_without_adapter_is_refused(tmp_path, make):
     with pytest.raises(CheckpointError, match="no adapter to merge"):
-        merge_lora(make("whole", 1, "llm"), tmp_path / "merged")
+        merge(merging(), [make("whole", 1, "llm")], tmp_path / "merged")
 
 
-def test_an_adapter_tensor_that_finds_no_weight_is_refused_and_nothing_is_left(tmp_path, make):
+def test_adapter_tensors_that_find_no_weight_are_refused_and_nothing_is_left(tmp_path, make):
     source = make("lora", 3, adapter=True)
     file = source / "weights/adapter" / WEIGHTS
     tensors = load_file(file)
     file.unlink()
-    name = sorted(tensors)[0]
-    save_file({n.replace("layers.0", "layers.7") if n == name else n: t for n, t in tensors.items()}, file)
-    with pytest.raises(CheckpointError):
-        merge_lora(source, tmp_path / "merged/weights")
-    save_file(tensors | {n.replace("layers.0", "layers.7"): t.clone() for n, t in tensors.items()}, file)
+    lost = {n.replace("layers.0", "layers.7"): t.clone() for n, t in tensors.items() if "layers.0" in n}
+    save_file(tensors | lost, file)
     with pytest.raises(CheckpointError, match=r"14 adapter tensors match no weight(.|\n)*layers.7"):
-        merge_lora(source, tmp_path / "merged/weights")
-    assert list((tmp_path / "merged").iterdir()) == []
+        merge(merging(), [source], tmp_path / "merged/weights")
+    name = sorted(tensors)[0]
+    save_file({n.replace("lora_A", "lora_Q") if n == name else n: t for n, t in tensors.items()}, file)
+    with pytest.raises(CheckpointError) as caught:
+        merge(merging(), [source], tmp_path / "merged/weights")
+    whats = [problem.what for problem in caught.value.problems]
+    assert [what.split(":")[0].split(" of ")[0] for what in whats] == [
+        "1 adapter tensors match no weight",
+        "half",
+    ], "both sides of the damage at once"
+    assert not (tmp_path / "merged").exists()
 
 
 def test_adapters_of_other_shapes_and_kinds_are_refused(tmp_path):
     stem = "base_model.model.q_proj"
     pair = {f"{stem}.lora_A.weight": torch.ones(2, 3), f"{stem}.lora_B.weight": torch.ones(4, 2)}
     good = _adapter(tmp_path / "good", pair, r=2, lora_alpha=2)
-    assert torch.equal(good.delta("q_proj.weight", (4, 3)), torch.full((4, 3), 2.0))
-    with pytest.raises(CheckpointError, match=r"does not fit: B \[4, 2\], A \[2, 3\], weight \[5, 3\]"):
-        good.delta("q_proj.weight", (5, 3))
-    for number, wrong in enumerate(({"use_dora": True}, {"rank_pattern": {"q": 1}}, {"peft_type": "IA3"})):
+    assert torch.equal(good.delta("q_proj.weight", torch.zeros(4, 3)), torch.full((4, 3), 2.0))
+    (problem,) = good.problems({"q_proj.weight": (5, 3)})
+    assert problem.what == "the adapter of 'q_proj.weight' does not fit: B [4, 2], A [2, 3], weight [5, 3]"
+    for number, wrong in enumerate(({"layer_replication": [[0, 1]]}, {"lora_bias": True}, {"peft_type": "IA3"})):
         with pytest.raises(CheckpointError, match="cannot be used"):
             _adapter(tmp_path / str(number), pair, r=2, **{"lora_alpha": 2, **wrong})
     with pytest.raises(CheckpointError, match="no lora_alpha"):
@@ -138,8 +150,10 @@ def test_adapters_of_other_shapes_and_kinds_are_refused(tmp_path):
 def test_half_a_pair_is_refused(tmp_path):
     stem = "base_model.model.q_proj"
     half = _adapter(tmp_path, {f"{stem}.lora_A.weight": torch.ones(2, 3)}, r=2, lora_alpha=2)
-    with pytest.raises(CheckpointError, match=f"no tensor '{stem}.lora_B.weight'"):
-        half.delta("q_proj.weight", (4, 3))
+    (problem,) = half.problems({"q_proj.weight": (4, 3)})
+    assert problem.what == "half of the adapter of 'q_proj.weight' is missing: B"
+    with pytest.raises(CheckpointError, match="is missing: B"):
+        half.delta("q_proj.weight", torch.zeros(4, 3))
 
 
 def test_a_torn_source_is_told_and_leaves_nothing(tmp_path, make):
@@ -148,5 +162,5 @@ def test_a_torn_source_is_told_and_leaves_nothing(tmp_path, make):
     file = copy / "weights/llm/model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        merge_lora(copy, tmp_path / "merged/weights")
+        merge(merging(), [copy], tmp_path / "merged/weights")
     assert not (tmp_path / "merged").exists()

@@ -7,10 +7,10 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from tests.pico import NF4, WIDE, pico_llm, pico_loaded
-from tests.unit.checkpoints.conftest import add_lora, logits, save
+from tests.unit.checkpoints.conftest import add_lora, logits, merging, save
 from vlmrun.checkpoints import adapter as adapters
 from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.merge import merge_lora
+from vlmrun.checkpoints.merge import merge
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.errors import CheckpointError
 
@@ -47,7 +47,7 @@ def test_the_llm_is_kept_in_full_precision_and_comes_back_in_four_bits(tmp_path)
 @pytest.mark.parametrize("lora", [{}, {"r": 3, "alpha": 5.0, "targets": ["q_proj"]}])
 def test_the_merged_model_answers_as_the_one_that_was_trained(tmp_path, lora):
     loaded, stage = _stage(tmp_path, **lora)
-    summary = merge_lora(stage, tmp_path / "merged/weights")
+    summary = merge(merging(), [stage], tmp_path / "merged/weights")
     merged = load(tmp_path / "merged", **HOW)
     assert summary == {"tensors": 21, "merged": 2 if lora else 14, "base": "4 bits, dequantised"}
     assert describe(tmp_path / "merged") == describe(stage) | {"adapter": None, "quantized": None}
@@ -60,18 +60,21 @@ def test_the_merged_model_answers_as_the_one_that_was_trained(tmp_path, lora):
     assert all(torch.equal(value, state[name]) for name, value in again.vlm.llm.state_dict().items())
 
 
-def test_merging_into_the_full_weights_would_be_another_model(tmp_path):
-    """Guards the tolerance above: the wrong way is far outside it."""
+def test_merging_into_the_full_weights_is_another_model_and_is_said(tmp_path):
+    """Guards the tolerance above, too: the other way is far outside it."""
     loaded, stage = _stage(tmp_path)
-    description = json.loads((stage / "weights/model.json").read_text())
-    (stage / "weights/model.json").write_text(json.dumps(description | {"quantized": None}))
-    merge_lora(stage, tmp_path / "other/weights")
+    summary = merge(merging(base="full"), [stage], tmp_path / "other/weights")
+    assert summary["base"] == "full precision, not what was trained on"
     assert not torch.allclose(logits(load(tmp_path / "other", **HOW)), logits(loaded), atol=100 * ATOL)
+    name = "model.layers.0.mlp.up_proj.weight"
+    full, adapter = Reader(stage / "weights/llm").get(name), adapters.Adapter(stage / "weights/adapter")
+    found = Reader(tmp_path / "other/weights/llm").get(name)
+    assert torch.equal(found, full + adapter.delta(name, full))
 
 
 def test_a_bf16_training_merges_on_the_weights_it_computed_with(tmp_path):
     loaded, stage = _stage(tmp_path, torch.bfloat16, targets=["q_proj"])
-    merge_lora(stage, tmp_path / "merged/weights")
+    merge(merging(), [stage], tmp_path / "merged/weights")
     merged = Reader(tmp_path / "merged/weights/llm")
     from bitsandbytes.functional import dequantize_4bit
 
@@ -86,7 +89,6 @@ def test_merging_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
     """Only tensors being worked on are alive: each is rounded once, when it is its turn, and none is kept."""
     import weakref
 
-    from vlmrun.checkpoints import merge as module
     from vlmrun.model import quantise
 
     _, stage = _stage(tmp_path, targets=["q_proj"])
@@ -98,15 +100,8 @@ def test_merging_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
         made.append(weakref.ref(result))
         return result
 
-    class Small(module.Writer):
-        """Writes every tensor at once."""
-
-        def __init__(self, folder):
-            super().__init__(folder, max_shard_bytes=1)
-
     monkeypatch.setattr(quantise, "rounded", watched)
-    monkeypatch.setattr(module, "Writer", Small)
-    merge_lora(stage, tmp_path / "merged/weights")
+    merge(merging(), [stage], tmp_path / "merged/weights")
     assert len(made) == 14
     assert max(alive) <= 1
 
@@ -117,7 +112,7 @@ def test_weights_under_other_names_than_the_modules_are_refused(tmp_path, monkey
     _, stage = _stage(tmp_path)
     monkeypatch.setattr(quantise, "layers", lambda _folder, _kind: frozenset({"model.experts.w1.weight"}))
     with pytest.raises(CheckpointError, match=r"1 weights that were trained on in few bits(.|\n)*experts.w1"):
-        merge_lora(stage, tmp_path / "merged/weights")
+        merge(merging(), [stage], tmp_path / "merged/weights")
     assert not (tmp_path / "merged").exists()
 
 

@@ -4,7 +4,7 @@ import torch
 
 from tests.integration.jobs import HARDWARE
 from tests.pico import pico_model_config
-from tests.unit.checkpoints.conftest import logits
+from tests.unit.checkpoints.conftest import averaging, finish, logits, merging
 from vlmrun.checkpoints.load import load
 from vlmrun.config.job import StageJob
 from vlmrun.stages import average, merge
@@ -32,13 +32,13 @@ def test_merge_then_average(tmp_path, make, monkeypatch):
     merged = {}
     for seed in (1, 2):
         lora = make(f"lora{seed}", seed, "connector", adapter=True)
-        job = _job(tmp_path, f"merge{seed}", {"kind": "merge", "init_from": "lora", "dtype": "keep"}, {"lora": lora})
+        job = _job(tmp_path, f"merge{seed}", merging(init_from="lora").model_dump(), {"lora": lora})
         result = merge.execute(job)
         assert result.roots == ("weights",)
         assert result.summary["merged"] == 14
-        merged[f"merge{seed}"] = job.path
+        merged[f"merge{seed}"] = finish(job.path)
         assert merge.execute(job).summary == result.summary, "again over what an interrupted attempt left"
-    stage = {"kind": "average", "models": list(merged), "weights": [0.5, 0.5], "dtype": "keep"}
+    stage = averaging(2, [0.5, 0.5], models=list(merged)).model_dump()
     job = _job(tmp_path, "average", stage, merged)
     assert average.execute(job).summary["models"] == 2
     found = load(job.path, dtype=torch.float32, attention="sdpa")
@@ -48,6 +48,6 @@ def test_merge_then_average(tmp_path, make, monkeypatch):
 def test_other_ranks_do_nothing(tmp_path, make, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     one = make("one", 1, adapter=True)
-    job = _job(tmp_path, "merge", {"kind": "merge", "init_from": "one", "dtype": "keep"}, {"one": one})
+    job = _job(tmp_path, "merge", merging(init_from="one").model_dump(), {"one": one})
     assert merge.execute(job) is None
     assert not job.path.exists()

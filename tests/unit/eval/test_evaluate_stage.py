@@ -2,24 +2,13 @@ import json
 
 import pytest
 
+from tests.integration.jobs import HARDWARE
 from vlmrun.checkpoints import native
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import DataConfig, EvaluateStage, HardwareConfig
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.stages import evaluate
-
-HARDWARE = HardwareConfig(
-    gpu="cpu",
-    nodes=1,
-    ranks_per_node=1,
-    precision="fp32",
-    attention="sdpa",
-    tf32=False,
-    launcher="inline",
-    threads=1,
-    timeout_seconds=60,
-)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +52,7 @@ def make_job(tmp_path, questions, model, loaded):
             data={"test": DataConfig.model_validate(entry | (data or {}))},
             parents={"instruct": str(model)},
             prepared=[],
-            hardware=HARDWARE,
+            hardware=HardwareConfig.model_validate(HARDWARE),
         )
 
     return make

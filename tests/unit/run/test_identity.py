@@ -159,3 +159,31 @@ def test_the_weights_of_a_part_are_part_of_the_key(smoke, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     assert "pretrain" in changed(before, keys(smoke(f"model.tower.path={tmp_path}/tower")))
+
+
+SEARCH = [
+    "+stage@stage.search=search", "stage.search.models=[merge,merge2]", "stage.search.data=[shapes_test]",
+    "stage.search.divisions=2",
+]  # fmt: skip
+
+
+def test_a_search_and_an_average_are_known_by_all_that_changes_them(smoke):
+    before = keys(smoke(*SEARCH))
+    assert changed(before, keys(smoke(*SEARCH, "stage.search.batch=3"))) == set()
+    for override in ("stage.search.divisions=3", "stage.search.score=accuracy_unseen", "stage.search.max_samples=5"):
+        assert changed(before, keys(smoke(*SEARCH, override))) == {"search"}
+    assert "search" in changed(before, keys(smoke(*SEARCH, "stage.lora.optim.lr=3e-3")))
+    assert "search" in changed(before, keys(smoke(*SEARCH, "model.template=vicuna_v1")))
+    for override in (
+        "stage.average.rules=[{tensors: tower, weights: [1, 0]}]",
+        "stage.average.method.sum=any",
+        "stage.average.models=[merge2,merge]",
+    ):
+        assert changed(before, keys(smoke(*SEARCH, override))) == {"average", "eval_average"}
+
+
+def test_a_base_model_is_a_parent_by_what_it_is(smoke):
+    ties = ["stage/method@stage.average.method=ties", "stage.average.base_model=instruct"]
+    found = keys(smoke(*ties))
+    assert "average" in changed(found, keys(smoke(*ties[:1], "stage.average.base_model=pretrain")))
+    assert "average" in changed(found, keys(smoke(*ties, "stage.instruct.optim.lr=1e-3")))

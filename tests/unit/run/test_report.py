@@ -240,3 +240,46 @@ def test_evaluations_on_the_way_are_drawn_and_their_last_answers_shown(tmp_path)
     assert "<b>20</b>" not in page.texts
     assert "right: step 20: 50.0%, step 40: 50.0%" in text
     assert len(page.all("img")) == 1
+
+
+def _search(root: Path, points: list[dict]) -> Path:
+    folder = root / "stages" / f"search-{sum(map(ord, 'search')):010x}"
+    folder.mkdir(parents=True)
+    (folder / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    return made.stage(root, "search", "search", {"accuracy": 0.9, "seconds": 3.0})
+
+
+def _point(number: int, weights: list[float], score: float, **parameters: float) -> dict:
+    return {"point": number, "weights": weights, "parameters": parameters, "score": score, "accuracy": score}
+
+
+def test_a_search_is_a_curve_with_its_best_point_and_a_table(tmp_path):
+    points = [
+        _point(n, [1 - share, share], score) for n, (share, score) in enumerate([(0, 0.5), (0.42, 0.8), (1, 0.7)])
+    ]
+    text, page = written(tmp_path, [made.outcome(_search(tmp_path / "o", points))])
+    assert "weight of the second model" in page.texts
+    assert "0.58 / 0.42" in page.texts
+    assert page.texts.count("best") == 1
+    assert "score by weight of the second model, best 80.0% at 0.42" in text
+    assert len(page.all("polyline")) == 1
+
+
+@pytest.mark.parametrize("case", ["three models", "two numbers"])
+def test_points_that_lie_on_no_line_are_bars(tmp_path, case):
+    if case == "three models":
+        points = [_point(0, [1, 0, 0], 0.2), _point(1, [0, 0.5, 0.5], 0.6)]
+    else:
+        points = [_point(n, [w, 1 - w], 0.5, density=d) for n, (w, d) in enumerate([(0, 0.1), (0, 0.2), (1, 0.1)])]
+    torn = [*points, {"point": 9}]
+    _, page = written(tmp_path, [made.outcome(_search(tmp_path / "o", torn))])
+    assert page.all("polyline") == []
+    assert len([bar for bar in page.all("rect") if bar["class"] == "accuracy"]) >= len(points)
+
+
+def test_one_parameter_is_a_curve_and_no_point_is_nothing(tmp_path):
+    points = [_point(n, [0.5, 0.5], 0.5 + n / 10, density=d) for n, d in enumerate([0.2, 0.5])]
+    text, page = written(tmp_path, [made.outcome(_search(tmp_path / "o", points))])
+    assert "score by density, best 60.0% at 0.5" in text
+    _, page = written(tmp_path, [made.outcome(_search(tmp_path / "p", []))])
+    assert "Search" not in page.texts

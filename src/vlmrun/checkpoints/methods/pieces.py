@@ -1,0 +1,64 @@
+"""One tensor of several models, seen slice by slice as often as a method asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlmrun.checkpoints.stream import SLICE, Shape
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A slice, flat, in the models' own types; `base` only for methods that move from one model towards others."""
+
+    models: list[Tensor]
+    base: Tensor | None = None
+
+    @cached_property
+    def same(self) -> bool:
+        """Whether all models, and the base, are equal here to the bit."""
+        first, *others = [*self.models, *([] if self.base is None else [self.base])]
+        return all(first.dtype == other.dtype and torch.equal(first, other) for other in others)
+
+    def deltas(self) -> list[Tensor]:
+        """What every model changed of the base, in fp32."""
+        assert self.base is not None
+        base = self.base.float()
+        return [model.float() - base for model in self.models]
+
+
+@dataclass
+class Source:
+    """A tensor as a sequence of pieces; a second look reads again, so that none has to be kept.
+
+    Args:
+        name: with its part in front, such as `llm.model.norm.weight`.
+        read: first and last (exclusive) element -> piece.
+        step: elements of a piece, whole rows; a result does not depend on it. None: about `stream.SLICE`.
+    """
+
+    name: str
+    shape: Shape
+    read: Callable[[int, int], Piece]
+    step: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Elements of a row; a vector is one row."""
+        return max(1, self.numel if len(self.shape) < 2 else math.prod(self.shape[1:]))
+
+    def __iter__(self) -> Iterator[Piece]:
+        step = self.step or max(1, SLICE // self.width) * self.width
+        for start in range(0, self.numel, step):
+            yield self.read(start, min(start + step, self.numel))

@@ -1,0 +1,74 @@
+"""The k largest magnitudes of a tensor that is only seen slice by slice, exactly.
+
+The bits of a non-negative fp32 number, read as a whole number, have the number's order. Two looks count them: the
+upper bits first, then the lower bits of those that share the deciding upper bits. Among equal magnitudes the ones that
+come first are taken, so a choice does not depend on how a tensor is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LOW_BITS = 15
+_HIGH = 1 << 16
+_LOW = 1 << _LOW_BITS
+
+
+@dataclass
+class Largest:
+    """Chooses the k largest, slice after slice: all above `bits`, and the first `quota` that are equal to it."""
+
+    bits: int
+    quota: int
+
+    def mask(self, values: Tensor) -> Tensor:
+        """Which elements of the next slice are chosen."""
+        held = _bits(values)
+        equal = held == self.bits
+        if int(equal.sum()) > self.quota:
+            equal &= equal.cumsum(0) <= self.quota
+        self.quota -= int(equal.sum())
+        return equal.logical_or_(held > self.bits)
+
+
+def largest(look: Callable[[], Iterator[Sequence[Tensor]]], counts: Sequence[Sequence[int]]) -> list[list[Largest]]:
+    """For several tensors at once, how to choose their k largest magnitudes.
+
+    Args:
+        look: gives slices of all tensors, each time from the beginning.
+        counts: of every tensor the k that are asked for, each at most its size.
+    """
+    upper = torch.zeros(len(counts), _HIGH, dtype=torch.int64)
+    for values in look():
+        for place, value in enumerate(values):
+            upper[place] += torch.bincount(_bits(value) >> _LOW_BITS, minlength=_HIGH)
+    bins = [[_reach(upper[place], k) for k in ks] for place, ks in enumerate(counts)]
+    lower = {(place, high): torch.zeros(_LOW, dtype=torch.int64) for place, row in enumerate(bins) for high, _ in row}
+    for values in look():
+        for place, high in lower:
+            held = _bits(values[place])
+            inside = held[(held >> _LOW_BITS) == high] & (_LOW - 1)
+            lower[place, high] += torch.bincount(inside, minlength=_LOW)
+    found: list[list[Largest]] = []
+    for place, row in enumerate(bins):
+        found.append([])
+        for high, rest in row:
+            low, quota = _reach(lower[place, high], rest)
+            found[-1].append(Largest((high << _LOW_BITS) + low, quota))
+    return found
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.float().abs().view(torch.int32)
+
+
+def _reach(counts: Tensor, k: int) -> tuple[int, int]:
+    """The bin that holds the k-th largest, and how many of the k lie in it."""
+    from_top = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, torch.tensor(max(k, 1))))
+    above = int(from_top[place - 1]) if place else 0
+    return len(counts) - 1 - place, k - above

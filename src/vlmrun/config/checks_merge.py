@@ -1,0 +1,172 @@
+"""Rules of stages that put finished models together: merge, average, search."""
+
+from __future__ import annotations
+
+import math
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from vlmrun.config import derived
+from vlmrun.config.schema import (
+    AverageStage,
+    MergeStage,
+    ModelStock,
+    RunConfig,
+    SearchStage,
+    Slerp,
+    TrainStage,
+    Vectors,
+)
+from vlmrun.errors import Problem, suggest
+
+_TYPES = typing.get_args(Vectors)
+_NUMBERS = {"density", "gamma", "epsilon", "scale"}  # of methods: what a search can vary
+_ONCE = "name each once and give it the sum of its weights"
+
+
+def check(stage: Any, run: RunConfig, where: str) -> Iterator[Problem]:
+    """What is wrong with one stage; nothing, of another kind."""
+    if isinstance(stage, MergeStage):
+        yield from merge(stage, where)
+        yield from _merge_parents(stage, run, where)
+    elif isinstance(stage, AverageStage):
+        yield from average(stage, where)
+    elif isinstance(stage, SearchStage):
+        yield from _search(stage, where)
+
+
+def average(stage: AverageStage, where: str) -> Iterator[Problem]:
+    """What is wrong with an average, whatever its models are."""
+    yield from _models(stage, where)
+    if stage.weights is not None and stage.ema is not None:
+        yield Problem("both weights and ema are given", f"{where}.ema", f"{where}.weights=null, or {where}.ema=null")
+    needed = not isinstance(stage.method, ModelStock)
+    if needed and stage.weights is None and stage.ema is None:
+        yield Problem("there are no weights", f"{where}.weights", "one per model, such as [0.5, 0.5]")
+    if not needed and (stage.weights is not None or stage.ema is not None or stage.rules):
+        yield Problem(
+            "model_stock finds its own weights", where, f"{where}.weights=null {where}.ema=null {where}.rules=[]"
+        )
+    elif stage.weights is not None:
+        yield from _weights(stage.weights, stage, f"{where}.weights")
+
+
+def _models(stage: AverageStage | SearchStage, where: str) -> Iterator[Problem]:
+    """Models, base, rules and method, which average and search have in common."""
+    n = len(stage.models)
+    if len(set(stage.models)) != n:
+        yield Problem("a model is named twice", f"{where}.models", _ONCE)
+    counts = isinstance(stage.method, _TYPES)
+    if counts and stage.base_model is None:
+        yield Problem(
+            f"{stage.method.name} counts changes from a base model, but there is none",
+            f"{where}.base_model",
+            "the stage or artifact that the models were trained from",
+        )
+    if not counts and stage.base_model is not None:
+        yield Problem(
+            f"{stage.method.name} takes no base model",
+            f"{where}.base_model",
+            f"{where}.base_model=null, or another method such as ties",
+        )
+    if stage.base_model in stage.models:
+        yield Problem("the base model is one of the models: it changed nothing", f"{where}.base_model", "leave it out")
+    if isinstance(stage.method, Slerp) and n != 2:
+        yield Problem(f"slerp goes from one model to another, but there are {n}", f"{where}.models", "two models")
+    yield from _parameters(stage.method, n, f"{where}.method")
+    for number, rule in enumerate(stage.rules):
+        try:
+            re.compile(rule.tensors)
+        except re.error as error:
+            yield Problem(
+                f"{rule.tensors!r} is no regular expression: {error}",
+                f"{where}.rules[{number}].tensors",
+                "such as '^tower' or 'layers\\.[0-3]\\.'",
+            )
+        yield from _weights(rule.weights, stage, f"{where}.rules[{number}].weights")
+
+
+def _weights(weights: Sequence[float], stage: AverageStage | SearchStage, where: str) -> Iterator[Problem]:
+    n, total, how = len(stage.models), sum(weights), getattr(stage.method, "sum", "any")
+    if len(weights) != n:
+        yield Problem(f"{n} models, {len(weights)} weights", where, "one weight per model")
+    elif not all(map(math.isfinite, weights)):
+        yield Problem(f"{weights} are not all numbers", where, "for instance [0.5, 0.5]")
+    elif how == "one" and not math.isclose(total, 1.0, abs_tol=1e-6):
+        yield Problem(
+            f"the weights sum to {total:g}, not 1", where, "for instance [0.5, 0.5]; or method.sum: normalize"
+        )
+    elif how == "normalize" and abs(total) < 1e-6:
+        yield Problem("the weights sum to 0: they cannot be divided by it", where, "for instance [1, 1]")
+
+
+def _parameters(method: Any, n: int, where: str) -> Iterator[Problem]:
+    density = getattr(method, "density", None)
+    if isinstance(density, list) and len(density) != n:
+        yield Problem(f"{n} models, {len(density)} densities", f"{where}.density", "one for all, or one per model")
+    epsilon = getattr(method, "epsilon", None)
+    if epsilon is not None:
+        for share in density if isinstance(density, list) else [density]:
+            if not epsilon < share < 1 - epsilon:
+                yield Problem(
+                    f"chances would run from {share - epsilon:g} to {share + epsilon:g}",
+                    f"{where}.epsilon",
+                    "they must lie between 0 and 1: a smaller epsilon",
+                )
+
+
+def _search(stage: SearchStage, where: str) -> Iterator[Problem]:
+    yield from _models(stage, where)
+    if stage.weights is not None and stage.divisions is not None:
+        yield Problem("both weights and divisions are given", f"{where}.divisions", f"{where}.divisions=null")
+    stock = isinstance(stage.method, ModelStock)
+    if not stock and not stage.weights and stage.divisions is None:
+        yield Problem("there is no weight to try", f"{where}.weights", f"{where}.divisions=10, or a list of weights")
+    if stock:
+        yield Problem("model_stock has nothing to search: it finds its own weights", f"{where}.method", "kind: average")
+    for number, weights in enumerate(stage.weights or []):
+        yield from _weights(weights, stage, f"{where}.weights[{number}]")
+    known = sorted(set(type(stage.method).model_fields) & _NUMBERS)
+    unknown = [name for name in stage.grid if name not in known]
+    for name in unknown:
+        yield Problem(
+            f"{stage.method.name} has no number {name!r}", f"{where}.grid", suggest(name, known, noun="numbers")
+        )
+    if unknown or stock:
+        return
+    try:
+        tried = derived.points(stage)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        yield Problem(f"{found['loc'][0]} = {found['input']}: {found['msg'].lower()}", f"{where}.grid", "other values")
+        return
+    for method in {str(point.method): point.method for point in tried}.values():
+        yield from _parameters(method, len(stage.models), f"{where}.grid")
+
+
+def _merge_parents(stage: MergeStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    names = [stage.init_from, *stage.adapters]
+    options = [name for name, s in run.stage.items() if isinstance(s, TrainStage) and s.tune.adapters]
+    for name in names:
+        parent = run.stage.get(name)
+        if parent is not None and name not in options:
+            yield Problem(
+                f"{name!r} has no adapters to merge",
+                f"{where}.{'init_from' if name == stage.init_from else 'adapters'}",
+                f"name a LoRA stage: {', '.join(options) or 'there is none in this run'}",
+            )
+
+
+def merge(stage: MergeStage, where: str) -> Iterator[Problem]:
+    """What is wrong with a merge, whatever its adapters are."""
+    names = [stage.init_from, *stage.adapters]
+    if len(set(names)) != len(names):
+        yield Problem("an adapter is named twice", f"{where}.adapters", _ONCE)
+    if stage.weights is not None and len(stage.weights) != len(names):
+        yield Problem(f"{len(names)} adapters, {len(stage.weights)} weights", f"{where}.weights", "one per adapter")
+    if stage.arithmetic == "fp16" and stage.dtype != "fp16":
+        yield Problem("sums in fp16 are written as fp16", f"{where}.dtype", f"{where}.dtype=fp16")
