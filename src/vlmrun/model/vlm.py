@@ -94,7 +94,7 @@ class VLM(nn.Module):
             DataError: when pictures and image positions do not fit.
         """
         embeds = self.embed(input_ids, pixels, layouts)
-        inputs: dict[str, torch.Tensor | None] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
         if position_ids is not None:
             inputs = packs.inputs(self.llm, embeds, position_ids)
         if labels is None:

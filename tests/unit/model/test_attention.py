@@ -251,3 +251,18 @@ def test_a_vlm_trains_alike():
         vlm.tower.model.set_attn_implementation(kind)
         losses.append(vlm(ids, mask, labels=labels).loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_rows_of_several_samples_go_through_a_vlm_block_by_block(monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "_kernel", lambda *given: seen.append(given[3]) or documented(*given))
+    vlm = pico_vlm()
+    ids, mask = ids_of(9, 9)
+    ids = ids % 300
+    positions = torch.tensor([[*range(4), *range(5)], [*range(9)]])
+    losses = []
+    for kind in ("eager", "xformers"):
+        vlm.llm.set_attn_implementation(kind)
+        losses.append(vlm(ids, mask, labels=ids, position_ids=positions).loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert {type(bias).__name__ for bias in seen} == {"BlockDiagonalCausalMask"}
