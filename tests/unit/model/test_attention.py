@@ -47,6 +47,7 @@ def documented(query, key, value, bias, dropout, scale):
 
 @pytest.fixture(autouse=True)
 def _formula(monkeypatch):
+    attention.ready("xformers")
     monkeypatch.setattr(attention, "_kernel", documented)
 
 

@@ -223,7 +223,10 @@ def test_the_end_of_an_attempt_before_does_not_end_this_one(port, tmp_path, othe
 
 
 def test_a_node_that_is_gone_ends_the_ranks_and_allows_no_restart(port, tmp_path, other, hasty):
+    going = threading.Event()
+
     def die(*_):
+        going.wait(10)
         raise MemoryError
 
     one = other(start=die)
@@ -231,6 +234,7 @@ def test_a_node_that_is_gone_ends_the_ranks_and_allows_no_restart(port, tmp_path
         process = sleeper()
         with crew.guard.watching(process):
             crew.start("pretrain", 0, 1)
+            going.set()
             assert process.wait(10) == -signal.SIGKILL
         with pytest.raises(LaunchError, match="node 1 has left the run"):
             crew.start("pretrain", 1, 1)
