@@ -43,7 +43,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
        vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
        vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
-       vlmrun data show|lint|prepare ...   see a sample as the model will, check data, convert data sets
+       vlmrun data show|lint|convert ...   see a sample as the model will, check data, convert data sets
 
 overrides (Hydra's grammar):
        +recipe=NAME                        choose a recipe from conf/recipe

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.parity.golden import CASES, cases, tensors
+from vlmrun.config.schema import Tiles
 from vlmrun.data.images import ImageTransform, best_grid, fit_into, open_image, pad_to_square
 
 IMAGES = CASES / "g2_images/images"
@@ -27,6 +28,11 @@ def _processor(name):
     return {"size": {"height": size, "width": size}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
+def _tiles(case):
+    grids = case.get("image_grid_pinpoints")
+    return Tiles(grids=[list(grid) for grid in grids], merge="flat") if grids else None
+
+
 def _hash(value):
     return hashlib.sha256(value.tobytes()).hexdigest()
 
@@ -34,7 +40,7 @@ def _hash(value):
 def _differences(case):
     """Everything about a case that is recorded and is another here."""
     image = open_image(IMAGES, case["image"])
-    transform = ImageTransform(_processor(case["processor"]), case.get("image_grid_pinpoints"))
+    transform = ImageTransform(_processor(case["processor"]), _tiles(case))
     aspect = case["image_aspect_ratio"]
     if "pad_color" in case:
         square = pad_to_square(image, transform.pad_colour)
@@ -81,7 +87,7 @@ def test_recorded_tensors(project):
             name = case["id"] if every == 1 else f"{case['id']}/every{every}"
             if name not in recorded:
                 continue
-            transform = ImageTransform(_processor(case["processor"]), case.get("image_grid_pinpoints"))
+            transform = ImageTransform(_processor(case["processor"]), _tiles(case))
             pixels, _ = transform.tiles(open_image(IMAGES, case["image"]), case["image_aspect_ratio"])
             expected = recorded[name].numpy()
             found = pixels[..., ::every, ::every].reshape(expected.shape)

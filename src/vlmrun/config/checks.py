@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from vlmrun.config import checks_merge, checks_train, derived
@@ -39,14 +40,21 @@ def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem(
             f"tune.llm is {stage.tune.llm}, but lora has no values",
             where,
-            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear, bias: none}}'",
+            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear, bias: none, "
+            "modules_to_save: []}'",
         )
     if not stage.tune.adapters and stage.lora is not None:
         yield Problem(
             f"lora has values, but tune.llm is {stage.tune.llm}", where, f"{where}.tune.llm=lora or {where}.lora=null"
         )
-    if stage.lora is not None and stage.lora.targets == []:
+    if stage.lora is not None and not stage.lora.targets:
         yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
+    if stage.lora is not None and isinstance(stage.lora.targets, str):
+        try:
+            re.compile(stage.lora.targets)
+        except re.error as error:
+            what = f"{stage.lora.targets!r} is no regular expression: {error}"
+            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or an expression")
 
 
 def _quant(stage: TrainStage, where: str) -> Iterator[Problem]:

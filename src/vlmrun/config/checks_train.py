@@ -34,9 +34,11 @@ def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[
 
 
 def _pictures(stage: TrainStage, where: str) -> Iterator[Problem]:
-    if stage.image_decode == "draft" and stage.image_aspect == "anyres":
+    if stage.image_decode == "draft" and stage.image_aspect in ("anyres", "slices"):
         yield Problem(
-            "a draft is too small for the tiles of anyres", f"{where}.image_decode", f"{where}.image_decode=exact"
+            f"a draft is too small for the tiles of {stage.image_aspect}",
+            f"{where}.image_decode",
+            f"{where}.image_decode=exact",
         )
 
 
@@ -77,6 +79,18 @@ def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
 
 def _quirks(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
     compat = stage.compat
+    if compat.labels not in (None, "minicpm") and stage.image_aspect == "slices":
+        yield Problem(
+            f"{compat.labels} never cut pictures into slices: its labels cannot be counted there",
+            f"{where}.compat.labels",
+            f"{where}.compat.labels=null, or another image_aspect",
+        )
+    if compat.labels == "minicpm" and compat.records:
+        yield Problem(
+            "records are taken as LLaVA's code took them, and MiniCPM-V's is another",
+            f"{where}.compat.records",
+            f"{where}.compat.records=false",
+        )
     if compat.tower_no_grad and stage.tune.tower == "freeze":
         yield Problem(
             "tower_no_grad is about a tower that is trained, and it is frozen",

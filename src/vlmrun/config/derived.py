@@ -14,6 +14,7 @@ from vlmrun.config.schema import (
     Optim,
     Reading,
     SearchStage,
+    Slices,
     Target,
     TrainStage,
 )
@@ -71,6 +72,11 @@ def sources(stage: object) -> list[str]:
 def template(stage: Reading, model: ModelConfig) -> str:
     """The stage's template, or the model's."""
     return stage.template or model.template
+
+
+def slices(model: ModelConfig) -> Slices | None:
+    """How the model's pictures are cut into slices, if they are."""
+    return model.tiles if isinstance(model.tiles, Slices) else None
 
 
 def parent_names(stage: object) -> list[str]:

@@ -82,3 +82,24 @@ def _cached_snapshot(path: str) -> Path | None:
     except ValueError:  # not a hub id after all
         return None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def packed(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How a model's own config.json says that bitsandbytes holds its weights: `bits`, `type`, `double`; None: it does
+    not.
+
+    Raises:
+        CheckpointError: when they are quantised by something else.
+    """
+    said = config.get("quantization_config")
+    if not said:
+        return None
+    if not isinstance(said, dict) or not (said.get("load_in_4bit") or said.get("load_in_8bit")):
+        method = said.get("quant_method") if isinstance(said, dict) else said
+        raise CheckpointError(
+            f"the weights are quantised by {method!r}", "config.json", "give the full-precision model, or one of 4 bits"
+        )
+    if said.get("load_in_8bit"):
+        return {"bits": 8, "type": "nf4", "double": False}  # the type is not used
+    double = bool(said.get("bnb_4bit_use_double_quant"))
+    return {"bits": 4, "type": said.get("bnb_4bit_quant_type", "fp4"), "double": double}

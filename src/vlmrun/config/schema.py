@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 
 class _VolatileMark:
@@ -54,6 +54,23 @@ class Tiles(Node):
     merge: Literal["flat", "spatial", "spatial_unpad"]
 
 
+class Slices(Node):
+    """How a picture is cut under `image_aspect: slices` (MiniCPM-V), and what stands around the slices in the text."""
+
+    max_slices: Positive  # cells of the grid, at most; 1: a picture is never cut
+    resolution: Positive  # a cell has about the area of a square of so many pixels
+    marks: Literal["nested", "flat"] | None  # nested: 2.0, 2.5; flat: 2.6, where cells have <slice> marks; null: none
+    image_ids: Literal["never", "sliced", "always"]  # the picture's number before it, always or when it is cut
+
+
+def _kind_of_cutting(value: Any) -> str:
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
+    return "tiles" if "grids" in keys or "merge" in keys else "slices"
+
+
+Cutting = Annotated[Annotated[Tiles, Tag("tiles")] | Annotated[Slices, Tag("slices")], Discriminator(_kind_of_cutting)]
+
+
 class ModelConfig(Node):
     """The three parts and how text is laid out between them."""
 
@@ -64,7 +81,7 @@ class ModelConfig(Node):
     max_length: Positive  # tokens a sample may have, image tokens included
     image_markers: Annotated[list[str], Field(min_length=2, max_length=2)] | None  # tokens around every image, added
     new_tokens: list[str]  # further tokens added to the vocabulary; the rows of all added ones start at the mean
-    tiles: Tiles | None  # for image_aspect: anyres
+    tiles: Cutting | None  # for image_aspect: anyres (Tiles) or slices (Slices)
 
 
 class About(Node):
@@ -105,12 +122,17 @@ class Tune(Node):
 
 
 class Lora(Node):
-    """Adapter shape. `targets`: last names of the LLM's linear layers, or `all-linear` (all but the output head)."""
+    """Adapter shape, and what of the LLM trains whole beside the adapters.
+
+    `targets`: `all-linear` (all but the output head), last names of the LLM's linear layers, or a regular expression
+    that the whole of a layer's name matches, `llm.` in front (`llm\\..*\\.self_attn\\.(q|k|v|o)_proj`).
+    """
 
     r: Positive
     alpha: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    targets: Literal["all-linear"] | list[str]
+    targets: str | list[str]
+    modules_to_save: list[str]  # last names of modules of the LLM that train whole, such as embed_tokens
     bias: Literal["none", "all", "lora_only"]  # which biases of the LLM are trained too
 
 
@@ -125,7 +147,8 @@ class Quant(Node):
 class Compat(Node):
     """Published quirks of the original codes, each off by default. docs/parity.md says what each one does."""
 
-    labels: Literal["llava", "kollava", "denseconnector", "bunny"] | None  # mask by that project's length arithmetic
+    # mask by that project's arithmetic
+    labels: Literal["llava", "kollava", "denseconnector", "bunny", "minicpm"] | None
     records: bool  # take records as upstream did: drop a leading answer, keep empty turns, one image tag a turn
     mask_pad_tokens: bool  # tokens equal to the padding token are hidden wherever they stand
     v0_is_v1: bool  # `--version v0` trained the v1 format after 2023-10-24
@@ -217,7 +240,7 @@ class TrainStage(Node):
     group_by_modality_length: bool  # batches of like length, pictures and text apart
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
-    image_aspect: Literal["square", "pad", "anyres"]
+    image_aspect: Literal["square", "pad", "anyres", "slices"]
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared pictures, shared by ranks, workers and runs
     tune: Tune
@@ -377,7 +400,7 @@ class EvaluateStage(Node):
     init_from: str
     data: Annotated[list[str], Field(min_length=1)]
     template: str | None  # null: the one the model was trained with
-    image_aspect: Literal["square", "pad", "anyres"] | None  # null: as the model was trained
+    image_aspect: Literal["square", "pad", "anyres", "slices"] | None  # null: as the model was trained
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -40,9 +40,9 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """A dotted key, without the kind that pydantic puts in after a stage's name."""
+    """A dotted key, without what pydantic puts in where it has several models to choose from."""
     parts = [str(part) for part in location]
-    if len(parts) > 2 and parts[0] == "stage" and parts[2] in _KINDS:
+    if len(parts) > 2 and ((parts[0] == "stage" and parts[2] in _KINDS) or parts[:2] == ["model", "tiles"]):
         del parts[2]
     return ".".join(parts)
 
@@ -92,10 +92,20 @@ def _step(model: Any, part: str, node: Any) -> Any:
     if model is dict:  # the value below a named stage or data source
         return _KINDS.get(node.get("kind")) if isinstance(node, dict) and "kind" in node else _data_model()
     annotation = model.model_fields[part].annotation if part in model.model_fields else None
-    for option in (annotation, *typing.get_args(annotation)):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
+    given = node.keys() if isinstance(node, dict) else set()
+    options = list(_models(annotation))
+    if options:
+        return max(options, key=lambda option: len(given & option.model_fields.keys()))
     return dict if typing.get_origin(annotation) is dict else None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every node that a value may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) is not dict:
+        for option in typing.get_args(annotation):
+            yield from _models(option)
 
 
 def _data_model() -> Any:

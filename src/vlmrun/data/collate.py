@@ -11,6 +11,7 @@ import torch
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
 from vlmrun.data.images import ImageLayout
+from vlmrun.data.strips import joined
 
 
 class Collator:
@@ -55,9 +56,8 @@ class Collator:
         if sizes is not None:
             rows = _joined(rows, sizes)
         length = max(len(ids) for ids, _ in rows)
-        pixels = np.concatenate([item.pixels for item in items])
-        if len(pixels) == 0:
-            pixels = np.zeros((1, 3, self.image_size, self.image_size), dtype=np.float32)
+        given = [item.pixels for item in items if len(item.pixels)]
+        pixels = joined(given) if given else np.zeros((1, 3, self.image_size, self.image_size), dtype=np.float32)
         batch = {
             "input_ids": torch.tensor([self._pad(ids, self.pad_id, length) for ids, _ in rows]),
             "labels": torch.tensor([self._pad(labels, IGNORE, length) for _, labels in rows]),
@@ -81,7 +81,7 @@ class Collator:
 
     def _expand(self, item: Item) -> tuple[list[int], list[int]]:
         """Repeats each image's token for every position the image takes."""
-        counts = iter([self.image_tokens(layout) for layout in item.each_layout])
+        counts = iter(item.encoded.spans or [self.image_tokens(layout) for layout in item.each_layout])
         wide_ids: list[int] = []
         wide_labels: list[int] = []
         for token, label in zip(item.encoded.input_ids, item.encoded.labels, strict=True):

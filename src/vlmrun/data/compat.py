@@ -16,7 +16,7 @@ from vlmrun.data.templates import TEMPLATES, Template
 from vlmrun.data.upstream_text import UpstreamText, is_legacy
 from vlmrun.errors import ConfigError, DataError
 
-Project = Literal["llava", "kollava", "denseconnector", "bunny"]
+Project = Literal["llava", "kollava", "denseconnector", "bunny", "minicpm"]  # the last: minicpm_labels
 
 _TWO = ("vicuna_v1", "llava_v1", "v1_mmtag")
 _BUNNY = ("bunny", "bunny_llama", "vicuna_v1")

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from vlmrun import logs
-from vlmrun.config.schema import Compat, DataConfig
-from vlmrun.data import compat, index
+from vlmrun.config.schema import Compat, DataConfig, Slices
+from vlmrun.data import compat, index, minicpm_labels, slices
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, image_size, load_image
+from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, image_size, load_image, n_tiles
 from vlmrun.data.index import Index
 from vlmrun.data.picture_cache import Fitted, PictureCache
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample, locate_record
+from vlmrun.data.strips import joined
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, suggest
 
@@ -63,6 +64,7 @@ class Encoder:
     compat: Compat | None = None
     draft: int | None = None  # `images.load_image`
     pictures: PictureCache | None = None
+    slices: Slices | None = None
 
     def encode(self, sample: Sample, layouts: Layouts | None = None) -> Encoded:
         """Token ids and labels.
@@ -72,11 +74,33 @@ class Encoder:
         """
         each = (None,) * len(sample.images) if layouts is None else layouts
         counts = [self.image_tokens(layout) for layout in each]
+        if self.aspect == "slices" or self.labels_of == "minicpm":
+            return encode(
+                sample,
+                self.template,
+                self.tokenizer,
+                image_tokens=self.spans(each),
+                max_length=self.max_length,
+                blocks=self.blocks(each),
+                relabel=None if self.labels_of is None else minicpm_labels.relabel(self.template, self.tokenizer),
+            )
         if self.labels_of is not None:
             return compat.encode(
                 sample, self.template, self.tokenizer, self.labels_of, image_tokens=counts, max_length=self.max_length
             )
         return encode(sample, self.template, self.tokenizer, image_tokens=counts, max_length=self.max_length)
+
+    def blocks(self, layouts: Layouts) -> list[str] | None:
+        """The text that stands for each image, where it is more than a place."""
+        if self.aspect != "slices" or self.slices is None:
+            return None
+        return slices.blocks([layout.grid if layout else None for layout in layouts], self.slices)
+
+    def spans(self, layouts: Layouts) -> list[int]:
+        """Positions that each `IMAGE_TOKEN` takes: one stands for each tile under `slices`, else for each image."""
+        if self.aspect != "slices":
+            return [self.image_tokens(layout) for layout in layouts]
+        return [self.image_tokens(None)] * sum(n_tiles(layout) for layout in layouts)
 
     @property
     def labels_of(self) -> compat.Project | None:
@@ -91,19 +115,19 @@ class Encoder:
     def pixels(self, sample: Sample, root: Path | None) -> tuple[np.ndarray, Layouts]:
         """Pixels of all tiles of all its images, [n_tiles, 3, height, width], and how each image was cut."""
         if not sample.images:
-            return self.blank(0), ()
+            return self.blank(0)
         found = [self._pixels_of(root, name, sample.where) for name in sample.images]
-        return np.concatenate([pixels for pixels, _ in found]), tuple(layout for _, layout in found)
+        return joined([pixels for pixels, _ in found]), tuple(layout for _, layout in found)
 
     def layouts(self, sample: Sample, root: Path | None) -> Layouts:
         """How each of its images is cut, known from their sizes; nothing is read of images that are not."""
-        if self.aspect != "anyres":
+        if self.aspect not in ("anyres", "slices"):
             return (None,) * len(sample.images)
         return tuple(self.image_transform.layout(image_size(root, name, sample.where)) for name in sample.images)
 
-    def blank(self, n_images: int) -> np.ndarray:
-        """As many empty images."""
-        return np.zeros((n_images, 3, *self.image_transform.size), dtype=np.float32)
+    def blank(self, n_images: int) -> tuple[np.ndarray, Layouts]:
+        """As many empty images, and how they are cut."""
+        return self.image_transform.blank(n_images, self.aspect)
 
     def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
         path = find_image(root, name, where)
@@ -113,7 +137,7 @@ class Encoder:
 
         try:
             fitted, layout = make() if self.pictures is None else self.pictures.get(path, make)
-            return self.image_transform.scale(fitted), layout
+            return self.image_transform.scale(fitted, layout), layout
         except DataError as error:  # the transform knows what is wrong, but not where
             raise DataError(
                 [replace(p, where=p.where or f"{name}, named in {where}") for p in error.problems]
@@ -207,7 +231,8 @@ class Dataset:
             if not source.skip:
                 raise
             return self._unusable(index, error, self._text_of(sample))
-        return Item(encoded, self.encoder.blank(0), self.sample_id(index), layouts=layouts)
+        none, _ = self.encoder.blank(0)
+        return Item(encoded, none, self.sample_id(index), layouts=layouts)
 
     def _text_of(self, sample: Sample) -> Encoded | None:
         """A sample whose images cannot be used keeps its text, if that can."""
@@ -223,10 +248,11 @@ class Dataset:
         if encoded is None:
             tokenizer = self.encoder.tokenizer
             stand_in = next((t for t in (tokenizer.eos_token_id, tokenizer.pad_token_id) if t is not None), 0)
-            return Item(Encoded([stand_in], [IGNORE], True, 0), self.encoder.blank(0), self.sample_id(index), reason)
+            none, _ = self.encoder.blank(0)
+            return Item(Encoded([stand_in], [IGNORE], True, 0), none, self.sample_id(index), reason)
         unlearnt = replace(encoded, labels=[IGNORE] * len(encoded.labels), n_supervised=0)
-        n_images = len(self._samples[index].images)
-        return Item(unlearnt, self.encoder.blank(n_images), self.sample_id(index), reason)
+        pixels, layouts = self.encoder.blank(len(self._samples[index].images))
+        return Item(unlearnt, pixels, self.sample_id(index), reason, layouts)
 
 
 def open_datasets(

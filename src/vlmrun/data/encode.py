@@ -6,10 +6,11 @@ never from counting the tokens of some other tokenisation. Free of torch: the to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmrun.data import slices
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError, Problem
@@ -20,23 +21,38 @@ IGNORE = -100  # label of a token that is not learnt
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids with one `IMAGE_TOKEN` per image; labels beside them, `IGNORE` where nothing is learnt."""
+    """Token ids with one `IMAGE_TOKEN` per image; labels beside them, `IGNORE` where nothing is learnt.
+
+    Args:
+        spans: positions that each `IMAGE_TOKEN` stands for, where an image has one for each of its slices; empty: it
+            has one, for all that its layout tells.
+    """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool
     n_supervised: int
+    spans: tuple[int, ...] = ()
 
 
-def encode(
-    sample: Sample, template: Template, tokenizer: Any, *, image_tokens: Sequence[int], max_length: int
+def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
+    sample: Sample,
+    template: Template,
+    tokenizer: Any,
+    *,
+    image_tokens: Sequence[int],
+    max_length: int,
+    blocks: Sequence[str] | None = None,
+    relabel: Callable[[list[int]], list[int]] | None = None,
 ) -> Encoded:
     """Encodes a sample.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        image_tokens: positions that each image takes after expansion, in order.
+        image_tokens: positions that each `IMAGE_TOKEN` takes after expansion, in order.
         max_length: longest expanded sequence; what lies beyond is cut off.
+        blocks: text that stands for each image (`slices.blocks`), with an `IMAGE_TOKEN` for every tile.
+        relabel: makes other labels, from the ids.
 
     Raises:
         DataError: when the template cannot show this sample, the cut would go through or before an image, or nothing
@@ -45,9 +61,10 @@ def encode(
     wrong = misfit(sample, template)
     if wrong is not None:
         raise DataError([wrong])
-    ids, labels = _tokenize(
-        template.render(sample.turns, images=bool(sample.images)), tokenizer, images=bool(sample.images)
-    )
+    pieces = template.render(sample.turns, images=bool(sample.images))
+    ids, labels = tokenize(pieces, tokenizer, images=bool(sample.images), blocks=blocks)
+    if relabel is not None:
+        labels = relabel(ids)
     kept = kept_tokens(ids, image_tokens, max_length)
     if IMAGE_TOKEN in ids[kept:]:
         raise DataError(
@@ -64,16 +81,24 @@ def encode(
             sample.where,
             "raise model.max_length, or shorten the record",
         )
-    return Encoded(ids, labels, truncated, n_supervised)
+    return Encoded(ids, labels, truncated, n_supervised, () if blocks is None else tuple(image_tokens))
 
 
-def encode_prompt(turns: Sequence[Turn], template: Template, tokenizer: Any, *, images: bool = True) -> list[int]:
-    """Token ids of the text up to where the next answer begins, one `IMAGE_TOKEN` per image.
+def encode_prompt(
+    turns: Sequence[Turn],
+    template: Template,
+    tokenizer: Any,
+    *,
+    images: bool = True,
+    blocks: Sequence[str] | None = None,
+) -> list[int]:
+    """Token ids of the text up to where the next answer begins, one `IMAGE_TOKEN` per image (or tile).
 
     Args:
         images: false when there are none, so that `<image>` is ordinary text.
+        blocks: as in `encode`.
     """
-    ids, _ = _tokenize([Piece(template.prompt(turns, images=images), False)], tokenizer, images=images)
+    ids, _ = tokenize(template.prompt_pieces(turns, images=images), tokenizer, images=images, blocks=blocks)
     return ids
 
 
@@ -92,25 +117,56 @@ def misfit(sample: Sample, template: Template) -> Problem | None:
     )
 
 
-def _tokenize(pieces: Sequence[Piece], tokenizer: Any, *, images: bool = True) -> tuple[list[int], list[int]]:
-    """Tokenises chunk by chunk, keeping the tokenizer's own beginning-of-text behaviour on the first."""
+def tokenize(
+    pieces: Sequence[Piece], tokenizer: Any, *, images: bool = True, blocks: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a rendered conversation, before anything is cut off."""
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
             f"tokenizer {type(tokenizer).__name__} cannot tell which characters a token covers",
             getattr(tokenizer, "name_or_path", ""),
             "save it as a fast tokenizer (tokenizer.json) beside the LLM",
         )
+    tag = IMAGE_TAG if images else None
+    if images and blocks is not None:
+        pieces, tag = slices.in_place(pieces, blocks), slices.TILE
+    ids: list[int] = []
+    labels: list[int] = []
+    behind = IGNORE  # the label that a piece asks for at the token behind it
+    for group in _groups(pieces):
+        new_ids, new_labels = _tokenize(group, tokenizer, tag)
+        if behind != IGNORE and new_labels:
+            new_labels[0] = behind
+        behind = tokenizer.convert_tokens_to_ids(group[-1].then) if group[-1].then else IGNORE
+        ids += new_ids
+        labels += new_labels
+    return ids, labels
+
+
+def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces that are tokenised together."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        if not groups or piece.alone:
+            groups.append([])
+        groups[-1].append(piece)
+    return groups
+
+
+def _tokenize(pieces: Sequence[Piece], tokenizer: Any, tag: str | None) -> tuple[list[int], list[int]]:
+    """Tokenises chunk by chunk, cut at `tag`, keeping the tokenizer's own beginning-of-text behaviour on the first."""
     text = "".join(piece.text for piece in pieces)
     spans = _supervised_spans(pieces)
     ids: list[int] = []
     labels: list[int] = []
     position = 0
-    for number, chunk in enumerate(text.split(IMAGE_TAG) if images else [text]):
+    begins = not (pieces and pieces[0].alone)
+    for number, chunk in enumerate([text] if tag is None else text.split(tag)):
         if number > 0:
             ids.append(IMAGE_TOKEN)
             labels.append(IGNORE)
-            position += len(IMAGE_TAG)
-        for token, begin, end in _tokens_of_chunk(chunk, tokenizer, first=number == 0):
+            position += len(tag or "")
+        for token, begin, end in _tokens_of_chunk(chunk, tokenizer, first=begins and number == 0):
             ids.append(token)
             learnt = begin >= 0 and _overlaps(position + begin, position + end, spans)
             labels.append(token if learnt else IGNORE)

@@ -17,9 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from vlmrun.config.schema import Slices, Tiles
+from vlmrun.data import slices
+from vlmrun.data.strips import strips
 from vlmrun.errors import CheckpointError, ConfigError, DataError, closest
 
-Aspect = Literal["square", "pad", "anyres"]
+Aspect = Literal["square", "pad", "anyres", "slices"]
 
 # What Pillow's decoders raise on damaged files, by experience: far more than the documented OSError.
 _DAMAGED = (
@@ -149,10 +152,17 @@ class ImageLayout:
     Args:
         grid: columns and rows of tiles, which a thumbnail of the whole goes before; None: one whole picture.
         size: width and height of the original.
+        patches: rows and columns of patches in every tile, where tiles keep their shape; empty: all are alike.
     """
 
     grid: tuple[int, int] | None
     size: tuple[int, int]
+    patches: tuple[tuple[int, int], ...] = ()
+
+
+def n_tiles(layout: ImageLayout | None) -> int:
+    """Pictures that the tower sees for one picture."""
+    return 1 if layout is None or layout.grid is None else 1 + layout.grid[0] * layout.grid[1]
 
 
 class ImageTransform:
@@ -162,18 +172,18 @@ class ImageTransform:
     equal to the bit.
 
     Args:
-        config: the parsed preprocessor_config.json.
-        grids: sizes in pixels, width and height, that a picture may be fitted into under `anyres`; multiples of the
-            tower's size.
+        config: the parsed preprocessor_config.json. A `patch_size` there says that the tower takes pictures of any
+            shape in whole patches.
+        tiles: how pictures are cut under `anyres` (grids, multiples of the tower's size) or under `slices`.
 
     Attributes:
-        size: height and width of every result.
+        size: height and width of every result that is not a slice of its own shape.
 
     Raises:
         CheckpointError: when the configuration does not lead to pictures of one size.
     """
 
-    def __init__(self, config: dict[str, Any], grids: Sequence[Sequence[int]] | None = None) -> None:
+    def __init__(self, config: dict[str, Any], tiles: Tiles | Slices | None = None) -> None:
         self.resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
         self.resize = _size(config.get("size")) if config.get("do_resize", True) else None
         self.crop = _size(config.get("crop_size")) if config.get("do_center_crop", False) else None
@@ -183,26 +193,30 @@ class ImageTransform:
         self.normalise = bool(config.get("do_normalize", True))
         self.pad_colour = tuple(int(float(value) * 255) for value in config.get("image_mean", [0.5] * 3))
         self.size = self._result_size()
-        self.grids = [(width, height) for width, height in grids or ()]
+        self.patch: int | None = config.get("patch_size")
+        self.slices = tiles if isinstance(tiles, Slices) else None
+        self.grids = [(width, height) for width, height in tiles.grids] if isinstance(tiles, Tiles) else []
         self._check_grids()
 
     def tiles(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
         """Pixels of all tiles of one RGB image, [n_tiles, 3, height, width] of float32, and how it was cut."""
         fitted, layout = self.fit(image, aspect)
-        return self.scale(fitted), layout
+        return self.scale(fitted, layout), layout
 
     def fit(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
         """All tiles of one RGB image before rescaling and normalising, and how it was cut; None: it was not.
 
         Under `anyres` it is fitted into the grid that shows most of it, black around it, cut row by row, and a
-        thumbnail of the whole, not keeping its shape, goes first.
+        thumbnail of the whole, not keeping its shape, goes first. Under `slices` see `data.slices`.
 
         Shape:
-            [n_tiles, 3, height, width], uint8.
+            [n_tiles, 3, height, width], uint8; slices of their own shape are [n_tiles, 3, patch, patch * longest].
 
         Source:
             haotian-liu/LLaVA@c121f043 llava/mm_utils.py process_anyres_image
         """
+        if aspect == "slices":
+            return self._sliced(image)
         if aspect != "anyres":
             return self._fit(image, aspect)[None], None
         if not self.grids:
@@ -216,10 +230,35 @@ class ImageTransform:
         pixels = [self._fit(tile, "square") for tile in [image.resize((edge, edge)), *cut]]
         return np.stack(pixels), layout
 
+    def blank(self, n_images: int, aspect: Aspect) -> tuple[np.ndarray, tuple[ImageLayout | None, ...]]:
+        """As many empty pictures, and how they are cut."""
+        if aspect != "slices" or self.patch is None:
+            return np.zeros((n_images, 3, *self.size), dtype=np.float32), (None,) * n_images
+        rows, columns = (edge // self.patch for edge in self.size)
+        layout = ImageLayout(None, self.size[::-1], ((rows, columns),))
+        shape = (n_images, 3, self.patch, self.patch * rows * columns)
+        return np.zeros(shape, dtype=np.float32), (layout,) * n_images
+
     def layout(self, size: tuple[int, int]) -> ImageLayout:
-        """How an image of this size is cut under `anyres`."""
-        grid = best_grid(size, self.grids)
-        return ImageLayout((grid[0] // self.size[1], grid[1] // self.size[0]), size)
+        """How an image of this size is cut, under `anyres` or `slices` as the model has it."""
+        if self.slices is None:
+            grid = best_grid(size, self.grids)
+            return ImageLayout((grid[0] // self.size[1], grid[1] // self.size[0]), size)
+        if self.patch is None:
+            return ImageLayout(slices.best_grid(size, self.slices), size)
+        where = slices.plan(size, self.slices, self.patch)
+        return ImageLayout(where.grid, size, where.patches(self.patch))
+
+    def _sliced(self, image: Image.Image) -> tuple[np.ndarray, ImageLayout]:
+        if self.slices is None:
+            raise ConfigError("image_aspect is slices, but the model has none", "model.tiles", "give its max_slices")
+        layout = self.layout(image.size)
+        if self.patch is not None:
+            tiles = slices.cut(image, slices.plan(image.size, self.slices, self.patch))
+            return strips([np.moveaxis(np.asarray(tile), -1, 0) for tile in tiles], self.patch), layout
+        edges = self.size[::-1]
+        tiles = slices.cut(image, slices.Cut(edges, layout.grid, None if layout.grid is None else edges))
+        return np.stack([self._fit(tile, "square") for tile in [image, *tiles[1:]]]), layout
 
     def _check_grids(self) -> None:
         height, width = self.size
@@ -235,9 +274,12 @@ class ImageTransform:
         """Pixels of one RGB image that is not cut, [3, height, width] of float32."""
         return self.scale(self._fit(image, aspect)[None])[0]
 
-    def scale(self, fitted: np.ndarray) -> np.ndarray:
-        """Rescales and normalises what `fit` gives."""
-        return np.stack([self._scale(pixels) for pixels in fitted])
+    def scale(self, fitted: np.ndarray, layout: ImageLayout | None = None) -> np.ndarray:
+        """Rescales and normalises what `fit` gives; what fills a strip up stays zero."""
+        pixels = np.stack([self._scale(tile) for tile in fitted])
+        for tile, (rows, columns) in zip(pixels, layout.patches if layout else (), strict=False):
+            tile[..., (self.patch or 1) * rows * columns :] = 0
+        return pixels
 
     def _scale(self, pixels: np.ndarray) -> np.ndarray:
         if self.rescale is not None:

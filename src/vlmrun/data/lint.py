@@ -54,10 +54,10 @@ COMMON_MARKS = (*_TOKENS.split(), " ASSISTANT: ")
 # A reader's rejection is told apart by its words; a test goes through all of them.
 _WORDS = (
     ("malformed", r"^malformed JSON|is not UTF-8"),
-    ("roles", r"^roles out of order|is from "),
-    ("empty", r"^empty |has no answer$|has no text$|is missing or empty$"),
-    ("placeholders", r"tags(,| in the text)"),
-    ("duplicate_id", r"is used twice$"),
+    ("roles", r"^roles out of order|is from |\.role` is "),
+    ("empty", r"^empty |has no answer$|has no text$|is missing or empty$|\.content` is empty$"),
+    ("placeholders", r"tags(,| in the text| for one image)|\.content` holds |stands (nowhere )?in the text"),
+    ("duplicate_id", r"is used twice$|is used by record"),
 )
 _UNLIMITED = 1 << 60
 _PICTURES_KEPT = 1 << 16  # answers about pictures that are remembered
@@ -137,7 +137,8 @@ class Tally:
 
 def marks_of(template: Template | None, special_tokens: Iterable[str] = ()) -> tuple[str, ...]:
     """What a text must not contain under a template and a tokenizer; the common marks when neither is known."""
-    tokens = [text for text in special_tokens if text.strip()]
+    # A tag marks a picture's place also where the tokenizer has a token of its name.
+    tokens = [text for text in special_tokens if text.strip() and text != IMAGE_TAG]
     if template is None:
         return tuple(dict.fromkeys((*COMMON_MARKS, *tokens)))
     headers = [f" {start} " for text in (template.user_start, template.assistant_start) if (start := text.strip())]

@@ -85,12 +85,14 @@ def _read(file: Path) -> Fitted:
         file.open("rb") as handle,
         np.load(handle, allow_pickle=False) as kept,
     ):  # a zip: its check sums find flipped bits
-        columns, rows, width, height = (int(number) for number in kept["layout"])
-        layout = ImageLayout((columns, rows) if columns else None, (width, height)) if width else None
+        columns, rows, width, height, *sides = (int(number) for number in kept["layout"])
+        patches = tuple(zip(sides[::2], sides[1::2], strict=True))
+        layout = ImageLayout((columns, rows) if columns else None, (width, height), patches) if width else None
         return kept["pixels"], layout
 
 
 def _numbers(layout: ImageLayout | None) -> np.ndarray:
     if layout is None:
         return np.zeros(4, dtype=np.int64)
-    return np.array([*(layout.grid or (0, 0)), *layout.size], dtype=np.int64)
+    sides = [side for patches in layout.patches for side in patches]
+    return np.array([*(layout.grid or (0, 0)), *layout.size, *sides], dtype=np.int64)

@@ -35,20 +35,21 @@ class Prompts:
         Raises:
             DataError: when it is longer than the model's maximum length.
         """
-        ids = encode_prompt(turns, self.encoder.template, self.encoder.tokenizer, images=len(pixels) > 0)
+        each: Layouts = (None,) * len(pixels) if layouts is None else layouts
+        blocks, spans = self.encoder.blocks(each), self.encoder.spans(each)
+        ids = encode_prompt(turns, self.encoder.template, self.encoder.tokenizer, images=len(pixels) > 0, blocks=blocks)
         if not ids:
             raise DataError("the prompt is empty", id, "ask something, or show a picture")
-        n_images = ids.count(IMAGE_TOKEN)
-        each: Layouts = (None,) * len(pixels) if layouts is None else layouts
-        assert n_images == len(each), f"{n_images} image tags, {len(each)} images"
-        length = len(ids) + sum(self.encoder.image_tokens(layout) - 1 for layout in each)
+        n_places = ids.count(IMAGE_TOKEN)
+        assert n_places == len(spans), f"{n_places} places in the text, {len(spans)} images or tiles"
+        length = len(ids) + sum(spans) - len(spans)
         if length > self.encoder.max_length:
             raise DataError(
                 f"the prompt has {length} tokens, the model takes {self.encoder.max_length}",
                 id,
                 "ask a shorter question, or begin a new conversation",
             )
-        return Item(Encoded(ids, [IGNORE] * len(ids), False, 0), pixels, id, layouts=layouts)
+        return Item(Encoded(ids, [IGNORE] * len(ids), False, 0, tuple(spans)), pixels, id, layouts=layouts)
 
     def answer(self, ids: Sequence[int]) -> str:
         """The text of generated ids up to the first thing that ends an answer, without surrounding space."""

@@ -6,7 +6,7 @@ A template belongs to a model as much as its weights do, so it is saved with the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from vlmrun.data.sample import IMAGE_TAG, Turn
@@ -15,10 +15,17 @@ from vlmrun.errors import CheckpointError, ConfigError, suggest
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the text, learnt or not."""
+    """A stretch of the text, learnt or not.
+
+    Args:
+        alone: tokenised on its own (`Template.by_turn`).
+        then: a token that is learnt behind it, in the place of whatever stands there.
+    """
 
     text: str
     supervised: bool
+    alone: bool = False
+    then: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,10 @@ class Template:
         keep_question: false throws the user's words away, all but the image tags (captions of stage one).
         special_tokens: strings that must each be one token of the tokenizer.
         stop: strings that end a generated answer.
+        trims: the space around every turn's text is taken off.
+        by_turn: every turn and what stands before it are tokenised on their own, without the tokenizer's beginning of
+            text; only the last answer ends with `answer_end`, behind the others it is learnt in the place of the token
+            that follows.
     """
 
     name: str
@@ -53,6 +64,8 @@ class Template:
     image_start: str = ""
     image_end: str = ""
     keep_question: bool = True
+    trims: bool = False
+    by_turn: bool = False
 
     def render(self, turns: Sequence[Turn], *, images: bool = True) -> list[Piece]:
         """The whole conversation as pieces; their texts joined are what the tokenizer sees.
@@ -64,32 +77,43 @@ class Template:
 
     def prompt(self, turns: Sequence[Turn], *, images: bool = True) -> str:
         """The text up to where the next answer begins; `turns` ends with a question."""
-        return "".join(piece.text for piece in self._pieces(turns, images)) + self.assistant_start
+        return "".join(piece.text for piece in self.prompt_pieces(turns, images=images))
 
     def with_markers(self, start: str, end: str) -> Template:
         """The same with a marker on both sides of every image, inside what the template itself puts there."""
         return replace(self, image_start=self.image_start + start, image_end=end + self.image_end)
 
+    def prompt_pieces(self, turns: Sequence[Turn], *, images: bool = True) -> list[Piece]:
+        """The same as pieces."""
+        pieces = [*self._pieces(turns, images), Piece(self.assistant_start, False, self.by_turn)]
+        return [piece for piece in pieces if piece.text]
+
     def _pieces(self, turns: Sequence[Turn], images: bool) -> list[Piece]:
         pieces = [Piece(self.system, False)]
         for number, turn in enumerate(turns):
-            text = self.wrap_images(turn.text) if images else turn.text
+            text = turn.text.strip() if self.trims else turn.text
+            text = self.wrap_images(text) if images else text
             if turn.role == "user":
-                pieces.append(Piece(self._question(text, first=number == 0), False))
+                start, rest = self._question(text, first=number == 0)
+                pieces += [Piece(start, False, self.by_turn), Piece(rest, False, self.by_turn)]
+                continue
+            pieces.append(Piece(self.assistant_start, False, self.by_turn))
+            if self.by_turn and number < len(turns) - 1:
+                pieces.append(Piece(self.answer_start + text, True, self.by_turn, then=self.answer_end))
             else:
-                pieces.append(Piece(self.assistant_start, False))
-                pieces.append(Piece(self.answer_start + text + self.answer_end, True))
+                pieces.append(Piece(self.answer_start + text + self.answer_end, True, self.by_turn))
         return pieces
 
     def wrap_images(self, text: str) -> str:
         """Puts `image_start` and `image_end` around every image tag."""
         return text.replace(IMAGE_TAG, self.image_start + IMAGE_TAG + self.image_end)
 
-    def _question(self, text: str, *, first: bool) -> str:
+    def _question(self, text: str, *, first: bool) -> tuple[str, str]:
+        """What stands before the question, and the question with what ends it."""
         start = self.first_user_start if first and self.first_user_start is not None else self.user_start
         if not self.keep_question:
             text = (self.image_start + IMAGE_TAG + self.image_end) * text.count(IMAGE_TAG)
-        return start + text + self.user_end
+        return start, text + self.user_end
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -103,8 +127,10 @@ class Template:
             CheckpointError: when fields are missing or unknown, as when another version wrote them.
         """
         expected = {field.name for field in fields(cls)}
-        if set(data) != expected:
-            odd = ", ".join(sorted(set(data) ^ expected))
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        odd_ones = (set(data) - expected) | (needed - set(data))
+        if odd_ones:
+            odd = ", ".join(sorted(odd_ones))
             raise CheckpointError(
                 f"the saved template has missing or unknown fields: {odd}",
                 f"template {data.get('name', '')!r}",
@@ -230,6 +256,41 @@ def _llama_3(name: str, system: str) -> Template:
     return _headers(name, opening, role("user"), role("assistant"), "<|eot_id|>")
 
 
+# Source: OpenBMB/MiniCPM-V@247a576 and 0dbb566 finetune/dataset.py, conversation_to_ids and its three kinds.
+def _minicpm_v2() -> Template:
+    return Template(
+        name="minicpm_v2",
+        system="",
+        user_start="<用户>",
+        user_end="",
+        assistant_start="<AI>",
+        answer_start="",
+        answer_end="</s>",
+        special_tokens=("<用户>", "<AI>", "</s>"),
+        stop=("</s>",),
+        by_turn=True,
+    )
+
+
+def _minicpm_v25() -> Template:
+    role = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+    plain = _headers("minicpm_v25", "", role("user"), role("assistant"), "<|eot_id|>")
+    return replace(plain, system="<|begin_of_text|>", trims=True)
+
+
+def _minicpm_v26() -> Template:
+    """ChatML with a line break behind every end, the last one too."""
+    plain = _chatml("minicpm_v26", "You are a helpful assistant.")
+    return replace(
+        plain,
+        system=plain.system + "\n",
+        first_user_start=plain.user_start,
+        user_start="\n" + plain.user_start,
+        user_end=plain.user_end + "\n",
+        end="\n",
+    )
+
+
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
@@ -261,6 +322,9 @@ TEMPLATES: dict[str, Template] = {
         _two("phi", SYS_USER, "<|endoftext|>"),
         _two("bunny", SYS_USER, "<|endoftext|>"),
         _two("bunny_llama", SYS_USER, "<|end_of_text|>"),
+        _minicpm_v2(),
+        _minicpm_v25(),
+        _minicpm_v26(),
         Template(
             name="micro",
             system="",

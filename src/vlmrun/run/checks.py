@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from vlmrun import build
 from vlmrun.config import checks as config_checks
 from vlmrun.config import derived
 from vlmrun.config.schema import Asking, DataConfig, Reading, RunConfig, TrainStage
+from vlmrun.data import slices
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 from vlmrun.hardware import attention, checks_engine
 from vlmrun.hardware import checks as hardware_checks
-from vlmrun.run import graph, parts, vision
+from vlmrun.run import graph, packed, parts, vision
 
 # Arguments that model/parts.py supplies itself when it builds a part.
 _SUPPLIED = {
@@ -43,6 +45,7 @@ def check(run: RunConfig) -> list[Problem]:
     problems += _data(run)
     problems += _llm(run)
     problems += vision.check(run)
+    problems += packed.check(run)
     problems += _continued(run)
     return [problem for problem in dict.fromkeys(problems) if not _elsewhere(problem.where, run)]
 
@@ -101,6 +104,13 @@ def _templates(run: RunConfig) -> Iterator[Problem]:
         fix = suggest(run.model.template, TEMPLATES, noun="templates")
         yield Problem(f"no template {run.model.template!r}", "model.template", fix)
     for name, stage in _readers(run).items():
+        labels = stage.compat.labels if isinstance(stage, TrainStage) else None
+        if labels == "minicpm" and not derived.template(stage, run.model).startswith("minicpm_"):
+            yield Problem(
+                "MiniCPM-V's labels are those of its own templates",
+                f"stage.{name}.compat.labels",
+                "minicpm_v2, minicpm_v25 or minicpm_v26 as model.template, or compat.labels=null",
+            )
         if stage.template is not None and stage.template not in TEMPLATES:
             where = f"stage.{name}.template"
             yield Problem(
@@ -185,6 +195,8 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
     for name, stage in run.stage.items():
         if isinstance(stage, TrainStage) and stage.lora is not None and isinstance(stage.lora.targets, list):
             yield from _lora_targets(stage.lora.targets, facts, f"stage.{name}.lora.targets")
+        elif isinstance(stage, TrainStage) and stage.lora is not None:
+            yield from _lora_pattern(str(stage.lora.targets), facts, f"stage.{name}.lora.targets")
 
 
 def _roles(run: RunConfig, tokenizer: parts.TokenizerFacts | None) -> Iterator[Problem]:
@@ -216,13 +228,21 @@ def _vocabulary(run: RunConfig, llm: parts.LlmFacts, tokenizer: parts.TokenizerF
             "model.llm",
             "use the tokenizer that belongs to this LLM",
         )
-    if "<image>" in tokenizer.tokens:
+    rules = derived.slices(run.model)
+    marks = set() if rules is None else set(slices.marks_of(rules))
+    if "<image>" in tokenizer.tokens and "<image>" not in marks:
         yield Problem(
             "the tokenizer has a token <image> of its own, which marks the place of pictures here",
             "model.llm",
             "use the tokenizer of the LLM alone, before a VLM was made of it",
         )
     has = tokenizer.tokens | {*(run.model.image_markers or []), *run.model.new_tokens}
+    if marks - has:
+        yield Problem(
+            f"slices are marked with {', '.join(sorted(marks - has))}, which the tokenizer does not have",
+            "model.tiles.marks",
+            "null: slices without marks, or the tokenizer of a MiniCPM-V",
+        )
     places = {run.model.template: "model.template"}
     places |= {stage.template: f"stage.{name}.template" for name, stage in _readers(run).items() if stage.template}
     for template, where in places.items():
@@ -246,6 +266,17 @@ def _lora_targets(targets: list[str], llm: parts.LlmFacts, where: str) -> Iterat
         if llm.linear_layers is not None and target.split(".")[-1] not in llm.linear_layers:
             fix = suggest(target, llm.linear_layers, noun="linear layers")
             yield Problem(f"LoRA target {target!r} matches no layer of the LLM", where, fix)
+
+
+def _lora_pattern(pattern: str, llm: parts.LlmFacts, where: str) -> Iterator[Problem]:
+    """An expression that matches no layer of a Llama, where that is what the LLM's layers are called."""
+    names = parts.llama_layers(llm)
+    try:
+        matches = not names or pattern == "all-linear" or any(re.fullmatch(pattern, name) for name in names)
+    except re.error:  # a problem of its own
+        return
+    if not matches:
+        yield Problem(f"LoRA's {pattern!r} matches no layer of the LLM", where, f"all of a name must match: {names[0]}")
 
 
 def _continued(run: RunConfig) -> Iterator[Problem]:

@@ -21,12 +21,13 @@ from vlmrun.errors import CheckpointError, ConfigError, DataError, Problem, sugg
 from vlmrun.run import graph, parts, pipeline, verbs
 
 FOUND_PROBLEMS = DataError.exit_code
-_ACTIONS = ("show", "lint", "prepare")
+_ACTIONS = ("show", "lint", "prepare", "convert")
 
 HELP = """\
 usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sample as the model will see it
        vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
        vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
+       vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
        vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
 """
 
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"no verb `data {action}`", "command line", suggest(action, _ACTIONS, noun="verbs"))
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return {"show": show, "lint": lint, "prepare": prepare}[action](rest)
+    return {"show": show, "lint": lint, "prepare": prepare, "convert": convert}[action](rest)
 
 
 def show(arguments: list[str]) -> int:
@@ -105,6 +106,20 @@ def prepare(arguments: list[str]) -> int:
     artifact.write_text(options.output, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     n_images = sum("image" in record for record in records)
     logs.get(__name__).info("%s: %d records, %d with a picture", options.output, len(records), n_images)
+    return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """`vlmrun data convert`."""
+    parser = argparse.ArgumentParser("vlmrun data convert", description="LLaVA JSON to MiniCPM-V JSON, or back.")
+    parser.add_argument("source", type=Path, help="annotation file")
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("--to", required=True, choices=["minicpm", "llava"], help="format of the output")
+    options = parser.parse_args(arguments)
+    other = {"minicpm": "llava", "llava": "minicpm"}[options.to]
+    converter = importlib.import_module("vlmrun.data.convert")
+    n_records = converter.convert(options.source, options.output, read_as=other, write_as=options.to)
+    logs.get(__name__).info("%s: %d records of format %s", options.output, n_records, options.to)
     return 0
 
 

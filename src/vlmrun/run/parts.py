@@ -204,6 +204,14 @@ def _tokenizer_in(content: dict[str, Any]) -> TokenizerFacts:
     return TokenizerFacts(max(ids, default=-1) + 1, frozenset(tokens) | special, special)
 
 
+def llama_layers(llm: LlmFacts) -> list[str]:
+    """Names of the linear layers of a first layer built like Llama's, as LoRA's expressions see them; else none."""
+    if LINEAR_LAYERS.get(llm.family) != _LLAMA_LIKE:
+        return []
+    halves = {"self_attn": _LLAMA_LIKE[:4], "mlp": _LLAMA_LIKE[4:]}
+    return [f"llm.model.layers.0.{half}.{name}" for half, names in halves.items() for name in names]
+
+
 def _linear_in_weights(part: Target) -> frozenset[str] | None:
     """Names of matrices in the safetensors headers of an unknown family; None when there are no weights here."""
     path = part.arguments.get("path")

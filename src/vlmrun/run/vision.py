@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.config import derived
-from vlmrun.config.schema import Reading, RunConfig, Target, Tiles, TrainStage
+from vlmrun.config.schema import Reading, RunConfig, Slices, Target, Tiles, TrainStage
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.hardware import checks as hardware_checks
 from vlmrun.run import parts
@@ -17,6 +17,8 @@ _CONNECTORS = "vlmrun.model.connectors"
 _DENSE = f"{_CONNECTORS}.dense.Dense"
 TIMM = "vlmrun.model.towers.timm.Timm"
 _IDENTITY = f"{_CONNECTORS}.identity.Identity"
+NAVIT = "vlmrun.model.towers.siglip_navit.SiglipNavit"
+_RESAMPLERS = (f"{_CONNECTORS}.resampler.Resampler", f"{_CONNECTORS}.resampler.FixedResampler")
 _GROUP, _POOL = 4, 8
 
 
@@ -25,6 +27,12 @@ def _side(n_patches: int) -> int:
     if side * side != n_patches:
         raise ValueError(f"it needs a square map of patches, the tower gives {n_patches}")
     return side
+
+
+def _square(queries: int) -> int:
+    if math.isqrt(queries) ** 2 != queries:
+        raise ValueError(f"queries lie in a square, and {queries} form none")
+    return queries
 
 
 def _grouped(n_patches: int, arguments: dict[str, Any]) -> int:
@@ -48,6 +56,8 @@ TOKENS: dict[str, Callable[[int, dict[str, Any]], int]] = {
     _DENSE: _dense,
     f"{_CONNECTORS}.grouped.Grouped": _grouped,
     f"{_CONNECTORS}.spp.SPP": lambda n_patches, arguments: (_side(n_patches) // 2) ** 2,
+    _RESAMPLERS[0]: lambda n_patches, arguments: int(arguments.get("queries", 96)),
+    _RESAMPLERS[1]: lambda n_patches, arguments: _square(int(arguments.get("queries", 64))),
     f"{_CONNECTORS}.ldp.LDP": lambda n_patches, arguments: ((_side(n_patches) + 1) // 2) ** 2,
 }
 
@@ -57,6 +67,7 @@ def check(run: RunConfig) -> Iterator[Problem]:
     tower, connector = run.model.tower, run.model.connector
     yield from _weights(connector)
     yield from _aspect(run)
+    yield from _shapes(run)
     if tower.target == TIMM:
         yield from hardware_checks.timm("model.tower")
     if not parts.is_told(tower):
@@ -70,7 +81,7 @@ def check(run: RunConfig) -> Iterator[Problem]:
     yield from _layers(tower, connector, facts)
     if connector.target == _IDENTITY:
         yield from _identity(run, facts)
-    if run.model.tiles is not None and facts.image_size is not None:
+    if isinstance(run.model.tiles, Tiles) and facts.image_size is not None:
         yield from _grids(run.model.tiles, facts.image_size)
     if facts.n_patches is not None and connector.target in TOKENS:
         yield from _length(run, facts, facts.n_patches)
@@ -86,12 +97,34 @@ def _weights(connector: Target) -> Iterator[Problem]:
 
 def _aspect(run: RunConfig) -> Iterator[Problem]:
     for name, stage in run.stage.items():
-        if isinstance(stage, Reading) and stage.image_aspect == "anyres" and run.model.tiles is None:
+        aspect = stage.image_aspect if isinstance(stage, Reading) else None
+        kind, example = _CUTTING.get(aspect or "", (None, ""))
+        if kind is not None and not isinstance(run.model.tiles, kind):
             yield Problem(
-                "image_aspect is anyres, but model.tiles does not say how pictures are cut",
+                f"image_aspect is {aspect}, but model.tiles does not say how pictures are cut",
                 f"stage.{name}.image_aspect",
-                "'model.tiles={grids: [[336, 672], [672, 336], [672, 672]], merge: spatial_unpad}', or pad",
+                f"'model.tiles={example}', or pad",
             )
+
+
+_CUTTING: dict[str, tuple[type, str]] = {
+    "anyres": (Tiles, "{grids: [[336, 672], [672, 336], [672, 672]], merge: spatial_unpad}"),
+    "slices": (Slices, "{max_slices: 9, resolution: 448, marks: null, image_ids: never}"),
+}
+
+
+def _shapes(run: RunConfig) -> Iterator[Problem]:
+    """Slices of their own shape need a connector that takes them; 4-bit layers of a tower nothing that trains them."""
+    slicing = isinstance(run.model.tiles, Slices) and any(
+        getattr(stage, "image_aspect", None) == "slices" for stage in run.stage.values()
+    )
+    connector = run.model.connector.target
+    if run.model.tower.target == NAVIT and slicing and connector in TOKENS and connector not in _RESAMPLERS:
+        yield Problem(
+            "slices of this tower have shapes of their own, which the connector does not take",
+            "model.connector",
+            "model/connector=resampler",
+        )
 
 
 def _layers(tower: Target, connector: Target, facts: parts.TowerFacts) -> Iterator[Problem]:
@@ -157,12 +190,12 @@ def _length(run: RunConfig, facts: parts.TowerFacts, n_patches: int) -> Iterator
     try:
         per_tile = TOKENS[model.connector.target](n_patches, model.connector.arguments)
         tokens = per_tile
-        if (
-            model.tiles is not None
-            and facts.image_size is not None
-            and any(_cuts(stage) for stage in run.stage.values())
-        ):
-            tokens = max(_most(model.tiles, grid, per_tile, facts.image_size) for grid in model.tiles.grids)
+        cuts = any(_cuts(stage) for stage in run.stage.values())
+        if cuts and isinstance(model.tiles, Slices):
+            tokens = per_tile * (1 + model.tiles.max_slices * (model.tiles.max_slices > 1))
+        elif cuts and isinstance(model.tiles, Tiles) and facts.image_size is not None:
+            tiles, edge = model.tiles, facts.image_size
+            tokens = max(_most(tiles, grid, per_tile, edge) for grid in tiles.grids)
     except (ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ValueError):
             yield Problem(f"connector and tower do not fit: {error}", "model.connector", "choose another of them")
@@ -172,12 +205,12 @@ def _length(run: RunConfig, facts: parts.TowerFacts, n_patches: int) -> Iterator
             f"an image takes {'up to ' if tokens != per_tile else ''}{tokens} tokens, "
             f"a sample may have {model.max_length}: no text fits",
             "model.max_length",
-            f"more than {tokens}" + (", or smaller model.tiles.grids" if tokens != per_tile else ""),
+            f"more than {tokens}" + (", or a smaller model.tiles" if tokens != per_tile else ""),
         )
 
 
 def _cuts(stage: Any) -> bool:
-    return getattr(stage, "image_aspect", None) == "anyres"
+    return getattr(stage, "image_aspect", None) in _CUTTING
 
 
 def _most(tiles: Tiles, grid: list[int], per_tile: int, image_size: int) -> int:

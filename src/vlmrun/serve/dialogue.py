@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlmrun.config import derived
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.images import Aspect, ImageLayout, ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
+from vlmrun.data.strips import joined
 from vlmrun.errors import DataError
 from vlmrun.model.parts import Loaded
 
@@ -37,10 +39,11 @@ class Dialogue:
             Encoder(
                 template=self.template,
                 tokenizer=loaded.tokenizer,
-                image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles and loaded.model.tiles.grids),
+                image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
                 aspect=aspect,
                 image_tokens=loaded.vlm.image_tokens,
                 max_length=loaded.model.max_length,
+                slices=derived.slices(loaded.model),
             )
         )
         self.reset()
@@ -81,7 +84,8 @@ class Dialogue:
         return [*self.pictures, encoder.image_transform.tiles(image, encoder.aspect)]
 
     def _generate(self, turns: list[Turn], pictures: list[Picture], show: Show | None) -> str:
-        pixels = np.concatenate([self.prompts.encoder.blank(0), *(tiles for tiles, _ in pictures)])
+        none, _ = self.prompts.encoder.blank(0)
+        pixels = joined([tiles for tiles, _ in pictures]) if pictures else none
         layouts = tuple(layout for _, layout in pictures)
         batch = self.prompts.collate([self.prompts.item(turns, pixels, "the conversation", layouts)])
         device = next(self.vlm.parameters()).device

@@ -12,6 +12,7 @@ import torch
 
 from vlmrun import artifact, logs
 from vlmrun.checkpoints.load import describe, load
+from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, EvaluateStage
 from vlmrun.data import templates
@@ -73,10 +74,11 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
-        image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles and loaded.model.tiles.grids),
+        image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
         aspect=stage.image_aspect or describe(folder)["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
+        slices=derived.slices(loaded.model),
     )
     return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens)
 

@@ -13,12 +13,13 @@ from vlmrun.build import build
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import locate
-from vlmrun.config.schema import ModelConfig, TrainStage
-from vlmrun.data import compat, formats, lint, templates
+from vlmrun.config.schema import ModelConfig, Slices, Tiles, TrainStage
+from vlmrun.data import compat, formats, lint, slices, templates
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded
+from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, tokenize
 from vlmrun.data.images import ImageLayout, ImageTransform, best_grid, open_image
-from vlmrun.data.sample import Rejected, Sample
+from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
+from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.parts import added_tokens
@@ -44,13 +45,15 @@ class Looker:
 
     encoder: Encoder
     edge: int
-    grids: tuple[tuple[int, int], ...]  # empty: pictures are not cut
+    tiles: Tiles | Slices | None  # None: pictures are not cut
 
     def layout(self, size: tuple[int, int] | None) -> ImageLayout | None:
         """How a picture of this size is cut."""
-        if not self.grids or size is None:
+        if self.tiles is None or size is None:
             return None
-        width, height = best_grid(size, self.grids)
+        if isinstance(self.tiles, Slices):
+            return ImageLayout(slices.best_grid(size, self.tiles), size)
+        width, height = best_grid(size, [(width, height) for width, height in self.tiles.grids])
         return ImageLayout((width // self.edge, height // self.edge), size)
 
     def measure(self) -> lint.Measure:
@@ -59,9 +62,17 @@ class Looker:
         return lint.Measure(
             encoder.template,
             encoder.tokenizer,
-            lambda size: encoder.image_tokens(self.layout(size)),
+            lambda size: self._positions(self.layout(size)),
             encoder.max_length,
         )
+
+    def _positions(self, layout: ImageLayout | None) -> int:
+        """Positions that a picture takes, the marks around its slices among them."""
+        blocks = self.encoder.blocks((layout,))
+        if blocks is None:
+            return self.encoder.image_tokens(layout)
+        ids, _ = tokenize([Piece(IMAGE_TAG, False, alone=True)], self.encoder.tokenizer, blocks=blocks)
+        return sum(token != IMAGE_TOKEN for token in ids) + sum(self.encoder.spans((layout,)))
 
 
 def tokenizer_of(model: ModelConfig) -> Any:
@@ -91,7 +102,7 @@ def looker(model: ModelConfig, stage: TrainStage, sizes: Sizes) -> Looker:
     target, _ = derived.connector_weights(model.connector)
     with torch.device("meta"):
         connector: Connector = build(target, Connector, vision_dim=sizes.vision_dim, llm_dim=sizes.llm_dim)
-    tiles = model.tiles if stage.image_aspect == "anyres" else None
+    cuts = stage.image_aspect in ("anyres", "slices")
     template = compat.effective(
         templates.marked(derived.template(stage, model), model.image_markers),
         v0_is_v1=stage.compat.v0_is_v1,
@@ -105,8 +116,9 @@ def looker(model: ModelConfig, stage: TrainStage, sizes: Sizes) -> Looker:
         image_tokens=tiling(connector.tokens(sizes.n_patches), model.tiles),
         max_length=model.max_length,
         compat=stage.compat,
+        slices=derived.slices(model),
     )
-    return Looker(encoder, sizes.image_size, tuple((grid[0], grid[1]) for grid in tiles.grids) if tiles else ())
+    return Looker(encoder, sizes.image_size, model.tiles if cuts else None)
 
 
 def show(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
@@ -125,6 +137,7 @@ def show(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
     root = None if images is None else Path(images)
     layouts = tuple(look.layout(open_image(root, image, sample.where).size) for image in sample.images)
     counts = [look.encoder.image_tokens(layout) for layout in layouts]
+    spans = look.encoder.spans(layouts)
     whole = replace(look.encoder, max_length=_UNLIMITED).encode(sample, layouts)
     problem = None
     kept = whole.input_ids
@@ -143,9 +156,9 @@ def show(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
         "template": look.encoder.template.name,
         "input_ids": whole.input_ids,
         "labels": whole.labels,
-        "pieces": list(_pieces(whole, counts, look.encoder.tokenizer, len(kept))),
-        "n_tokens": _length(whole.input_ids, counts),
-        "n_kept": _length(kept, counts),
+        "pieces": list(_pieces(whole, spans, look.encoder.tokenizer, len(kept))),
+        "n_tokens": _length(whole.input_ids, spans),
+        "n_kept": _length(kept, spans),
         "n_supervised": sum(label != IGNORE for label in whole.labels[: len(kept)]),
         "n_image_tokens": sum(counts),
         "max_length": look.encoder.max_length,

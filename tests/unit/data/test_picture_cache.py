@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmrun.config.schema import Slices, Tiles
 from vlmrun.data import picture_cache
 from vlmrun.data.images import ImageLayout, ImageTransform, load_image
 from vlmrun.data.picture_cache import PictureCache
@@ -15,9 +16,16 @@ def picture(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("aspect", ["square", "pad", "anyres"])
-def test_what_is_kept_is_equal_to_the_bit(picture, tmp_path, aspect):
-    transform = ImageTransform({"size": {"height": 16, "width": 16}}, [(32, 16), (16, 32)])
+TILES = Tiles(grids=[[32, 16], [16, 32]], merge="flat")
+SLICES = Slices(max_slices=6, resolution=256, marks=None, image_ids="never")
+
+
+@pytest.mark.parametrize(
+    ("aspect", "tiles"), [("square", None), ("pad", None), ("anyres", TILES), ("slices", SLICES)], ids=str
+)
+def test_what_is_kept_is_equal_to_the_bit(picture, tmp_path, aspect, tiles):
+    own_shape = {"patch_size": 8} if aspect == "slices" else {}
+    transform = ImageTransform({"size": {"height": 16, "width": 16}, **own_shape}, tiles)
     cache = PictureCache(tmp_path / "cache", aspect)
     calls = []
 
@@ -28,7 +36,7 @@ def test_what_is_kept_is_equal_to_the_bit(picture, tmp_path, aspect):
     whole, layout = transform.tiles(load_image(picture), aspect)
     for _ in range(2):
         fitted, cut = cache.get(picture, make)
-        assert np.array_equal(transform.scale(fitted), whole)
+        assert np.array_equal(transform.scale(fitted, cut), whole)
         assert cut == layout
     assert len(calls) == 1
 

@@ -12,7 +12,7 @@ from vlmrun import build
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import ConfigError, suggest
 
-FORMATS = {"llava": "vlmrun.data.formats.llava", "vqa": "vlmrun.data.formats.vqa"}
+FORMATS = {name: f"vlmrun.data.formats.{name}" for name in ("llava", "minicpm", "vqa")}
 
 Reader = Callable[[Path], Iterator[Sample | Rejected]]
 

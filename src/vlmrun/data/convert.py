@@ -1,0 +1,69 @@
+"""LLaVA JSON to MiniCPM-V JSON and back. Nothing is lost: what the other format cannot say is an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmrun import artifact
+from vlmrun.data import formats
+from vlmrun.data.reading import rejection_error
+from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
+
+
+def to_minicpm(sample: Sample) -> dict[str, Any]:
+    """A record of MiniCPM-V: one picture under its name, several by marker in the order of the text."""
+    images: str | dict[str, str] | None = None
+    texts = [turn.text for turn in sample.turns]
+    if len(sample.images) == 1 and IMAGE_TAG in texts[0]:
+        images = sample.images[0]
+    elif sample.images:
+        images = {f"<image_{number:02d}>": name for number, name in enumerate(sample.images)}
+        markers = iter(images)
+        texts = [_numbered(text, markers) for text in texts]
+    messages = [{"role": turn.role, "content": text} for turn, text in zip(sample.turns, texts, strict=True)]
+    return {"id": sample.id} | ({} if images is None else {"image": images}) | {"conversations": messages}
+
+
+def to_llava(sample: Sample) -> dict[str, Any]:
+    """A record of LLaVA: a name or a list of names, tags where the pictures belong."""
+    sides = {"user": "human", "assistant": "gpt"}
+    messages = [{"from": sides[turn.role], "value": turn.text} for turn in sample.turns]
+    record: dict[str, Any] = {"id": sample.id}
+    if sample.images:
+        record["image"] = sample.images[0] if len(sample.images) == 1 else list(sample.images)
+    return record | {"conversations": messages}
+
+
+FORMS: dict[str, Callable[[Sample], dict[str, Any]]] = {"minicpm": to_minicpm, "llava": to_llava}
+
+
+def convert(source: Path, destination: Path, *, read_as: str, write_as: str) -> int:
+    """Writes all records of a file in the other format and returns how many.
+
+    Raises:
+        DataError: listing the records that cannot be used; nothing is written then.
+    """
+    samples: list[Sample] = []
+    wrong: list[Rejected] = []
+    for index, found in enumerate(formats.reader(read_as)(source)):
+        if isinstance(found, Rejected):
+            wrong.append(found)
+        else:  # LLaVA's records need no id, MiniCPM-V's do
+            samples.append(found if found.id else Sample(str(index), found.images, found.turns, found.source))
+    if wrong:
+        raise rejection_error(wrong)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(FORMS[write_as](sample), ensure_ascii=False) for sample in samples)
+    artifact.write_text(destination, f"[\n{lines}\n]\n")
+    return len(samples)
+
+
+def _numbered(text: str, markers: Iterator[str]) -> str:
+    """Tags as markers; the line breaks that the reader puts around them are left to it."""
+    first, *others = text.split(IMAGE_TAG)
+    for other in others:
+        first = first.removesuffix("\n") + next(markers) + other.removeprefix("\n")
+    return first
