@@ -45,7 +45,7 @@ def job_of(folder: Path, run: Path, **changes: Any) -> StageJob:
             "alpha": float(given["lora_alpha"]),
             "dropout": float(given["lora_dropout"]),
         }
-        lora = {**shape, "targets": "all-linear", "bias": "none"}
+        lora = {**shape, "targets": "all-linear", "bias": "none", "modules_to_save": []}
     optim = {
         "lr": rate,
         "connector_lr": own,

@@ -48,11 +48,27 @@ def test_schedules():
 
 
 def test_the_schedule_of_the_offload_file():
-    """The figures of the specification's appendix; the first update at the full rate, then constant."""
+    """The figures of the specification's appendix, which counts the scheduler's steps: one fewer than updates made."""
     rate = optim.schedule(_optim(warmup_ratio=0.03), 1000, offloaded=True)
-    assert [round(rate(step), 4) for step in (1, 10, 29)] == [0.2038, 0.7050, 1.0]
-    assert rate(0) == rate(30) == rate(999) == 1.0
+    assert [round(rate(step + 1), 4) for step in (1, 10, 29)] == [0.2038, 0.7050, 1.0]
+    assert rate(0) == rate(31) == rate(999) == 1.0
     assert math.isclose(optim.schedule(_optim(warmup_ratio=0.03), 1000)(999), 0.0, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.03])
+def test_that_schedule_is_deepspeeds_own(ratio):
+    """Stepped after the optimizer, as DeepSpeed's engine does; before 0.15 it did not touch the rate of the first."""
+    from deepspeed.runtime.lr_schedules import WarmupLR
+
+    settings, steps = _optim(warmup_ratio=ratio), 1000
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    scheduler = WarmupLR(optimizer, warmup_max_lr=settings.lr, warmup_num_steps=math.ceil(ratio * steps))
+    optimizer.param_groups[0]["lr"] = settings.lr
+    rate = optim.schedule(settings, steps, offloaded=True)
+    for done in range(60):
+        assert math.isclose(optimizer.param_groups[0]["lr"], settings.lr * rate(done), abs_tol=1e-15), done
+        optimizer.step()
+        scheduler.step()
 
 
 class _Tree(nn.Module):

@@ -75,7 +75,7 @@ def test_each_mode_trains_what_upstream_trains(case):
     vlm = pico_vlm()
     vlm.llm, vlm.connector = _llm(case), MLP(vlm.tower.hidden_dim, 32)
     rank = 4 if case["mode"].startswith("lora") else None
-    lora = Lora(r=rank, alpha=8.0, dropout=0.0, targets="all-linear", bias="none") if rank else None
+    lora = Lora(r=rank, alpha=8.0, dropout=0.0, targets="all-linear", bias="none", modules_to_save=[]) if rank else None
     tuning = _tuning(case["mode"])
     tune.apply(vlm, tuning, lora)
     ours = {name for name, p in vlm.named_parameters() if p.requires_grad}

@@ -17,7 +17,7 @@ from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.errors import CheckpointError
 from vlmrun.model.parts import Loaded, assemble
 from vlmrun.model.pretrained import read_json
-from vlmrun.model.tune import trained_biases, wrap
+from vlmrun.model.tune import trained_beside, wrap
 
 
 def weights_folder(folder: Path) -> Path:
@@ -125,7 +125,7 @@ def _wrapped(llm: nn.Module, adapter: Adapter) -> nn.Module:
     wrapped = wrap(llm, adapter.config)
     state = adapter.state()
     # PEFT 0.21 looks for biases of adapted layers under names that they do not have: they are carried here.
-    biases = {saved_name(name): p for name, p in wrapped.named_parameters() if name in trained_biases(wrapped)}
+    biases = {saved_name(name): p for name, p in wrapped.named_parameters() if name in trained_beside(wrapped)}
     expected = {name: tuple(value.shape) for name, value in _lora_only(get_peft_model_state_dict(wrapped)).items()}
     expected |= {name: tuple(value.shape) for name, value in biases.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}

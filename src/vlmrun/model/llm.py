@@ -51,7 +51,7 @@ def load(  # noqa: PLR0913 -- the keys of a YAML file, and what the run adds
         tokenizer: where the tokenizer is, when not at `path`.
         tokens: tokens of the tokenizer that play the roles `pad`, `eos`, `unk`, `bos`.
         legacy: how its SentencePiece file is read (`tokenizers.load_tokenizer`).
-        quant: linear layers in few bits (`quantise.of`); the folder holds them in full precision.
+        quant: linear layers in few bits (`quantise.of`); the folder holds them in full precision, or in those bits.
         added: tokens added to the vocabulary; their embeddings start as the mean of all rows before them.
 
     Raises:
@@ -91,11 +91,13 @@ def _check_request(path: str | None, config: dict[str, Any] | None, tokenizer: s
 def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantise.Quantised | None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    if read_config(str(folder)).get("quantization_config"):
-        raise CheckpointError(
-            "the LLM's weights are quantised already", str(folder), "give the folder of the full-precision model"
-        )
     if quant is None:
+        if read_config(str(folder)).get("quantization_config"):
+            raise CheckpointError(
+                "the LLM's weights are quantised already",
+                str(folder),
+                "train it with tune.llm: qlora, or give the folder of the full-precision model",
+            )
         config = families.read_config(folder)
         return pretrained.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention, config=config)
     return quantise.load(AutoModelForCausalLM, folder, quant, dtype=dtype, attention=attention)

@@ -13,7 +13,7 @@ import torch
 
 from vlmrun.build import build, find
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig
+from vlmrun.config.schema import ModelConfig, Slices
 from vlmrun.errors import ConfigError
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.llm import LLM
@@ -94,6 +94,12 @@ def _connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
             f"model.tower.layers is null, but {kind.__name__} asks for none", "model.tower.layers", "[-2], for instance"
         )
     vision_dim = tower.hidden_dim if wanted is None else tower.hidden_dim // len(wanted)
+    if tower.ADAPTIVE and not kind.ADAPTIVE and isinstance(model.tiles, Slices):
+        raise ConfigError(
+            f"slices of this tower have shapes of their own, which {kind.__name__} does not take",
+            "model.connector",
+            "model/connector=resampler",
+        )
     connector: Connector = build(target, Connector, vision_dim=vision_dim, llm_dim=llm_dim)
     add_newline(connector, model.tiles, llm_dim)
     if weights is not None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmrun.config import paths
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.hardware import checks
@@ -52,29 +53,61 @@ def check(kind: Any) -> None:
 
 
 def load(model_class: Any, folder: Path, kind: Quantised, *, dtype: torch.dtype, attention: str) -> Any:
-    """Loads a folder of full-precision weights into few bits, as `pretrained.load` does otherwise.
+    """Loads a folder of full-precision weights into few bits, as `pretrained.load` does otherwise, or one that holds
+    them in those few bits already.
 
     Raises:
-        CheckpointError: as `check` and `pretrained.load`, and when there is no layer to hold in few bits.
+        CheckpointError: as `check` and `pretrained.load`, when there is no layer to hold in few bits, and when the
+            folder holds them in other few bits.
     """
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
     check(kind)
+    found = packed(folder)
+    if found is not None:
+        _check_same(found, kind, folder)
+        config = families.read_config(folder)
+        llm = pretrained.load(model_class, folder, dtype=dtype, attention=attention, config=config)
+        settle(llm, dtype)
+        return llm
     chosen, left = _sort_layers(folder, kind)
     how = _settings(kind, left, dtype)
     config = families.read_config(folder)
     llm = pretrained.load(model_class, folder, dtype=dtype, attention=attention, quantization=how, config=config)
-    packed = {name: module for name, module in llm.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
-    if not chosen or packed.keys() != chosen:
-        different = ", ".join(sorted(packed.keys() ^ chosen)[:3]) or f"no width is a multiple of {_BLOCK}"
+    held = settle(llm, dtype)
+    if not chosen or held != chosen:
+        different = ", ".join(sorted(held ^ chosen)[:3]) or f"no width is a multiple of {_BLOCK}"
         raise CheckpointError(
             f"this LLM cannot be held in {kind['bits']} bits: {different}", str(folder), "use tune.llm: lora"
         )
-    for module in packed.values():
+    return llm
+
+
+def settle(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Prepares the layers in few bits for training, whatever their files say, and names them."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
+    for module in found.values():
         # With AVX512-BF16 the first forward in eval mode would repack the weights in place: from then on no gradient
         # passes the layer, and dequantising it gives garbage (platform T9).
         module.support_avx512bf16_for_cpu = False
-    return llm
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            module.compute_type_is_set = True
+    return set(found)
+
+
+def packed(folder: Path) -> dict[str, Any] | None:
+    """How a folder's weights are held in few bits already: `bits`, `type`, `double`. None: they are not."""
+    return paths.packed(pretrained.read_json(folder / "config.json", "fetch the model again"))
+
+
+def _check_same(found: dict[str, Any], kind: Quantised, folder: Path) -> None:
+    different = [key for key in found if found[key] != kind[key]]
+    if different:
+        told = ", ".join(f"{key}: {found[key]}" for key in found)
+        raise CheckpointError(
+            f"the weights are held otherwise already ({told})", str(folder), f"'stage.NAME.quant={{{told}}}'"
+        )
 
 
 def _settings(kind: Quantised, left: list[str], dtype: torch.dtype) -> Any:
@@ -92,7 +125,17 @@ def _settings(kind: Quantised, left: list[str], dtype: torch.dtype) -> Any:
 
 
 def layers(folder: Path, kind: Quantised) -> frozenset[str]:
-    """Names of the weights that `load` holds in few bits; no weight is read."""
+    """Names of the weights that `load` holds in few bits; no weight is read.
+
+    Raises:
+        CheckpointError: when the folder itself holds them so: nothing can be added to such weights.
+    """
+    if packed(folder) is not None:
+        raise CheckpointError(
+            "the LLM that the adapter was trained on is held in few bits in its folder",
+            str(folder),
+            "write it out in full first: vlmrun convert STAGE OUT --to native, and merge that",
+        )
     return frozenset(f"{name}.weight" for name in _sort_layers(folder, kind)[0])
 
 

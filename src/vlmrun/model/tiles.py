@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from vlmrun.config.schema import Tiles
+from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import ConfigError, DataError
 
 NEWLINE = "image_newline"  # name, in the connector's state, of the feature that ends each row of a picture
@@ -29,6 +29,10 @@ class Layout(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the original."""
+
+    @property
+    def patches(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patches in every tile, where tiles keep their shape."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,14 @@ class Tiling:
         return round(self.per_tile**0.5)
 
 
-def tiling(per_tile: int, tiles: Tiles | None) -> Tiling:
-    """The rule of a model.
+def tiling(per_tile: int, tiles: Tiles | Slices | None) -> Tiling:
+    """The rule of a model; the slices of a picture are one after another.
 
     Raises:
         ConfigError: when the features of a tile form no square map and the tiles are to be joined as maps.
     """
+    if isinstance(tiles, Slices):
+        return Tiling(per_tile, "flat")
     if tiles is not None and tiles.merge != "flat" and round(per_tile**0.5) ** 2 != per_tile:
         raise ConfigError(
             f"the connector's {per_tile} features of a tile are no square map", "model.tiles.merge", "merge: flat"
@@ -125,9 +131,15 @@ def n_tiles(layout: Layout | None) -> int:
     return 1 if layout is None or layout.grid is None else 1 + layout.grid[0] * layout.grid[1]
 
 
-def add_newline(connector: nn.Module, tiles: Tiles | None, llm_dim: int) -> None:
+def grids_of(layouts: Sequence[Layout | None]) -> list[tuple[int, int]] | None:
+    """Rows and columns of patches of every tile of every picture; None when all have the tower's own shape."""
+    found = [patches for layout in layouts if layout is not None for patches in layout.patches]
+    return found or None
+
+
+def add_newline(connector: nn.Module, tiles: Tiles | Slices | None, llm_dim: int) -> None:
     """Gives the connector the feature that ends a row, where the way of merging has one."""
-    if tiles is not None and tiles.merge == "spatial_unpad":
+    if isinstance(tiles, Tiles) and tiles.merge == "spatial_unpad":
         connector.register_parameter(NEWLINE, nn.Parameter(torch.randn(llm_dim) / llm_dim**0.5))
 
 

@@ -78,8 +78,10 @@ def _config(folder: Path) -> dict[str, Any]:
 def _from_files(folder: Path, config: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # For these classes transformers 5 would build another backend than the one in the file.
-    as_it_is = (folder / _FAST).is_file() and config.get("tokenizer_class") in _LLAMA_CLASSES[:-1]
+    # For these classes transformers 5 would build another backend than the one in the file; one of a model's own code
+    # (MiniCPM-V) adds attributes to it that nothing here reads.
+    own_class = "AutoTokenizer" in (config.get("auto_map") or {})
+    as_it_is = (folder / _FAST).is_file() and (own_class or config.get("tokenizer_class") in _LLAMA_CLASSES[:-1])
     loader: Any = PreTrainedTokenizerFast if as_it_is else AutoTokenizer
     try:
         with pretrained.quietly():

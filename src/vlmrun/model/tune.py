@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -64,6 +65,7 @@ def adapter_config(llm: nn.Module) -> dict[str, Any]:
         "lora_dropout": config.lora_dropout,
         "target_modules": sorted(config.target_modules),
         "bias": config.bias,
+        "modules_to_save": sorted(saved_modules(llm)) or None,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "inference_mode": True,
@@ -85,23 +87,35 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
+    wrapped.saved_modules = tuple(config.get("modules_to_save") or ())  # type: ignore[assignment]
     return wrapped
 
 
-def trained_biases(llm: Any) -> set[str]:
-    """Names of the biases of a wrapped LLM that train beside its adapters: none, all, or those of adapted layers."""
-    bias = llm.peft_config["default"].bias
-    if bias == "none":
-        return set()
-    names = {name for name, _ in llm.named_parameters() if name.endswith(".bias") and ".lora_" not in name}
-    return names if bias == "all" else {name for name in names if name.endswith(".base_layer.bias")}
+def saved_modules(llm: Any) -> tuple[str, ...]:
+    """Last names of the modules that train whole beside the adapters, in place.
+
+    PEFT itself would keep the untrained module and a copy of it that learns; the files are the same.
+    """
+    return tuple(getattr(llm, "saved_modules", ()))
+
+
+def trained_beside(llm: Any) -> set[str]:
+    """Names of the parameters of a wrapped LLM that train beside its adapters: biases (all, or those of adapted
+    layers) and whole modules."""
+    bias, modules = llm.peft_config["default"].bias, saved_modules(llm)
+    names = {name for name, _ in llm.named_parameters() if ".lora_" not in name}
+    found = {name for name in names if modules and name.rpartition(".")[0].rpartition(".")[2] in modules}
+    if bias != "none":
+        found |= {name for name in names if name.endswith(".bias" if bias == "all" else ".base_layer.bias")}
+    return found
 
 
 def lora_targets(llm: nn.Module, targets: str | list[str]) -> list[str]:
-    """The names PEFT is given: last names of linear layers, checked one by one.
+    """The names PEFT is given: last names of linear layers, checked one by one, or whole names.
 
     Args:
-        targets: `all-linear` for every linear layer but the output head.
+        targets: `all-linear` for every linear layer but the output head; another text is a regular expression that the
+            whole of a name must match, `llm.` in front.
 
     Raises:
         ConfigError: naming every target that matches no linear layer, with the nearest that would.
@@ -111,6 +125,8 @@ def lora_targets(llm: nn.Module, targets: str | list[str]) -> list[str]:
     if targets == "all-linear":
         # A head that shares its last name with other layers would be matched with them: give full names then.
         return sorted(linear) if head and head.rpartition(".")[2] in names else sorted(names)
+    if isinstance(targets, str):
+        return _matching(linear, targets)
     unmatched = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if unmatched or not targets:
         raise ConfigError(
@@ -121,6 +137,36 @@ def lora_targets(llm: nn.Module, targets: str | list[str]) -> list[str]:
             or [Problem("LoRA has no targets", f"{WHERE}.targets", _nearest("all-linear", names))]
         )
     return sorted(set(targets))
+
+
+def _matching(linear: list[str], pattern: str) -> list[str]:
+    try:
+        found = [name for name in linear if re.fullmatch(pattern, f"llm.{name}")]
+    except re.error as error:
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "mend it") from error
+    if not found:
+        raise ConfigError(
+            f"LoRA's {pattern!r} matches no linear layer of the LLM",
+            f"{WHERE}.targets",
+            f"the whole of a name must match, such as llm.{linear[0]}" if linear else "all-linear",
+        )
+    return sorted(found)
+
+
+def _check_modules(llm: nn.Module, modules: Sequence[str], targets: Sequence[str]) -> None:
+    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if list(module.parameters(recurse=False))}
+    problems = [
+        Problem(f"no module of the LLM is called {name!r}", f"{WHERE}.modules_to_save", suggest(name, names))
+        for name in modules
+        if name not in names
+    ]
+    problems += [
+        Problem(f"{name!r} has adapters and is to train whole as well", f"{WHERE}.modules_to_save", "one of the two")
+        for name in modules
+        if any(target.rpartition(".")[2] == name for target in targets)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _linear_layers(llm: Any) -> tuple[list[str], str | None]:
@@ -152,12 +198,14 @@ def _tune_lora(vlm: VLM, lora: Lora | None, seed: int) -> None:
             "lora_dropout": lora.dropout,
             "target_modules": lora_targets(vlm.llm, lora.targets),
             "bias": lora.bias,
+            "modules_to_save": lora.modules_to_save,
             "task_type": "CAUSAL_LM",
         }
+        _check_modules(vlm.llm, lora.modules_to_save, config["target_modules"])
         training = vlm.llm.training
         with seeded(seed, "adapter"):
             vlm.llm = wrap(vlm.llm, config).train(training)
-    trained = trained_biases(vlm.llm)
+    trained = trained_beside(vlm.llm)
     for name, parameter in vlm.llm.named_parameters():
         parameter.requires_grad_("lora_" in name or name in trained)
 
@@ -166,11 +214,11 @@ def _check_same_shape(llm: nn.Module, lora: Lora) -> None:
     """Training on goes with the adapter as it is; only dropout may change, being no part of its shape."""
     have = adapter_config(llm)
     wanted = lora_targets(llm, lora.targets)
-    shape = (have["r"], have["lora_alpha"], have["target_modules"], have["bias"])
-    if shape != (lora.r, lora.alpha, wanted, lora.bias):
+    keys = ("r", "lora_alpha", "target_modules", "bias", "modules_to_save")
+    if [have[key] for key in keys] != [lora.r, lora.alpha, wanted, lora.bias, sorted(lora.modules_to_save) or None]:
         raise ConfigError(
             f"the model has an adapter of r {have['r']}, alpha {have['lora_alpha']}, targets {have['target_modules']}, "
-            f"bias {have['bias']}",
+            f"bias {have['bias']}, modules_to_save {have['modules_to_save']}",
             WHERE,
             "give the same values to train it on, or merge it first (a stage of kind merge) and start from that",
         )

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmrun.config.schema import Tiles
+from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import DataError
 from vlmrun.model import packs
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.head import Head
 from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
-from vlmrun.model.tiles import NEWLINE, Layout, tiling
+from vlmrun.model.tiles import NEWLINE, Layout, grids_of, tiling
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.ulysses import Ulysses
 
@@ -54,7 +54,7 @@ class VLM(nn.Module):
     that differ in the order of their modules hang or silently diverge under ZeRO.
     """
 
-    def __init__(self, llm: nn.Module, tower: Tower, connector: Connector, tiles: Tiles | None = None) -> None:
+    def __init__(self, llm: nn.Module, tower: Tower, connector: Connector, tiles: Tiles | Slices | None = None) -> None:
         super().__init__()
         self.llm = llm
         self.tower = tower
@@ -193,12 +193,14 @@ class VLM(nn.Module):
     def _features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
         """Rows for the image positions, of all pictures one after another."""
         wanted = self._trains_tower() and not self.tower_no_grad
+        # Pictures of their own shapes; a tower and a connector that take them are told.
+        shapes = () if (grids := grids_of(layouts)) is None else (grids,)
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-            layers = self.tower(pixels.to(self.tower.dtype))
+            layers = self.tower(pixels.to(self.tower.dtype), *shapes)
         # An identity has no parameters; it hands features to the LLM as they will be added there.
         weight = next(self.connector.parameters(), None)
         dtype = self.llm.get_input_embeddings().weight.dtype if weight is None else weight.dtype  # type: ignore[operator]
-        features = self.connector([layer.to(dtype) for layer in layers])
+        features = self.connector([layer.to(dtype) for layer in layers], *shapes)
         newline = getattr(self.connector, NEWLINE, None)
         rows = self.image_tokens.merged(features, layouts, newline)
         # In the graph on every rank, whether or not a picture of this batch was cut.

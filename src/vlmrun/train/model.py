@@ -10,12 +10,13 @@ import torch
 from vlmrun.checkpoints import load as saved
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
-from vlmrun.config.schema import TrainStage
+from vlmrun.config.schema import Slices, Tiles, TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.hardware import zero, zero_own
 from vlmrun.model import new_tokens, parts, quantise, recompute, tune
 from vlmrun.model.head import Head, causal_lm
 from vlmrun.model.parts import Loaded
+from vlmrun.model.tiles import tiling
 from vlmrun.model.towers import half
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
@@ -52,6 +53,7 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         # The parts are the folder's (checked to be those of this run); how text is laid out is this run's.
         ours = {"max_length": job.model.max_length, "template": job.model.template}
         loaded.model = loaded.model.model_copy(update=ours)
+        _cut_as_asked(loaded, job.model.tiles)
     if stage.tune.adapters and loaded.sources["llm"] is None:
         raise CheckpointError(
             "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"
@@ -78,6 +80,13 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         loaded.vlm.to(dist.device(job.hardware))
     del alive
     return loaded
+
+
+def _cut_as_asked(loaded: Loaded, tiles: Tiles | Slices | None) -> None:
+    """Slices have no weights: this run's hold, whatever the model was trained with before."""
+    if isinstance(tiles, Slices) and not isinstance(loaded.model.tiles, Tiles):
+        loaded.model = loaded.model.model_copy(update={"tiles": tiles})
+        loaded.vlm.image_tokens = tiling(loaded.vlm.image_tokens.per_tile, tiles)
 
 
 def _sharded(job: StageJob, stage: TrainStage) -> bool:

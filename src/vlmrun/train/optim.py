@@ -87,8 +87,9 @@ def schedule(optim: Optim, steps: int, *, offloaded: bool = False) -> Callable[[
     """The factor on every group's rate, by the number of updates already made.
 
     Args:
-        offloaded: what zero3_offload.json did instead (`compat.offload_schedule`): DeepSpeed's WarmupLR, logarithmic to
-            the full rate and constant from there. Its first update already ran at the full rate.
+        offloaded: what zero3_offload.json and MiniCPM-V's JSON files did instead (`compat.offload_schedule`):
+            DeepSpeed's WarmupLR, logarithmic to the full rate and constant from there. It stepped after the optimizer
+            only: the first update ran at the full rate, the second at 0, as its first step has.
 
     Source: the formulas of transformers' `get_scheduler`, with which a test compares them.
     """
@@ -96,7 +97,7 @@ def schedule(optim: Optim, steps: int, *, offloaded: bool = False) -> Callable[[
     rest = max(1, steps - warmup)
     if offloaded:
         log_steps = math.log(max(2, warmup))
-        return lambda done: 1.0 if done == 0 or done >= warmup else math.log(done + 1) / log_steps
+        return lambda done: 1.0 if done == 0 or done > warmup else math.log(done) / log_steps
 
     lowest = optim.min_lr_ratio
 

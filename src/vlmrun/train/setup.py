@@ -208,8 +208,7 @@ class _Run:
             self.engine.load(found.path)
 
     def _encoder(self) -> Encoder:
-        tiles = self.job.model.tiles
-        transform = ImageTransform(self.loaded.preprocessor, tiles and tiles.grids)
+        transform = ImageTransform(self.loaded.preprocessor, self.loaded.model.tiles)
         return Encoder(
             template=self.template,
             tokenizer=self.loaded.tokenizer,
@@ -220,13 +219,15 @@ class _Run:
             compat=self.stage.compat,
             draft=_FINER * max(transform.size) if self.stage.image_decode == "draft" else None,
             pictures=self._pictures(),
+            slices=derived.slices(self.loaded.model),
         )
 
     def _pictures(self) -> PictureCache | None:
         stage = self.stage
         if stage.image_cache is None:
             return None
-        known = [self.loaded.preprocessor, self.job.model.tiles and self.job.model.tiles.grids]
+        tiles = self.loaded.model.tiles
+        known = [self.loaded.preprocessor, tiles and tiles.model_dump()]
         preparation = json.dumps([*known, stage.image_aspect, stage.image_decode], sort_keys=True)
         return PictureCache(Path(stage.image_cache).expanduser(), preparation)
 

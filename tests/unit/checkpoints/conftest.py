@@ -81,7 +81,15 @@ def merging(n: int = 1, **changes: object) -> MergeStage:
 
 def add_lora(loaded: Loaded, seed: int = 0, **changes: object) -> None:
     """Wraps the LLM and gives B values, as if it had been trained."""
-    shape = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", **changes}
+    shape = {
+        "r": 4,
+        "alpha": 8.0,
+        "dropout": 0.0,
+        "targets": "all-linear",
+        "bias": "none",
+        "modules_to_save": [],
+        **changes,
+    }
     tune.apply(loaded.vlm, Tune(llm="lora", tower="freeze", connector="freeze"), Lora(**shape), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def _logits(vlm):
 def test_trained_biases_come_back_and_are_merged(tmp_path, bias, n_biases):
     pico_llm(tmp_path / "pico/llm", attention_bias=True)
     loaded = pico_loaded(tmp_path / "pico")
-    lora = Lora(r=2, alpha=4.0, dropout=0.0, targets=["q_proj"], bias=bias)
+    lora = Lora(r=2, alpha=4.0, dropout=0.0, targets=["q_proj"], bias=bias, modules_to_save=[])
     tune.apply(loaded.vlm, Tune(llm="lora", tower="freeze", connector="full"), lora)
     trained = {n: p for n, p in loaded.vlm.llm.named_parameters() if p.requires_grad}
     assert sum("lora_" not in name for name in trained) == n_biases

@@ -208,7 +208,7 @@ def test_tiles_train_and_come_back(tmp_path, merge):
     from vlmrun.data.images import ImageTransform
 
     made = assemble(_model(tmp_path, "clip", "mlp.MLP", TILES | {"merge": merge}), **HOW, seed=0)
-    transform = ImageTransform(made.preprocessor, TILES["grids"])
+    transform = ImageTransform(made.preprocessor, made.model.tiles)
     noise = np.random.default_rng(0).integers(0, 255, (30, 11, 3), dtype=np.uint8)
     cut = [transform.tiles(Image.fromarray(picture), "anyres") for picture in (noise, noise.transpose(1, 0, 2))]
     pixels = torch.cat([torch.from_numpy(tiles) for tiles, _ in cut])

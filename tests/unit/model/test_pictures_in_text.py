@@ -48,7 +48,7 @@ def _dataset(loaded, folder, aspect, rule):
         Sample(name, images, tuple(Turn(role, text) for role, text in zip(roles, texts, strict=False)), ("f", index))
         for index, (name, (images, texts)) in enumerate(RECORDS.items())
     ]
-    transform = ImageTransform(loaded.preprocessor, GRIDS)
+    transform = ImageTransform(loaded.preprocessor, Tiles(grids=GRIDS, merge="flat"))
     encoder = Encoder(TEMPLATES["micro"], loaded.tokenizer, transform, aspect, rule, 256)
     return Dataset(index.write(folder / aspect, [("d", "f", samples)]), [Source(folder, False)], encoder)
 

@@ -18,7 +18,7 @@ from vlmrun.model.parts import assemble
 from vlmrun.model.vlm import IMAGE_TOKEN
 
 HOW = {"dtype": torch.float32, "attention": "sdpa"}
-LORA = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear", bias="none")
+LORA = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear", bias="none", modules_to_save=[])
 N_LINEAR = 14  # 7 in each of 2 layers
 
 

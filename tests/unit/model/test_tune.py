@@ -13,7 +13,17 @@ LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_
 
 
 def _lora(**changes):
-    return Lora(**{"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", **changes})
+    return Lora(
+        **{
+            "r": 4,
+            "alpha": 8.0,
+            "dropout": 0.0,
+            "targets": "all-linear",
+            "bias": "none",
+            "modules_to_save": [],
+            **changes,
+        }
+    )
 
 
 def _tune(llm="freeze", tower="freeze", connector="freeze"):
@@ -129,3 +139,35 @@ def test_generation_and_checkpointing_work_through_the_adapter():
     again = [p.grad for p in vlm.parameters() if p.requires_grad]
     assert plain
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(plain, again, strict=True))
+
+
+def test_an_expression_must_match_the_whole_name():
+    vlm = pico_vlm()
+    pattern = r"llm\..*layers\.1\.self_attn\.(q_proj|v_proj)"
+    tune.apply(vlm, _tune(llm="lora"), _lora(targets=pattern))
+    found = {name.split(".lora_")[0].removeprefix("llm.base_model.model.") for name in _trained(vlm)}
+    assert found == {f"model.layers.1.self_attn.{name}" for name in ("q_proj", "v_proj")}
+    with pytest.raises(ConfigError, match=r"matches no linear layer.*\n.*\n.*llm\.model\.layers\.0"):
+        tune.apply(pico_vlm(), _tune(llm="lora"), _lora(targets="q_proj"))
+    with pytest.raises(ConfigError, match="no regular expression"):
+        tune.apply(pico_vlm(), _tune(llm="lora"), _lora(targets="llm(("))
+
+
+def test_a_module_trains_whole_beside_the_adapters():
+    vlm = pico_vlm()
+    tune.apply(vlm, _tune(llm="lora"), _lora(modules_to_save=["embed_tokens"]))
+    (whole,) = [name for name in _trained(vlm) if "lora_" not in name]
+    assert whole == "llm.base_model.model.model.embed_tokens.weight"
+    assert tune.adapter_config(vlm.llm)["modules_to_save"] == ["embed_tokens"]
+    tune.apply(vlm, _tune(llm="lora"), _lora(modules_to_save=["embed_tokens"]))  # trained on
+    with pytest.raises(ConfigError, match=r"modules_to_save \['embed_tokens'\]"):
+        tune.apply(vlm, _tune(llm="lora"), _lora())
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("embed_token", "did you mean 'embed_tokens'"), ("q_proj", "has adapters and is to train whole")],
+)
+def test_a_module_that_cannot_is_named(module, words):
+    with pytest.raises(ConfigError, match=words):
+        tune.apply(pico_vlm(), _tune(llm="lora"), _lora(modules_to_save=[module]))

@@ -245,7 +245,7 @@ def test_frozen_parts_are_bit_equal_afterwards():
 
 def test_dropout_repeats_when_a_run_goes_on():
     """The first row of a resumed run draws what the same step of the whole run drew."""
-    lora = Lora(r=4, alpha=8.0, dropout=0.5, targets="all-linear", bias="none").model_dump()
+    lora = Lora(r=4, alpha=8.0, dropout=0.5, targets="all-linear", bias="none", modules_to_save=[]).model_dump()
     wanted = Tune(llm="lora", tower="freeze", connector="freeze")
     first = _train(_steps(1), wanted=wanted, lora=lora)[0][0]
     torch.manual_seed(12345)

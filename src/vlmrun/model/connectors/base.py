@@ -18,10 +18,13 @@ class Connector(nn.Module):
     both are supplied when it is built.
 
     Attributes:
+        ADAPTIVE: knows what to do with pictures of different shapes: `forward(layers, grids)`, where features behind a
+            picture's own rows x columns are padding.
         UPSTREAM: first part of a name behind `mm_projector.` in an original checkpoint -> first part of ours; the
             longest that fits counts.
     """
 
+    ADAPTIVE: ClassVar[bool] = False
     UPSTREAM: ClassVar[Mapping[str, str]] = {"": ""}
 
     @classmethod

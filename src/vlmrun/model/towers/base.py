@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from vlmrun.errors import ConfigError
 
+Grids = Sequence[tuple[int, int]]  # rows and columns of patches in every picture
+
 
 class Tower(nn.Module):
     """Turns pictures into patch features.
 
     Attributes:
+        ADAPTIVE: takes pictures of any shape in whole patches, as strips, with their grids: `forward(pixels, grids)`.
+            Features of shorter ones are filled up to the longest.
         hidden_dim: channels of all requested layers together.
         layers: the requested layers, once they are known.
         n_layers: how many there are to choose from.
@@ -24,6 +28,8 @@ class Tower(nn.Module):
         preprocessor: how pictures are made ready, as in `preprocessor_config.json`.
         source: the folder the weights came from; None when they were made at random.
     """
+
+    ADAPTIVE: ClassVar[bool] = False
 
     hidden_dim: int
     layers: Sequence[int] = ()
@@ -43,14 +49,15 @@ class Tower(nn.Module):
         """Features of every requested layer.
 
         Shape:
-            pixels [N, 3, H, W]; result: one [N, P, Dv] per layer
+            pixels [N, 3, H, W], an adaptive tower's strips [N, 3, patch, patch * longest]; result: one [N, P, Dv] per
+            layer
         """
         raise NotImplementedError
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights, which pictures are cast to."""
-        return next(self.parameters()).dtype
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
     def unused(self) -> list[nn.Parameter]:
         """Parameters that no requested layer depends on; they are never trained."""

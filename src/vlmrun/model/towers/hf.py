@@ -12,7 +12,7 @@ from torch import nn
 
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model import pretrained
+from vlmrun.model import pretrained, quantise
 from vlmrun.model.towers import s2
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.towers.s2 import check_scales
@@ -159,7 +159,10 @@ def load_parts(
             "choose the tower class of that family in model.tower._target_",
         )
     folder = locate(path)
-    return pretrained.load(model_type, folder, dtype=dtype, attention=attention), folder
+    model = pretrained.load(model_type, folder, dtype=dtype, attention=attention)
+    if quantise.packed(folder) is not None:
+        quantise.settle(model, dtype)
+    return model, folder
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
