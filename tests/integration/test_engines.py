@@ -12,7 +12,7 @@ pytestmark = pytest.mark.ranks
 LOSS_ATOL = 1e-5  # fp32
 WEIGHT_ATOL = 1e-5  # mean over a tensor after ten updates of size 3e-3; measured 1e-6
 BF16_ATOL = 5e-2  # bf16 has 8 bits; losses are of size 5
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none"}
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", "modules_to_save": []}
 TUNE_LORA = {"llm": "lora", "tower": "freeze", "connector": "full"}
 TUNE_ALL = {"llm": "full", "tower": "full", "connector": "full"}
 

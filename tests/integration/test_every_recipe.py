@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import pico_minicpm
 from tests.integration import ranks as forked
-from tests.pico import pico_tokenizer
+from tests.pico import WIDE, pico_tokenizer
 from vlmrun import artifact
 from vlmrun.checkpoints import load as saved
 from vlmrun.config.compose import compose, conf_dir
@@ -74,6 +75,8 @@ def _fill(folder):
         record["conversations"] = [{"from": side, "value": text.strip()} for side, text in turns]
         records.append(record)
     (folder / "data.json").write_text(json.dumps(records))
+    pico_minicpm.llm(folder / "minicpm" / "llm", **WIDE)
+    pico_minicpm.records(folder / "minicpm")
 
 
 def _composed(recipe, overrides):
@@ -95,6 +98,8 @@ def _first(recipe):
 def _small(run, shelf):
     """The overrides that shrink a recipe."""
     path = str(run.model.llm.arguments["path"])
+    if "MiniCPM-Llama3-V" in path:
+        return _minicpm(run, shelf / "minicpm", shelf)
     llm = next((option for mark, option in LLMS.items() if mark in path), "pico")
     overrides = [
         "hardware=cpu",
@@ -111,6 +116,30 @@ def _small(run, shelf):
     overrides += _small_tower(run)
     for name in run.data:
         overrides += [f"data.{name}.annotations={shelf / 'data.json'}", f"data.{name}.images={shelf}"]
+    return overrides + _small_stages(run)
+
+
+def _minicpm(run, folder, shelf):
+    """A VLM that is taken apart: its LLM lies in a folder, and its records are of another form."""
+    overrides = [
+        "hardware=cpu",
+        "hardware.precision=fp32",
+        f"output={shelf / 'outputs'}",
+        f"model.llm.path={folder / 'llm'}",
+        "model.llm.tokens=null",
+        "model/tower=pico_navit",
+        "model.connector.queries=4",
+        "model.connector.weights=null",
+        "model.tiles.resolution=32",
+        "model.max_length=256",
+    ]
+    for name in run.data:
+        overrides += [f"data.{name}.annotations={folder / 'data.json'}", f"data.{name}.images={folder / 'images'}"]
+    return overrides + _small_stages(run)
+
+
+def _small_stages(run):
+    overrides = []
     for name, stage in run.stage.items():
         if isinstance(stage, TrainStage):
             sizes = {"global_batch": 4, "micro_batch": 2, "max_steps": 2, "workers": 0, "save_steps": 9}

@@ -22,7 +22,7 @@ CHANGES = {
     "save_steps": 3,
     "tune": {"llm": "qlora", "tower": "freeze", "connector": "full"},
     "quant": {"bits": 4, "type": "nf4", "double": True},
-    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none"},
+    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none", "modules_to_save": []},
     "gradient_checkpointing": True,
 }
 LOSS_ATOL = 1e-5  # fp32, plain PyTorch against ZeRO-2 on one rank

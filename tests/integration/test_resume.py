@@ -19,7 +19,7 @@ CHANGES = {
     "max_steps": 9,
     "save_steps": 3,
     "tune": {"llm": "lora", "tower": "freeze", "connector": "full"},
-    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none"},
+    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none", "modules_to_save": []},
 }
 
 

@@ -46,7 +46,13 @@ LLMS = {  # Bunny's model_type -> where its LLM lies
 }
 TOWERS = {"EVA02-CLIP-L-14-336": "eva02"}
 # What each published file sets besides the stage: whether it clips (spec 4.4: at 1.0 unless the file is silent).
-ZERO = {"zero2.json": (2, 0.0, "none"), "zero3.json": (3, 0.0, "none"), "zero3_offload.json": (3, 1.0, "cpu")}
+ZERO = {
+    "zero2.json": (2, 0.0, "none"),
+    "zero3.json": (3, 0.0, "none"),
+    "zero3_offload.json": (3, 1.0, "cpu"),
+    "ds_config_zero2.json": (2, 1.0, "none"),
+    "ds_config_zero3.json": (3, 1.0, "none"),
+}
 GIVEN = "named-by-the-user"
 CONNECTORS = {"linear": ("MLP", 1), "mlp2x_gelu": ("MLP", 2)}
 
@@ -58,6 +64,7 @@ class Resolved:
         self.run, self.stage, self.gpus = run, stage, script["gpus"]
         self.on_gpus = script.get("on_gpus", self.gpus)  # where the recipe runs elsewhere with the same global batch
         self.optim, self.tune = stage.optim, stage.tune
+        self.betas = [0.9, script["flags"].get("adam_beta2", 0.999)]
 
     def rate(self, part):
         """The rate a part really learns with; None when it is frozen."""
@@ -92,7 +99,16 @@ def _accumulation(r, value):
 
 
 def _adapters(r, value):
-    return r.tune.adapters == value and (not value or r.stage.lora.targets == "all-linear")
+    """All linear layers, unless a flag names them."""
+    named = r.run.model.template == "minicpm_v25"
+    return r.tune.adapters == value and (not value or named or r.stage.lora.targets == "all-linear")
+
+
+def _saved(r, value):
+    """What trains whole beside the adapters; the resampler is the connector."""
+    return r.stage.lora.modules_to_save == [name for name in value if name != "resampler"] and (
+        ("resampler" in value) == (r.tune.connector == "full")
+    )
 
 
 def _deepspeed(r, value):
@@ -136,7 +152,10 @@ def _tower(r, value):
 
 def _llm(r, value):
     """Weights that nobody may hand out are named by the user."""
-    name = str(r.run.model.llm.arguments["path"]).rpartition("/")[2].lower()
+    path = str(r.run.model.llm.arguments["path"])
+    if f"/{value}-native/" in path:  # a published VLM, taken apart
+        return all(f"/{value}-native" in str(part) for part in (r.run.model.tower, r.run.model.connector))
+    name = path.rpartition("/")[2].lower()
     return name == (GIVEN if value.startswith("llama-vicuna") else value.lower())
 
 
@@ -180,7 +199,7 @@ FLAGS = {
     "num_train_epochs": lambda r, v: r.stage.epochs == v and r.stage.max_steps is None,
     "warmup_ratio": lambda r, v: r.optim.warmup_ratio == v,
     "lr_scheduler_type": lambda r, v: r.optim.schedule == v,
-    "weight_decay": lambda r, v: r.optim.weight_decay == v and (r.optim.betas, r.optim.eps) == ([0.9, 0.999], 1e-8),
+    "weight_decay": lambda r, v: r.optim.weight_decay == v and (r.optim.betas, r.optim.eps) == (r.betas, 1e-8),
     "bf16": _precision("bf16"),
     "fp16": _precision("fp16"),
     "tf32": lambda r, v: r.run.hardware.tf32 == v,
@@ -198,6 +217,17 @@ FLAGS = {
     "double_quant": lambda r, v: r.stage.quant.double == v,
     "quant_type": lambda r, v: r.stage.quant.type == v,
     "deepspeed": _deepspeed,
+    "llm_type": lambda r, v: derived.template(r.stage, r.run.model) == {"llama3": "minicpm_v25"}[v],
+    "tune_vision": lambda r, v: (r.tune.tower == "full") == v,
+    "tune_llm": lambda r, v: (r.tune.llm == "full") == v,
+    "q_lora": lambda r, v: (r.tune.llm == "qlora") == v and (not v or r.stage.quant.bits == 4),
+    "lora_target_modules": lambda r, v: r.stage.lora.targets == v,
+    "modules_to_save": _saved,
+    "max_slice_nums": lambda r, v: (r.stage.image_aspect, r.run.model.tiles.max_slices) == ("slices", v),
+    "max_steps": lambda r, v: r.stage.max_steps == v,
+    "eval_steps": lambda r, v: r.stage.eval.steps == v,
+    "adam_beta2": lambda r, v: r.optim.betas[1] == v,
+    "logging_steps": lambda r, v: r.stage.log_steps == v,
     # full_shard; FSDP runs clip at 1.0.
     "fsdp": lambda r, v: (r.stage.engine, r.stage.zero, r.optim.max_grad_norm) == ("fsdp", 3, 1.0),
 }
