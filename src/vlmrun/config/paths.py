@@ -97,7 +97,9 @@ def packed(config: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(said, dict) or not (said.get("load_in_4bit") or said.get("load_in_8bit")):
         method = said.get("quant_method") if isinstance(said, dict) else said
         raise CheckpointError(
-            f"the weights are quantised by {method!r}", "config.json", "give the full-precision model, or one of 4 bits"
+            f"the weights are quantised already, by {method!r}",
+            "config.json",
+            "give the full-precision model, or one of 4 bits",
         )
     if said.get("load_in_8bit"):
         return {"bits": 8, "type": "nf4", "double": False}  # the type is not used

@@ -82,7 +82,8 @@ def test_an_adapter_on_packed_files_is_not_merged_into_them(folder):
 def _problems(folder, *overrides):
     parts = [f"model.{part}.path={folder / 'four' / part}" for part in ("llm", "tower")]
     base = ["+recipe=minicpm_v25_qlora", *parts]
-    unset = ["data.minicpm.annotations=x", "data.minicpm.images=x"]
+    names = ("minicpm", "minicpm_eval")
+    unset = [f"data.{name}.{key}=x" for name in names for key in ("annotations", "images")]
     run, problems = validate(compose([*base, *unset, *overrides]).tree)
     assert not problems
     return [(problem.where, problem.what) for problem in packed.check(run)]

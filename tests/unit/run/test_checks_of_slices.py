@@ -21,7 +21,8 @@ def tree(tmp_path_factory):
             "+recipe=minicpm_v25_lora", "hardware=cpu", "hardware.precision=fp32", "stage.lora.zero=2",
             f"model.llm.path={place / 'llm'}", "model.llm.tokens=null", "model/tower=pico_navit",
             "model.connector.weights=null", "model.connector.queries=4", "model.max_length=256",
-            f"data.minicpm.annotations={place / 'data.json'}", f"data.minicpm.images={place / 'images'}",
+            *(f"data.{name}.annotations={place / 'data.json'}" for name in ("minicpm", "minicpm_eval")),
+            *(f"data.{name}.images={place / 'images'}" for name in ("minicpm", "minicpm_eval")),
         ]
     )  # fmt: skip
     assert not composed.problems
