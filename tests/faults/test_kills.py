@@ -19,7 +19,7 @@ from tests.integration.ranks import RankError
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 SEED = int(os.environ.get("VLMRUN_KILL_SEED", "20"))
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none"}
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none", "modules_to_save": []}
 FULL = {"llm": "full", "tower": "freeze", "connector": "full"}
 HELD_OUT = {"steps": 2, "data": ["held"], "max_samples": 4, "generate": 2, "max_new_tokens": 3}
 

@@ -7,7 +7,7 @@ from tests.integration.jobs import compare, execute, make_job, rows, run, tensor
 
 pytestmark = pytest.mark.ranks
 
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.1, "targets": "all-linear", "bias": "none"}
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.1, "targets": "all-linear", "bias": "none", "modules_to_save": []}
 ALL = {"llm": "full", "tower": "full", "connector": "full"}
 # A frozen LLM between a trained tower and the loss: gradients pass through what does not learn.
 MIXED = {"llm": "freeze", "tower": "full", "connector": "full"}

@@ -12,7 +12,7 @@ from vlmrun.checkpoints import load as saved
 
 pytestmark = pytest.mark.ranks
 
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none"}
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.2, "targets": "all-linear", "bias": "none", "modules_to_save": []}
 FULL = {"llm": "full", "tower": "freeze", "connector": "full"}
 HELD_OUT = {"steps": 2, "data": ["held"], "max_samples": 7, "generate": 5, "max_new_tokens": 4}
 

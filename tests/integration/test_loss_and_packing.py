@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ranks
 LOSS_ATOL, NORM_RTOL = 1e-5, 1e-4  # fp32, as in test_engines.py
 LORA = {
     "tune": {"llm": "lora", "tower": "freeze", "connector": "full"},
-    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none"},
+    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", "modules_to_save": []},
 }
 
 

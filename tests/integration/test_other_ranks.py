@@ -8,7 +8,7 @@ from tests.integration.ranks import RankError
 
 pytestmark = pytest.mark.ranks
 
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none"}
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", "modules_to_save": []}
 BY_LORA = {"tune": {"llm": "lora", "tower": "freeze", "connector": "full"}, "lora": LORA}
 QLORA = {
     "tune": {"llm": "qlora", "tower": "freeze", "connector": "full"},

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.ranks
 ALL = {"llm": "full", "tower": "full", "connector": "full"}
 ALIGN = {"llm": "freeze", "tower": "freeze", "connector": "full"}
 ADAPTER = {"llm": "lora", "tower": "freeze", "connector": "full"}
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none"}
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", "modules_to_save": []}
 # Gradients are clipped hard, with an eps that lets AdamW see the scale of what is left (T18).
 CLIP = {"max_grad_norm": 0.05, "eps": 1e-1}
 

@@ -422,7 +422,7 @@ class SearchStage(Node):
     dtype: Kept
     data: Annotated[list[str], Field(min_length=1)]
     template: str | None
-    image_aspect: Literal["square", "pad", "anyres"] | None
+    image_aspect: Literal["square", "pad", "anyres", "slices"] | None
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None

@@ -311,7 +311,7 @@ def test_the_vlm_learns_the_same(tuned, share):
         from vlmrun.config.schema import Lora, Tune
         from vlmrun.model import tune
 
-        lora = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear", bias="none")
+        lora = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear", bias="none", modules_to_save=[])
         tune.apply(vlm, Tune(llm="lora", tower="freeze", connector="full"), lora)
         for name, parameter in vlm.llm.named_parameters():
             if "lora_B" in name:
