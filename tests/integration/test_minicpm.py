@@ -10,9 +10,10 @@ from tests import pico_minicpm
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, losses, make_job
 from tests.pico import WIDE
+from tests.unit.checkpoints.conftest import merging
 from vlmrun.checkpoints.adapter import Adapter
 from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.merge import merge_lora
+from vlmrun.checkpoints.merge import merge
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.config.job import StageJob
 from vlmrun.serve.dialogue import Dialogue
@@ -86,7 +87,7 @@ def test_the_adapter_holds_what_was_asked_for(trained):
 
 def test_merged_it_answers_the_same_about_a_picture_that_is_cut(trained, tmp_path):
     folder, job = trained
-    merge_lora(job.path, tmp_path / "merged/weights")
+    merge(merging(), [job.path], tmp_path / "merged/weights")
     both = [load(place, dtype=torch.float32, attention="sdpa") for place in (job.path, tmp_path / "merged")]
     assert torch.allclose(_logits(both[0]), _logits(both[1]), atol=LOGITS_ATOL)
     picture = Image.open(folder / "images/1.png").convert("RGB")
@@ -101,7 +102,7 @@ def test_merged_it_answers_the_same_about_a_picture_that_is_cut(trained, tmp_pat
 
 def test_a_later_stage_may_cut_otherwise(trained):
     folder, job = trained
-    merge_lora(job.path, folder / "merged/weights")
+    merge(merging(), [job.path], folder / "merged/weights")
     model = pico_minicpm.model(folder / "parts", max_slices=2)
     later = _train(
         folder, "later", 1, engine="plain", init_from="m", parents={"m": str(folder / "merged")}, model=model,
