@@ -70,10 +70,10 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         identity["data"] = [_data(run.data[name], found.get(item.prepared.get(name, ""))) for name in item.stage.data]
         if not item.parents:
             identity["parts"] = [_folders(part.model_extra or {}) for part in (run.model.llm, run.model.tower)]
-    if isinstance(item.stage, TrainStage) and (
-        item.stage.loss == "micro_mean" or item.stage.group_by_modality_length or item.stage.compat.transformers_order
-    ):
-        # A mean of means, and an order made of micro batches, depend on how the batch is cut; all else does not.
+            _, weights = derived.connector_weights(run.model.connector)
+            file = Path(weights or "").expanduser()  # a finished stage, whose name is in the model, or a file
+            identity |= {"connector": _fingerprint(file)} if weights and file.is_file() else {}
+    if isinstance(item.stage, TrainStage) and _depends_on_cut(item.stage, run):
         identity["cut"] = [item.stage.micro_batch, derived.data_ranks(run.hardware)]
     if isinstance(item.stage, TrainStage) and item.stage.keep_best is not None:
         assert item.stage.eval is not None, "checked: the best is chosen by evaluations"
@@ -90,6 +90,17 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         rounded = [numbers.zero_quantized_weights, numbers.zero_quantized_gradients]
         identity |= {"rounded": rounded} if any(rounded) else {}
     return identity
+
+
+def _depends_on_cut(stage: TrainStage, run: RunConfig) -> bool:
+    """Whether the result depends on how the batch is cut.
+
+    A mean of means does, an order made of micro batches, and pictures that see what fills a batch up; all else not.
+    """
+    tower = run.model.tower.arguments
+    together = tower.get("sees_padding") is True or tower.get("positions") == "strip"
+    ordered = stage.group_by_modality_length or stage.compat.transformers_order is not None
+    return stage.loss == "micro_mean" or ordered or together
 
 
 def _hash(identity: dict[str, Any]) -> str:

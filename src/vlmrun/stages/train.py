@@ -6,6 +6,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.stages import Result
 from vlmrun.train import setup
 from vlmrun.train.log import METRICS, data_wait
+from vlmrun.train.samples import SKIPPED
 from vlmrun.train.scores import SAMPLES, SCORES
 
 
@@ -33,5 +34,5 @@ def execute(job: StageJob) -> Result | None:
     if trained.best is not None:
         summary["best_step"] = trained.best
     roots = [setup.WEIGHTS, METRICS]
-    roots += [name for name in (setup.SKIPPED, SCORES, SAMPLES) if (job.path / name).is_file()]
+    roots += [name for name in (SKIPPED, SCORES, SAMPLES) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import collections
-import json
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vlmrun import heartbeat, logs
 from vlmrun.checkpoints import native
-from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.data import compat, lengths, order, templates
-from vlmrun.data.collate import Collator, dropped_token
-from vlmrun.data.dataset import Dataset, Encoder, open_datasets
-from vlmrun.data.images import ImageTransform
-from vlmrun.data.loader import Reading, batches
-from vlmrun.data.packing import PackedSchedule
-from vlmrun.data.picture_cache import PictureCache
-from vlmrun.data.reading import list_skipped
-from vlmrun.data.sampler import Schedule
-from vlmrun.errors import ConfigError
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
 from vlmrun.train import audit, dist, loop, model, optim, reshard, save
 from vlmrun.train.engine import Engine, create
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import METRICS, Row, Tracker, open_trackers, read
+from vlmrun.train.samples import INDEX, Samples
 from vlmrun.train.saver import Saver
 from vlmrun.train.scores import Record
 
@@ -39,11 +25,6 @@ log = logs.get(__name__)
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
-SKIPPED = "skipped.jsonl"
-INDEX = "index"
-# A draft is this much larger than the tower's pictures, so that scaling it down still smooths.
-_FINER = 2
-LENGTHS = "lengths.npy"
 
 
 @dataclass
@@ -86,19 +67,11 @@ class _Run:
 
     def __init__(self, job: StageJob, stage: TrainStage, loaded: Loaded, config: dict[str, Any] | None) -> None:
         self.job, self.stage, self.loaded = job, stage, loaded
-        self.template = compat.effective(
-            templates.marked(derived.template(stage, job.model), job.model.image_markers),
-            v0_is_v1=stage.compat.v0_is_v1,
-            llama3_system_header=stage.compat.llama3_system_header,
-        )
         self.counts = audit.count(loaded.vlm, stage.tune)
         audit.check(self.counts)
         log.info("%s", audit.table(self.counts))
-        self.encoder = self._encoder()
-        self.dataset = self._dataset(stage.data, job.path / INDEX)
-        self._check_images()
-        self.collator = self._collator()
-        self.schedule = self._schedule()
+        self.samples = Samples(job, stage, loaded)
+        self.schedule = self.samples.schedule
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
         self.evaluator = self._evaluator() if stage.eval is not None else None
@@ -130,21 +103,14 @@ class _Run:
         plan = loop.Plan(
             name=self.job.name,
             stage=stage,
-            batches=batches(
-                self.dataset,
-                schedule,
-                self.collator,
-                rank=dist.data_rank(),
-                first_step=self.done,
-                reading=Reading(stage.workers, stage.prefetch, pin=dist.device(self.job.hardware).type == "cuda"),
-            ),
+            batches=self.samples.batches(self.done),
             steps=schedule.steps,
             done=self.done,
             epoch=schedule.epoch,
             rate=optim.schedule(stage.optim, schedule.steps, offloaded=stage.compat.offload_schedule),
             saver=self.saver,
             evaluate=self._evaluate,
-            skipped=self._list_skipped,
+            skipped=self.samples.list_skipped,
             trackers=self.trackers,
         )
         self._set_modes()
@@ -180,7 +146,7 @@ class _Run:
         native.save(
             self.job.path / WEIGHTS,
             self.loaded,
-            template=self.template.to_dict(),
+            template=self.samples.template.to_dict(),
             image_aspect=self.stage.image_aspect,
             tensors=tensors,
             adapter=(tune.adapter_config(self.loaded.vlm.llm), state) if state else None,
@@ -188,10 +154,9 @@ class _Run:
 
     def result(self) -> Trained:
         """What to tell about the training; rows of an earlier process included."""
-        listed = self.job.path / SKIPPED
         return Trained(
             rows=list(read(self.job.path / METRICS)),
-            n_skipped=len(listed.read_text("utf-8").splitlines()) if listed.is_file() else 0,
+            n_skipped=self.samples.n_skipped(),
             n_dropped=self.schedule.dropped,
             n_trainable=self._n_trainable(),
             engine=self.engine.name,
@@ -207,51 +172,12 @@ class _Run:
         else:
             self.engine.load(found.path)
 
-    def _encoder(self) -> Encoder:
-        transform = ImageTransform(self.loaded.preprocessor, self.loaded.model.tiles)
-        return Encoder(
-            template=self.template,
-            tokenizer=self.loaded.tokenizer,
-            image_transform=transform,
-            aspect=self.stage.image_aspect,
-            image_tokens=self.loaded.vlm.image_tokens,
-            max_length=self.job.model.max_length,
-            compat=self.stage.compat,
-            draft=_FINER * max(transform.size) if self.stage.image_decode == "draft" else None,
-            pictures=self._pictures(),
-            slices=derived.slices(self.loaded.model),
-        )
-
-    def _pictures(self) -> PictureCache | None:
-        stage = self.stage
-        if stage.image_cache is None:
-            return None
-        tiles = self.loaded.model.tiles
-        known = [self.loaded.preprocessor, tiles and tiles.model_dump()]
-        preparation = json.dumps([*known, stage.image_aspect, stage.image_decode], sort_keys=True)
-        return PictureCache(Path(stage.image_cache).expanduser(), preparation)
-
-    def _dataset(self, names: list[str], folder: Path) -> Dataset:
-        skipped = self.job.path / SKIPPED
-        with dist.main_first():  # it reads the annotation files; the others open the index it made
-            return open_datasets(self.job.data, names, encoder=self.encoder, skipped=skipped, folder=folder)
-
-    def _collator(self) -> Collator:
-        tokenizer, quirks, vlm = self.loaded.tokenizer, self.stage.compat, self.loaded.vlm
-        pad_id = tokenizer.pad_token_id
-        return Collator(
-            0 if pad_id is None else pad_id,
-            vlm.image_tokens,
-            vlm.image_size,
-            dropped_id=dropped_token(tokenizer, mask_pad_tokens=quirks.mask_pad_tokens, project=quirks.labels),
-        )
-
     def _evaluator(self) -> Evaluator:
         stage = self.stage
         assert stage.eval is not None
         autocast = stage.engine == "plain" and self.job.hardware.precision == "bf16"
-        dataset = self._dataset(stage.eval.data, self.job.path / INDEX / "eval")
-        return Evaluator(self.engine, dataset, self.collator, stage, autocast=autocast)
+        dataset = self.samples.held_out(stage.eval.data)
+        return Evaluator(self.engine, dataset, self.samples.collator, stage, autocast=autocast)
 
     def _evaluate(self, finished: int) -> bool:
         """Tries the model on held-out data when it is time, and tells whether it is the best one so far."""
@@ -271,86 +197,6 @@ class _Run:
             self.saver.best = self.record.best(self.stage.keep_best)
         return self.saver.best
 
-    def _check_images(self) -> None:
-        """A tower or connector learns nothing from text alone."""
-        seeing = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
-        if seeing and not self.dataset.has_pictures():
-            raise ConfigError(
-                f"the {' and the '.join(seeing)} cannot learn: no record has an image",
-                f"data {', '.join(self.stage.data)}",
-                f"freeze it (tune.{seeing[0]}: freeze), or choose data with images",
-            )
-
-    def _schedule(self) -> Schedule:
-        counts, weights = self.dataset.counts(), self.stage.data_weights
-        if weights is not None and len(weights) != len(counts):
-            raise ConfigError(
-                f"{len(weights)} data weights, but {len(counts)} sources with usable records",
-                f"stage.{self.job.name}.data_weights",
-                "one for each source",
-            )
-        schedule = self._laid_out(order.pool_size(counts, weights), self._order(counts))
-        told = "warmup_ratio" if self.stage.optim.warmup_steps is None else "warmup_steps"
-        if derived.warmup_steps(self.stage.optim, schedule.steps) >= schedule.steps:
-            raise ConfigError(
-                f"all {schedule.steps} step(s) are warm-up, and the first has rate 0: hardly anything would be learnt",
-                f"stage.{self.job.name}.optim.{told}",
-                f"give more data or epochs, a smaller global_batch, or {told}=0",
-            )
-        if schedule.dropped:
-            log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
-        return schedule
-
-    def _laid_out(self, n_samples: int, samples: order.Order) -> Schedule:
-        """Epochs of samples, or of rows that hold several, cut into batches."""
-        stage = self.stage
-        cut = {
-            "global_batch": stage.global_batch,
-            "micro_batch": stage.micro_batch,
-            "ranks": dist.data_world(),
-            "max_steps": stage.max_steps,
-            "seed": stage.seed,
-        }
-        if stage.packing is None:
-            return Schedule(n_samples, epochs=stage.epochs, order=samples, **cut)
-        packed = PackedSchedule(
-            self._token_lengths(), samples, stage.packing, n_samples=n_samples, epochs=stage.epochs, **cut
-        )
-        log.info("%s", packed.told())
-        return packed
-
-    def _token_lengths(self) -> np.ndarray:
-        """Positions of every sample: measured once by all ranks together, then kept in the stage's folder."""
-        file, n = self.job.path / LENGTHS, len(self.dataset)
-        known = lengths.read(file, n) if dist.is_main() else None
-        if dist.broadcast_object(known is None):
-            mine = lengths.measure(self.dataset, self.collator, range(dist.rank(), n, dist.world()), n)
-            parts = dist.gather_objects(mine)
-            if dist.is_main():
-                known = lengths.write(file, [parts[i % len(parts)][i // len(parts)] for i in range(n)])
-        found: np.ndarray = dist.broadcast_object(known)
-        return found
-
-    def _order(self, counts: list[int]) -> order.Order:
-        """How the samples of an epoch follow one another."""
-        stage = self.stage
-        world, version = stage.global_batch // stage.micro_batch, stage.compat.transformers_order
-        if version is not None:
-            words = self.dataset.lengths()
-            if stage.group_by_modality_length:
-                return order.transformers_by_length(words, seed=stage.seed, micro_batch=stage.micro_batch, world=world)
-            return order.transformers_shuffled(len(words), seed=stage.seed, version=version)
-        if stage.group_by_modality_length:
-            return order.by_length(
-                counts,
-                stage.data_weights,
-                self.dataset.lengths(),
-                seed=stage.seed,
-                micro_batch=stage.micro_batch,
-                world=world,
-            )
-        return order.shuffled(counts, stage.data_weights, stage.seed)
-
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must share."""
         frozen = [p for p in self.loaded.vlm.parameters() if not p.requires_grad]
@@ -361,7 +207,7 @@ class _Run:
             "precision": self.job.hardware.precision,
             "steps": self.schedule.steps,
             # With on_error: skip, records whose pictures came or went would shift the order of all samples.
-            "samples": len(self.dataset),
+            "samples": len(self.samples.dataset),
             "trainable": {row.part: row.n_trainable for row in self.counts},
             # Frozen weights are not in a checkpoint: they must be the same again.
             "frozen": self._sum_of(prints),
@@ -381,10 +227,6 @@ class _Run:
 
     def _n_trainable(self) -> int:
         return sum(row.n_trainable for row in self.counts)
-
-    def _list_skipped(self, found: list[dict[str, Any]]) -> None:
-        if found:
-            list_skipped(self.job.path / SKIPPED, found)
 
     def _set_modes(self) -> None:
         """Dropout where something learns; a frozen tower and connector answer as they will after training."""
