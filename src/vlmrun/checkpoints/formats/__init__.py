@@ -1,0 +1,52 @@
+"""The formats models come in: each reads into internal names, or writes from them, and knows no other.
+
+A module of the table offers `detect`, `read`, `refuse` and `write` (`base.Format`); one that is only read has no
+`write`. `detect` looks at content, never at a folder's name; the first that says yes counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from vlmrun.errors import CheckpointError, ConfigError, suggest
+
+_HERE = "vlmrun.checkpoints.formats"
+FORMATS = {
+    "native": f"{_HERE}.native",
+    "hf_llava": f"{_HERE}.hf_llava",
+    "hf": f"{_HERE}.hf",
+}
+
+
+def get(name: str) -> Any:
+    """The module of a format.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no format {name!r}", "format", suggest(name, FORMATS, noun="formats"))
+    return importlib.import_module(FORMATS[name])
+
+
+def detect(folder: Path) -> str:
+    """The format of a folder or file, by its content.
+
+    Raises:
+        CheckpointError: when none fits.
+    """
+    from vlmrun.checkpoints.formats import sidecar
+
+    known = sidecar.format_of(folder)
+    if known in FORMATS:
+        return str(known)
+    if not folder.exists():
+        raise CheckpointError(f"there is no {folder.name!r}", str(folder), "give the folder or file of a model")
+    for name in FORMATS:
+        if get(name).detect(folder):
+            return name
+    raise CheckpointError(
+        "this is no model in a format known here", str(folder), f"formats: {', '.join(FORMATS)}; --from NAME if it is"
+    )

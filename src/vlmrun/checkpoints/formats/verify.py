@@ -1,0 +1,154 @@
+"""Proof of an export: plain transformers must see, read and answer as we do, or the export is thrown away.
+
+The same picture and question go through the exported processor and through ours, then through both models. Pixels and
+token ids must be equal, logits equal up to rounding, and the greedy answer equal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlmrun.checkpoints.formats.base import PREPROCESSOR, Model
+from vlmrun.checkpoints.formats.llava_text import saved_template
+from vlmrun.checkpoints.formats.realise import realise
+from vlmrun.checkpoints.tensors import DTYPES
+from vlmrun.data.dataset import Encoder
+from vlmrun.data.images import ImageTransform
+from vlmrun.data.prompts import Prompts
+from vlmrun.data.sample import IMAGE_TAG, Turn
+from vlmrun.errors import CheckpointError
+from vlmrun.model.pretrained import quietly
+from vlmrun.model.vlm import IMAGE_TOKEN
+
+QUESTION = "What is in the picture?"
+ATTENTION = "eager"
+N_NEW = 16
+# Of the largest logit: a few units in the last place after all layers.
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+def prove(folder: Path, model: Model) -> dict[str, Any]:
+    """Compares; the two models are in memory one after the other.
+
+    Returns:
+        `logits_apart`: greatest difference of a logit, `pixels`, `prompt_ids`, `generated`: how many were equal.
+
+    Raises:
+        CheckpointError: saying what differs.
+    """
+    dtype = DTYPES[model.description.get("dtype") or "fp32"]
+    ours = _ours(model, dtype)
+    theirs = _theirs(folder, dtype)
+    known = model.tensors["llm.model.embed_tokens.weight"].shape[0]
+    image_id = theirs.pop("image_id")
+    ids = torch.where(ours["ids"] == IMAGE_TOKEN, image_id, ours["ids"])
+    _same("token ids of the prompt", ids, theirs["ids"])
+    _same("pixels", ours["pixels"], theirs["pixels"])
+    apart = (ours["logits"] - theirs["logits"][..., :known]).abs().max().item()
+    limit = _ROUNDING[dtype] * max(1.0, ours["logits"].abs().max().item())
+    if not apart <= limit:  # nan is not
+        raise _failed(f"logits are {apart:.3g} apart, rounding would explain {limit:.3g}")
+    _same("generated ids", ours["new"], theirs["new"])
+    return {
+        "logits_apart": apart,
+        "pixels": ours["pixels"].numel(),
+        "prompt_ids": ids.numel(),
+        "generated": ours["new"].numel(),
+    }
+
+
+def _ours(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    loaded = realise(model, dtype=dtype, attention=ATTENTION)
+    encoder = Encoder(
+        template=saved_template(model),
+        tokenizer=loaded.tokenizer,
+        image_transform=ImageTransform(loaded.preprocessor),
+        aspect=model.description["image_aspect"],
+        image_tokens=loaded.vlm.image_tokens,
+        max_length=loaded.model.max_length,
+    )
+    prompts = Prompts(encoder)
+    pixels = encoder.image_transform(picture(model), encoder.aspect)[None]
+    batch = prompts.collate([prompts.item([Turn("user", f"{IMAGE_TAG}\n{QUESTION}")], pixels, "the proof")])
+    with torch.no_grad():
+        logits = loaded.vlm(batch["input_ids"], batch["attention_mask"], batch["pixels"]).logits
+        given = (batch["input_ids"], batch["attention_mask"], batch["pixels"])
+        new = loaded.vlm.generate(*given, max_new_tokens=N_NEW, eos_ids=prompts.stop_ids)
+    return {"ids": batch["input_ids"], "pixels": batch["pixels"], "logits": logits.float(), "new": new}
+
+
+def _theirs(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    place = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+    try:
+        with quietly():
+            processor = AutoProcessor.from_pretrained(**place)
+            model, report = LlavaForConditionalGeneration.from_pretrained(
+                **place, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+            )
+            content = [{"type": "image", "image": _picture_of(folder)}, {"type": "text", "text": QUESTION}]
+            batch = processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        raise _failed(f"it does not load: {str(error).strip().splitlines()[0]}") from error
+    lost = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if lost:
+        raise _failed(f"tensors are missing or unexpected: {', '.join(lost[:3])}")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits.float()
+        answer = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=N_NEW)
+    ids = batch["input_ids"]
+    return {
+        "ids": ids,
+        "pixels": batch["pixel_values"],
+        "logits": logits,
+        "new": answer[:, ids.shape[1] :],
+        "image_id": model.config.image_token_id,
+    }
+
+
+def picture(model: Model) -> Image.Image:
+    """A picture that is not square, has no two equal rows, and needs to be resized."""
+    values = model.json[PREPROCESSOR]
+    return _drawn(ImageTransform(values).size[0])
+
+
+def _picture_of(folder: Path) -> Image.Image:
+    from vlmrun.checkpoints.formats.llava_text import read_preprocessor
+
+    return _drawn(ImageTransform(read_preprocessor(folder)).size[0])
+
+
+def _drawn(edge: int) -> Image.Image:
+    height, width = edge * 3 // 2, edge * 2
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [rows * 255 // height, columns * 255 // width, (rows * columns) % 251]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def _same(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    if ours.shape != theirs.shape or not torch.equal(ours, theirs):
+        raise _failed(f"{what} differ: {_told(ours)} here, {_told(theirs)} there")
+
+
+def _told(values: torch.Tensor) -> str:
+    return f"{values.flatten()[:24].tolist()}" if values.dtype == torch.long else f"{list(values.shape)}"
+
+
+def _failed(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the export does not answer as the model does in plain transformers: {what}",
+        "nothing was written",
+        "report it; --no-proof writes the folder all the same",
+    )
