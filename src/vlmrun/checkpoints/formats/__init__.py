@@ -16,19 +16,32 @@ _HERE = "vlmrun.checkpoints.formats"
 FORMATS = {
     "native": f"{_HERE}.native",
     "hf_llava": f"{_HERE}.hf_llava",
+    "delta": f"{_HERE}.delta",
+    "denseconnector": f"{_HERE}.upstream:DENSE",
+    "bunny": f"{_HERE}.upstream:BUNNY",
+    "kollava": f"{_HERE}.upstream:KOLLAVA",
+    "llava": f"{_HERE}.upstream:LLAVA",
+    "mm_projector": f"{_HERE}.upstream:PROJECTOR_ONLY",
+    "peft": f"{_HERE}.peft",
+    "megatron": f"{_HERE}.megatron",
+    "gguf": f"{_HERE}.gguf",
+    "bnb4": f"{_HERE}.bnb:FOUR",
+    "bnb8": f"{_HERE}.bnb:EIGHT",
     "hf": f"{_HERE}.hf",
 }
 
 
 def get(name: str) -> Any:
-    """The module of a format.
+    """What a format can do: a module, or an object in one.
 
     Raises:
         ConfigError: with the nearest name.
     """
     if name not in FORMATS:
         raise ConfigError(f"no format {name!r}", "format", suggest(name, FORMATS, noun="formats"))
-    return importlib.import_module(FORMATS[name])
+    module, _, member = FORMATS[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, member) if member else found
 
 
 def detect(folder: Path) -> str:

@@ -8,7 +8,7 @@ other.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vlmrun.checkpoints.tensors import DTYPES, Reader, Writer
+from vlmrun.checkpoints.tensors import Reader, Writer, dtype_name
 from vlmrun.config.schema import ModelConfig
 from vlmrun.errors import CheckpointError, Problem
 
@@ -97,7 +97,8 @@ class How:
         template: built-in template, for formats that do not say which.
         dtype: of all tensors; None: as they are.
         tp: tensor-parallel ranks of a Megatron folder.
-        skip: last names of linear layers that are not packed into few bits.
+        skip: names of linear layers that are not packed into few bits (`bnb`).
+        pack: what to write in place of a tensor, by its name on disk.
     """
 
     base: Path | None = None
@@ -106,6 +107,7 @@ class How:
     dtype: torch.dtype | None = None
     tp: int = 1
     skip: tuple[str, ...] = ()
+    pack: Callable[[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]] | None = None
 
 
 class Format(Protocol):
@@ -181,22 +183,23 @@ def without_place(names: Names, model: Model, format: str) -> list[Problem]:
 _KNOWN = "name the format with --from if it was taken for another; otherwise the folder holds another kind of model"
 
 
-def write_tensors(folder: Path, tensors: Iterator[tuple[str, Lazy]] | Mapping[str, Lazy]) -> None:
+def write_tensors(folder: Path, tensors: Iterable[tuple[str, Lazy]], how: How | None = None) -> None:
     """Writes safetensors, in shards when they are many."""
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
     with Writer(folder, SHARD_BYTES) as writer:
-        for name, value in pairs:
-            writer.add(name, value.load())
+        for name, value in tensors:
+            packed = ((name, value.load()),) if how is None or how.pack is None else how.pack(name, value.load())
+            for each, tensor in packed:
+                writer.add(each, tensor)
 
 
-def cast(model: Model, name: str | None) -> Model:
+def cast(model: Model, dtype: torch.dtype | None) -> Model:
     """The same model in another type; its configurations say so."""
-    if name is None:
+    if dtype is None:
         return model
-    dtype = DTYPES[name]
     tensors = {key: value.to(dtype) for key, value in model.tensors.items()}
     json = {
         place: values | {"dtype": str(dtype).removeprefix("torch.")} if place in (LLM_CONFIG, TOWER_CONFIG) else values
         for place, values in model.json.items()
     }
-    return replace(model, tensors=tensors, json=json, description=model.description | {"dtype": name})
+    description = model.description | {"dtype": dtype_name(dtype)}
+    return replace(model, tensors=tensors, json=json, description=description)

@@ -62,5 +62,5 @@ def write(model: Model, folder: Path, how: How) -> None:
     left = [part for part in ("tower", "connector") if model.has(part)]
     if left:
         model.notes.append(f"the LLM alone is written: {' and '.join(left)} are left out")
-    write_tensors(folder, model.part("llm"))
+    write_tensors(folder, model.part("llm").items(), how)
     write_files(model, folder, PLACES)

@@ -69,7 +69,7 @@ def write(model: Model, folder: Path, how: How) -> None:
     for part in PARTS:
         tensors = model.part(part)
         if tensors or part == "connector":
-            write_tensors(folder / part, tensors)
+            write_tensors(folder / part, tensors.items())
     write_files(model, folder)
     name = folder / "adapter" / "model.safetensors"
     if name.is_file():
