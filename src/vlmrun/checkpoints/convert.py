@@ -19,7 +19,6 @@ log = logs.get(__name__)
 Report = Callable[[int, int, str], None]
 
 PROVES_ITSELF = ("hf_llava",)
-_SHOWN = 20
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -52,7 +51,9 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
     writer = formats.get(to)
     _check_destination(source, destination, to)
     found, name = read(source, how, came_as)
-    found = _told(cast(found, how.dtype), report)
+    if to != "delta":  # its dtype is that of the difference, not of the model
+        found = cast(found, how.dtype)
+    found = _told(found, report)
     problems = writer.refuse(found, how)
     if problems:
         raise CheckpointError([replace(problem, where=problem.where or str(source)) for problem in problems])
@@ -98,12 +99,13 @@ def _difference(here: Lazy, there: Lazy) -> str | None:
 
 def _told(model: Model, report: Report) -> Model:
     """The same model, telling of every tensor that is read."""
-    total = len(model.tensors)
-    done = iter(range(1, total * 100))
+    total, seen = len(model.tensors), set[str]()
 
     def telling(name: str, value: Lazy) -> Lazy:
         def load() -> torch.Tensor:
-            report(min(next(done), total), total, name)
+            if name not in seen:
+                seen.add(name)
+                report(len(seen), total, name)
             return value.load()
 
         return replace(value, load=load)

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlmrun import build
 from vlmrun.config import checks as config_checks
 from vlmrun.config import derived
-from vlmrun.config.schema import Asking, DataConfig, Reading, RunConfig, TrainStage
+from vlmrun.config.schema import Asking, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
@@ -96,11 +96,16 @@ def _readers(run: RunConfig) -> dict[str, Reading]:
     return {name: stage for name, stage in run.stage.items() if isinstance(stage, Reading)}
 
 
+def _templated(run: RunConfig) -> dict[str, Reading | ConvertStage]:
+    converting = {name: stage for name, stage in run.stage.items() if isinstance(stage, ConvertStage)}
+    return {**_readers(run), **converting}
+
+
 def _templates(run: RunConfig) -> Iterator[Problem]:
     if run.model.template not in TEMPLATES:
         fix = suggest(run.model.template, TEMPLATES, noun="templates")
         yield Problem(f"no template {run.model.template!r}", "model.template", fix)
-    for name, stage in _readers(run).items():
+    for name, stage in _templated(run).items():
         if stage.template is not None and stage.template not in TEMPLATES:
             where = f"stage.{name}.template"
             yield Problem(

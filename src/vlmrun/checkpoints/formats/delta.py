@@ -1,8 +1,8 @@
 """Delta weights: a model as the difference from its base LLM, as LLaVA published its first ones.
 
 The difference is taken in fp16 unless another type is asked for, as upstream takes it, so what comes back differs from
-the original by fp16 rounding: the one format whose round trip is not exact. `dtype: fp32` is exact but where a
-weight is smaller than the base's by more than its own precision; how many come back unequal is told either way.
+the original by fp16 rounding: the one format whose round trip is not exact. In fp32 it is, for weights in 16 bits; how
+many tensors come back rounded is told either way.
 Rows that the model's vocabulary has and the base's has not are stored whole.
 
 Nothing but their numbers tells a delta from a model: the scale of a final norm is near zero in one only.
@@ -43,9 +43,12 @@ def read(folder: Path, how: How) -> Model:
     base = bases.language_model(how, folder)
     inner = upstream.LLAVA if "mm_vision_tower" in upstream.config_of.read(folder) else hf
     model: Model = inner.read(folder, replace(how, base=None))
+    dtypes = sidecar.read(folder).get("dtypes", {})
     for name, delta in model.tensors.items():
         if name in base.tensors:
-            model.tensors[name] = _combined(name, delta, base.tensors[name], 1)
+            model.tensors[name] = combined(name, delta, base.tensors[name], 1)
+        if name in dtypes:
+            model.tensors[name] = model.tensors[name].to(getattr(torch, dtypes[name]))
     _check(base, model)
     return model
 
@@ -65,20 +68,23 @@ def write(model: Model, folder: Path, how: How) -> None:
     tensors = dict(model.tensors)
     unequal: set[str] = set()
     for name, value in model.tensors.items():
-        tensors[name] = value.to(dtype)
         if name in base.tensors:
-            tensors[name] = _difference(name, value, base.tensors[name].to(dtype), unequal)
+            tensors[name] = difference(name, value, base.tensors[name].to(dtype), unequal)
     shifted = replace(model, tensors=tensors)
     if model.config is not None:  # upstream's scripts expect nothing of a tower in a delta
         upstream.LLAVA.write(shifted, folder, how, tower_inside=False)
     else:
         hf.write(shifted, folder, how)
-    sidecar.write(folder, "delta", model)
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in model.tensors.items()}
+    sidecar.write(folder, "delta", model, dtypes=dtypes)
     if unequal:
-        model.notes.append(f"{len(unequal)} of {len(tensors)} tensors come back with rounding; --dtype fp32 is exact")
+        model.notes.append(
+            f"{len(unequal)} of {len(tensors)} tensors will come back rounded, as upstream's do; of weights in 16 bits "
+            "--dtype fp32 keeps every bit"
+        )
 
 
-def _combined(name: str, ours: Lazy, base: Lazy, sign: int) -> Lazy:
+def combined(name: str, ours: Lazy, base: Lazy, sign: int) -> Lazy:
     """Sum or difference over the base's rows; further rows stay as they are."""
 
     def load() -> torch.Tensor:
@@ -94,8 +100,9 @@ def _combined(name: str, ours: Lazy, base: Lazy, sign: int) -> Lazy:
     return Lazy(ours.shape, ours.dtype, load)
 
 
-def _difference(name: str, value: Lazy, base: Lazy, unequal: set[str]) -> Lazy:
-    shifted = _combined(name, value.to(base.dtype), base, -1)
+def difference(name: str, value: Lazy, base: Lazy, unequal: set[str]) -> Lazy:
+    """Difference in the base's type; adds its name to `unequal` when the sum will not be the value again."""
+    shifted = combined(name, value.to(base.dtype), base, -1)
 
     def load() -> torch.Tensor:
         delta = shifted.load()
