@@ -33,8 +33,12 @@ def weights_folder(folder: Path) -> Path:
     )
 
 
-def _foreign(folder: Path) -> Any:
-    """The model of a folder in another format, itself or in a convert stage; None when it is one of ours."""
+def _foreign(folder: Path, *, trusted: bool) -> Any:
+    """The model of a folder in another format, itself or in a convert stage; None when it is one of ours.
+
+    Args:
+        trusted: digests are not compared.
+    """
     from vlmrun.checkpoints import formats  # which stands on what is here
     from vlmrun.checkpoints.formats.base import How
 
@@ -46,12 +50,12 @@ def _foreign(folder: Path) -> Any:
         name = formats.detect(place)
     except CheckpointError:
         return None  # `weights_folder` says what is missing
-    return formats.get(name).read(place, How())
+    return formats.get(name).read(place, How(trusted=trusted))
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """The `model.json` of an artifact or weights folder, or what it would be of a folder in another format."""
-    foreign = _foreign(folder)
+    foreign = _foreign(folder, trusted=True)
     if foreign is not None:
         found: dict[str, Any] = foreign.description
         return found
@@ -85,7 +89,7 @@ def load(
     Raises:
         CheckpointError: when something is missing, damaged or does not fit.
     """
-    foreign = _foreign(folder)
+    foreign = _foreign(folder, trusted=False)
     if foreign is not None:
         return _realised(foreign, Path(folder), dtype, attention, quantized)
     weights = weights_folder(folder)

@@ -28,6 +28,7 @@ FORMATS = {
     "bnb4": f"{_HERE}.bnb:FOUR",
     "bnb8": f"{_HERE}.bnb:EIGHT",
     "hf": f"{_HERE}.hf",
+    "training": "vlmrun.train.whole",  # which knows how a model is put together to be trained
 }
 
 

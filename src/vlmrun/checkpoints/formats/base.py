@@ -64,6 +64,7 @@ class Model:
         json: configurations, by their place in a native folder.
         files: further files that travel along unchanged, by their place in a native folder.
         notes: what a person should know of this reading or writing.
+        held: what must live as long as tensors are read, such as a temporary folder.
     """
 
     tensors: dict[str, Lazy]
@@ -71,6 +72,7 @@ class Model:
     json: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    held: Any = None
 
     def part(self, name: str) -> dict[str, Lazy]:
         """The tensors of a part, under its own names."""
@@ -98,6 +100,7 @@ class How:
         dtype: of all tensors; None: as they are.
         tp: tensor-parallel ranks of a Megatron folder.
         skip: names of linear layers that are not packed into few bits (`bnb`).
+        trusted: the digests of a folder were compared already, or only its description is asked for.
         pack: what to write in place of a tensor, by its name on disk.
     """
 
@@ -107,6 +110,7 @@ class How:
     dtype: torch.dtype | None = None
     tp: int = 1
     skip: tuple[str, ...] = ()
+    trusted: bool = False
     pack: Callable[[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]] | None = None
 
 

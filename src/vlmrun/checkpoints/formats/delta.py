@@ -43,7 +43,7 @@ def read(folder: Path, how: How) -> Model:
     base = bases.language_model(how, folder)
     inner = upstream.LLAVA if "mm_vision_tower" in upstream.config_of.read(folder) else hf
     model: Model = inner.read(folder, replace(how, base=None))
-    dtypes = sidecar.read(folder).get("dtypes", {})
+    dtypes = sidecar.read(folder, how).get("dtypes", {})
     for name, delta in model.tensors.items():
         if name in base.tensors:
             model.tensors[name] = combined(name, delta, base.tensors[name], 1)

@@ -31,7 +31,7 @@ def detect(folder: Path) -> bool:
 
 def read(folder: Path, how: How) -> Model:
     """The LLM, dequantised if it is in few bits."""
-    sidecar.read(folder)
+    sidecar.read(folder, how)
     model = Model(of_part("llm", tensors_of(folder)), {"model": None})
     take_llm_files(model, folder)
     model.json[LLM_CONFIG] = read_json(folder / "config.json", "fetch the model again")

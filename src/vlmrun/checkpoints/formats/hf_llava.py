@@ -69,7 +69,7 @@ def detect(folder: Path) -> bool:
 
 def read(folder: Path, how: How) -> Model:
     """All three parts; the row of `<image>` stays unless vlmrun added it."""
-    found = sidecar.read(folder)
+    found = sidecar.read(folder, how)
     values = read_json(folder / "config.json", "fetch the model again")
     model = sidecar.start(found) if found else _described(folder, values, how)
     model.tensors = renamed_in(_ALSO_READ, tensors_of(folder), folder)

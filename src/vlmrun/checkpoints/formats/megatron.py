@@ -53,7 +53,7 @@ def _iteration(folder: Path) -> Path:
 
 def read(folder: Path, how: How) -> Model:
     """The pieces of all ranks, joined when a tensor is asked for."""
-    found = sidecar.read(folder)
+    found = sidecar.read(folder, how)
     ranks = [_fused_names(_weights(path)) for path in _rank_files(folder)]
     model = sidecar.start(found) if found else megatron_model.described(folder, ranks, how)
     shape = megatron_model.shape_of(model)

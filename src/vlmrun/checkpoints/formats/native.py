@@ -24,7 +24,8 @@ def detect(folder: Path) -> bool:
 def read(folder: Path, how: How) -> Model:
     """Every part that is there; an artifact's files are compared with its digests first."""
     weights = weights_folder(folder)
-    _verify(weights)
+    if not how.trusted:
+        _verify(weights)
     model = Model({}, describe(weights))
     for part in PARTS:
         place = weights / part

@@ -20,7 +20,7 @@ def detect(folder: Path) -> bool:
 
 def read(folder: Path, how: How) -> Model:
     """The adapter, and the base if there is one."""
-    sidecar.read(folder)
+    sidecar.read(folder, how)
     model = bases.model(how, folder) if how.base is not None else Model({}, {"model": None})
     model.tensors |= of_part("adapter", tensors_of(folder))
     model.json[ADAPTER_CONFIG] = read_json(folder / CONFIG, "fetch the adapter again")

@@ -97,7 +97,7 @@ class Upstream:
 
     def read(self, folder: Path, how: How) -> Model:
         """All weights, or a connector or an adapter and what they belong to."""
-        found = sidecar.read(folder)
+        found = sidecar.read(folder, how)
         values = config_of.read(folder)
         model = sidecar.start(found) if found else config_of.described(values, how)
         given = dict(model.json)
