@@ -143,6 +143,8 @@ def _parts(text: dict[str, Any], vision: dict[str, Any], told: Any, depth: int) 
     layer = get_vit_layer_with_local_spec()
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = WrappedTorchNorm
     layer.submodules.self_attention.params["attn_mask_type"] = AttnMaskType.no_mask  # the stock one is causal
+    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    edge = vision["image_size"]
     return {
         "language_model.": GPTModel(
             language,
@@ -155,10 +157,19 @@ def _parts(text: dict[str, Any], vision: dict[str, Any], told: Any, depth: int) 
             parallel_output=True,
         ),
         "vision_model.": CLIPViTModel(
-            seeing, layer, WrappedTorchNorm, WrappedTorchNorm, patch_dim=vision["patch_size"], img_h=vision["image_size"], img_w=vision["image_size"]
+            seeing,
+            layer,
+            WrappedTorchNorm,
+            WrappedTorchNorm,
+            patch_dim=vision["patch_size"],
+            img_h=vision["image_size"],
+            img_w=vision["image_size"],
         ),
         "vision_projection.": MultimodalProjector(
-            joining, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear), "mlp", vision["hidden_size"]
+            joining,
+            MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+            "mlp",
+            vision["hidden_size"],
         ),
     }
 

@@ -34,9 +34,7 @@ def test_megatron_core_gives_our_logits_on_two_ranks(tmp_path):
     with torch.no_grad():
         ours = loaded.vlm(torch.tensor([IDS]), torch.ones(1, len(IDS), dtype=torch.bool), pixels).logits
     asked = [max(number, 0) for number in IDS]
-    found = ranks.run(
-        megatron_oracle.logits, 2, str(tmp_path / "megatron"), asked, pixels.tolist(), 2, timeout=240.0
-    )
+    found = ranks.run(megatron_oracle.logits, 2, str(tmp_path / "megatron"), asked, pixels.tolist(), 2, timeout=240.0)
     theirs = torch.tensor(found[0])
     assert theirs.shape[-1] == 512, "the vocabulary is filled up to a multiple of 128 for each rank"
     n_rows = ours.shape[-1]

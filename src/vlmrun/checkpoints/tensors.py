@@ -319,7 +319,9 @@ def _reading(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
         what = f"asks for {asked[1] or asked[2]}, which is code" if asked else "is more than a table of tensors"
-        raise CheckpointError(f"this pickle {what}: it is not read", str(path), "have it saved as safetensors") from error
+        raise CheckpointError(
+            f"this pickle {what}: it is not read", str(path), "have it saved as safetensors"
+        ) from error
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN) from error

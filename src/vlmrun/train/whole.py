@@ -148,4 +148,3 @@ def _save(weights: Path, loaded: Loaded, job: StageJob, stage: TrainStage) -> No
         tensors={part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in whole},
         adapter=(tune.adapter_config(loaded.vlm.llm), adapter) if adapter else None,
     )
-

@@ -101,9 +101,7 @@ def _module(model: Model, internal: str) -> str:
     """Name of the layer in the model that transformers builds, which its skip list means."""
     if not model.has("tower"):
         return internal.removeprefix("llm.")
-    return next(
-        theirs + internal.removeprefix(ours) for ours, theirs in _MODULES if internal.startswith(ours)
-    )
+    return next(theirs + internal.removeprefix(ours) for ours, theirs in _MODULES if internal.startswith(ours))
 
 
 _MODULES = (

@@ -28,9 +28,16 @@ def template_for(family: str, asked: str | None) -> tuple[Template, list[str]]:
     return templates.get(name), [f"the folder names no template: {name} is assumed (--template NAME)"]
 
 
-def chat_template(template: Template) -> str:
-    """The same text as `Template.prompt`, in Jinja; pictures of a message come before its text."""
-    text = {key: json.dumps(value, ensure_ascii=False) for key, value in _strings(template).items()}
+def chat_template(template: Template, behind: str = "") -> str:
+    """The same text as `Template.prompt`, in Jinja; pictures of a message come before its text.
+
+    Args:
+        behind: what stands behind a picture besides (`space_behind`).
+    """
+    strings = _strings(template)
+    behind = behind if template.keep_question else ""  # else nothing stands behind it but the answer
+    strings["image"] = template.image_start + IMAGE_TAG + behind + template.image_end
+    text = {key: json.dumps(value, ensure_ascii=False) for key, value in strings.items()}
     if template.keep_question:
         shown = f"((({text['image']} ~ '\\n') * said.images ~ said.text | trim) | trim) if said.images else said.text"
     else:
@@ -62,7 +69,6 @@ def _strings(template: Template) -> dict[str, str]:
         "first": template.user_start if first is None else first,
         "user": template.user_start,
         "user_end": template.user_end,
-        "image": template.image_start + IMAGE_TAG + template.image_end,
         "answer": template.assistant_start + template.answer_start,
         "answer_end": template.answer_end,
         "ask": template.assistant_start,
@@ -99,7 +105,21 @@ def write_processor(model: Model, folder: Path) -> None:
     }
     artifact.write_json(folder / "processor_config.json", processor)
     artifact.write_json(folder / "preprocessor_config.json", _image_processor(model))
-    artifact.write_text(folder / "chat_template.jinja", chat_template(saved_template(model)))
+    behind = space_behind(folder / "tokenizer.json")
+    artifact.write_text(folder / "chat_template.jinja", chat_template(saved_template(model), behind))
+
+
+def space_behind(path: Path) -> str:
+    """A space, for a tokenizer that puts one before a text but not before what follows a special token.
+
+    We, as upstream, give it every stretch of text between pictures on its own; a processor gives it the whole.
+    """
+    from tokenizers import Tokenizer
+
+    found, text = Tokenizer.from_file(str(path)), "\nx"
+    alone = found.encode(text, add_special_tokens=False).ids
+    behind = found.encode(f"{IMAGE_TAG}{text}", add_special_tokens=False).ids[1:]
+    return " " if behind != alone else ""
 
 
 def _image_processor(model: Model) -> dict[str, Any]:

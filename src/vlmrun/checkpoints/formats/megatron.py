@@ -139,9 +139,7 @@ def write(model: Model, folder: Path, how: How) -> None:
             place.mkdir(parents=True)
             held |= dict.fromkeys(_extra(shape))
             arguments = megatron_model.arguments(model, how.tp)
-            torch.save(
-                {"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "model": held}, place / FILE
-            )
+            torch.save({"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "model": held}, place / FILE)
     artifact.write_text(folder / TRACKER, "1")
     artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
     write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})

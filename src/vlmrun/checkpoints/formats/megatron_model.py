@@ -135,7 +135,7 @@ def described(folder: Path, ranks: list[dict[str, torch.Tensor]], how: How) -> M
     """A folder of Pai's own: the LLM's config.json lies in it, tower and connector are known by their shapes."""
     llm = read_json(folder / "config.json", "copy the config.json and tokenizer of the LLM into the folder")
     first, n = ranks[0], len(ranks)
-    projection = first[f"{CONNECTOR}linear_fc1.weight"] if f"{CONNECTOR}linear_fc1.weight" in first else None
+    projection = first.get(f"{CONNECTOR}linear_fc1.weight")
     hidden = None if projection is None else projection.shape[0] * n
     template, notes = template_for(llm["model_type"], how.template)
     vision = _clip(first, n)

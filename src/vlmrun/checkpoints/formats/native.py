@@ -98,4 +98,3 @@ def write_files(model: Model, folder: Path, rename: Mapping[str, str] | None = N
         target = place if rename is None else rename.get(place)
         if target is not None:  # copied, never linked: a folder given away may be edited
             shutil.copyfile(source, folder / target)
-

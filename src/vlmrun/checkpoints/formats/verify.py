@@ -18,6 +18,7 @@ from vlmrun.checkpoints.formats.llava_text import saved_template
 from vlmrun.checkpoints.formats.realise import realise
 from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.data.dataset import Encoder
+from vlmrun.data.encode import encode_prompt
 from vlmrun.data.images import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn
@@ -43,11 +44,14 @@ def prove(folder: Path, model: Model) -> dict[str, Any]:
     """
     dtype = DTYPES[model.description.get("dtype") or "fp32"]
     ours = _ours(model, dtype)
-    theirs = _theirs(folder, dtype)
+    try:
+        theirs = _theirs(folder, model, dtype)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        raise _failed(f"it cannot be used: {str(error).strip().splitlines()[0]}") from error
     known = model.tensors["llm.model.embed_tokens.weight"].shape[0]
-    image_id = theirs.pop("image_id")
-    ids = torch.where(ours["ids"] == IMAGE_TOKEN, image_id, ours["ids"])
-    _same("token ids of the prompt", ids, theirs["ids"])
+    _same("token ids of the prompt", ours["ids"], theirs["ids"])
+    if saved_template(model).keep_question:
+        _same("token ids of a dialogue", ours["dialogue"], theirs["dialogue"])
     _same("pixels", ours["pixels"], theirs["pixels"])
     apart = (ours["logits"] - theirs["logits"][..., :known]).abs().max().item()
     limit = _ROUNDING[dtype] * max(1.0, ours["logits"].abs().max().item())
@@ -57,7 +61,7 @@ def prove(folder: Path, model: Model) -> dict[str, Any]:
     return {
         "logits_apart": apart,
         "pixels": ours["pixels"].numel(),
-        "prompt_ids": ids.numel(),
+        "prompt_ids": ours["ids"].numel(),
         "generated": ours["new"].numel(),
     }
 
@@ -74,63 +78,65 @@ def _ours(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     )
     prompts = Prompts(encoder)
     pixels = encoder.image_transform(picture(model), encoder.aspect)[None]
-    batch = prompts.collate([prompts.item([Turn("user", f"{IMAGE_TAG}\n{QUESTION}")], pixels, "the proof")])
+    batch = prompts.collate([prompts.item(_TURNS[:1], pixels, "the proof")])
+    given = (batch["input_ids"], batch["attention_mask"], batch["pixels"])
     with torch.no_grad():
-        logits = loaded.vlm(batch["input_ids"], batch["attention_mask"], batch["pixels"]).logits
-        given = (batch["input_ids"], batch["attention_mask"], batch["pixels"])
+        logits = loaded.vlm(*given).logits
         new = loaded.vlm.generate(*given, max_new_tokens=N_NEW, eos_ids=prompts.stop_ids)
-    return {"ids": batch["input_ids"], "pixels": batch["pixels"], "logits": logits.float(), "new": new}
+    dialogue = encode_prompt(_TURNS, encoder.template, loaded.tokenizer)
+    ids = {"ids": batch["input_ids"], "dialogue": torch.tensor([_expanded(dialogue, loaded.vlm.image_tokens())])}
+    return {**ids, "pixels": batch["pixels"], "logits": logits.float(), "new": new}
 
 
-def _theirs(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+_TURNS = [Turn("user", f"{IMAGE_TAG}\n{QUESTION}"), Turn("assistant", "It is red."), Turn("user", "Are you sure?")]
+
+
+def _expanded(ids: list[int], n: int) -> list[int]:
+    return [each for number in ids for each in [number] * (n if number == IMAGE_TOKEN else 1)]
+
+
+def _theirs(folder: Path, model: Model, dtype: torch.dtype) -> dict[str, Any]:
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     place = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-    try:
-        with quietly():
-            processor = AutoProcessor.from_pretrained(**place)
-            model, report = LlavaForConditionalGeneration.from_pretrained(
-                **place, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
-            )
-            content = [{"type": "image", "image": _picture_of(folder)}, {"type": "text", "text": QUESTION}]
-            batch = processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-        raise _failed(f"it does not load: {str(error).strip().splitlines()[0]}") from error
+    with quietly():
+        processor = AutoProcessor.from_pretrained(**place)
+        llava, report = LlavaForConditionalGeneration.from_pretrained(
+            **place, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+        )
     lost = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if lost:
         raise _failed(f"tensors are missing or unexpected: {', '.join(lost[:3])}")
+    said = _messages(picture(model))
+    batch, dialogue = (processor.apply_chat_template(each, **_AS_TENSORS) for each in (said[:1], said))
     with torch.no_grad():
-        logits = model.eval()(**batch).logits.float()
-        answer = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=N_NEW)
-    ids = batch["input_ids"]
+        logits = llava.eval()(**batch).logits.float()
+        answer = llava.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=N_NEW)
+    ids, marker = batch["input_ids"], llava.config.image_token_id
     return {
-        "ids": ids,
+        "ids": ids.masked_fill(ids == marker, IMAGE_TOKEN),
+        "dialogue": dialogue["input_ids"].masked_fill(dialogue["input_ids"] == marker, IMAGE_TOKEN),
         "pixels": batch["pixel_values"],
         "logits": logits,
         "new": answer[:, ids.shape[1] :],
-        "image_id": model.config.image_token_id,
     }
+
+
+_AS_TENSORS = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def _messages(shown: Image.Image) -> list[dict[str, Any]]:
+    """The same turns as a processor takes them."""
+    content = [{"type": "image", "image": shown}, {"type": "text", "text": QUESTION}]
+    return [
+        {"role": "user", "content": content},
+        *({"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in _TURNS[1:]),
+    ]
 
 
 def picture(model: Model) -> Image.Image:
     """A picture that is not square, has no two equal rows, and needs to be resized."""
-    values = model.json[PREPROCESSOR]
-    return _drawn(ImageTransform(values).size[0])
-
-
-def _picture_of(folder: Path) -> Image.Image:
-    from vlmrun.checkpoints.formats.llava_text import read_preprocessor
-
-    return _drawn(ImageTransform(read_preprocessor(folder)).size[0])
-
-
-def _drawn(edge: int) -> Image.Image:
+    edge = ImageTransform(model.json[PREPROCESSOR]).size[0]
     height, width = edge * 3 // 2, edge * 2
     rows, columns = np.mgrid[0:height, 0:width]
     channels = [rows * 255 // height, columns * 255 // width, (rows * columns) % 251]
@@ -139,11 +145,16 @@ def _drawn(edge: int) -> Image.Image:
 
 def _same(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     if ours.shape != theirs.shape or not torch.equal(ours, theirs):
-        raise _failed(f"{what} differ: {_told(ours)} here, {_told(theirs)} there")
+        raise _failed(f"{what} differ: {_told(ours, theirs)} here, {_told(theirs, ours)} there")
 
 
-def _told(values: torch.Tensor) -> str:
-    return f"{values.flatten()[:24].tolist()}" if values.dtype == torch.long else f"{list(values.shape)}"
+def _told(values: torch.Tensor, others: torch.Tensor) -> str:
+    """A few numbers around the first difference, or the shape."""
+    if values.dtype != torch.long:
+        return f"{list(values.shape)}"
+    pairs = zip(values.flatten().tolist(), others.flatten().tolist(), strict=False)
+    place = next((index for index, (a, b) in enumerate(pairs) if a != b), min(values.numel(), others.numel()))
+    return f"{values.flatten()[max(0, place - 3) : place + 4].tolist()} at {place}"
 
 
 def _failed(what: str) -> CheckpointError:
