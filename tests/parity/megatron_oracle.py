@@ -143,8 +143,8 @@ def _parts(text: dict[str, Any], vision: dict[str, Any], told: Any, depth: int) 
     layer = get_vit_layer_with_local_spec()
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = WrappedTorchNorm
     layer.submodules.self_attention.params["attn_mask_type"] = AttnMaskType.no_mask  # the stock one is causal
-    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    edge = vision["image_size"]
+    MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    vision["image_size"]
     return {
         "language_model.": GPTModel(
             language,

@@ -69,8 +69,11 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
 def read(source: Path, how: How, came_as: str | None = None) -> tuple[Model, str]:
     """A model under internal names, complete by its own configurations, and the format it was in."""
     name = came_as or formats.detect(source)
-    model: Model = formats.get(name).read(source, how)
-    skeleton.check(model)
+    model: Model = formats.read(source, how, name)
+    try:
+        skeleton.check(model)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise formats.odd(error, name, source) from error
     return model, name
 
 

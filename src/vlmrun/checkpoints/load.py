@@ -50,7 +50,7 @@ def _foreign(folder: Path, *, trusted: bool) -> Any:
         name = formats.detect(place)
     except CheckpointError:
         return None  # `weights_folder` says what is missing
-    return formats.get(name).read(place, How(trusted=trusted))
+    return formats.read(place, How(trusted=trusted), name)
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -45,6 +45,36 @@ def get(name: str) -> Any:
     return getattr(found, member) if member else found
 
 
+def read(folder: Path, how: Any, name: str | None = None) -> Any:
+    """A model (`base.Model`) from a folder or file.
+
+    Args:
+        name: its format; None: found out from its content.
+
+    Raises:
+        CheckpointError: when something is missing or damaged, or the configuration is not what the format has.
+    """
+    name = name or detect(folder)
+    try:
+        return get(name).read(folder, how)
+    except _ODD as error:
+        raise odd(error, name, folder) from error
+
+
+# What readers run into when a configuration lacks a key, or holds something else than it should.
+_ODD = (KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration)
+
+
+def odd(error: Exception, name: str, folder: Path) -> CheckpointError:
+    """That a folder is not what its format says, in a sentence."""
+    first = next(iter(str(error).splitlines()), "")[:200]
+    return CheckpointError(
+        f"this cannot be read as {name}: {type(error).__name__} {first}".rstrip(),
+        str(folder),
+        "its configuration is damaged, or it is of another format: --from NAME",
+    )
+
+
 def detect(folder: Path) -> str:
     """The format of a folder or file, by its content.
 
