@@ -74,8 +74,8 @@ def test_transformers_loads_what_is_written_and_computes_the_same(tmp_path, n_bi
     to(tmp_path / "plain", tmp_path / "hf", "hf_llava", prove=True)
     plain = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf")
     ids = torch.tensor([[0, 5, 6, 7]])
-    with torch.no_grad():
-        apart = (packed(ids).logits - plain(ids).logits).abs().max()
+    # With gradients: without, bitsandbytes takes a bf16 kernel on a CPU that has one (model/quantise.py).
+    apart = (packed(ids).logits - plain(ids).logits).abs().max()
     assert apart < (1e-4 if n_bits == 4 else 0.3), "8 bits also round what goes into a layer"
 
 

@@ -7,6 +7,7 @@ A module of the table offers `detect`, `read`, `refuse` and `write` (`base.Forma
 from __future__ import annotations
 
 import importlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def read(folder: Path, how: Any, name: str | None = None) -> Any:
 
 
 # What readers run into when a configuration lacks a key, or holds something else than it should.
-_ODD = (KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration)
+_ODD = (KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration, struct.error)
 
 
 def odd(error: Exception, name: str, folder: Path) -> CheckpointError:

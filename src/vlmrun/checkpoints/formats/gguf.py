@@ -31,8 +31,13 @@ def detect(folder: Path) -> bool:
 
 def _file(place: Path) -> Path | None:
     candidates = [place] if place.is_file() else sorted(place.glob("*.gguf"))
-    found = [path for path in candidates if path.open("rb").read(4) == _MAGIC]
+    found = [path for path in candidates if _begins(path)]
     return found[0] if len(found) == 1 else None
+
+
+def _begins(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read(folder: Path, how: How) -> Model:
