@@ -78,6 +78,8 @@ def read(folder: Path, how: How) -> Model:
     model.json |= given
     if found:
         image_token.remove(model, found["image_token"])
+    else:
+        llava_text.name_padding(model)
     return model
 
 

@@ -28,6 +28,19 @@ def template_for(family: str, asked: str | None) -> tuple[Template, list[str]]:
     return templates.get(name), [f"the folder names no template: {name} is assumed (--template NAME)"]
 
 
+def name_padding(model: Model) -> None:
+    """Lets the unknown token pad, or else the end, as upstream does, where a foreign tokenizer names none."""
+    told: dict[str, Any] = {}
+    for name in ("llm/special_tokens_map.json", "llm/tokenizer_config.json"):
+        path = model.files.get(name)
+        told |= {} if path is None else {k: v for k, v in json.loads(path.read_text("utf-8")).items() if v}
+    pad = told.get("unk_token") or told.get("eos_token")
+    if not told or "pad_token" in told or pad is None:
+        return
+    text = pad["content"] if isinstance(pad, dict) else pad
+    model.description["model"]["llm"]["tokens"] = {"pad": text}
+
+
 def chat_template(template: Template, behind: str = "") -> str:
     """The same text as `Template.prompt`, in Jinja; pictures of a message come before its text.
 

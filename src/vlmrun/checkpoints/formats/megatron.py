@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from vlmrun import artifact
-from vlmrun.checkpoints.formats import megatron_model, sidecar
+from vlmrun.checkpoints.formats import llava_text, megatron_model, sidecar
 from vlmrun.checkpoints.formats import megatron_names as table
 from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Lazy, Model, write_tensors
 from vlmrun.checkpoints.formats.bits import tensors_of
@@ -70,6 +70,8 @@ def read(folder: Path, how: How) -> Model:
     else:
         model.tensors |= megatron_model.never_read(model)
     take_llm_files(model, folder)
+    if not found:
+        llava_text.name_padding(model)
     return model
 
 

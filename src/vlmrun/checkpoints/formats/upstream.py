@@ -42,6 +42,7 @@ from vlmrun.checkpoints.formats.base import (
 from vlmrun.checkpoints.formats.bases import language_model
 from vlmrun.checkpoints.formats.bits import tensors_of
 from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
+from vlmrun.checkpoints.formats.llava_text import name_padding
 from vlmrun.checkpoints.formats.native import write_files
 from vlmrun.checkpoints.tensors import read_pickle
 from vlmrun.config.paths import locate
@@ -113,6 +114,8 @@ class Upstream:
         model.tensors = {} if base is None else base.tensors
         model.tensors |= tower | self._weights(model, folder)
         model.description.setdefault("dtype", config_of.dtype_of(model))
+        if not found:
+            name_padding(model)
         return model
 
     def _weights(self, model: Model, folder: Path) -> dict[str, Lazy]:
