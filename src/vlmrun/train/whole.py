@@ -5,7 +5,7 @@ so the model is put together exactly as the trainer did, given the checkpoint's 
 are: the last checkpoint of a stage gives the stage's own weights, to the bit.
 
 This is a format of `checkpoints.formats` (`training`). DeepSpeed's own reader of its shards is used, which unpickles:
-their digests are compared with the manifest first, but a checkpoint is to be trusted like a program (ADR 8).
+their digests are compared with the manifest first, but a checkpoint is to be trusted like a program (ADR 26).
 """
 
 from __future__ import annotations
