@@ -3,7 +3,6 @@
 import json
 
 
-
 def test_a_model_is_exported_compared_and_talked_with(vlmrun, tmp_path, tiny_run):
     source = tiny_run.stage("merge")
     done = vlmrun("convert", str(source), "hf", "--to", "hf_llava")
@@ -35,5 +34,3 @@ def test_an_intermediate_checkpoint_of_lora_is_chatted_with_after_conversion(vlm
     picture = next((tiny_run.stage("shapes") / "data/images/test").iterdir())
     done = vlmrun("chat", "early", "--image", str(picture), "--prompt", "What is it?", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
-
-

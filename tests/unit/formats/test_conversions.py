@@ -65,26 +65,26 @@ PICO = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PICO)
 def test_a_random_model_on_a_random_way(tmp_path_factory, case):
     folder = tmp_path_factory.mktemp("way")
     place = saved(folder / "0", _random(folder, case))
-    refused = False
+    refused = ""
     for number, name in enumerate(case["way"], start=1):
         try:
             to(place, folder / str(number), name, tp=case["tp"] if name == "megatron" else 1)
         except CheckpointError as error:
-            # A format says what it cannot express before it writes anything.
-            assert any(word in str(error) for word in ("knows no", "cannot be cut")), error
-            assert not (folder / str(number)).exists()
-            refused = True
+            refused = str(error)
             break
         place = folder / str(number)
     assert differences(folder / "0", place) == [], case
-    if not refused:
-        to(place, folder / "back", "native")
-        assert differences(folder / "0", folder / "back") == [], case
+    if refused:  # a format says what it cannot express before it writes anything
+        assert "knows no" in refused or "cannot be cut" in refused, refused
+        assert not (folder / str(number)).exists()
+        return
+    to(place, folder / "back", "native")
+    assert differences(folder / "0", folder / "back") == [], case
 
 
 def _random(folder, case):
@@ -155,7 +155,7 @@ def test_a_connector_an_adapter_and_a_peft_folder_need_what_they_belong_to(tmp_p
     lora = saved(tmp_path / "lora", loaded)
     for name in ("llava", "peft", "mm_projector"):
         to(lora, tmp_path / name, name)
-        with pytest.raises(CheckpointError, match="give --base|give --tower|fetch"):
+        with pytest.raises(CheckpointError, match=r"give --base|give --tower|fetch"):
             to(tmp_path / name, tmp_path / "no", "native")
     names = {path.name for path in (tmp_path / "llava").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin", "config.json"} <= names
@@ -228,7 +228,9 @@ def test_a_destination_that_is_there_is_left_alone(tmp_path, model):
 
 
 def test_a_format_that_was_mistaken_can_be_named(tmp_path, everywhere, model):
-    with pytest.raises(CheckpointError, match="cannot be read as hf: ValueError Unrecognized model identifier: llava_llama"):
+    with pytest.raises(
+        CheckpointError, match="cannot be read as hf: ValueError Unrecognized model identifier: llava_llama"
+    ):
         convert(everywhere / "llava", tmp_path / "no", "native", How(), came_as="hf")
     convert(everywhere / "llava", tmp_path / "yes", "native", How(), came_as="kollava")
     assert differences(model, tmp_path / "yes") == []

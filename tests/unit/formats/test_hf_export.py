@@ -101,12 +101,12 @@ def test_the_chat_template_writes_what_the_template_does(name, behind):
 
     template = templates.get(name).with_markers("<im_start>", "<im_end>")
     render = Environment().from_string(llava_text.chat_template(template, behind)).render
-    turns = [Turn("user", "<image>\n<image>\nWho?"), Turn("assistant", "Nobody.\n"), Turn("user", " And \"now\"? ")]
+    turns = [Turn("user", "<image>\n<image>\nWho?"), Turn("assistant", "Nobody.\n"), Turn("user", ' And "now"? ')]
     content = [{"type": "image"}, {"type": "text", "text": "  Who?"}, {"type": "image"}]
     messages = [
         {"role": "user", "content": content},
         {"role": "assistant", "content": "Nobody.\n"},
-        {"role": "user", "content": [{"type": "text", "text": " And \"now\"? "}]},
+        {"role": "user", "content": [{"type": "text", "text": ' And "now"? '}]},
     ]
     space = behind if template.keep_question else ""
     for n in (1, 3):

@@ -108,9 +108,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("theirs", GOLDEN)
 def test_names_and_cuts_are_those_of_the_specification(theirs):
-    shape = Shape(
-        llm_layers=32, groups=8, width=128, tower_layers=24, heads=16, tower_width=64, vocabulary=32768
-    )
+    shape = Shape(llm_layers=32, groups=8, width=128, tower_layers=24, heads=16, tower_width=64, vocabulary=32768)
     entries = {entry.theirs: entry for entry in table(shape)}
     entry = entries[theirs]
     rule = type(entry.rule).__name__ + (f" {entry.rule.dim}" if type(entry.rule) is Along else "")

@@ -24,7 +24,7 @@ PARTS = ("llm", "tower", "connector", "adapter")
 LLM_CONFIG, GENERATION = "llm/config.json", "llm/generation_config.json"
 TOWER_CONFIG, PREPROCESSOR = "tower/config.json", "tower/preprocessor_config.json"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
-SHARD_BYTES = 2e9  # as much of a model is in memory at a time
+SHARD_BYTES = 1e9  # as much of a model is in memory at a time
 _SHOWN = 20
 
 # Tensors in files of old that are no weights of the part: constants, and the half of CLIP that reads text.
