@@ -142,5 +142,11 @@ def test_a_published_folder_has_its_values_read_from_either_processor_file(tmp_p
     values = json.loads((tmp_path / "new/preprocessor_config.json").read_text())
     (tmp_path / "new/preprocessor_config.json").unlink()
     (tmp_path / "new/processor_config.json").write_text(json.dumps({"image_processor": values}))
+    config = json.loads((tmp_path / "new/config.json").read_text())
+    for part, name in (("text_config", "hidden_act"), ("vision_config", "num_channels")):
+        del config[part][name]  # as llava-hf leaves out whatever is the default
+    (tmp_path / "new/config.json").write_text(json.dumps(config))
     to(tmp_path / "new", tmp_path / "back", "native")
     assert json.loads((tmp_path / "back/tower/preprocessor_config.json").read_text())["crop_size"]
+    assert json.loads((tmp_path / "back/llm/config.json").read_text())["hidden_act"] == "silu"
+    assert json.loads((tmp_path / "back/tower/config.json").read_text())["num_channels"] == 3

@@ -7,6 +7,7 @@ Source: llava-hf/llava-1.5-7b-hf config.json and index; transformers 5.23 models
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
 from vlmrun.checkpoints.formats.native import write_files
 from vlmrun.checkpoints.tensors import DTYPES, dtype_name
 from vlmrun.errors import Problem
+from vlmrun.model import families
 from vlmrun.model.pretrained import read_json
 
 NAMES: Names = (
@@ -84,10 +86,9 @@ def read(folder: Path, how: How) -> Model:
 
 
 def _described(folder: Path, values: dict[str, Any], how: How) -> Model:
-    text, vision = dict(values["text_config"]), dict(values["vision_config"])
-    text.setdefault("model_type", "llama")
-    vision.setdefault("model_type", "clip_vision_model")
-    text.setdefault("dtype", values.get("dtype") or values.get("torch_dtype"))
+    text = _filled({"model_type": "llama"} | values["text_config"])
+    vision = _filled({"model_type": "clip_vision_model"} | values["vision_config"])
+    text["dtype"] = text.get("dtype") or values.get("dtype") or values.get("torch_dtype")
     layer = values.get("vision_feature_layer", -2)
     tower = {"_target_": TOWERS.get(vision["model_type"], TOWERS["clip_vision_model"]), "path": "tower"}
     if vision["model_type"] == "clip_vision_model":
@@ -113,6 +114,12 @@ def _described(folder: Path, values: dict[str, Any], how: How) -> Model:
         "dtype": next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{text['dtype']}"), "fp16"),
     }
     return Model({}, description, {LLM_CONFIG: text, TOWER_CONFIG: vision, PREPROCESSOR: preprocessor}, {}, note)
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    """With what published folders leave out because it is the family's default."""
+    filled: dict[str, Any] = json.loads(families.from_values(values).to_json_string())
+    return filled
 
 
 def refuse(model: Model, how: How) -> list[Problem]:
