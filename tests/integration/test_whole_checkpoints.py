@@ -26,6 +26,7 @@ LORA = {
         ("zero0", 1, {"zero": 0}),
         ("zero2_bf16", 2, {"zero": 2, "precision": "bf16"}),
         ("zero3", 2, {"zero": 3}),
+        ("fsdp", 2, {"engine": "fsdp", "zero": 3}),
         ("lora", 1, {"zero": 2, **LORA}),
     ],
 )

@@ -15,6 +15,7 @@ import io
 import json
 import shutil
 import tempfile
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
 from vlmrun.train import model as training_model
 from vlmrun.train import setup
-from vlmrun.train.engine import DeepSpeedEngine, PlainEngine, quiet
+from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet
+from vlmrun.train.engine.fsdp import FsdpEngine
+from vlmrun.train.engine.plain import PlainEngine
 from vlmrun.train.save import MANIFEST
 
 _MODULE = "mp_rank_00_model_states.pt"
@@ -54,8 +57,14 @@ def read(folder: Path, how: How) -> Model:
     job = StageJob.read(folder.parent.parent / JOB_FILE)
     stage = job.stage
     assert isinstance(stage, TrainStage)
+    if job.hardware.tensor_parallel > 1:
+        raise CheckpointError(
+            "checkpoints of layers that ranks share (tensor_parallel) are not put together",
+            str(folder),
+            "convert the finished stage's weights",
+        )
     loaded = _as_trained(job, stage)
-    _fill(loaded, _trained(folder), folder)
+    _fill(loaded, _trained(folder, loaded), folder)
     # As exported: in the type that it was trained in.
     if stage.engine == "deepspeed":
         loaded.vlm.to(_HALVES.get(job.hardware.precision, torch.float32))
@@ -97,12 +106,16 @@ def _verify(folder: Path) -> None:
 
 def _as_trained(job: StageJob, stage: TrainStage) -> Loaded:
     """The model that the trainer began with, in one process on the CPU."""
-    here = job.model_copy(update={"hardware": job.hardware.model_copy(update={"gpu": "cpu", "precision": "fp32"})})
-    return training_model.load(here, stage.model_copy(update={"gradient_checkpointing": False}), None)
+    alone = {"gpu": "cpu", "precision": "fp32", "sequence_parallel": 1}
+    here = job.model_copy(update={"hardware": job.hardware.model_copy(update=alone)})
+    kept = {"engine": "plain", "gradient_checkpointing": False, "offload_checkpoints": False}
+    return training_model.load(here, stage.model_copy(update=kept), None)
 
 
-def _trained(folder: Path) -> dict[str, torch.Tensor]:
+def _trained(folder: Path, loaded: Loaded) -> dict[str, torch.Tensor]:
     """What the checkpoint holds, under the names of the parameters, in fp32 where there are masters."""
+    if (folder / FsdpEngine.FOLDER).is_dir():
+        return _from_fsdp(folder / FsdpEngine.FOLDER, loaded)
     plain, sharded = folder / PlainEngine.FILE, folder / DeepSpeedEngine.TAG
     if plain.is_file():
         found: dict[str, torch.Tensor] = torch.load(plain, map_location="cpu", weights_only=True)["weights"]
@@ -120,6 +133,18 @@ def _trained(folder: Path) -> dict[str, torch.Tensor]:
             str(folder), tag=DeepSpeedEngine.TAG, exclude_frozen_parameters=True
         )
     return state
+
+
+def _from_fsdp(place: Path, loaded: Loaded) -> dict[str, torch.Tensor]:
+    """Pieces of all ranks, in safetensors, joined by torch."""
+    from torch.distributed import checkpoint as dcp
+
+    trained = {name: p for name, p in loaded.vlm.named_parameters() if p.requires_grad}
+    state = {f"weight.{name}": torch.empty(p.shape) for name, p in trained.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of there being no process group: that is meant
+        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(place)), no_dist=True)
+    return {name: state[f"weight.{name}"] for name in trained}
 
 
 @torch.no_grad()
