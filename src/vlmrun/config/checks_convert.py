@@ -13,8 +13,8 @@ def check(stage: Any, where: str) -> Iterator[Problem]:
     """What is wrong with one stage; nothing, of another kind."""
     if not isinstance(stage, ConvertStage):
         return
-    if stage.to == "delta" and stage.base is None:
-        yield Problem("a delta is a difference from something", f"{where}.base", "the LLM that it is taken from")
+    if stage.to == "delta" and stage.base_model is None:
+        yield Problem("a delta is a difference from something", f"{where}.base_model", "the LLM that it is taken from")
     if stage.tp != 1 and stage.to != "megatron":
         yield Problem(f"tp is of megatron, but to is {stage.to}", f"{where}.tp", f"{where}.tp=1")
     if stage.skip and stage.to not in ("bnb4", "bnb8"):

@@ -79,7 +79,7 @@ def parent_names(stage: object) -> list[str]:
         base = getattr(stage, "base_model", None)
         return [*models, *([base] if base else [])]
     start = getattr(stage, "init_from", None)
-    base = getattr(stage, "base", None)
+    base = getattr(stage, "base_model", None)
     return [*([start] if start else []), *getattr(stage, "adapters", []), *([base] if base else [])]
 
 

@@ -381,7 +381,7 @@ class ConvertStage(Node):
     kind: Literal["convert"]
     init_from: str  # a stage, an artifact, or the folder or file of a model in any format
     to: Format
-    base: str | None  # the LLM or model that an adapter, a projector or a delta belongs to
+    base_model: str | None  # the LLM or model that an adapter, a projector or a delta belongs to
     tower: str | None  # folder of the vision tower, when the source names one that is not here
     template: str | None  # when the source's format does not say; null: its family's usual one
     dtype: Kept

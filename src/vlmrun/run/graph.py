@@ -117,8 +117,7 @@ def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -
 def _key_of(reference: str, stage: Stage) -> str:
     """The key that names this parent."""
     listed = (key for key in ("models", "adapters") if reference in getattr(stage, key, []))
-    named = (key for key in ("base_model", "base") if getattr(stage, key, None) == reference)
-    return next(listed, None) or next(named, "init_from")
+    return next(listed, None) or ("base_model" if getattr(stage, "base_model", None) == reference else "init_from")
 
 
 def _ordered(planned: dict[str, Planned], problems: list[Problem]) -> list[Planned]:

@@ -26,7 +26,8 @@ KIND_VERSION = {"prepare": 1, "train": 2, "merge": 2, "average": 2, "search": 1,
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
 _BLOCKS = 64
-_PART_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "*.pt", "*.gguf")
+_PART_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
+_MODEL_FILES = (*_PART_FILES, "*.pt", "*.gguf")
 
 
 def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
@@ -56,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str, Any]:
     stage = stable(item.stage)
-    for reference in ("init_from", "adapters", "models", "base_model", "base", "data"):
+    for reference in ("init_from", "adapters", "models", "base_model", "data"):
         stage.pop(reference, None)  # names; what they stand for comes below
     identity: dict[str, Any] = {
         "kind": item.stage.kind,
@@ -108,7 +109,7 @@ def _artifact_key(path: str) -> str:
 
 def _contents(place: Path) -> str:
     """Fingerprint of a model in a foreign format, which has no key."""
-    files = [place] if place.is_file() else sorted({f for pattern in _PART_FILES for f in place.rglob(pattern)})
+    files = [place] if place.is_file() else sorted({f for pattern in _MODEL_FILES for f in place.rglob(pattern)})
     return _hash({os.path.relpath(file, place): _fingerprint(file) for file in files}) if files else "unfinished"
 
 

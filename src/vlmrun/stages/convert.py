@@ -25,7 +25,7 @@ def execute(job: StageJob) -> Result | None:
         return None
     root = "weights" if stage.to == "native" else MODEL
     how = How(
-        base=None if stage.base is None else Path(job.parents[stage.base]),
+        base=None if stage.base_model is None else Path(job.parents[stage.base_model]),
         tower=None if stage.tower is None else Path(stage.tower),
         template=stage.template,
         dtype=DTYPES.get(stage.dtype),

@@ -14,7 +14,7 @@ from vlmrun.run import graph, identity
 from vlmrun.stages import KINDS, convert
 
 STAGE = {
-    "kind": "convert", "to": "llava", "base": None, "tower": None, "template": None, "dtype": "keep", "tp": 1,
+    "kind": "convert", "to": "llava", "base_model": None, "tower": None, "template": None, "dtype": "keep", "tp": 1,
     "skip": [], "prove": True,
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_its_key_follows_its_values_its_parent_and_the_files_of_a_foreign_folder
     assert len(set(keys)) == 3
     assert key("stage.export.init_from=instruct", "stage.export.prove=false") == keys[0]
     assert key("stage.export.init_from=instruct", "stage.export.dtype=bf16") != keys[0]
-    assert key("stage.export.init_from=instruct", f"stage.export.base={model}") != keys[0]
+    assert key("stage.export.init_from=instruct", f"stage.export.base_model={model}") != keys[0]
     assert key("stage.export.init_from=instruct", f"stage.export.tower={model / 'tower'}") != keys[0]
 
 
@@ -80,6 +80,6 @@ def test_values_that_do_not_go_together_are_named(tmp_path, overrides, said):
 def test_what_it_starts_from_must_be_there(tmp_path):
     _, problems = graph.plan(_run(tmp_path, "stage.export.to=llava", "stage.export.init_from=nowhere"))
     assert [problem.where for problem in problems] == ["stage.export.init_from"]
-    chosen = ["stage.export.to=llava", "stage.export.init_from=instruct", "stage.export.base=nowhere"]
+    chosen = ["stage.export.to=llava", "stage.export.init_from=instruct", "stage.export.base_model=nowhere"]
     _, problems = graph.plan(_run(tmp_path, *chosen))
-    assert [problem.where for problem in problems] == ["stage.export.base"]
+    assert [problem.where for problem in problems] == ["stage.export.base_model"]
