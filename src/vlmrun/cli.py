@@ -23,6 +23,7 @@ VERBS = {
     "recipes": "vlmrun.cli:recipes",
     "ls": "vlmrun.cli:ls",
     "chat": "vlmrun.cli:chat",
+    "convert": "vlmrun.cli:convert",
     "data": "vlmrun.run.data_verbs:main",
     "merge": "vlmrun.run.weight_verbs:merge",
     "average": "vlmrun.run.weight_verbs:average",
@@ -43,6 +44,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
        vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
        vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
+       vlmrun convert SRC DST --to FORMAT  a model in another format: Hugging Face, upstream's, Megatron, ...
        vlmrun data show|lint|convert ...   see a sample as the model will, check data, convert data sets
 
 overrides (Hydra's grammar):
@@ -146,6 +148,44 @@ def chat(arguments: list[str]) -> int:
     talk = importlib.import_module("vlmrun.serve.chat").main
     talk(folder, image, options.prompt, options.max_new_tokens)
     return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """`vlmrun convert`."""
+    parser = argparse.ArgumentParser(
+        "vlmrun convert",
+        description="Write a model in another format. The source's format is found out from its content.",
+        epilog="formats: docs/guides/convert.md",
+    )
+    parser.add_argument("source", help="a stage, an artifact, a training checkpoint, or a folder or file of a model")
+    parser.add_argument("destination", help="a folder that is not there yet; with --check the model to compare with")
+    parser.add_argument("--to", help="the format to write, such as hf_llava")
+    parser.add_argument("--from", dest="came_as", help="the source's format, if it is taken for another")
+    parser.add_argument("--base", help="the LLM or model that an adapter, a projector or a delta belongs to")
+    parser.add_argument("--tower", help="folder of the vision tower, if the source names one that is not here")
+    parser.add_argument("--template", help="a built-in template, if the source's format does not say which")
+    parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
+    parser.add_argument("--tp", type=_at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
+    parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
+    parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
+    parser.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
+    parser.add_argument(
+        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if options.check == (options.to is not None):
+        raise _usage("one of --to FORMAT and --check is needed", "vlmrun convert SRC DST --to hf_llava")
+    from pathlib import Path
+
+    from vlmrun.run import store
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    source = Path(options.source).expanduser()
+    if not source.exists():
+        source = store.find(Path(options.output), options.source)
+    run = importlib.import_module("vlmrun.checkpoints.command").main
+    code: int = run(source, Path(options.destination).expanduser(), options)
+    return code
 
 
 def _at_least_one(text: str) -> int:

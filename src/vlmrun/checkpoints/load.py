@@ -33,8 +33,32 @@ def weights_folder(folder: Path) -> Path:
     )
 
 
+def _foreign(folder: Path, *, trusted: bool) -> Any:
+    """The model of a folder in another format, itself or in a convert stage; None when it is one of ours.
+
+    Args:
+        trusted: digests are not compared.
+    """
+    from vlmrun.checkpoints import formats  # which stands on what is here
+    from vlmrun.checkpoints.formats.base import How
+
+    folder = Path(folder)
+    if any((place / DESCRIPTION).is_file() for place in (folder, folder / "weights")):
+        return None
+    place = folder / "model" if (folder / "model").is_dir() else folder
+    try:
+        name = formats.detect(place)
+    except CheckpointError:
+        return None  # `weights_folder` says what is missing
+    return formats.read(place, How(trusted=trusted), name)
+
+
 def describe(folder: Path) -> dict[str, Any]:
-    """The `model.json` of an artifact or weights folder."""
+    """The `model.json` of an artifact or weights folder, or what it would be of a folder in another format."""
+    foreign = _foreign(folder, trusted=True)
+    if foreign is not None:
+        found: dict[str, Any] = foreign.description
+        return found
     path = weights_folder(folder) / DESCRIPTION
     description = read_json(path, "the model is incomplete: make the stage again")
     if description.get("format") != FORMAT:
@@ -57,7 +81,7 @@ def load(
     """Loads a saved model, in eval mode, with the template it was saved with.
 
     Args:
-        folder: an artifact, or its weights folder.
+        folder: an artifact, its weights folder, or a whole model in another format.
         merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
         quantized: an LLM in few bits (`quantise.of`), to train on; a model whose adapter was
             trained so is loaded so anyway.
@@ -65,6 +89,9 @@ def load(
     Raises:
         CheckpointError: when something is missing, damaged or does not fit.
     """
+    foreign = _foreign(folder, trusted=False)
+    if foreign is not None:
+        return _realised(foreign, Path(folder), dtype, attention, quantized)
     weights = weights_folder(folder)
     description = describe(weights)
     try:
@@ -91,6 +118,18 @@ def load(
             loaded.vlm.llm = _wrapped(loaded.vlm.llm, adapter).eval()
             loaded.sources["adapter"] = adapter.folder
     return loaded
+
+
+def _realised(
+    foreign: Any, folder: Path, dtype: torch.dtype, attention: str, quantized: dict[str, Any] | None
+) -> Loaded:
+    from vlmrun.checkpoints.formats.realise import realise
+
+    if quantized:
+        raise CheckpointError(
+            "a model in another format is not held in few bits", str(folder), "vlmrun convert SRC DST --to native"
+        )
+    return realise(foreign, dtype=dtype, attention=attention)
 
 
 def _inside(target: Target, weights: Path) -> Target:

@@ -7,9 +7,12 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +26,13 @@ from vlmrun.errors import CheckpointError, suggest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names that configs use
 INDEX = "model.safetensors.index.json"
+# Files and their indexes, in the order they are looked for.
+_USUAL = (
+    ("model.safetensors", INDEX),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ("adapter_model.safetensors", "adapter_model.safetensors.index.json"),
+    ("adapter_model.bin", "adapter_model.bin.index.json"),
+)
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -147,7 +157,7 @@ class Reader:
 
     def _find(self) -> Iterator[tuple[Path, list[str] | None]]:
         """Shards with the names the index gives them; None: whatever they hold."""
-        for single, index in (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        for single, index in _USUAL:
             if (self.folder / index).is_file():
                 yield from _read_index(self.folder / index).items()
                 return
@@ -166,11 +176,33 @@ class Reader:
     def _handle(self, shard: Path) -> Any:
         if shard not in self._open:
             with _reading(shard):
-                if shard.suffix == ".bin":
-                    self._open[shard] = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
-                else:
-                    self._open[shard] = safe_open(shard, framework="pt")
+                self._open[shard] = read_pickle(shard) if shard.suffix == ".bin" else safe_open(shard, framework="pt")
         return self._open[shard]
+
+
+def read_pickle(path: Path, plain: Sequence[type] = ()) -> dict[str, Any]:
+    """What `torch.save` wrote, memory-mapped, and never a program: a pickle that asks for one is refused.
+
+    Args:
+        plain: further classes that it may hold, which are nothing but their fields.
+
+    Raises:
+        CheckpointError: when it is damaged (every record's CRC is compared), holds code, or is no table.
+    """
+    with _reading(path):
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise CheckpointError(f"{damaged!r} in it is damaged", str(path), _AGAIN)
+        with torch.serialization.safe_globals(list(plain)), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle that torch did not write, which fails anyway
+            # Files of torch before 1.6 are no archives and cannot be mapped.
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    if not isinstance(found, dict):
+        raise CheckpointError("the file holds no table of tensors", str(path), "give a file of weights")
+    return found
 
 
 class Writer:
@@ -284,7 +316,13 @@ _AGAIN = "the files were damaged or copied in part: copy or make them again"
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+        what = f"asks for {asked[1] or asked[2]}, which is code" if asked else "is more than a table of tensors"
+        raise CheckpointError(
+            f"this pickle {what}: it is not read", str(path), "have it saved as safetensors"
+        ) from error
+    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from vlmrun.config import checks_merge, checks_train, derived
+from vlmrun.config import checks_convert, checks_merge, checks_train, derived
 from vlmrun.config.schema import HardwareConfig, RunConfig, TrainStage
 from vlmrun.errors import Problem, suggest
 
@@ -28,6 +28,7 @@ def check(run: RunConfig) -> list[Problem]:
             problems += _lora_parent(stage, run, where)
         else:
             problems += checks_merge.check(stage, run, where)
+            problems += checks_convert.check(stage, where)
     return problems
 
 

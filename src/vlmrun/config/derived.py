@@ -85,7 +85,8 @@ def parent_names(stage: object) -> list[str]:
         base = getattr(stage, "base_model", None)
         return [*models, *([base] if base else [])]
     start = getattr(stage, "init_from", None)
-    return [*([start] if start else []), *getattr(stage, "adapters", [])]
+    base = getattr(stage, "base_model", None)
+    return [*([start] if start else []), *getattr(stage, "adapters", []), *([base] if base else [])]
 
 
 def average_weights(stage: AverageStage) -> list[float]:

@@ -273,6 +273,11 @@ class TrainStage(Node):
 
 
 Kept = Literal["keep", "fp32", "bf16", "fp16"]  # the type of written weights; keep: each tensor's own
+# The formats that are written, one module each in checkpoints/formats.
+Format = Literal[
+    "native", "hf_llava", "hf", "llava", "kollava", "bunny", "denseconnector", "mm_projector", "peft", "delta",
+    "bnb4", "bnb8", "megatron",
+]  # fmt: skip
 
 
 class MergeStage(Node):
@@ -393,6 +398,21 @@ class AverageStage(Node):
     dtype: Kept
 
 
+class ConvertStage(Node):
+    """Write a model as another format; whatever the source is, it is found out from its content."""
+
+    kind: Literal["convert"]
+    init_from: str  # a stage, an artifact, or the folder or file of a model in any format
+    to: Format
+    base_model: str | None  # the LLM or model that an adapter, a projector or a delta belongs to
+    tower: str | None  # folder of the vision tower, when the source names one that is not here
+    template: str | None  # when the source's format does not say; null: its family's usual one
+    dtype: Kept
+    tp: Literal[1, 2, 4, 8]  # megatron: tensor-parallel ranks
+    skip: list[str]  # bnb4, bnb8: linear layers left as they are; empty: output head, tower, connector
+    prove: Annotated[bool, Volatile]  # hf_llava: compare with plain transformers before it is kept
+
+
 class EvaluateStage(Node):
     """Answer held-out questions and score them by exact match."""
 
@@ -441,9 +461,12 @@ class PrepareStage(Node):
     source: Target
 
 
-UserStage = Annotated[TrainStage | MergeStage | AverageStage | SearchStage | EvaluateStage, Field(discriminator="kind")]
+UserStage = Annotated[
+    TrainStage | MergeStage | AverageStage | SearchStage | ConvertStage | EvaluateStage, Field(discriminator="kind")
+]
 Stage = Annotated[
-    TrainStage | MergeStage | AverageStage | SearchStage | EvaluateStage | PrepareStage, Field(discriminator="kind")
+    TrainStage | MergeStage | AverageStage | SearchStage | ConvertStage | EvaluateStage | PrepareStage,
+    Field(discriminator="kind"),
 ]
 
 

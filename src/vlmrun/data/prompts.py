@@ -11,6 +11,7 @@ from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Encoder, Item, Layouts
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, encode_prompt
 from vlmrun.data.sample import Turn
+from vlmrun.data.templates import Template
 from vlmrun.errors import CheckpointError, DataError
 
 
@@ -19,7 +20,7 @@ class Prompts:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.stop_ids = self._stop_ids()
+        self.stop_ids = stop_ids(encoder.template, encoder.tokenizer)
         pad = encoder.tokenizer.pad_token_id
         height, _ = encoder.image_transform.size
         self.collate = Collator(
@@ -61,19 +62,23 @@ class Prompts:
             text = text.lstrip().split(stop, 1)[0]
         return text.strip()
 
-    def _stop_ids(self) -> list[int]:
-        """The tokenizer's own end, and the template's stop strings where they are one token."""
-        tokenizer: Any = self.encoder.tokenizer
-        found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        for text in self.encoder.template.stop:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            # A SentencePiece tokenizer puts its space mark before a lone newline, hence the last id, not the only one.
-            if ids and tokenizer.decode(ids[-1:]) == text and ids[-1] not in found:
-                found.append(int(ids[-1]))
-        if not found:
-            raise CheckpointError(
-                f"no token ends an answer of template {self.encoder.template.name!r}",
-                getattr(tokenizer, "name_or_path", ""),
-                "give the tokenizer an eos_token, or use a template whose stop string is one of its tokens",
-            )
-        return found
+
+def stop_ids(template: Template, tokenizer: Any) -> list[int]:
+    """The tokenizer's own end, and the template's stop strings where they are one token.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    for text in template.stop:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A SentencePiece tokenizer puts its space mark before a lone newline, hence the last id, not the only one.
+        if ids and tokenizer.decode(ids[-1:]) == text and ids[-1] not in found:
+            found.append(int(ids[-1]))
+    if not found:
+        raise CheckpointError(
+            f"no token ends an answer of template {template.name!r}",
+            getattr(tokenizer, "name_or_path", ""),
+            "give the tokenizer an eos_token, or use a template whose stop string is one of its tokens",
+        )
+    return found

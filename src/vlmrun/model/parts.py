@@ -66,7 +66,7 @@ def assemble(
     with seeded(seed, "tower"):
         tower: Tower = build(model.tower, Tower, dtype=dtype, attention=attention)
     with seeded(seed, "connector"):
-        connector = _connector(model, tower, llm.model.config.get_text_config().hidden_size)
+        connector = make_connector(model, tower, llm.model.config.get_text_config().hidden_size)
     sources = {
         "llm": llm.source,
         "tokenizer": llm.tokenizer_source,
@@ -78,7 +78,7 @@ def assemble(
     return Loaded(vlm, llm.tokenizer, model, tower.preprocessor, sources, quantized=quantized)
 
 
-def _connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
+def make_connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
     """The connector for this tower, which is told first which layers are asked for."""
     target, weights = derived.connector_weights(model.connector)
     kind = find(target, Connector, vision_dim=0, llm_dim=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmrun import build
 from vlmrun.config import checks as config_checks
 from vlmrun.config import derived
-from vlmrun.config.schema import Asking, DataConfig, Reading, RunConfig, TrainStage
+from vlmrun.config.schema import Asking, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
 from vlmrun.data import slices
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
@@ -99,13 +99,18 @@ def _readers(run: RunConfig) -> dict[str, Reading]:
     return {name: stage for name, stage in run.stage.items() if isinstance(stage, Reading)}
 
 
+def _templated(run: RunConfig) -> dict[str, Reading | ConvertStage]:
+    converting = {name: stage for name, stage in run.stage.items() if isinstance(stage, ConvertStage)}
+    return {**_readers(run), **converting}
+
+
 def _templates(run: RunConfig) -> Iterator[Problem]:
     if run.model.template not in TEMPLATES:
         fix = suggest(run.model.template, TEMPLATES, noun="templates")
         yield Problem(f"no template {run.model.template!r}", "model.template", fix)
-    for name, stage in _readers(run).items():
-        labels = stage.compat.labels if isinstance(stage, TrainStage) else None
-        if labels == "minicpm" and not derived.template(stage, run.model).startswith("minicpm_"):
+    for name, stage in _templated(run).items():
+        theirs = isinstance(stage, TrainStage) and stage.compat.labels == "minicpm"
+        if theirs and not (stage.template or run.model.template).startswith("minicpm_"):
             yield Problem(
                 "MiniCPM-V's labels are those of its own templates",
                 f"stage.{name}.compat.labels",

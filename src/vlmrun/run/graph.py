@@ -9,6 +9,7 @@ from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig, PrepareStage, RunConfig, Stage
 from vlmrun.errors import ConfigError, Problem, suggest
+from vlmrun.run import store
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -
         folder = Path(reference).expanduser()
         if (folder / artifact.NAME).is_file():
             parents[reference] = None
+        elif (stage.kind == "convert" and folder.exists()) or (stage.kind == "evaluate" and store.is_model(folder)):
+            parents[reference] = None  # in another format; in which, its content says
         elif folder.is_dir():
             problems.append(
                 Problem(
@@ -113,8 +116,8 @@ def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -
 
 def _key_of(reference: str, stage: Stage) -> str:
     """The key that names this parent."""
-    listed = next((key for key in ("models", "adapters") if reference in getattr(stage, key, [])), None)
-    return listed or ("base_model" if getattr(stage, "base_model", None) == reference else "init_from")
+    listed = (key for key in ("models", "adapters") if reference in getattr(stage, key, []))
+    return next(listed, None) or ("base_model" if getattr(stage, "base_model", None) == reference else "init_from")
 
 
 def _ordered(planned: dict[str, Planned], problems: list[Problem]) -> list[Planned]:

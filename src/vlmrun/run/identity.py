@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from pydantic import BaseModel
 from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.paths import locate
-from vlmrun.config.schema import DataConfig, Reading, RunConfig, TrainStage, Volatile
+from vlmrun.config.schema import ConvertStage, DataConfig, Reading, RunConfig, TrainStage, Volatile
 from vlmrun.run.graph import Planned
 
 # Raised when the code of a kind changes what it makes from the same configuration.
-KIND_VERSION = {"prepare": 1, "train": 3, "merge": 2, "average": 2, "search": 1, "evaluate": 1}
+KIND_VERSION = {"prepare": 1, "train": 3, "merge": 2, "average": 2, "search": 1, "convert": 1, "evaluate": 1}
 
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
 _BLOCKS = 64
 _PART_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
+_MODEL_FILES = (*_PART_FILES, "*.pt", "*.gguf")
 
 
 def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
@@ -63,6 +65,8 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
         "stage": stage,
         "parents": [found[name] if name else _artifact_key(path) for path, name in item.parents.items()],
     }
+    if isinstance(item.stage, ConvertStage) and item.stage.tower is not None:
+        stage["tower"] = _contents(locate(item.stage.tower))
     if isinstance(item.stage, Reading):
         stage["template"] = derived.template(item.stage, run.model)
         identity["precision"] = run.hardware.precision
@@ -109,8 +113,15 @@ def _hash(identity: dict[str, Any]) -> str:
 
 
 def _artifact_key(path: str) -> str:
-    found = artifact.read(Path(path).expanduser())
-    return found.key if found else "unfinished"
+    folder = Path(path).expanduser()
+    found = artifact.read(folder)
+    return found.key if found else _contents(folder)
+
+
+def _contents(place: Path) -> str:
+    """Fingerprint of a model in a foreign format, which has no key."""
+    files = [place] if place.is_file() else sorted({f for pattern in _MODEL_FILES for f in place.rglob(pattern)})
+    return _hash({os.path.relpath(file, place): _fingerprint(file) for file in files}) if files else "unfinished"
 
 
 def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:

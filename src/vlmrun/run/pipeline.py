@@ -179,6 +179,8 @@ def describe(item: Planned) -> str:
         return f"search {tried} over {', '.join(stage.models)} on {', '.join(stage.data)}"
     if stage.kind == "evaluate":
         return f"evaluate {stage.init_from} on {', '.join(stage.data)}"
+    if stage.kind == "convert":
+        return f"convert {stage.init_from} to {stage.to}"
     names, weights = [stage.init_from, *stage.adapters], stage.weights or [1.0] * (1 + len(stage.adapters))
     if len(names) == 1 and weights == [1.0]:
         return f"merge {stage.init_from}"

@@ -53,13 +53,13 @@ def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
 
 
 def find(root: Path, reference: str) -> Path:
-    """The artifact folder a person means: a path, `name-key`, or the newest of a stage name.
+    """The artifact folder a person means: a path, `name-key`, or the newest of a stage name; or a foreign model.
 
     Raises:
         CheckpointError: with the nearest names when there is none.
     """
     path = Path(reference).expanduser()
-    if (path / artifact.NAME).is_file():
+    if (path / artifact.NAME).is_file() or is_model(path):
         return path
     known = artifacts(root)
     matches = [where for where, item in known if reference in (item.name, f"{item.name}-{item.key}", item.key)]
@@ -71,6 +71,16 @@ def find(root: Path, reference: str) -> Path:
     raise CheckpointError(
         f"no artifact {reference!r}", str(stages_dir(root)), suggest(reference, names, noun="artifacts")
     )
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder or file that is no artifact looks like a model in some format; its content is not read."""
+    if path.is_file():
+        return path.suffix == ".gguf"
+    return any((path / name).is_file() for name in _MODEL_FILES)
+
+
+_MODEL_FILES = ("config.json", "model.json", "adapter_config.json", "latest_checkpointed_iteration.txt")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ KINDS = {
     "merge": "vlmrun.stages.merge",
     "average": "vlmrun.stages.average",
     "search": "vlmrun.stages.search",
+    "convert": "vlmrun.stages.convert",
     "evaluate": "vlmrun.stages.evaluate",
 }
 

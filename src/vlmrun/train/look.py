@@ -25,6 +25,7 @@ from vlmrun.model.connectors.base import Connector
 from vlmrun.model.parts import added_tokens
 from vlmrun.model.tiles import tiling
 from vlmrun.model.tokenizers import load_tokenizer
+from vlmrun.train.samples import template_of
 
 _UNLIMITED = 1 << 60
 
@@ -103,13 +104,8 @@ def looker(model: ModelConfig, stage: TrainStage, sizes: Sizes) -> Looker:
     with torch.device("meta"):
         connector: Connector = build(target, Connector, vision_dim=sizes.vision_dim, llm_dim=sizes.llm_dim)
     cuts = stage.image_aspect in ("anyres", "slices")
-    template = compat.effective(
-        templates.marked(derived.template(stage, model), model.image_markers),
-        v0_is_v1=stage.compat.v0_is_v1,
-        llama3_system_header=stage.compat.llama3_system_header,
-    )
     encoder = Encoder(
-        template=template,
+        template=template_of(model, stage),
         tokenizer=tokenizer_of(model),
         image_transform=cast(ImageTransform, None),  # no pixels are made
         aspect=stage.image_aspect,

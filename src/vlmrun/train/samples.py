@@ -12,7 +12,7 @@ import numpy as np
 from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import TrainStage
+from vlmrun.config.schema import ModelConfig, TrainStage
 from vlmrun.data import compat, lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.dataset import Dataset, Encoder, open_datasets
@@ -35,6 +35,15 @@ LENGTHS = "lengths.npy"
 _FINER = 2
 
 
+def template_of(model: ModelConfig, stage: TrainStage) -> templates.Template:
+    """How turns become text in a stage."""
+    return compat.effective(
+        templates.marked(derived.template(stage, model), model.image_markers),
+        v0_is_v1=stage.compat.v0_is_v1,
+        llama3_system_header=stage.compat.llama3_system_header,
+    )
+
+
 class Samples:
     """The data of one train stage, and how it becomes batches. Every rank makes it at the same time.
 
@@ -45,11 +54,7 @@ class Samples:
 
     def __init__(self, job: StageJob, stage: TrainStage, loaded: Loaded) -> None:
         self.job, self.stage, self.loaded = job, stage, loaded
-        self.template = compat.effective(
-            templates.marked(derived.template(stage, job.model), job.model.image_markers),
-            v0_is_v1=stage.compat.v0_is_v1,
-            llama3_system_header=stage.compat.llama3_system_header,
-        )
+        self.template = template_of(job.model, stage)
         self.encoder = self._encoder()
         self.dataset = self._open(stage.data, job.path / INDEX)
         self._check_images()

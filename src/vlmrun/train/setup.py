@@ -62,6 +62,12 @@ def train(job: StageJob) -> Trained | None:
         return run.result() if dist.is_main() else None
 
 
+def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
+    """The parts that are saved from memory: a random one lies in no folder it could be linked from, trained or not."""
+    changed = ("full", "new_tokens")
+    return [part for part in optim.PARTS if getattr(stage.tune, part) in changed or loaded.sources[part] is None]
+
+
 class _Run:
     """The assembled pieces of one training."""
 
@@ -132,12 +138,9 @@ class _Run:
     def export(self) -> None:
         """Writes the finished model; ranks other than 0 take part in gathering it."""
         heartbeat.beat("export")
-        tuning, sources = self.stage.tune, self.loaded.sources
+        tuning = self.stage.tune
         adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
-        # A part made at random lies in no folder it could be linked from, whether it was trained or not.
-        changed = ("full", "new_tokens")
-        whole = [part for part in optim.PARTS if getattr(tuning, part) in changed or sources[part] is None]
-        tensors = {part: self.engine.gather(part) for part in whole}
+        tensors = {part: self.engine.gather(part) for part in whole_parts(self.loaded, self.stage)}
         state = dict(adapter)
         if not dist.is_main():
             for gathered in tensors.values():

@@ -194,6 +194,6 @@ def test_bin_files_are_read_without_running_what_is_in_them(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     torch.save({"a": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"asks for io\.open, which is code: it is not read"):
         Reader(tmp_path)
     assert not (tmp_path / "owned").exists()

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlmrun import artifact
+from vlmrun.checkpoints.formats import sidecar
 from vlmrun.checkpoints.formats.base import (
     GENERATION,
     LLM_CONFIG,
@@ -28,9 +30,6 @@ from vlmrun.checkpoints.formats.base import (
 from vlmrun.checkpoints.formats.bits import tensors_of
 from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
 from vlmrun.checkpoints.formats.native import write_files
-
-from vlmrun import artifact
-from vlmrun.checkpoints.formats import sidecar
 from vlmrun.config.schema import Slices
 from vlmrun.data import templates
 from vlmrun.errors import CheckpointError, Problem

@@ -1,0 +1,123 @@
+"""A model from any format to any other, tensor by tensor, and the comparison of two models whatever their formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmrun import logs
+from vlmrun.checkpoints import files, formats
+from vlmrun.checkpoints.formats import skeleton, verify
+from vlmrun.checkpoints.formats.base import How, Lazy, Model, cast
+from vlmrun.errors import CheckpointError, Problem
+
+log = logs.get(__name__)
+Report = Callable[[int, int, str], None]
+
+PROVES_ITSELF = ("hf_llava",)
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """A report that nobody hears."""
+
+
+def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was said
+    source: Path,
+    destination: Path,
+    to: str,
+    how: How,
+    *,
+    came_as: str | None = None,
+    prove: bool = True,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Writes the model in `source` as another format; the folder appears whole or not at all.
+
+    Args:
+        came_as: the source's format, where it is not to be detected.
+        prove: compare an export with ours in plain transformers before it gets its name.
+
+    Returns:
+        `from`, `to`, `tensors`, `notes`; `proof` when there was one.
+
+    Raises:
+        CheckpointError: when something is missing, unknown or damaged, the format cannot express the model, or the
+            proof fails.
+    """
+    writer = formats.get(to)
+    _check_destination(source, destination, to)
+    found, name = read(source, how, came_as)
+    if to != "delta":  # its dtype is that of the difference, not of the model
+        found = cast(found, how.dtype)
+    found = _told(found, report)
+    problems = writer.refuse(found, how)
+    if problems:
+        raise CheckpointError([replace(problem, where=problem.where or str(source)) for problem in problems])
+    summary = {"from": name, "to": to, "tensors": len(found.tensors)}
+    written = replace(found, tensors=dict(found.tensors), json=dict(found.json))
+    with files.building(destination) as new:
+        writer.write(written, new, how)
+        if prove and to in PROVES_ITSELF:
+            summary["proof"] = verify.prove(new, found)
+    return summary | {"notes": written.notes}
+
+
+def read(source: Path, how: How, came_as: str | None = None) -> tuple[Model, str]:
+    """A model under internal names, complete by its own configurations, and the format it was in."""
+    name = came_as or formats.detect(source)
+    model: Model = formats.read(source, how, name)
+    try:
+        skeleton.check(model)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise formats.odd(error, name, source) from error
+    return model, name
+
+
+def compare(first: Path, second: Path, how: How) -> list[Problem]:
+    """Everything in which the tensors of two models differ, whatever formats they are in."""
+    here, there = (read(folder, how)[0].tensors for folder in (first, second))
+    problems = [Problem(f"{name} is missing", str(second)) for name in sorted(here.keys() - there.keys())]
+    problems += [Problem(f"{name} is not in {first}", str(second)) for name in sorted(there.keys() - here.keys())]
+    for name in sorted(here.keys() & there.keys()):
+        different = _difference(here[name], there[name])
+        if different:
+            problems.append(Problem(f"{name}: {different}", str(second)))
+    return problems
+
+
+def _difference(here: Lazy, there: Lazy) -> str | None:
+    if here.shape != there.shape:
+        return f"{list(there.shape)}, expected {list(here.shape)}"
+    if here.dtype != there.dtype:
+        return f"{there.dtype}, expected {here.dtype}"
+    a, b = here.load(), there.load()
+    if torch.equal(a, b) or torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)):
+        return None
+    return f"values differ by up to {(a.double() - b.double()).abs().max():.3g}"
+
+
+def _told(model: Model, report: Report) -> Model:
+    """The same model, telling of every tensor that is read."""
+    total, seen = len(model.tensors), set[str]()
+
+    def telling(name: str, value: Lazy) -> Lazy:
+        def load() -> torch.Tensor:
+            if name not in seen:
+                seen.add(name)
+                report(len(seen), total, name)
+            return value.load()
+
+        return replace(value, load=load)
+
+    return replace(model, tensors={name: telling(name, value) for name, value in model.tensors.items()})
+
+
+def _check_destination(source: Path, destination: Path, to: str) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError("the destination is there already", str(destination), "remove it, or name another")
+    if destination.resolve().is_relative_to(source.resolve()) and source.is_dir():
+        raise CheckpointError("the destination lies in the source", str(destination), "name another")

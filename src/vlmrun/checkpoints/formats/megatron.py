@@ -1,0 +1,161 @@
+"""LLaVA of Megatron-Core as Pai-Megatron-Patch lays it out: one pickle for each tensor-parallel rank.
+
+iter_0000001/mp_rank_0T/model_optim_rng.pt   latest_checkpointed_iteration.txt   the LLM's config and tokenizer
+
+Megatron's tower ends with its last block and gives what that block gives. A tower of which an earlier layer is asked
+for is written as deep as that layer; what lies behind it, and the final norm that nothing reads, goes into `rest/`, so
+that coming back loses nothing. Pipeline-parallel folders, which the original cannot make either, are refused.
+
+Source: alibaba/Pai-Megatron-Patch@a098ca5 toolkits/model_checkpoints_convertor/llava, the specification, part B3
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmrun import artifact
+from vlmrun.checkpoints.formats import llava_text, megatron_model, sidecar
+from vlmrun.checkpoints.formats import megatron_names as table
+from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Lazy, Model, write_tensors
+from vlmrun.checkpoints.formats.bits import tensors_of
+from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
+from vlmrun.checkpoints.formats.megatron_model import refuse
+from vlmrun.checkpoints.formats.native import write_files
+from vlmrun.checkpoints.tensors import read_pickle
+from vlmrun.errors import CheckpointError, Problem
+
+TRACKER, RANK, FILE, REST = "latest_checkpointed_iteration.txt", "mp_rank_", "model_optim_rng.pt", "rest"
+# Nothing but their fields: the arguments of the run, and Transformer Engine's state of fp8.
+_PLAIN = (argparse.Namespace, io.BytesIO)
+
+__all__ = ["detect", "read", "refuse", "write"]
+
+
+def detect(folder: Path) -> bool:
+    """Whether there are files of ranks, here or in the iteration that the tracker names."""
+    return folder.is_dir() and any(_iteration(folder).glob(f"{RANK}*/{FILE}"))
+
+
+def _iteration(folder: Path) -> Path:
+    tracker = folder / TRACKER
+    if not tracker.is_file():
+        return folder
+    told = tracker.read_text("utf-8").strip()
+    return folder / (f"iter_{int(told):07d}" if told.isdecimal() else "release")
+
+
+def read(folder: Path, how: How) -> Model:
+    """The pieces of all ranks, joined when a tensor is asked for."""
+    found = sidecar.read(folder, how)
+    ranks = [_fused_names(_weights(path)) for path in _rank_files(folder)]
+    model = sidecar.start(found) if found else megatron_model.described(folder, ranks, how)
+    shape = megatron_model.shape_of(model)
+    entries = {entry.theirs: entry for entry in table.table(shape)}
+    unknown = sorted({name for rank in ranks for name in rank} - entries.keys())
+    torn = sorted(name for name in ranks[0] if any(name not in rank for rank in ranks))
+    if unknown or torn:
+        problems = [Problem(f"unknown tensor {name}", str(folder)) for name in unknown[:20]]
+        raise CheckpointError(problems + [Problem(f"{name} is not on every rank", str(folder)) for name in torn[:20]])
+    for name in ranks[0]:
+        model.tensors |= _parts(entries[name], [rank[name] for rank in ranks])
+    if (folder / REST).is_dir():
+        model.tensors |= tensors_of(folder / REST)
+    else:
+        model.tensors |= megatron_model.never_read(model)
+    take_llm_files(model, folder)
+    if not found:
+        llava_text.name_padding(model)
+    return model
+
+
+def _rank_files(folder: Path) -> list[Path]:
+    paths = sorted(_iteration(folder).glob(f"{RANK}*/{FILE}"))
+    names = [path.parent.name.removeprefix(RANK) for path in paths]
+    if [f"{number:02d}" for number in range(len(names))] != names:
+        raise CheckpointError(
+            f"ranks {', '.join(names)} are not 00 to {len(names) - 1:02d}",
+            str(folder),
+            "pipeline-parallel checkpoints are not read; a missing rank's file must be copied again",
+        )
+    return paths
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    held = read_pickle(path, _PLAIN).get("model")
+    if not isinstance(held, dict):
+        raise CheckpointError("the file holds no `model`", str(path), "fetch or make it again")
+    return {name: value for name, value in held.items() if not name.endswith("_extra_state")}
+
+
+def _fused_names(rank: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Megatron's own layers keep their norms under other names than Transformer Engine's."""
+
+    def renamed(name: str) -> str:
+        for local, fused in table.LOCAL:
+            if name.endswith(local):
+                return name.removesuffix(local) + fused
+        return name
+
+    return {renamed(name): value for name, value in rank.items()}
+
+
+def _parts(entry: table.Entry, pieces: list[torch.Tensor]) -> dict[str, Lazy]:
+    """Ours that one of Megatron's holds; shapes are found without joining."""
+    meta = [torch.empty_like(piece, device="meta") for piece in pieces]
+    shapes = [tuple(part.shape) for part in entry.rule.part(entry.rule.join(meta))]
+
+    def load(index: int) -> torch.Tensor:
+        part = entry.rule.part(entry.rule.join(pieces))[index]
+        return part.flatten() if entry.ours[index] == megatron_model.CLASS else part.clone()
+
+    shapes = [(shape[-1],) if name == megatron_model.CLASS else shape for name, shape in zip(entry.ours, shapes)]
+    return {
+        name: Lazy(shapes[index], pieces[0].dtype, lambda index=index: load(index))  # type: ignore[misc]
+        for index, name in enumerate(entry.ours)
+    }
+
+
+def write(model: Model, folder: Path, how: How) -> None:
+    """Reads every tensor once; the pieces of all ranks lie in files until each rank's pickle is written."""
+    shape = megatron_model.shape_of(model)
+    rest = dict(model.tensors)
+    iteration = folder / "iter_0000001"
+    with tempfile.TemporaryDirectory(dir=folder) as spill:
+        ranks: list[dict[str, Any]] = [{} for _ in range(how.tp)]
+        for entry in table.table(shape):
+            if entry.ours[0] not in rest:
+                continue
+            ours = [rest.pop(name).load() for name in entry.ours]
+            whole = entry.rule.fuse([ours[0].view(1, 1, -1)] if entry.ours[0] == megatron_model.CLASS else ours)
+            for rank, piece in enumerate(entry.rule.cut(whole, how.tp)):
+                ranks[rank][entry.theirs] = _spilled(piece, Path(spill) / f"{rank}-{entry.theirs}")
+        for rank, held in enumerate(ranks):
+            place = iteration / f"{RANK}{rank:02d}"
+            place.mkdir(parents=True)
+            held |= dict.fromkeys(_extra(shape))
+            arguments = megatron_model.arguments(model, how.tp)
+            torch.save({"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "model": held}, place / FILE)
+    artifact.write_text(folder / TRACKER, "1")
+    artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
+    write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})
+    write_tensors(folder / REST, rest.items())
+    sidecar.write(folder, "megatron", model)
+
+
+def _spilled(piece: torch.Tensor, path: Path) -> torch.Tensor:
+    """The same values in a file that is mapped: not counted as memory of the process."""
+    mapped = torch.from_file(str(path), shared=True, size=piece.numel(), dtype=piece.dtype).view(piece.shape)
+    return mapped.copy_(piece)
+
+
+def _extra(shape: table.Shape) -> Iterator[str]:
+    for prefix, layers in ((table.LLM, shape.llm_layers), (table.TOWER, shape.tower_layers)):
+        for number in range(layers):
+            yield from (f"{prefix}{table.LAYERS}{number}.{name}._extra_state" for name in table.EXTRA)

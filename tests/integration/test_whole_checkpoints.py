@@ -1,0 +1,55 @@
+"""The last checkpoint of a training, converted, is the stage's own weights to the bit; an earlier one is whole, too."""
+
+import json
+
+import pytest
+import torch
+
+from tests.integration.jobs import run
+from vlmrun.checkpoints.convert import compare, convert
+from vlmrun.checkpoints.formats.base import How
+from vlmrun.checkpoints.load import describe, load
+from vlmrun.errors import CheckpointError
+
+pytestmark = pytest.mark.ranks
+
+LORA = {
+    "tune": {"llm": "lora", "tower": "freeze", "connector": "full"},
+    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "changes"),
+    [
+        ("plain", 1, {"engine": "plain"}),
+        ("zero0", 1, {"zero": 0}),
+        ("zero2_bf16", 2, {"zero": 2, "precision": "bf16"}),
+        ("zero3", 2, {"zero": 3}),
+        ("fsdp", 2, {"engine": "fsdp", "zero": 3}),
+        ("lora", 1, {"zero": 2, **LORA}),
+    ],
+)
+def test_checkpoints_become_whole_models(tmp_path, name, n, changes):
+    job = run(tmp_path, name, n, max_steps=4, save_steps=2, **changes)
+    (job.path / "job.json").write_text(job.to_json())
+    summary = convert(job.path / "checkpoints/step-4", tmp_path / "last", "native", How())
+    assert summary["from"] == "training"
+    assert compare(job.path / "weights", tmp_path / "last", How()) == []
+    described = [json.loads((place / "model.json").read_text()) for place in (job.path / "weights", tmp_path / "last")]
+    assert described[0] == described[1]
+    convert(job.path / "checkpoints/step-2", tmp_path / "early", "native", How())
+    assert compare(job.path / "weights", tmp_path / "early", How()), "training went on"
+    loaded = load(tmp_path / "early", dtype=torch.float32, attention="sdpa", merge_adapter=name == "lora")
+    assert loaded.template == describe(tmp_path / "early")["template"]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    job = run(tmp_path, "plain", max_steps=2, save_steps=2, engine="plain")
+    (job.path / "job.json").write_text(job.to_json())
+    path = job.path / "checkpoints/step-2/state.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"the checkpoint is damaged: state\.pt"):
+        convert(job.path / "checkpoints/step-2", tmp_path / "no", "native", How())

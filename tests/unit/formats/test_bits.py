@@ -1,0 +1,97 @@
+"""Few bits: read without bitsandbytes to what it computes with, and written as transformers reads it."""
+
+import json
+
+import pytest
+import torch
+
+from tests.pico import WIDE, pico_llm, pico_loaded
+from tests.unit.formats.conftest import differences, saved, to
+from vlmrun.checkpoints.formats import bits
+from vlmrun.checkpoints.tensors import Reader, Writer
+from vlmrun.errors import CheckpointError
+
+pytest.importorskip("bitsandbytes")
+
+
+def _folder(folder, weight, n_bits, dtype):
+    with Writer(folder) as writer:
+        for name, tensor in bits.pack("layer.weight", weight, n_bits):
+            writer.add(name, tensor)
+    (folder / "config.json").write_text(json.dumps({"dtype": str(dtype).removeprefix("torch.")}))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 128), (3, 64), (300, 192)])
+def test_four_bits_are_read_to_what_bitsandbytes_computes_with(tmp_path, dtype, shape):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    lazy = bits.tensors_of(_folder(tmp_path, weight, 4, dtype))["layer.weight"]
+    assert (lazy.shape, lazy.dtype) == (shape, dtype)
+    theirs = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
+    assert torch.equal(lazy.load(), theirs)
+    error = (theirs.float() - weight.float()).norm() / weight.float().norm()
+    assert 0.05 < error < 0.15
+
+
+def test_simple_scales_and_the_other_kind_of_four_bits_are_read_as_well(tmp_path):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    codes, state = quantize_4bit(weight, quant_type="fp4", compress_statistics=False)
+    with Writer(tmp_path) as writer:
+        writer.add("layer.weight", codes)
+        for key, value in state.as_dict(packed=True).items():
+            writer.add(f"layer.weight.{key}", value)
+    assert torch.equal(bits.tensors_of(tmp_path)["layer.weight"].load(), dequantize_4bit(codes, state))
+
+
+def test_eight_bits_have_a_scale_a_row(tmp_path):
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(2))
+    found = bits.tensors_of(_folder(tmp_path, weight, 8, torch.float32))
+    assert sorted(found) == ["layer.weight"]
+    assert (found["layer.weight"].load() - weight).abs().max() < weight.abs().max() / 127
+    assert found["layer.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("n_bits", [4, 8])
+def test_transformers_loads_what_is_written_and_computes_the_same(tmp_path, n_bits):
+    from transformers import LlavaForConditionalGeneration
+
+    pico_llm(tmp_path / "pico/llm", **WIDE)
+    ours = saved(tmp_path / "ours", pico_loaded(tmp_path / "pico"))
+    to(ours, tmp_path / "packed", f"bnb{n_bits}")
+    packed = LlavaForConditionalGeneration.from_pretrained(tmp_path / "packed")
+    kinds = {type(layer).__name__ for layer in packed.model.language_model.layers.modules()}
+    assert ("Linear4bit" if n_bits == 4 else "Linear8bitLt") in kinds
+    assert type(packed.lm_head).__name__ == "Linear"
+    assert "Linear4bit" not in {type(layer).__name__ for layer in packed.model.vision_tower.modules()}
+    to(tmp_path / "packed", tmp_path / "plain", "native")
+    assert all(": values differ" in what for what in differences(ours, tmp_path / "plain"))
+    assert len(differences(ours, tmp_path / "plain")) == 14, "seven layers in each of two blocks"
+    to(tmp_path / "plain", tmp_path / "hf", "hf_llava", prove=True)
+    plain = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    ids = torch.tensor([[0, 5, 6, 7]])
+    # With gradients: without, bitsandbytes takes a bf16 kernel on a CPU that has one (model/quantise.py).
+    apart = (packed(ids).logits - plain(ids).logits).abs().max()
+    assert apart < (1e-4 if n_bits == 4 else 0.3), "8 bits also round what goes into a layer"
+
+
+def test_layers_to_skip_are_named_by_any_part_of_their_name(tmp_path):
+    pico_llm(tmp_path / "llm", **WIDE)
+    to(tmp_path / "llm", tmp_path / "packed", "bnb4", skip=("o_proj", "layers.1", "lm_head"))
+    names = Reader(tmp_path / "packed").names()
+    packed = {name.partition(".quant_state")[0] for name in names if "quant_state" in name}
+    assert packed == {
+        f"model.layers.0.{name}.weight"
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj",
+                     "mlp.down_proj")
+    }  # fmt: skip
+    config = json.loads((tmp_path / "packed/config.json").read_text())["quantization_config"]
+    assert config["load_in_4bit"]
+    assert config["bnb_4bit_quant_type"] == "nf4"
+    assert "model.layers.0.self_attn.o_proj" in config["llm_int8_skip_modules"]
+    with pytest.raises(CheckpointError, match="no layer is left"):
+        to(tmp_path / "llm", tmp_path / "none", "bnb4", skip=("layers", "lm_head"))
