@@ -150,6 +150,7 @@ def replay(text: str, folder: str) -> dict[str, Any] | None:
         loaded = model.load(job, job.stage, config)
         _begin_as_recorded(loaded.vlm, run)
         trained = setup._Run(job, job.stage, loaded, config)
+        trained.resume()
         trained.train()
         wanted = load_file(run / "final_trainable.safetensors")
         ours = dict(loaded.vlm.named_parameters())

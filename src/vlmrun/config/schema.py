@@ -276,7 +276,7 @@ Kept = Literal["keep", "fp32", "bf16", "fp16"]  # the type of written weights; k
 # The formats that are written, one module each in checkpoints/formats.
 Format = Literal[
     "native", "hf_llava", "hf", "llava", "kollava", "bunny", "denseconnector", "mm_projector", "peft", "delta",
-    "bnb4", "bnb8", "megatron",
+    "bnb4", "bnb8", "megatron", "minicpm",
 ]  # fmt: skip
 
 

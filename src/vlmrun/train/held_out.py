@@ -80,7 +80,7 @@ class Evaluator:
             if counts:
                 sums += torch.tensor([float(loss_sum), count(collated["labels"])], dtype=torch.float64)
         total, n_tokens = dist.all_reduce(dist.on_device(sums)).tolist()
-        return total / n_tokens if n_tokens else float("nan"), int(n_tokens) // dist.replicas()
+        return total / n_tokens if n_tokens else float("nan"), int(n_tokens)
 
     def _answers(self) -> list[dict[str, Any]]:
         """Rows of generated answers in the order of the samples, on every rank."""

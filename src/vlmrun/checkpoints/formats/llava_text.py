@@ -51,8 +51,12 @@ def chat_template(template: Template, behind: str = "") -> str:
     behind = behind if template.keep_question else ""  # else nothing stands behind it but the answer
     strings["image"] = template.image_start + IMAGE_TAG + behind + template.image_end
     text = {key: json.dumps(value, ensure_ascii=False) for key, value in strings.items()}
+    answer_end = text["answer_end"]
+    if template.by_turn:  # only the last answer has an end of its own
+        answer_end = f"({answer_end} if loop.last else '')"
+    trim = " | trim" if template.trims else ""
     if template.keep_question:
-        shown = f"((({text['image']} ~ '\\n') * said.images ~ said.text | trim) | trim) if said.images else said.text"
+        shown = f"((({text['image']} ~ '\\n') * said.images ~ said.text | trim) | trim) if said.images else (said.text{trim})"
     else:
         shown = f"{text['image']} * said.images"
     return (
@@ -67,7 +71,7 @@ def chat_template(template: Template, behind: str = "") -> str:
         "{%- if message.role == 'user' -%}"
         f"{{{{- start.of ~ ({shown}) ~ {text['user_end']} }}}}"
         "{%- elif message.role == 'assistant' -%}"
-        f"{{{{- {text['answer']} ~ said.text ~ {text['answer_end']} }}}}"
+        f"{{{{- {text['answer']} ~ (said.text{trim}) ~ {answer_end} }}}}"
         "{%- else -%}{{- raise_exception('this model has one system text, its own') }}{%- endif -%}"
         f"{{%- set start.of = {text['user']} -%}}"
         "{%- endfor -%}"
