@@ -1,0 +1,174 @@
+"""The peak of memory of one update on one device: the fullest of its moments, term by term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmrun.config.schema import HardwareConfig, TrainStage
+from vlmrun.plan import activations, states
+from vlmrun.plan.activations import FP32, Batch, Mode
+from vlmrun.plan.loss import Loss, loss
+from vlmrun.plan.shapes import Shapes, counts
+
+# A process that has created a CUDA context and loaded the kernels of cuBLAS and NCCL holds 0.4 to 0.7 GiB, by GPU and
+# driver. From common experience, not measured here.
+CONTEXT_BYTES = 700 * 2**20
+# What PyTorch's allocator holds beyond live tensors. Assumed, not measured here.
+FRAGMENTATION = 0.07
+_ROW_BYTES = 17  # of a token in a batch: its id and its label (8 each), its mask (1)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by term at the fullest moment.
+
+    Attributes:
+        moment: which one it is.
+        moments: the total of each moment.
+        allowance: for the CUDA context and fragmentation; no tensors.
+        host: in the computer's memory, per rank (offload).
+    """
+
+    moment: str
+    terms: dict[str, int]
+    moments: dict[str, int]
+    allowance: int
+    host: int
+
+    @property
+    def tensors(self) -> int:
+        """All tensors alive at that moment: what the measured error is about."""
+        return sum(self.terms.values())
+
+    @property
+    def total(self) -> int:
+        """With the allowance."""
+        return self.tensors + self.allowance
+
+
+def peak(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, batch: Batch) -> Memory:
+    """The fullest moment of an update."""
+    one = states.setting(stage, hardware, shapes.llm.hidden)
+    held = states.states(counts(shapes, stage.tune, stage.lora), _saved(shapes, stage), one)
+    mode = Mode(one.size, one.on_cpu, hardware.attention)
+    passing = _Passing.of(shapes, stage, batch, mode, fp16=hardware.precision == "fp16")
+    found = _moments(shapes, stage, one, held, passing)
+    totals = {name: sum(terms.values()) for name, terms in found.items()}
+    fullest = max(totals, key=lambda name: totals[name])
+    terms = {name: n_bytes for name, n_bytes in found[fullest].items() if n_bytes}
+    allowance = 0 if one.on_cpu else CONTEXT_BYTES + int(FRAGMENTATION * totals[fullest])
+    return Memory(fullest, terms, totals, allowance, held.host)
+
+
+def _saved(shapes: Shapes, stage: TrainStage) -> int:
+    """Bytes that packing the blocks' linear layers into few bits saves.
+
+    A scale for 64 values is fp32, or 8 bits and a share of a scale of scales (double).
+    """
+    if stage.quant is None or stage.tune.llm != "qlora":
+        return 0
+    n_weights = shapes.llm.layers * sum(linear.n_in * linear.n_out for linear in shapes.llm.linears)
+    scales = 0.0 if stage.quant.bits == 8 else (1 / 64 + FP32 / (64 * 256) if stage.quant.double else FP32 / 64)
+    return 2 * n_weights - int(n_weights * (stage.quant.bits / 8 + scales))
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """What a micro batch needs on its way."""
+
+    tower: int
+    tower_kept: int
+    connector: int
+    llm: int
+    block: int
+    block_backward: int
+    inputs: int
+    loss: Loss
+
+    @classmethod
+    def of(cls, shapes: Shapes, stage: TrainStage, batch: Batch, mode: Mode, *, fp16: bool) -> _Passing:
+        llm, tower = shapes.llm, shapes.tower
+        trained, sees = stage.tune.llm == "full", stage.tune.tower == "full"
+        squares, s = batch.squares * tower.squares, mode.size
+        # With nothing in front of it that learns, a frozen LLM would keep nothing; here the connector always may.
+        lora = stage.lora if stage.tune.adapters else None
+        checkpointing = stage.gradient_checkpointing
+        block = activations.block(llm, batch, mode, trained=trained, lora=lora)
+        kept = activations.tower_kept(tower, squares, s, checkpointing=checkpointing) if sees else 0
+        return cls(
+            tower=activations.tower_passing(tower, squares, s),
+            tower_kept=kept,
+            connector=activations.connector_kept(shapes.connector, batch.squares, s),
+            llm=activations.llm_kept(llm, batch, mode, trained=trained, lora=lora, checkpointing=checkpointing),
+            block=block if checkpointing else 0,
+            block_backward=activations.block_backward(llm, batch, mode, trained=trained or lora is not None),
+            inputs=batch.rows * _ROW_BYTES + batch.squares * 3 * (tower.edge * tower.enlarged) ** 2 * FP32,
+            loss=loss(llm, stage, batch, s, fp16=fp16),
+        )
+
+
+def _moments(
+    shapes: Shapes, stage: TrainStage, one: states.Setting, held: states.States, passing: _Passing
+) -> dict[str, dict[str, int]]:
+    """Every moment that can be the fullest."""
+    always = {
+        "weights": held.weights,
+        "fp32 masters": held.masters,
+        "optimizer": held.optimizer,
+        "gradients": held.gradients,
+        "inputs": passing.inputs,
+        "ZeRO buffers": held.buffers if one.zero == 3 else 0,
+    }
+    kept = {
+        "activations: tower": passing.tower_kept,
+        "activations: connector": passing.connector,
+        "activations: LLM": passing.llm,
+    }
+    live = {"gathered weights": _live(shapes, stage, one)}
+    before = always | {"gradients": held.gradients + held.kept}
+    adds_in_place = one.zero == 0 or one.size < FP32  # the sum of earlier micro batches is the same tensor
+    grown = held.gradients + (max(held.growing, held.kept) if adds_in_place else held.growing + held.kept)
+    sends = one.zero > 0 and stage.tune.llm != "freeze"  # the first gradients, those of the LLM, open a bucket
+    sending = {"ZeRO buffers": held.buffers if sends or one.zero == 3 else 0}
+    late = always | {"ZeRO buffers": held.buffers if one.zero else 0, "gradients": grown}
+    updating = {"ZeRO buffers": held.buffers if one.zero in (0, 3) else 0, "gradients": held.gradients + held.growing}
+    block = {"one block, recomputed": passing.block, "one block, backward": passing.block_backward}
+    found = {
+        "tower": before | live | {"activations: tower": passing.tower},
+        "loss": before | live | kept | {"logits and loss": passing.loss.kept + passing.loss.forward},
+        "backward begins": before | live | kept | {"logits and loss": passing.loss.kept + passing.loss.backward},
+        "first block": before | live | kept | sending | block,
+        "backward ends": late | kept | (block if stage.tune.llm != "freeze" else {}) | {"activations: LLM": 0},
+        "update": always | updating | {"update": held.updating},
+    }
+    if one.zero == 2 and one.size < FP32:
+        # The whole sum of this rank is there when the first bucket is full; blocks that filled it are done.
+        left = {"activations: LLM": int(passing.llm * (1 - _done(shapes, stage, one)))}
+        found["first bucket"] = late | live | kept | block | left
+    return found
+
+
+def _done(shapes: Shapes, stage: TrainStage, one: states.Setting) -> float:
+    """Share of the LLM's blocks whose backward pass is over when the first bucket of gradients is full."""
+    llm = shapes.llm
+    trained = counts(shapes, stage.tune, stage.lora)["llm"].trained
+    head = llm.n_embedding if stage.tune.llm == "full" and not llm.tied else 0
+    blocks = trained - head - (llm.n_embedding if stage.tune.llm == "full" else 0)
+    return min(1.0, max(0, one.bucket - head) / blocks) if blocks > 0 else 1.0
+
+
+def _live(shapes: Shapes, stage: TrainStage, one: states.Setting) -> int:
+    """Weights of other ranks that ZeRO-3 has gathered where forward turns into backward.
+
+    A weight is kept when it is needed again within `stage3_max_reuse_distance` elements: the last of the LLM's, which
+    the backward pass (and before it the recomputation) needs first. On top: the next bucket, and the largest module.
+    """
+    if one.zero != 3 or one.ranks == 1:
+        return 0
+    found = counts(shapes, stage.tune, stage.lora)
+    reused = found["llm"].total + found["connector"].total + (found["tower"].total if stage.tune.tower == "full" else 0)
+    distance = one.reuse // (3 if stage.gradient_checkpointing else 2)
+    if reused <= distance:
+        return reused * one.size
+    largest = max(shapes.llm.n_embedding, shapes.llm.n_block)
+    return (distance + one.bucket * 9 // 10 + largest) * one.size

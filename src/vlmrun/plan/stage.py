@@ -1,0 +1,112 @@
+"""The plan of one stage, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlmrun.config.schema import AverageStage, EvaluateStage, HardwareConfig, MergeStage, TrainStage
+from vlmrun.plan import advice, disk, memory, time
+from vlmrun.plan.activations import Batch
+from vlmrun.plan.advice import Suggestion
+from vlmrun.plan.disk import Disk
+from vlmrun.plan.lengths import Samples, Source
+from vlmrun.plan.memory import Memory
+from vlmrun.plan.shapes import Counts, Shapes, counts
+from vlmrun.plan.time import Duration
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What time and cost are computed with."""
+
+    mfu: float
+    price: float
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A train stage.
+
+    Attributes:
+        capacity: bytes of a GPU; None: a CPU's is not known.
+        fitting: the largest micro batch that fits.
+    """
+
+    name: str
+    counts: dict[str, Counts]
+    sources: tuple[Source, ...]
+    samples: Samples
+    batch: Batch
+    memory: Memory
+    capacity: int | None
+    fitting: int | None
+    suggestions: tuple[Suggestion, ...]
+    duration: Duration | None
+    disk: Disk
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the stage as asked for fits; None: not known."""
+        return None if self.capacity is None else self.memory.total <= self.capacity
+
+
+@dataclass(frozen=True)
+class OtherPlan:
+    """A merge, average or evaluate stage: bytes on disk, and of memory."""
+
+    name: str
+    kind: str
+    disk: int
+    memory: int
+
+
+def batch_of(stage: TrainStage, samples: Samples) -> Batch:
+    """The fullest micro batch: every row as long as the longest sample, all its text supervised."""
+    n = stage.micro_batch
+    text = max(1, samples.longest - round(samples.image_tokens))
+    return Batch(n, samples.longest, n * text, n * samples.most_squares, padded=n > 1)
+
+
+def needed(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples) -> Memory:
+    """Memory of a stage at its fullest micro batch."""
+    return memory.peak(shapes, stage, hardware, batch_of(stage, samples))
+
+
+def train(
+    name: str,
+    shapes: Shapes,
+    stage: TrainStage,
+    hardware: HardwareConfig,
+    data: tuple[Sequence[Source], Samples],
+    rates: Rates,
+) -> TrainPlan:
+    """Everything about a train stage."""
+    sources, samples = data
+
+    def planned(changed: TrainStage) -> Memory:
+        return needed(shapes, changed, hardware, samples)
+
+    work = time.duration(shapes, stage, hardware, samples, mfu=rates.mfu, price=rates.price)
+    return TrainPlan(
+        name=name,
+        counts=counts(shapes, stage.tune, stage.lora),
+        sources=tuple(sources),
+        samples=samples,
+        batch=batch_of(stage, samples),
+        memory=planned(stage),
+        capacity=advice.capacity(hardware),
+        fitting=advice.largest(stage, hardware, planned),
+        suggestions=tuple(advice.suggestions(name, stage, hardware, planned)),
+        duration=work,
+        disk=disk.train(shapes, stage, hardware, work.steps if work is not None else None),
+    )
+
+
+def other(
+    name: str, shapes: Shapes, stage: MergeStage | AverageStage | EvaluateStage, hardware: HardwareConfig, length: int
+) -> OtherPlan:
+    """A stage that does not train."""
+    if isinstance(stage, EvaluateStage):
+        return OtherPlan(name, stage.kind, 0, disk.evaluated(shapes, stage, hardware, length))
+    return OtherPlan(name, stage.kind, *disk.merged(shapes, stage, hardware))
