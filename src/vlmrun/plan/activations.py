@@ -164,11 +164,6 @@ def tower_passing(tower: Tower, n_squares: int, s: int) -> int:
     return s * (rows * (min(tower.kept, tower.blocks) * tower.hidden + 2 * tower.hidden + inner) + pixels)
 
 
-def features(tower: Tower, n_squares: int, s: int) -> int:
-    """Of the layers that are handed to the connector."""
-    return n_squares * tower.tokens * tower.hidden * tower.kept * s
-
-
 def connector_kept(connector: Connector, n_squares: int, s: int) -> int:
     """What the connector keeps, and its rows."""
     return n_squares * s * connector.saved

@@ -121,11 +121,6 @@ class Tower:
     n_parameters: int
     n_used: int
 
-    @property
-    def n_block(self) -> int:
-        """Parameters of a block: four projections, two layers of an MLP, two norms."""
-        return vit_block(self.hidden, self.intermediate)
-
 
 def vit_block(hidden: int, intermediate: int) -> int:
     """Parameters of a transformer block with biases everywhere."""
