@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vlmrun.plan import time
-from vlmrun.plan.stage import Rates
+from vlmrun.plan.time import Rates
 from vlmrun.run import plan_verb, planning, verbs
 
 HERE = Path(__file__).parent / "plans"

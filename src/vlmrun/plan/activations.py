@@ -24,7 +24,8 @@ class Batch:
         sequences, length: rows and columns of `input_ids`, padding included.
         supervised: tokens of the micro batch that have a loss.
         squares: pictures, or tiles of pictures, that the tower gets.
-        padded: whether rows differ in length, so that attention has a mask.
+        padded: whether rows differ in length, or hold several samples, so that attention has a mask.
+        shared: ranks that share every sequence. Of `length` each then has its piece.
     """
 
     sequences: int
@@ -32,11 +33,23 @@ class Batch:
     supervised: int
     squares: int
     padded: bool = True
+    shared: int = 1
 
     @property
     def rows(self) -> int:
         """Tokens."""
         return self.sequences * self.length
+
+    def piece(self, ranks: int) -> Batch:
+        """What the LLM of one of `ranks` gets that share every sequence: a piece and one position more, never a mask.
+
+        Source: model/ulysses.py
+        """
+        if ranks == 1:
+            return self
+        length = -(-self.length // ranks) + 1
+        supervised = min(self.supervised, self.sequences * length)
+        return Batch(self.sequences, length, supervised, self.squares, padded=False, shared=ranks)
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ def block(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | Non
     kept += rows * s * (_mlp(llm) + (llm.intermediate if trained else 0))
     if trained:
         kept += rows * s * llm.hidden * llm.n_norms  # what q, k, v and the MLP are made of
+        # The result of attention once more, brought back to this rank's piece, for the product behind it.
+        kept += rows * s * llm.heads * llm.head_dim if batch.shared > 1 else 0
     if llm.dropout:
         kept += 2 * rows * llm.hidden * _mask(mode)
     return kept + _adapters(llm, rows, mode, lora)
@@ -81,7 +96,8 @@ def _attention(llm: Llm, batch: Batch, mode: Mode) -> int:
     rows, s = batch.rows, mode.size
     wide, narrow = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
     # With a mask, keys and values of grouped heads are repeated for every head before the kernel sees them.
-    repeated = llm.heads != llm.kv_heads and (mode.attention == "eager" or (mode.attention == "sdpa" and batch.padded))
+    repeats = mode.attention in ("eager", "xformers") or (mode.attention == "sdpa" and batch.padded)
+    repeated = llm.heads != llm.kv_heads and repeats
     keys = wide if repeated else narrow
     kept = wide + keys + wide  # q, k and the result
     kept += wide + 2 * narrow if llm.fused and not repeated else keys  # v, a view of all three when they came as one
@@ -128,8 +144,13 @@ def llm_kept(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | 
     end = rows * (llm.hidden * (FP32 if llm.norm == "rms" else s) + 2 * FP32)
     end += rows * llm.hidden * s * (2 if llm.norm == "rms" else 1) if trained else 0
     if checkpointing:
-        return end + llm.layers * rows * llm.hidden * s
+        return end + checkpoints(llm, batch, s)
     return end + llm.layers * block(llm, batch, mode, trained=trained, lora=lora)
+
+
+def checkpoints(llm: Llm, batch: Batch, s: int) -> int:
+    """The inputs of all blocks."""
+    return llm.layers * batch.rows * llm.hidden * s
 
 
 def block_backward(llm: Llm, batch: Batch, mode: Mode, *, trained: bool) -> int:

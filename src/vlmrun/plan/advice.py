@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, Lora, Quant, TrainStage
 from vlmrun.hardware import gpus
 from vlmrun.plan.memory import Memory
@@ -39,9 +40,9 @@ def capacity(hardware: HardwareConfig) -> int | None:
     return gpus.find(hardware.gpu).memory_bytes
 
 
-def micro_batches(stage: TrainStage, ranks: int) -> list[int]:
+def micro_batches(stage: TrainStage, data_ranks: int) -> list[int]:
     """All that divide a rank's share of the global batch, largest first."""
-    share = stage.global_batch // ranks
+    share = stage.global_batch // data_ranks
     return [size for size in range(share, 0, -1) if share % size == 0]
 
 
@@ -50,8 +51,7 @@ def largest(stage: TrainStage, hardware: HardwareConfig, planned: Planned, *, at
     room = capacity(hardware)
     if room is None:
         return None
-    ranks = hardware.nodes * hardware.ranks_per_node
-    for size in micro_batches(stage, ranks):
+    for size in micro_batches(stage, derived.data_ranks(hardware)):
         if (at_most is None or size <= at_most) and planned(_with(stage, micro_batch=size)).total <= room:
             return size
     return None
@@ -64,7 +64,7 @@ def suggestions(name: str, stage: TrainStage, hardware: HardwareConfig, planned:
     if room is None or planned(stage).total <= room:
         return found
     changed = stage
-    for updates, overrides, changes_result in _changes(stage):
+    for updates, overrides, changes_result in _changes(stage, hardware):
         changed = _with(changed, **updates)
         needed = planned(changed).total
         fitting = largest(changed, hardware, planned, at_most=stage.micro_batch)
@@ -80,25 +80,30 @@ def suggestions(name: str, stage: TrainStage, hardware: HardwareConfig, planned:
     return found
 
 
-def _changes(stage: TrainStage) -> Iterator[tuple[dict[str, Any], tuple[str, ...], bool]]:
+def _changes(stage: TrainStage, hardware: HardwareConfig) -> Iterator[tuple[dict[str, Any], tuple[str, ...], bool]]:
     """Fields, the same as overrides, and whether they change the result. No field at all: a smaller micro batch."""
     if not stage.gradient_checkpointing:
         yield {"gradient_checkpointing": True}, ("gradient_checkpointing=true",), False
     if stage.micro_batch > 1:
         yield {}, (), False
-    if stage.engine == "deepspeed":
+    if stage.engine != "plain":
         for zero in range(stage.zero + 1, 4):
             yield {"zero": zero}, (f"zero={zero}",), False
         if stage.offload == "none":
             yield {"offload": "cpu"}, ("offload=cpu",), False
+    if not stage.offload_checkpoints:
+        yield {"offload_checkpoints": True}, ("offload_checkpoints=true",), False
+    if hardware.tensor_parallel > 1:
+        return  # adapters on layers that are cut are not built
     if stage.tune.llm == "full":
         yield {"tune": stage.tune.model_copy(update={"llm": "lora"}), "lora": _LORA}, _told("lora", _LORA), True
     if stage.tune.llm in ("full", "lora"):
         # Packed weights are not partitioned: DeepSpeed's ZeRO-3 refuses them.
-        zero = min(stage.zero, 2)
+        zero = max(1, min(stage.zero, 2))
         fields = {"tune": stage.tune.model_copy(update={"llm": "qlora"}), "quant": _QUANT, "lora": stage.lora or _LORA}
-        told = (*_told("qlora"), f"quant={_text(_QUANT)}", f"zero={zero}", "offload=none")
-        yield fields | {"zero": zero, "offload": "none"}, told, True
+        moved = {"engine": "deepspeed", "zero": zero, "offload": "none"}
+        told = (*_told("qlora"), f"quant={_text(_QUANT)}", *(f"{key}={value}" for key, value in moved.items()))
+        yield fields | moved, told, True
 
 
 def _told(tuning: str, lora: Lora | None = None) -> tuple[str, ...]:

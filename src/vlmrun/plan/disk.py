@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlmrun.config.schema import AverageStage, EvaluateStage, HardwareConfig, MergeStage, TrainStage
 from vlmrun.plan.shapes import Shapes, counts
@@ -27,9 +27,12 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     One more than `save_total_limit` lies there while it is written.
     """
     found = counts(shapes, stage.tune, stage.lora)
-    size = FP32 if stage.engine == "plain" else _SIZES[hardware.precision]
-    masters = FP32 if stage.engine != "plain" and (stage.zero > 0 or size < FP32) else 0
-    checkpoint = sum(part.trained for part in found.values()) * (size + masters + 2 * FP32)
+    size = _SIZES[hardware.precision] if stage.engine == "deepspeed" else FP32
+    masters = FP32 if stage.engine == "deepspeed" and (stage.zero > 0 or size < FP32) else 0
+    # Each of the ranks that share the LLM's layers writes its piece, and what is whole on all of them.
+    sharing = hardware.tensor_parallel
+    piece = counts(replace(shapes, llm=shapes.llm.cut(sharing)), stage.tune, stage.lora)
+    checkpoint = sharing * sum(part.trained for part in piece.values()) * (size + masters + 2 * FP32)
     saved = stage.save_total_limit + 1 if steps is None else -(-steps // stage.save_steps)
     written = {"full": found["llm"].total, "new_tokens": found["llm"].total}.get(stage.tune.llm, found["llm"].trained)
     written += found["tower"].total if stage.tune.tower == "full" else 0

@@ -20,10 +20,19 @@ class Loss:
 
 def loss(llm: Llm, stage: TrainStage, batch: Batch, s: int, *, fp16: bool) -> Loss:
     """Of a micro batch, the way `stage.loss_head` says."""
-    # A stage without these keys knows the plain way only.
-    if getattr(stage, "loss_head", "plain") == "plain":
+    if stage.loss_head == "plain":
         return _plain(llm, batch, s)
-    return _chunked(llm, batch, s, chunk=getattr(stage, "loss_chunk", 128), trained=stage.tune.llm == "full", fp16=fp16)
+    chunk = stage.loss_chunk if stage.loss_head == "chunked" else _ligers_chunk(llm, batch.supervised)
+    return _chunked(llm, batch, s, chunk=chunk, trained=stage.tune.llm == "full", fp16=fp16)
+
+
+def _ligers_chunk(llm: Llm, supervised: int) -> int:
+    """Positions whose logits take about as much as the hidden states of all, rounded up to a power of two.
+
+    Source: liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py
+    """
+    positions = -(-supervised // -(-llm.vocab // llm.hidden))
+    return int(1 << (max(1, positions) - 1).bit_length())
 
 
 def _plain(llm: Llm, batch: Batch, s: int) -> Loss:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlmrun.config.schema import HardwareConfig, TrainStage
-from vlmrun.plan import activations, states
+from vlmrun.plan import activations, fsdp, states
 from vlmrun.plan.activations import FP32, Batch, Mode
 from vlmrun.plan.loss import Loss, loss
 from vlmrun.plan.shapes import Shapes, counts
@@ -26,7 +26,7 @@ class Memory:
         moment: which one it is.
         moments: the total of each moment.
         allowance: for the CUDA context and fragmentation; no tensors.
-        host: in the computer's memory, per rank (offload).
+        host, drive: in the computer's memory and on a drive, per rank (offload).
     """
 
     moment: str
@@ -34,6 +34,7 @@ class Memory:
     moments: dict[str, int]
     allowance: int
     host: int
+    drive: int
 
     @property
     def tensors(self) -> int:
@@ -48,16 +49,16 @@ class Memory:
 
 def peak(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, batch: Batch) -> Memory:
     """The fullest moment of an update."""
+    shapes = replace(shapes, llm=shapes.llm.cut(hardware.tensor_parallel))
     one = states.setting(stage, hardware, shapes.llm.hidden)
-    held = states.states(counts(shapes, stage.tune, stage.lora), _saved(shapes, stage), one)
-    mode = Mode(one.size, one.on_cpu, hardware.attention)
-    passing = _Passing.of(shapes, stage, batch, mode, fp16=hardware.precision == "fp16")
+    held = fsdp.states(shapes, stage, one) if one.fsdp else states.states(shapes, stage, _saved(shapes, stage), one)
+    passing = _Passing.of(shapes, stage, batch, hardware, one)
     found = _moments(shapes, stage, one, held, passing)
     totals = {name: sum(terms.values()) for name, terms in found.items()}
     fullest = max(totals, key=lambda name: totals[name])
     terms = {name: n_bytes for name, n_bytes in found[fullest].items() if n_bytes}
     allowance = 0 if one.on_cpu else CONTEXT_BYTES + int(FRAGMENTATION * totals[fullest])
-    return Memory(fullest, terms, totals, allowance, held.host)
+    return Memory(fullest, terms, totals, allowance, held.host + passing.host, held.drive)
 
 
 def _saved(shapes: Shapes, stage: TrainStage) -> int:
@@ -84,26 +85,39 @@ class _Passing:
     block_backward: int
     inputs: int
     loss: Loss
+    host: int
 
     @classmethod
-    def of(cls, shapes: Shapes, stage: TrainStage, batch: Batch, mode: Mode, *, fp16: bool) -> _Passing:
+    def of(
+        cls, shapes: Shapes, stage: TrainStage, batch: Batch, hardware: HardwareConfig, one: states.Setting
+    ) -> _Passing:
         llm, tower = shapes.llm, shapes.tower
         trained, sees = stage.tune.llm == "full", stage.tune.tower == "full"
-        squares, s = batch.squares * tower.squares, mode.size
+        squares, s = batch.squares * tower.squares, one.size
+        piece, shared = batch.piece(hardware.sequence_parallel), hardware.sequence_parallel > 1
+        mode = Mode(s, one.on_cpu, "sdpa" if shared else hardware.attention)
+        # Every rank of a group makes all embeddings, and its piece is a view of them.
+        whole = (batch.rows - piece.rows) * llm.hidden * s if shared else 0
         # With nothing in front of it that learns, a frozen LLM would keep nothing; here the connector always may.
         lora = stage.lora if stage.tune.adapters else None
         checkpointing = stage.gradient_checkpointing
-        block = activations.block(llm, batch, mode, trained=trained, lora=lora)
-        kept = activations.tower_kept(tower, squares, s, checkpointing=checkpointing) if sees else 0
+        block = activations.block(llm, piece, mode, trained=trained, lora=lora)
+        seen = activations.tower_kept(tower, squares, s, checkpointing=checkpointing) if sees else 0
+        kept = whole + activations.llm_kept(llm, piece, mode, trained=trained, lora=lora, checkpointing=checkpointing)
+        away = 0
+        if stage.offload_checkpoints and not one.on_cpu:
+            checkpoints = activations.checkpoints(llm, piece, s)
+            away, kept, seen = checkpoints + seen, kept - checkpoints, 0
         return cls(
             tower=activations.tower_passing(tower, squares, s),
-            tower_kept=kept,
+            tower_kept=seen,
             connector=activations.connector_kept(shapes.connector, batch.squares, s),
-            llm=activations.llm_kept(llm, batch, mode, trained=trained, lora=lora, checkpointing=checkpointing),
+            llm=kept,
             block=block if checkpointing else 0,
-            block_backward=activations.block_backward(llm, batch, mode, trained=trained or lora is not None),
+            block_backward=activations.block_backward(llm, piece, mode, trained=trained or lora is not None),
             inputs=batch.rows * _ROW_BYTES + batch.squares * 3 * (tower.edge * tower.enlarged) ** 2 * FP32,
-            loss=loss(llm, stage, batch, s, fp16=fp16),
+            loss=loss(llm, stage, piece, s, fp16=hardware.precision == "fp16"),
+            host=away,
         )
 
 
@@ -117,21 +131,20 @@ def _moments(
         "optimizer": held.optimizer,
         "gradients": held.gradients,
         "inputs": passing.inputs,
-        "ZeRO buffers": held.buffers if one.zero == 3 else 0,
+        "gradient buffers": held.buffers.idle,
     }
     kept = {
         "activations: tower": passing.tower_kept,
         "activations: connector": passing.connector,
         "activations: LLM": passing.llm,
     }
-    live = {"gathered weights": _live(shapes, stage, one)}
+    live = {"gathered weights": held.gathered}
     before = always | {"gradients": held.gradients + held.kept}
-    adds_in_place = one.zero == 0 or one.size < FP32  # the sum of earlier micro batches is the same tensor
+    adds_in_place = one.fsdp or one.zero == 0 or one.size < FP32  # the sum of earlier micro batches is the same tensor
     grown = held.gradients + (max(held.growing, held.kept) if adds_in_place else held.growing + held.kept)
-    sends = one.zero > 0 and stage.tune.llm != "freeze"  # the first gradients, those of the LLM, open a bucket
-    sending = {"ZeRO buffers": held.buffers if sends or one.zero == 3 else 0}
-    late = always | {"ZeRO buffers": held.buffers if one.zero else 0, "gradients": grown}
-    updating = {"ZeRO buffers": held.buffers if one.zero in (0, 3) else 0, "gradients": held.gradients + held.growing}
+    sending = {"gradient buffers": held.buffers.first}
+    late = always | {"gradient buffers": held.buffers.last, "gradients": grown}
+    updating = {"gradient buffers": held.buffers.update, "gradients": held.gradients + held.growing}
     block = {"one block, recomputed": passing.block, "one block, backward": passing.block_backward}
     found = {
         "tower": before | live | {"activations: tower": passing.tower},
@@ -141,7 +154,7 @@ def _moments(
         "backward ends": late | kept | (block if stage.tune.llm != "freeze" else {}) | {"activations: LLM": 0},
         "update": always | updating | {"update": held.updating},
     }
-    if one.zero == 2 and one.size < FP32:
+    if one.zero == 2 and one.size < FP32 and not one.fsdp:
         # The whole sum of this rank is there when the first bucket is full; blocks that filled it are done.
         left = {"activations: LLM": int(passing.llm * (1 - _done(shapes, stage, one)))}
         found["first bucket"] = late | live | kept | block | left
@@ -155,20 +168,3 @@ def _done(shapes: Shapes, stage: TrainStage, one: states.Setting) -> float:
     head = llm.n_embedding if stage.tune.llm == "full" and not llm.tied else 0
     blocks = trained - head - (llm.n_embedding if stage.tune.llm == "full" else 0)
     return min(1.0, max(0, one.bucket - head) / blocks) if blocks > 0 else 1.0
-
-
-def _live(shapes: Shapes, stage: TrainStage, one: states.Setting) -> int:
-    """Weights of other ranks that ZeRO-3 has gathered where forward turns into backward.
-
-    A weight is kept when it is needed again within `stage3_max_reuse_distance` elements: the last of the LLM's, which
-    the backward pass (and before it the recomputation) needs first. On top: the next bucket, and the largest module.
-    """
-    if one.zero != 3 or one.ranks == 1:
-        return 0
-    found = counts(shapes, stage.tune, stage.lora)
-    reused = found["llm"].total + found["connector"].total + (found["tower"].total if stage.tune.tower == "full" else 0)
-    distance = one.reuse // (3 if stage.gradient_checkpointing else 2)
-    if reused <= distance:
-        return reused * one.size
-    largest = max(shapes.llm.n_embedding, shapes.llm.n_block)
-    return (distance + one.bucket * 9 // 10 + largest) * one.size

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from vlmrun.config.schema import Lora, Tune
+
+_ROWS = ("o_proj", "dense", "out_proj", "down_proj", "fc2")  # layers behind attention and behind the MLP's activation
 
 
 class Linear(NamedTuple):
@@ -71,6 +73,27 @@ class Llm:
         """All of them, tied ones once."""
         ends = self.n_embedding * (1 if self.tied else 2) + self.head_bias * self.vocab
         return self.layers * self.n_block + ends + self.hidden * (1 + self.norm_bias) + self.extra
+
+    def cut(self, size: int) -> Llm:
+        """What each of `size` ranks has that share every layer: some heads, some of the MLP's width, the rest whole.
+
+        Layers that take cut inputs keep their bias whole.   Source: train/engine/tensor_parallel.py
+        """
+        if size == 1:
+            return self
+        linears = tuple(
+            linear._replace(n_in=linear.n_in // size)
+            if linear.name in _ROWS
+            else linear._replace(n_out=linear.n_out // size)
+            for linear in self.linears
+        )
+        return replace(
+            self,
+            heads=self.heads // size,
+            kv_heads=self.kv_heads // size,
+            intermediate=self.intermediate // size,
+            linears=linears,
+        )
 
     def adapted(self, lora: Lora) -> list[Linear]:
         """The linear layers of a block that get an adapter."""

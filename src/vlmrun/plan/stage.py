@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmrun.config.schema import AverageStage, EvaluateStage, HardwareConfig, MergeStage, TrainStage
@@ -13,15 +12,20 @@ from vlmrun.plan.disk import Disk
 from vlmrun.plan.lengths import Samples, Source
 from vlmrun.plan.memory import Memory
 from vlmrun.plan.shapes import Counts, Shapes, counts
-from vlmrun.plan.time import Duration
+from vlmrun.plan.time import Duration, Rates
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What time and cost are computed with."""
+class Read:
+    """What a stage reads.
 
-    mfu: float
-    price: float
+    Attributes:
+        held_out: samples it is evaluated on meanwhile; None: it is not.
+    """
+
+    sources: tuple[Source, ...]
+    samples: Samples
+    held_out: Samples | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,17 @@ class OtherPlan:
 
 
 def batch_of(stage: TrainStage, samples: Samples) -> Batch:
-    """The fullest micro batch: every row as long as the longest sample, all its text supervised."""
+    """The fullest micro batch: every row as long as the longest sample, all its text supervised.
+
+    Packed rows are all of one length, hold as many pictures as find room, and text beside those of a mean row.
+    """
     n = stage.micro_batch
+    if stage.packing is not None:
+        length = stage.packing.length
+        pictured = samples.image_tokens / samples.pictures if samples.pictures else 0.0
+        most = max(1, int(length / pictured)) * round(samples.squares / samples.pictures) if pictured else 0
+        text = length - round(time.per_row(stage.packing, samples) * samples.image_tokens)
+        return Batch(n, length, n * max(1, text), n * max(most, samples.most_squares))
     text = max(1, samples.longest - round(samples.image_tokens))
     return Batch(n, samples.longest, n * text, n * samples.most_squares, padded=n > 1)
 
@@ -78,20 +91,20 @@ def train(
     shapes: Shapes,
     stage: TrainStage,
     hardware: HardwareConfig,
-    data: tuple[Sequence[Source], Samples],
+    read: Read,
     rates: Rates,
 ) -> TrainPlan:
     """Everything about a train stage."""
-    sources, samples = data
+    samples = read.samples
 
     def planned(changed: TrainStage) -> Memory:
         return needed(shapes, changed, hardware, samples)
 
-    work = time.duration(shapes, stage, hardware, samples, mfu=rates.mfu, price=rates.price)
+    work = time.duration(shapes, stage, hardware, samples, read.held_out, rates)
     return TrainPlan(
         name=name,
         counts=counts(shapes, stage.tune, stage.lora),
-        sources=tuple(sources),
+        sources=read.sources,
         samples=samples,
         batch=batch_of(stage, samples),
         memory=planned(stage),

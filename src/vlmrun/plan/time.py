@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmrun.config.schema import HardwareConfig, TrainStage
+from vlmrun.config import derived
+from vlmrun.config.schema import HardwareConfig, Packing, TrainStage
 from vlmrun.hardware import gpus
 from vlmrun.plan.lengths import Samples
 from vlmrun.plan.shapes import Linear, Shapes
@@ -19,21 +20,30 @@ PRICE = 2.0
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one sample: forward, backward, and the forward pass again under gradient checkpointing."""
+    """Operations of one sample.
+
+    Attributes:
+        recomputed: the forward pass again under gradient checkpointing.
+        repeated: what ranks that share a sample compute each for itself, beyond the first.
+    """
 
     forward: float
     backward: float
     recomputed: float
+    repeated: float
 
     @property
     def total(self) -> float:
         """All of them."""
-        return self.forward + self.backward + self.recomputed
+        return self.forward + self.backward + self.recomputed + self.repeated
 
 
 @dataclass(frozen=True)
 class Duration:
     """A stage's work.
+
+    Attributes:
+        held_out: operations of evaluation during training, included in `flops`; None: not known how many samples.
 
     Units:
         flops: of the whole stage, on all GPUs.
@@ -45,6 +55,7 @@ class Duration:
     image_tokens: int
     text_tokens: int
     flops: float
+    held_out: float | None
     per_sample: Flops
     hours: float
     gpu_hours: float
@@ -55,27 +66,30 @@ def _product(linear: Linear, rows: float) -> float:
     return 2.0 * linear.n_in * linear.n_out * rows
 
 
-def per_sample(shapes: Shapes, stage: TrainStage, samples: Samples) -> Flops:
+def per_sample(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples) -> Flops:
     """Of a sample of mean length.
 
     A product forward is one unit; its gradient for what comes in is another, wherever something in front of it learns;
     that for its weight is a third, only where the weight learns. Attention counts its two products over the whole
-    square, as is usual where utilisation is stated.
+    square, as is usual where utilisation is stated: under packing the row's, but where attention goes block by block.
     """
     llm, tune, rows = shapes.llm, stage.tune, samples.mean
     blocks = llm.layers * sum(_product(linear, rows) for linear in llm.linears)
-    scores = llm.layers * 4.0 * rows * rows * llm.heads * llm.head_dim
+    wide = stage.packing.length if stage.packing and hardware.attention in ("eager", "sdpa") else rows
+    scores = llm.layers * 4.0 * rows * wide * llm.heads * llm.head_dim
     head = 2.0 * llm.hidden * llm.vocab * min(samples.text, rows)
     trained = tune.llm == "full"
     adapters = 0.0
     if tune.adapters and stage.lora is not None:
-        wide = sum(linear.n_in + linear.n_out for linear in llm.adapted(stage.lora))
-        adapters = llm.layers * 2.0 * stage.lora.r * wide * rows
+        ends = sum(linear.n_in + linear.n_out for linear in llm.adapted(stage.lora))
+        adapters = llm.layers * 2.0 * stage.lora.r * ends * rows
     forward = blocks + scores + head + adapters
     backward = (blocks + head) * (1 + trained) + 2 * scores + 2 * adapters
     recomputed = blocks + scores + adapters if stage.gradient_checkpointing else 0.0
     seen, learnt, again = _vision(shapes, stage, samples)
-    return Flops(forward + seen, backward + learnt, recomputed + again)
+    alone = (derived.replicas(hardware) - 1) * (seen + learnt + again)
+    alone += (hardware.tensor_parallel - 1) * head * (2 + trained)
+    return Flops(forward + seen, backward + learnt, recomputed + again, alone)
 
 
 def _vision(shapes: Shapes, stage: TrainStage, samples: Samples) -> tuple[float, float, float]:
@@ -90,36 +104,80 @@ def _vision(shapes: Shapes, stage: TrainStage, samples: Samples) -> tuple[float,
     return eye + between, 2 * eye * sees + learns * between, eye * (sees and stage.gradient_checkpointing)
 
 
-def steps(stage: TrainStage, n_samples: int | None) -> int | None:
+# Share of a row's positions that hold a token, as `make bench-packing` found for rows of 4096 and lengths like LLaVA's.
+FILL = {"even_fit": 0.997, "best_fit": 0.95, "first_fit": 0.945, "in_order": 0.895}
+
+
+def per_row(packing: Packing | None, samples: Samples) -> float:
+    """Samples that share a row."""
+    return 1.0 if packing is None else max(1.0, packing.length * FILL[packing.method] / samples.mean)
+
+
+def steps(stage: TrainStage, samples: Samples) -> int | None:
     """Updates, as `data.sampler.Schedule` counts them; None: it is not known how many samples there are."""
-    if n_samples is None:
+    if samples.n is None:
         return stage.max_steps
-    available = int(n_samples * stage.epochs) // stage.global_batch
+    n_rows = int(int(samples.n * stage.epochs) / per_row(stage.packing, samples))
+    available = n_rows // stage.global_batch
     return available if stage.max_steps is None else min(available, stage.max_steps)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What time and cost are computed with."""
+
+    mfu: float
+    price: float
+
+
 def duration(
-    shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples, *, mfu: float, price: float
+    shapes: Shapes,
+    stage: TrainStage,
+    hardware: HardwareConfig,
+    samples: Samples,
+    held_out: Samples | None,
+    rates: Rates,
 ) -> Duration | None:
-    """How long a stage takes and what it costs; None as `steps`."""
-    n_steps = steps(stage, samples.n)
+    """How long a stage takes and what it costs; None as `steps`.
+
+    Args:
+        held_out: what it is evaluated on meanwhile; generated answers are not counted.
+    """
+    n_steps = steps(stage, samples)
     if n_steps is None:
         return None
-    used = n_steps * stage.global_batch
-    one = per_sample(shapes, stage, samples)
+    used = round(n_steps * stage.global_batch * per_row(stage.packing, samples))
+    one = per_sample(shapes, stage, hardware, samples)
+    tried = _held_out(shapes, stage, hardware, held_out, n_steps)
+    flops = used * one.total + (tried or 0.0)
     gpu = gpus.find(hardware.gpu)
-    ranks = hardware.nodes * hardware.ranks_per_node
-    peak = getattr(gpu, f"peak_flops_{hardware.precision}")
-    hours = used * one.total / (ranks * peak * mfu) / 3600 if peak else float("inf")
+    ranks = derived.ranks(hardware)
+    peak = gpu.peak_flops(hardware.precision, tf32=hardware.tf32)
+    hours = flops / (ranks * peak * rates.mfu) / 3600 if peak else float("inf")
     return Duration(
         steps=n_steps,
         samples=used,
         tokens=round(used * samples.mean),
         image_tokens=round(used * samples.image_tokens),
         text_tokens=round(used * samples.text),
-        flops=used * one.total,
+        flops=flops,
+        held_out=tried,
         per_sample=one,
         hours=hours,
         gpu_hours=hours * ranks,
-        cost=0.0 if gpu.is_cpu else hours * ranks * price,
+        cost=0.0 if gpu.is_cpu else hours * ranks * rates.price,
     )
+
+
+def _held_out(
+    shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples | None, n_steps: int
+) -> float | None:
+    """Forward passes every so many updates, and after the last."""
+    if stage.eval is None or samples is None:
+        return 0.0
+    counts = [n for n in (stage.eval.max_samples, samples.n) if n is not None]
+    if not counts:
+        return None
+    alone = stage.model_copy(update={"packing": None})
+    forward = per_sample(shapes, alone, hardware, samples).forward
+    return -(-n_steps // stage.eval.steps) * min(counts) * forward

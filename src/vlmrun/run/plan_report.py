@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import IO
 
-from vlmrun.plan import memory
+from vlmrun.config import derived
+from vlmrun.config.schema import TrainStage
+from vlmrun.plan import memory, time
 from vlmrun.plan.stage import OtherPlan, TrainPlan
 from vlmrun.run import grid, planning
 from vlmrun.run.grid import Column, Grid
@@ -50,8 +52,10 @@ _COLUMNS = (
 
 def _overview(found: planning.Plan, trained: Sequence[TrainPlan]) -> Grid:
     hardware = found.run.hardware
-    n = hardware.nodes * hardware.ranks_per_node
-    title = f"{found.run.name} on {n} x {hardware.gpu}, {hardware.precision}, attention {hardware.attention}"
+    title = f"{found.run.name} on {derived.ranks(hardware)} x {hardware.gpu}, {hardware.precision}, "
+    title += f"attention {hardware.attention}"
+    shared = {"layers": hardware.tensor_parallel, "sequences": hardware.sequence_parallel}
+    title += "".join(f", {what} shared by {n}" for what, n in shared.items() if n > 1)
     return Grid(title, _COLUMNS, [_line(one) for one in trained])
 
 
@@ -77,6 +81,7 @@ def _terms(trained: Sequence[TrainPlan]) -> Grid:
     lines.append(["all tensors", *(_gib(one.memory.tensors) for one in trained)])
     lines.append(["CUDA context, fragmentation", *(_gib(one.memory.allowance) for one in trained)])
     lines.append(["in the computer's memory, per rank", *(_gib(one.memory.host) for one in trained)])
+    lines.append(["on a drive, per rank", *(_gib(one.memory.drive) for one in trained)])
     lines.append(["fullest moment", *(one.memory.moment for one in trained)])
     lines = [line for line in lines if any(line[1:])]
     return Grid("GiB per GPU", [Column("term"), *(Column(one.name, right=True) for one in trained)], lines)
@@ -134,12 +139,27 @@ def assumptions(found: planning.Plan, told: planning.Options) -> list[str]:
                 f"{one.name}: memory for a micro batch of {one.batch.sequences} rows of {one.batch.length} tokens, "
                 f"time for {one.samples.mean:.0f} tokens a sample without padding"
             )
+            said += _of_stage(found.run.stage[one.name], one)
     said.append(f"{told.rates.mfu:g} of the GPU's peak is reached, recomputation counted (--mfu); docs/guides/plan.md")
     said.append(f"${told.rates.price:g} per GPU and hour (--price)")
     if found.run.hardware.gpu != "cpu":
         context = memory.CONTEXT_BYTES // 2**20
         said.append(f"{context} MiB of CUDA context and {memory.FRAGMENTATION:.0%} of fragmentation, not measured here")
     return list(dict.fromkeys(said))
+
+
+def _of_stage(asked: object, one: TrainPlan) -> list[str]:
+    """What packing, evaluation and offload to a drive take for granted."""
+    said = []
+    if isinstance(asked, TrainStage) and asked.packing is not None:
+        fill = time.FILL[asked.packing.method]
+        n = time.per_row(asked.packing, one.samples)
+        said.append(f"{one.name}: {n:.1f} samples in a row of {asked.packing.length} tokens, {fill:.1%} of it filled")
+    if one.duration is not None and one.duration.held_out is None:
+        said.append(f"{one.name}: evaluation is not counted: not known how many samples; eval.max_samples or --records")
+    if one.memory.drive:
+        said.append(f"{one.name}: what the drive's buffers take in the computer's memory is not counted")
+    return said
 
 
 def _gib(n_bytes: int) -> str:

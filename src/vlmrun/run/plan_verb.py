@@ -9,9 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmrun import logs
+from vlmrun.config import derived
 from vlmrun.errors import ConfigError
 from vlmrun.plan import time
-from vlmrun.plan.stage import Rates, TrainPlan
+from vlmrun.plan.stage import TrainPlan
+from vlmrun.plan.time import Rates
 from vlmrun.run import plan_report, planning, sweep, verbs
 
 
@@ -96,7 +98,7 @@ def to_dict(found: planning.Plan, told: planning.Options) -> dict[str, Any]:
         "name": found.run.name,
         "hardware": {
             "gpu": hardware.gpu,
-            "gpus": hardware.nodes * hardware.ranks_per_node,
+            "gpus": derived.ranks(hardware),
             "precision": hardware.precision,
             "attention": hardware.attention,
         },
@@ -123,6 +125,7 @@ def _stage(one: Any) -> dict[str, Any]:
             "allowance_bytes": needed.allowance,
             "total_bytes": needed.total,
             "host_bytes": needed.host,
+            "drive_bytes": needed.drive,
             "capacity_bytes": one.capacity,
         },
         "fits": one.fits,

@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 from vlmrun.config import checks as config_checks
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, RunConfig, Target, TrainStage
-from vlmrun.errors import CheckpointError, VlmrunError
+from vlmrun.errors import CheckpointError, Problem, VlmrunError
+from vlmrun.hardware import checks_engine
 from vlmrun.plan import advice, families, lengths, stage, time
-from vlmrun.plan.lengths import Known, Samples, Source
+from vlmrun.plan.lengths import Known
 from vlmrun.plan.shapes import Connector, Llm, Shapes, Tower
-from vlmrun.plan.stage import OtherPlan, Rates, TrainPlan
+from vlmrun.plan.stage import OtherPlan, Read, TrainPlan
+from vlmrun.plan.time import Rates
 from vlmrun.run import graph, parts, vision
 
 CAPTION_TEMPLATES = ("plain",)  # a picture and what it shows, nothing asked
@@ -132,11 +134,16 @@ def plan(run: RunConfig, options: Options) -> Plan:
         VlmrunError: when a config.json is missing, or nothing tells how many records there are.
     """
     planned, problems = graph.plan(run)
-    graph.require([*problems, *config_checks.check(run)])
+    graph.require([*problems, *_problems(run)])
     found, stood_in = shapes(run.model, exact=True)
     assert found is not None
     chosen = [item for item in graph.selected(planned, run.only) if item.stage.kind != "prepare"]
     return Plan(run, tuple(_stage(run, item.name, found, options) for item in chosen), tuple(stood_in))
+
+
+def _problems(run: RunConfig) -> list[Problem]:
+    """Rules between values; whether this machine has what the run needs is no matter here."""
+    return [*config_checks.check(run), *checks_engine.check(run, here=False)]
 
 
 def warnings(run: RunConfig) -> list[str]:
@@ -146,12 +153,13 @@ def warnings(run: RunConfig) -> list[str]:
         room = advice.capacity(run.hardware)
     except VlmrunError:
         return []  # a problem of its own
-    if found is None or room is None or list(config_checks.check(run)):
+    if found is None or room is None or _problems(run):
         return []
     said = []
     for name, one in run.stage.items():
         if isinstance(one, TrainStage) and (not run.only or name in run.only):
-            _, samples = _samples(run, one, found, Options(Rates(time.MFU, time.PRICE), counted=False))
+            options = Options(Rates(time.MFU, time.PRICE), counted=False)
+            samples = _read(run, one, found, options).samples
             needed = stage.needed(found, one, run.hardware, samples).total
             if needed > room:
                 said.append(
@@ -164,19 +172,23 @@ def warnings(run: RunConfig) -> list[str]:
 def _stage(run: RunConfig, name: str, found: Shapes, options: Options) -> TrainPlan | OtherPlan:
     one = run.stage[name]
     if isinstance(one, TrainStage):
-        return stage.train(name, found, one, run.hardware, _samples(run, one, found, options), options.rates)
+        return stage.train(name, found, one, run.hardware, _read(run, one, found, options), options.rates)
     return stage.other(name, found, one, run.hardware, run.model.max_length)
 
 
-def _samples(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> tuple[list[Source], Samples]:
+def _read(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> Read:
     captions = derived.template(one, run.model) in CAPTION_TEMPLATES
     known = Known(captions, run.model.max_length, options.records, options.counted)
-    sources = [lengths.source(name, run.data[name], known) for name in one.data]
+    sources = {name: lengths.source(name, run.data[name], known) for name in derived.sources(one)}
     per_picture, tiles = found.connector.tokens, 1
     if one.image_aspect == "anyres" and run.model.tiles is not None:
         edge, grids = found.tower.edge, run.model.tiles.grids
         per_picture = max(vision._most(run.model.tiles, grid, per_picture, edge) for grid in grids)
         tiles = 1 + max((grid[0] // edge) * (grid[1] // edge) for grid in grids)
-    return sources, lengths.together(
-        sources, one.data_weights, per_picture=per_picture, tiles=tiles, max_length=run.model.max_length
-    )
+
+    def together(names: list[str], weights: list[float] | None) -> lengths.Samples:
+        chosen = [sources[name] for name in names]
+        return lengths.together(chosen, weights, per_picture=per_picture, tiles=tiles, max_length=run.model.max_length)
+
+    held_out = together(one.eval.data, None) if one.eval is not None else None
+    return Read(tuple(sources.values()), together(one.data, one.data_weights), held_out)
