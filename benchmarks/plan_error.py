@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.measure import QUIET, Table, parser, show
 
 GIVEN = "given"  # the sizes the formulas were checked with while they were written
+SHARED = "shared"  # engines and ways of sharing beyond ZeRO, two ranks
 HELD_OUT = "held out"  # drawn afterwards, other sizes
 
 
@@ -67,8 +68,14 @@ def case(
     vocab: int = 2048,
     tower: str = "pico_clip",
     share: float = 0.2,
+    engine: str = "deepspeed",
+    sharing: str = "",
 ) -> Case:
-    """A point of the grid."""
+    """A point of the grid.
+
+    Args:
+        sharing: tensor_parallel or sequence_parallel, by all ranks.
+    """
     heads = hidden // 32
     sizes = {
         f"{_LLM}.hidden_size": hidden,
@@ -85,7 +92,8 @@ def case(
         "model.tower.layers": "[-2]",
         f"{_STAGE}.init_from": "null",
         f"{_STAGE}.micro_batch": micro,
-        f"{_STAGE}.global_batch": micro * ranks * accumulation,
+        f"{_STAGE}.global_batch": micro * accumulation * (1 if sharing else ranks),
+        f"{_STAGE}.engine": engine,
         f"{_STAGE}.zero": zero,
         f"{_STAGE}.gradient_checkpointing": str(checkpointing).lower(),
         "hardware.precision": precision,
@@ -93,10 +101,13 @@ def case(
     }
     if family != "phi":
         sizes[f"{_LLM}.num_key_value_heads"] = kv_heads or heads
+    if sharing:
+        sizes[f"hardware.{sharing}"] = ranks
     overrides = (*FAMILIES[family], f"model/tower={tower}", *(f"{k}={v}" for k, v in sizes.items()), *TUNINGS[tuning])
     grouped = f"/{kv_heads}" if kv_heads else ""
     recomputed = " checkpointing" if checkpointing else ""
-    name = f"{family}{grouped} {tower} {tuning} ZeRO-{zero} {precision}{recomputed} ranks {ranks} "
+    how = f"FSDP2 {zero}" if engine == "fsdp" else f"ZeRO-{zero} {sharing}".strip()
+    name = f"{family}{grouped} {tower} {tuning} {how} {precision}{recomputed} ranks {ranks} "
     name += f"x{accumulation} batch {micro}x{length} width {hidden}x{layers}"
     return Case(name, overrides, ranks, micro, length, share)
 
@@ -117,6 +128,31 @@ def grid() -> list[Case]:
         case("llama", "full", 2, tower="pico"),
         case("llama", "full", 2, kv_heads=2),
         case("llama", "lora", 3, ranks=2),
+    ]
+    return cases
+
+
+def shared() -> list[Case]:
+    """FSDP2, and models and sequences that two ranks share."""
+    ways = [("llama", zero, {"engine": "fsdp"}) for zero in (2, 3)]
+    ways += [
+        (family, zero, {"sharing": sharing})
+        for family, zero in (("llama", 1), ("phi", 2), ("qwen2", 3))
+        for sharing in ("tensor_parallel", "sequence_parallel")
+    ]
+    cases = [
+        case(family, "full", zero, precision=precision, checkpointing=checkpointing, ranks=2, **how)
+        for family, zero, how in ways
+        for precision, checkpointing in (("fp32", False), ("bf16", True))
+    ]
+    cases += [
+        case("llama", tuning, 3, precision="bf16", ranks=2, micro=4, length=320, hidden=384, engine="fsdp", share=0.4)
+        for tuning in TUNINGS
+    ]
+    cases += [case("llama", "full", 3, ranks=2, accumulation=2, engine="fsdp")]
+    cases += [
+        case("llama", "frozen LLM", 2, precision="bf16", ranks=2, micro=4, sharing=sharing)
+        for sharing in ("tensor_parallel", "sequence_parallel")
     ]
     return cases
 
@@ -154,10 +190,13 @@ def main() -> None:
     """Measures and prints."""
     options = parser(__doc__ or "")
     options.add_argument("--held-out", type=int, default=40, help="how many points are drawn")
+    options.add_argument("--part", choices=[GIVEN, SHARED, HELD_OUT], help="this one alone")
     options.add_argument("--cases", action="store_true", help="print every case too")
     chosen = options.parse_args()
     os.environ.update({**QUIET, "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"})
-    parts = {GIVEN: grid(), HELD_OUT: held_out(chosen.held_out)}
+    parts = {GIVEN: grid(), SHARED: shared(), HELD_OUT: held_out(chosen.held_out)}
+    if chosen.part:
+        parts = {chosen.part: parts[chosen.part]}
     if chosen.quick:
         parts = {name: cases[:2] for name, cases in parts.items()}
     rows: list[list[Any]] = []
@@ -219,8 +258,11 @@ def measure(one: Case) -> dict[str, int]:
     import torch
 
     from benchmarks.tensor_memory import Meter
+    from vlmrun.config import derived
     from vlmrun.hardware import zero
     from vlmrun.model import parts, tune
+    from vlmrun.model.head import Head, causal_lm
+    from vlmrun.model.ulysses import Ulysses
     from vlmrun.run import verbs
     from vlmrun.train import optim
     from vlmrun.train.engine import create
@@ -228,26 +270,21 @@ def measure(one: Case) -> dict[str, int]:
     run = verbs.compose(["+recipe=smoke", *one.overrides], [])
     stage: Any = run.stage["instruct"]
     width = run.model.llm.arguments["config"]["hidden_size"]
-    dtype = torch.bfloat16 if run.hardware.precision == "bf16" else torch.float32
+    uses_deepspeed = stage.engine == "deepspeed"
+    dtype = torch.bfloat16 if uses_deepspeed and run.hardware.precision == "bf16" else torch.float32
     loaded = parts.assemble(run.model, dtype=dtype, attention=run.hardware.attention, seed=1)
     vlm = loaded.vlm
     tune.apply(vlm, stage.tune, stage.lora)
-    if hasattr(stage, "loss_head"):
-        from vlmrun.model.head import Head
-
-        vlm.head = Head(vlm.llm, stage.loss_head, stage.loss_chunk)
+    vlm.head = Head(vlm.llm, stage.loss_head, stage.loss_chunk)
     vlm.set_gradient_checkpointing(stage.gradient_checkpointing)
+    if run.hardware.sequence_parallel > 1:
+        vlm.sequence = Ulysses(causal_lm(vlm.llm), torch.distributed.group.WORLD)
     vlm.train()
     vlm.tower.train(stage.tune.tower != "freeze")
-    engine = create(
-        vlm,
-        optim.groups(vlm, stage.optim),
-        stage,
-        run.hardware,
-        zero.deepspeed_config(stage, run.hardware, hidden_dim=width),
-    )
+    config = zero.deepspeed_config(stage, run.hardware, hidden_dim=width) if uses_deepspeed else None
+    engine = create(vlm, optim.groups(vlm, stage.optim), stage, run.hardware, config)
     batch = _batch(one, vlm)
-    micro_batches = stage.global_batch // stage.micro_batch // one.ranks
+    micro_batches = derived.accumulation(stage, run.hardware)
     with Meter() as meter:
         for _ in range(2):
             for _ in range(micro_batches):

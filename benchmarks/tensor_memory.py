@@ -33,12 +33,33 @@ class Meter(TorchDispatchMode):
             self._note(tensor)
         return result
 
+    def __enter__(self) -> Meter:
+        # FSDP empties and refills storages by this method, which is no operation and does not pass by.
+        self._resize = torch.UntypedStorage.resize_
+        resize, meter = self._resize, self
+
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:
+            done = resize(storage, size)
+            if storage._cdata in meter._seen:
+                meter._count(storage._cdata, storage.nbytes())
+            return done
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*error)
+
     def mark(self, phase: str) -> None:
         """Ends a phase: its peak is kept under this name (the largest, when it comes again)."""
         self.peaks[phase] = max(self.peaks.get(phase, 0), self.peak)
         self.peak = self.live
 
     def _note(self, tensor: torch.Tensor) -> None:
+        # A sharded tensor says that its storage is as large as the whole.
+        tensor = getattr(tensor, "_local_tensor", tensor)
         if tensor.device.type == "meta":
             return
         storage = tensor.untyped_storage()
@@ -48,9 +69,12 @@ class Meter(TorchDispatchMode):
         if known is None:
             weakref.finalize(storage, self._forget, key)
         if known != size:  # DeepSpeed empties and refills storages in place
-            self._seen[key] = size
-            self.live += size - (known or 0)
-            self.peak = max(self.peak, self.live)
+            self._count(key, size)
+
+    def _count(self, key: int, size: int) -> None:
+        self.live += size - self._seen.get(key, 0)
+        self._seen[key] = size
+        self.peak = max(self.peak, self.live)
 
     def _forget(self, key: int) -> None:
         self.live -= self._seen.pop(key)

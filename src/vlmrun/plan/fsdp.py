@@ -14,8 +14,8 @@ from vlmrun.plan.states import FP32, Buffers, Setting, States, share
 def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
     """The states of a rank.
 
-    Weights are gathered flat and then copied out, the next block's while one computes. Gradients are whole in the type
-    that is computed in, are copied flat in fp32 and sent; the root's wait for the end of the backward pass.
+    Of whole weights there are the root's and a block's, on a GPU the next one's too. Gradients are whole in the type that
+    is computed in, until they are copied flat in fp32 and sent: a block's when it is done, the root's at the end.
     """
     parts = counts(shapes, stage.tune, stage.lora)
     total, trained = (sum(getattr(part, kind) for part in parts.values()) for kind in ("total", "trained"))
@@ -28,6 +28,7 @@ def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
     head = llm.n_embedding * learns
     weights, gradients, moments = (share(n * FP32, one.ranks) for n in (total, trained, 2 * trained))
     largest = share(max(part.trained for part in parts.values()), one.ranks)
+    few = (root + block * (1 if one.on_cpu else 2)) * one.size
     away = one.optimizer_at == "cpu"
     return States(
         weights=0 if away else weights,
@@ -36,11 +37,14 @@ def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
         gradients=0,
         growing=0 if away else gradients,
         kept=gradients if one.accumulates and not away else 0,
+        left=0 if away else gradients,
         buffers=Buffers(
-            first=head * one.size + of_block * (one.size + FP32),
-            last=of_root * (one.size + FP32),
+            first=(head + of_block) * one.size,
+            last=(head + of_block) * one.size,
+            after=(root + of_root) * one.size + of_root * FP32,
         ),
-        gathered=(total if one.zero == 2 else root + 3 * block) * one.size,
+        gathered=total * one.size if one.zero == 2 else few,
+        gathered_last=few,
         updating=0 if one.on_cpu or away else FP32 * largest,
         host=weights + gradients + moments if away else 0,
         drive=0,

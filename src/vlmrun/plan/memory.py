@@ -144,14 +144,19 @@ def _moments(
     grown = held.gradients + (max(held.growing, held.kept) if adds_in_place else held.growing + held.kept)
     sending = {"gradient buffers": held.buffers.first}
     late = always | {"gradient buffers": held.buffers.last, "gradients": grown}
-    updating = {"gradient buffers": held.buffers.update, "gradients": held.gradients + held.growing}
+    updating = {"gradient buffers": held.buffers.update, "gradients": held.gradients + held.left}
     block = {"one block, recomputed": passing.block, "one block, backward": passing.block_backward}
     found = {
         "tower": before | live | {"activations: tower": passing.tower},
         "loss": before | live | kept | {"logits and loss": passing.loss.kept + passing.loss.forward},
         "backward begins": before | live | kept | {"logits and loss": passing.loss.kept + passing.loss.backward},
         "first block": before | live | kept | sending | block,
-        "backward ends": late | kept | (block if stage.tune.llm != "freeze" else {}) | {"activations: LLM": 0},
+        "gradients are sent": late | {"gradient buffers": held.buffers.after},
+        "backward ends": late
+        | {"gathered weights": held.gathered_last}
+        | kept
+        | (block if stage.tune.llm != "freeze" else {})
+        | {"activations: LLM": 0},
         "update": always | updating | {"update": held.updating},
     }
     if one.zero == 2 and one.size < FP32 and not one.fsdp:

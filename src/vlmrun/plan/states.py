@@ -15,6 +15,7 @@ from vlmrun.hardware import gpus, zero
 from vlmrun.plan.shapes import Counts, Shapes, counts
 
 FP32 = 4
+_SENT = 500_000_000  # elements that DeepSpeed sends at once where it has no buckets
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class Buffers(NamedTuple):
     Attributes:
         idle: before the backward pass.
         first: while the gradients of the LLM's last block are sent.
-        last: when those of the first part are.
+        last: while those of its first block are.
+        after: what is sent when the backward pass is over.
         update: while the optimizer works.
     """
 
     idle: int = 0
     first: int = 0
     last: int = 0
+    after: int = 0
     update: int = 0
 
 
@@ -98,7 +101,8 @@ class States:
         growing: of one micro batch, complete when the backward pass ends.
         kept: of earlier micro batches, there when another forward pass begins. In 16 bits and without ZeRO they are
             the same tensors as `growing`; else both are there when the backward pass ends.
-        gathered: weights of other ranks where forward turns into backward.
+        left: of `growing`, when the optimizer begins.
+        gathered: weights of other ranks where forward turns into backward; `gathered_last` where that ends.
         updating: beside everything else while the optimizer works.
     """
 
@@ -108,8 +112,10 @@ class States:
     gradients: int
     growing: int
     kept: int
+    left: int
     buffers: Buffers
     gathered: int
+    gathered_last: int
     updating: int
     host: int
     drive: int
@@ -151,9 +157,10 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
         optimizer=moments,
         buffers=_buffers(buffer, one, llm_learns=parts["llm"].trained > 0),
         gathered=_gathered(shapes, parts, stage, one),
+        gathered_last=0,
         host=away["cpu"],
         drive=away["nvme"],
-        **found,
+        **{"left": found["growing"]} | found,
     )
 
 
@@ -165,9 +172,9 @@ def share(n: int, ranks: int) -> int:
 def _buffers(n_bytes: int, one: Setting, *, llm_learns: bool) -> Buffers:
     """ZeRO-3's are there for good; those of the others while there is something to send."""
     if one.zero == 3:
-        return Buffers(n_bytes, n_bytes, n_bytes, n_bytes)
-    if one.zero == 0:
-        return Buffers(update=n_bytes)
+        return Buffers(*[n_bytes] * 5)
+    if one.zero == 0 or (one.zero == 1 and one.size < FP32):
+        return Buffers(after=n_bytes)
     return Buffers(first=n_bytes if llm_learns else 0, last=n_bytes)  # the first gradients are those of the LLM
 
 
@@ -198,7 +205,7 @@ def _gradients(trained: int, group: int, one: Setting) -> tuple[dict[str, int], 
     own, whole, piece = one.size * trained, FP32 * trained, share(FP32 * trained, one.ranks)
     buffer = one.bucket * one.size * (2 if one.overlaps else 1)
     if one.zero == 0:
-        flat = whole if one.ranks > 1 else 0  # one flat copy is sent
+        flat = min(whole, FP32 * _SENT) if one.ranks > 1 else 0  # one flat copy is sent
         extra = whole if one.size < FP32 else 0
         found = {"gradients": 0, "growing": own + extra, "kept": own if one.accumulates else 0}
         return found | {"updating": 0 if one.on_cpu else roots}, flat  # tensor by tensor on a CPU
@@ -210,11 +217,14 @@ def _gradients(trained: int, group: int, one: Setting) -> tuple[dict[str, int], 
     if one.size == FP32:
         growing = whole if one.zero == 1 else min(whole, piece + buffer)
         found = {"gradients": 0, "growing": growing, "kept": piece if one.accumulates else 0}
-        return found | {"updating": FP32 * group + roots}, buffer
+        # Those of other ranks are gone when this rank's are made flat.
+        return found | {"left": min(growing, piece), "updating": FP32 * group + roots}, buffer
     if one.zero == 1:
         # In fp32 for all parameters, not only this rank's; beside them the 16-bit ones, which stay until the update.
         found = {"gradients": whole if one.bf16 else 0, "growing": own + (0 if one.bf16 else whole)}
-        return found | {"kept": own if one.accumulates else 0, "updating": roots}, 0
+        # A flat copy in fp32, and that again in 16 bits, is sent.
+        sent = min(trained, _SENT) * (FP32 + one.size) if one.bf16 and one.ranks > 1 else 0
+        return found | {"kept": own if one.accumulates else 0, "updating": roots}, sent
     # ZeRO-2 in 16 bits: one flat fp32 sum of this rank's share, from the first bucket of the update on.
     found = {"gradients": 0, "growing": piece, "kept": piece if one.accumulates else 0}
     return found | {"updating": roots}, buffer

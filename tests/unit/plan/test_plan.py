@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vlmrun.plan import advice, disk, lengths, memory, time
 from vlmrun.plan import stage as stages
 from vlmrun.plan.lengths import Known, Samples, Source, Text
 from vlmrun.plan.memory import Memory
+from vlmrun.plan.time import Rates
 
 SHAPES = llava_7b()
 KNOWN = Known(captions=False, max_length=2048, records={}, counted=True)
@@ -80,35 +82,37 @@ def test_steps_are_those_of_the_schedule() -> None:
     for epochs, n in ((1.0, 1000), (2.5, 1000), (1.0, 1023)):
         one = stage(epochs=epochs, global_batch=128)
         wanted = Schedule(n, global_batch=128, micro_batch=16, ranks=8, epochs=epochs, max_steps=None, seed=0)
-        assert time.steps(one, n) == wanted.steps
-    assert time.steps(stage(max_steps=3), None) == 3
-    assert time.steps(stage(), None) is None
+        assert time.steps(one, dataclasses.replace(MIX, n=n)) == wanted.steps
+    unknown = dataclasses.replace(MIX, n=None)
+    assert time.steps(stage(max_steps=3), unknown) == 3
+    assert time.steps(stage(), unknown) is None
 
 
 def test_operations_of_a_7b_model() -> None:
     """Six per parameter and token without attention, as is common, eight with recomputation; the frozen tower once."""
     blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    whole = time.per_sample(SHAPES, stage(), MIX)
+    whole = time.per_sample(SHAPES, stage(), hardware(), MIX)
     attention = 32 * 4 * 776**2 * 4096
     head = 2 * 4096 * 32000 * 200
     tower = 23 * (2 * 577 * (4 * 1024**2 + 2 * 1024 * 4096) + 4 * 577**2 * 1024)
     connector = 2 * 576 * (1024 * 4096 + 4096 * 4096)
     assert whole.forward == pytest.approx(2 * blocks * 776 + attention + head + tower + connector)
     assert whole.backward == pytest.approx(4 * blocks * 776 + 2 * attention + 2 * head + connector)
-    again = time.per_sample(SHAPES, stage(gradient_checkpointing=True), MIX)
+    again = time.per_sample(SHAPES, stage(gradient_checkpointing=True), hardware(), MIX)
     assert again.recomputed == pytest.approx(2 * blocks * 776 + attention)
-    frozen = time.per_sample(SHAPES, stage(tune={"llm": "freeze", "tower": "freeze", "connector": "full"}), MIX)
+    alone = stage(tune={"llm": "freeze", "tower": "freeze", "connector": "full"})
+    frozen = time.per_sample(SHAPES, alone, hardware(), MIX)
     assert frozen.backward == pytest.approx(2 * blocks * 776 + 2 * attention + head + connector)
 
 
 def test_hours_and_cost() -> None:
     one = stage(gradient_checkpointing=True, epochs=1.0)
-    found = time.duration(SHAPES, one, hardware(), MIX, mfu=0.5, price=3.0)
+    found = time.duration(SHAPES, one, hardware(), MIX, None, Rates(0.5, 3.0))
     assert found is not None
     assert found.steps == 665_298 // 128
     assert found.hours == pytest.approx(found.flops / (8 * 312e12 * 0.5) / 3600)
     assert found.cost == pytest.approx(found.hours * 8 * 3.0)
-    twice = time.duration(SHAPES, one, hardware(nodes=2), MIX, mfu=0.5, price=3.0)
+    twice = time.duration(SHAPES, one, hardware(nodes=2), MIX, None, Rates(0.5, 3.0))
     assert twice is not None
     assert twice.hours == pytest.approx(found.hours / 2)
 
