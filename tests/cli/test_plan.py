@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Vlmrun
 from vlmrun import cli
 
 
@@ -58,6 +57,37 @@ def test_records_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(out)["stages"][0]["work"]["steps"] == 2_000_000 // 256
 
 
+def test_what_a_run_shares_keeps_away_and_packs_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    packing = "stage.instruct.packing={length: 4096, method: even_fit, window: 4096}"
+    rows = [packing, "stage.instruct.group_by_modality_length=false", "stage.instruct.global_batch=64"]
+    away = ["stage.instruct.offload=nvme", "stage.instruct.deepspeed.nvme_path=/no/such/drive"]
+    code, out, err = plan(capsys, "+recipe=llava15_7b", "only=[instruct]", "hardware.tensor_parallel=2", *rows, *away)
+    assert code == 0, err
+    assert "layers shared by 2" in out
+    assert "5.3 samples in a row of 4096 tokens, 99.7% of it filled" in out
+    assert "on a drive, per rank" in out
+    assert "what the drive's buffers take" in out
+
+
+@pytest.mark.parametrize("at_most", [256, None])
+def test_evaluation_during_training_is_counted_when_it_is_known(
+    at_most: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "null" if at_most is None else at_most
+    asked = (
+        f"stage.pretrain.eval={{steps: 100, data: [bunny_695k], max_samples: {told}, generate: 0, max_new_tokens: 8}}"
+    )
+    words = ["+recipe=bunny_llama3_recipe1", "only=[pretrain]", asked, "--records", "bunny_laion_2m=100_000", "--json"]
+    _, out, _ = plan(capsys, *words)
+    found = json.loads(out)
+    work, stage = found["stages"][0]["work"], found["stages"][0]["name"]
+    assert [one["name"] for one in found["stages"][0]["data"]] == ["bunny_laion_2m", "bunny_695k"]
+    assert (work["held_out"] is None) == (at_most is None)
+    assert any(line.startswith(f"{stage}: evaluation is not counted") for line in found["assumptions"]) == (
+        at_most is None
+    )
+
+
 def test_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = plan(capsys, "-m", "+recipe=llava15_7b", "only=[instruct]", "stage.instruct.zero=2,3")
     lines = [line for line in out.splitlines() if "instruct " in line]
@@ -73,6 +103,9 @@ def test_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["+recipe=smoke", "hardware.precision=bf16", "stage.instruct.zero=0"], "bf16 with ZeRO 0"),
         (["+recipe=llava15_7b", "model.llm.path=nobody/nothing"], "no model folder 'nobody/nothing' here"),
         (["+recipe=smoke", "--cfg", "job"], "plan prints a plan"),
+        (["+recipe=llava15_7b", "hardware.tensor_parallel=3"], "cannot be cut into groups of 3"),
+        (["+recipe=llava15_7b", "hardware.tensor_parallel=16"], "cannot be cut into groups of 16"),
+        (["+recipe=llava15_7b", "stage.instruct.engine=fsdp", "stage.instruct.zero=1"], "fsdp always cuts"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,12 +132,13 @@ def test_no_torch_is_loaded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_family_that_only_the_model_tells_about(vlmrun: Vlmrun) -> None:
+def test_a_family_that_only_the_model_tells_about(capsys: pytest.CaptureFixture[str]) -> None:
     config = "{model_type: gpt_neox, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, "
     config += "num_attention_heads: 4, vocab_size: 512, max_position_embeddings: 512}"
-    done = vlmrun("plan", "+recipe=smoke", "model/llm=pico", f"model.llm.config={config}", "--json", "only=[instruct]")
-    assert done.returncode == 0, done.stderr
-    llm = json.loads(done.stdout)["stages"][0]["parameters"]["llm"]
+    words = ["+recipe=smoke", "model/llm=pico", f"model.llm.config={config}", "--json", "only=[instruct]"]
+    code, out, err = plan(capsys, *words)
+    assert code == 0, err
+    llm = json.loads(out)["stages"][0]["parameters"]["llm"]
     # Two embeddings; two blocks of fused and single projections with biases, and two norms each; a last norm.
     block = 32 * 96 + 96 + 32 * 32 + 32 + 2 * 32 * 64 + 64 + 32 + 4 * 32
     assert llm == {"total": 2 * 512 * 32 + 2 * block + 64, "trained": 2 * 512 * 32 + 2 * block + 64}

@@ -25,7 +25,6 @@ class Batch:
         supervised: tokens of the micro batch that have a loss.
         squares: pictures, or tiles of pictures, that the tower gets.
         padded: whether rows differ in length, or hold several samples, so that attention has a mask.
-        shared: ranks that share every sequence. Of `length` each then has its piece.
     """
 
     sequences: int
@@ -33,7 +32,6 @@ class Batch:
     supervised: int
     squares: int
     padded: bool = True
-    shared: int = 1
 
     @property
     def rows(self) -> int:
@@ -49,7 +47,7 @@ class Batch:
             return self
         length = -(-self.length // ranks) + 1
         supervised = min(self.supervised, self.sequences * length)
-        return Batch(self.sequences, length, supervised, self.squares, padded=False, shared=ranks)
+        return Batch(self.sequences, length, supervised, self.squares, padded=False)
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,13 @@ class Mode:
         size: bytes of one.
         on_cpu: dropout keeps a mask as large as what it drops, not a byte for each.
         attention: as `hardware.attention`.
+        shared: whether ranks share every sequence; this one then has a piece.
     """
 
     size: int
     on_cpu: bool
     attention: str
+    shared: bool = False
 
 
 def block(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | None) -> int:
@@ -76,7 +76,7 @@ def block(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | Non
     if trained:
         kept += rows * s * llm.hidden * llm.n_norms  # what q, k, v and the MLP are made of
         # The result of attention once more, brought back to this rank's piece, for the product behind it.
-        kept += rows * s * llm.heads * llm.head_dim if batch.shared > 1 else 0
+        kept += rows * s * llm.heads * llm.head_dim if mode.shared else 0
     if llm.dropout:
         kept += 2 * rows * llm.hidden * _mask(mode)
     return kept + _adapters(llm, rows, mode, lora)

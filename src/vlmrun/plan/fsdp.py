@@ -14,8 +14,8 @@ from vlmrun.plan.states import FP32, Buffers, Setting, States, share
 def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
     """The states of a rank.
 
-    Of whole weights there are the root's and a block's, on a GPU the next one's too. Gradients are whole in the type that
-    is computed in, until they are copied flat in fp32 and sent: a block's when it is done, the root's at the end.
+    Of whole weights there are the root's and a block's, on a GPU the next one's too. Gradients are whole in the type
+    that is computed in, until they are copied flat in fp32 and sent: a block's when it is done, the root's at the end.
     """
     parts = counts(shapes, stage.tune, stage.lora)
     total, trained = (sum(getattr(part, kind) for part in parts.values()) for kind in ("total", "trained"))

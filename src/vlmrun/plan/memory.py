@@ -95,7 +95,7 @@ class _Passing:
         trained, sees = stage.tune.llm == "full", stage.tune.tower == "full"
         squares, s = batch.squares * tower.squares, one.size
         piece, shared = batch.piece(hardware.sequence_parallel), hardware.sequence_parallel > 1
-        mode = Mode(s, one.on_cpu, "sdpa" if shared else hardware.attention)
+        mode = Mode(s, one.on_cpu, "sdpa" if shared else hardware.attention, shared)
         # Every rank of a group makes all embeddings, and its piece is a view of them.
         whole = (batch.rows - piece.rows) * llm.hidden * s if shared else 0
         # With nothing in front of it that learns, a frozen LLM would keep nothing; here the connector always may.

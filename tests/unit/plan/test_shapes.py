@@ -73,14 +73,16 @@ def hub_id(llm: str) -> str:
 
 
 def distinct() -> list[str]:
-    """Models of conf/ that differ in sizes."""
-    found: dict[str, str] = {}
+    """Models of conf/ such that every LLM's sizes are there, and every tower with every connector it is used with."""
+    found, seen = [], set()
     for name in MODELS:
         parts = parts_of(name)
         if name not in ON_DEMAND and hub_id(parts["llm"]) in PUBLISHED["llm"]:
-            sizes = PUBLISHED["llm"][hub_id(parts["llm"])]
-            found.setdefault(f"{sizes} {parts['tower']} {parts['connector']}", name)
-    return sorted(found.values())
+            shown = {str(PUBLISHED["llm"][hub_id(parts["llm"])]), f"{parts['tower']} {parts['connector']}"}
+            if shown - seen:
+                found.append(name)
+            seen |= shown
+    return found
 
 
 def described(name: str) -> ModelConfig:
