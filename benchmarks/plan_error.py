@@ -17,6 +17,7 @@ from benchmarks.measure import QUIET, Table, parser, show
 
 GIVEN = "given"  # the sizes the formulas were checked with while they were written
 SHARED = "shared"  # engines and ways of sharing beyond ZeRO, two ranks
+HELD_OUT_SHARED = "held out, shared"
 HELD_OUT = "held out"  # drawn afterwards, other sizes
 
 
@@ -186,15 +187,48 @@ def held_out(n: int, seed: int = 33) -> list[Case]:
     return cases
 
 
+def held_out_shared(n: int, seed: int = 34) -> list[Case]:
+    """The same for engines and ways of sharing beyond ZeRO."""
+    draw = random.Random(seed)
+    cases = []
+    for _ in range(n):
+        way = draw.choice(["fsdp", "tensor_parallel", "sequence_parallel"])
+        fsdp = way == "fsdp"
+        cases.append(
+            case(
+                draw.choice(["llama", "phi", "qwen2"]),
+                draw.choice(["full", "frozen LLM", "full and tower"]),
+                draw.choice([2, 3] if fsdp else [1, 2, 3]),
+                precision=draw.choice(["fp32", "bf16"]),
+                checkpointing=draw.random() < 0.5,
+                ranks=2,
+                accumulation=draw.choice([1, 2]),
+                micro=draw.choice([1, 3, 4]),
+                length=draw.choice([160, 320, 448]),
+                hidden=draw.choice([128, 192, 384]),
+                layers=draw.choice([2, 5]),
+                vocab=draw.choice([1024, 3072]),
+                share=draw.choice([0.1, 0.4, 0.6]),
+                **{"engine": way} if fsdp else {"sharing": way},
+            )
+        )
+    return cases
+
+
 def main() -> None:
     """Measures and prints."""
     options = parser(__doc__ or "")
     options.add_argument("--held-out", type=int, default=40, help="how many points are drawn")
-    options.add_argument("--part", choices=[GIVEN, SHARED, HELD_OUT], help="this one alone")
+    options.add_argument("--part", choices=[GIVEN, SHARED, HELD_OUT, HELD_OUT_SHARED], help="this one alone")
     options.add_argument("--cases", action="store_true", help="print every case too")
     chosen = options.parse_args()
     os.environ.update({**QUIET, "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"})
-    parts = {GIVEN: grid(), SHARED: shared(), HELD_OUT: held_out(chosen.held_out)}
+    parts = {
+        GIVEN: grid(),
+        SHARED: shared(),
+        HELD_OUT: held_out(chosen.held_out),
+        HELD_OUT_SHARED: held_out_shared(chosen.held_out // 2),
+    }
     if chosen.part:
         parts = {chosen.part: parts[chosen.part]}
     if chosen.quick:
