@@ -140,7 +140,7 @@ def _moments(
     }
     live = {"gathered weights": held.gathered}
     before = always | {"gradients": held.gradients + held.kept}
-    adds_in_place = one.fsdp or one.zero == 0 or one.size < FP32  # the sum of earlier micro batches is the same tensor
+    adds_in_place = one.fsdp or one.zero < 2 or one.size < FP32  # the sum of earlier micro batches is the same tensor
     grown = held.gradients + (max(held.growing, held.kept) if adds_in_place else held.growing + held.kept)
     sending = {"gradient buffers": held.buffers.first}
     late = always | {"gradient buffers": held.buffers.last, "gradients": grown}

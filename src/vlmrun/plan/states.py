@@ -175,7 +175,9 @@ def _buffers(n_bytes: int, one: Setting, *, llm_learns: bool) -> Buffers:
         return Buffers(*[n_bytes] * 5)
     if one.zero == 0 or (one.zero == 1 and one.size < FP32):
         return Buffers(after=n_bytes)
-    return Buffers(first=n_bytes if llm_learns else 0, last=n_bytes)  # the first gradients are those of the LLM
+    waits = one.zero == 1 and one.accumulates
+    # The first gradients are those of the LLM.
+    return Buffers(idle=n_bytes if waits else 0, first=n_bytes if llm_learns or waits else 0, last=n_bytes)
 
 
 def _gathered(shapes: Shapes, parts: dict[str, Counts], stage: TrainStage, one: Setting) -> int:
@@ -216,7 +218,9 @@ def _gradients(trained: int, group: int, one: Setting) -> tuple[dict[str, int], 
         return found | {"updating": flat + min(roots, roots // max(group, 1) * one.sub_group)}, buffer
     if one.size == FP32:
         growing = whole if one.zero == 1 else min(whole, piece + buffer)
-        found = {"gradients": 0, "growing": growing, "kept": piece if one.accumulates else 0}
+        # Below ZeRO-2 nothing is sent before the last micro batch, and the bucket is not given back.
+        kept = whole if one.zero == 1 else piece
+        found = {"gradients": 0, "growing": growing, "kept": kept if one.accumulates else 0}
         # Those of other ranks are gone when this rank's are made flat.
         return found | {"left": min(growing, piece), "updating": FP32 * group + roots}, buffer
     if one.zero == 1:
