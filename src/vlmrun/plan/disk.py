@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vlmrun.config.schema import AverageStage, EvaluateStage, HardwareConfig, MergeStage, TrainStage
+from vlmrun.config.schema import Asking, AverageStage, HardwareConfig, MergeStage, SearchStage, TrainStage
 from vlmrun.plan.shapes import Shapes, counts
 
 FP32 = 4
-_SHARD = 5e9  # checkpoints/tensors.py writes shards of this size, and holds one while it does
+_SLICE = 2**18  # elements that checkpoints/stream.py works on at a time
+_HELD = 36  # slices in fp32: what `make bench-merge` measured of ties, the method that holds most
 _SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -40,16 +41,18 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     return Disk(checkpoint, checkpoint * min(saved, stage.save_total_limit + 1), written * size)
 
 
-def merged(shapes: Shapes, stage: MergeStage | AverageStage, hardware: HardwareConfig) -> tuple[int, int]:
-    """Bytes on disk, and in the computer's memory: a shard, and a tensor of each model that goes into it in fp32."""
+Made = MergeStage | AverageStage | SearchStage
+
+
+def merged(shapes: Shapes, stage: Made, hardware: HardwareConfig) -> tuple[int, int]:
+    """Bytes of the model that is made, and of the computer's memory meanwhile: slices of tensors."""
     size = _SIZES.get(stage.dtype, _SIZES[hardware.precision])
-    models = len(stage.models) if isinstance(stage, AverageStage) else 1
-    whole = shapes.n_parameters if isinstance(stage, AverageStage) else shapes.llm.n_parameters
-    largest = shapes.llm.n_embedding * FP32
-    return whole * size, int(min(_SHARD, whole * size)) + (models + 1) * largest
+    models = 1 + len(stage.adapters) if isinstance(stage, MergeStage) else len(stage.models)
+    whole = shapes.llm.n_parameters if isinstance(stage, MergeStage) else shapes.n_parameters
+    return whole * size, (models + _HELD) * _SLICE * FP32
 
 
-def evaluated(shapes: Shapes, stage: EvaluateStage, hardware: HardwareConfig, length: int) -> int:
+def evaluated(shapes: Shapes, stage: Asking, hardware: HardwareConfig, length: int) -> int:
     """Memory of answering a batch: weights, keys and values of every token, the logits of one position each."""
     llm, size = shapes.llm, _SIZES[hardware.precision]
     tokens = stage.batch * (length + stage.max_new_tokens)

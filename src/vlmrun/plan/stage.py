@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmrun.config.schema import AverageStage, EvaluateStage, HardwareConfig, MergeStage, TrainStage
+from vlmrun.config.schema import EvaluateStage, HardwareConfig, SearchStage, TrainStage
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan.activations import Batch
 from vlmrun.plan.advice import Suggestion
@@ -57,7 +57,7 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class OtherPlan:
-    """A merge, average or evaluate stage: bytes on disk, and of memory."""
+    """A stage of another kind: bytes on disk, and of memory."""
 
     name: str
     kind: str
@@ -117,9 +117,12 @@ def train(
 
 
 def other(
-    name: str, shapes: Shapes, stage: MergeStage | AverageStage | EvaluateStage, hardware: HardwareConfig, length: int
+    name: str, shapes: Shapes, stage: disk.Made | EvaluateStage, hardware: HardwareConfig, length: int
 ) -> OtherPlan:
-    """A stage that does not train."""
+    """A stage that does not train; a search answers questions with the models it makes."""
     if isinstance(stage, EvaluateStage):
         return OtherPlan(name, stage.kind, 0, disk.evaluated(shapes, stage, hardware, length))
-    return OtherPlan(name, stage.kind, *disk.merged(shapes, stage, hardware))
+    on_disk, memory_of_slices = disk.merged(shapes, stage, hardware)
+    if isinstance(stage, SearchStage):
+        return OtherPlan(name, stage.kind, on_disk, disk.evaluated(shapes, stage, hardware, length))
+    return OtherPlan(name, stage.kind, on_disk, memory_of_slices)

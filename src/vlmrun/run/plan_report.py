@@ -97,7 +97,7 @@ def _parts(trained: Sequence[TrainPlan]) -> Grid:
 
 
 def _others(others: Sequence[OtherPlan], gpu: str) -> Grid:
-    places = {"evaluate": gpu}
+    places = {"evaluate": gpu, "search": gpu}
     columns = [
         Column("stage"),
         Column("kind"),
