@@ -191,3 +191,11 @@ def test_checkpoints_of_shared_layers_repeat_what_is_whole() -> None:
     found = disk.train(SHAPES, stage(), hardware(tensor_parallel=2), 1000)
     assert found.checkpoint == 2 * (TRAINED - BLOCKS // 2) * (2 + 4 + 8)
     assert disk.train(SHAPES, stage(engine="fsdp"), hardware(), 1000).checkpoint == TRAINED * (4 + 8)
+
+
+def test_zero1_in_fp32_keeps_whole_gradients_between_micro_batches() -> None:
+    on = {"precision": "fp32"}
+    once, often = (peak(zero=1, on=on, global_batch=n).moments for n in (128, 256))
+    bucket = 4 * 4096**2 * 2  # twice where communication overlaps; it is not given back
+    assert often["loss"] - once["loss"] == 4 * TRAINED + bucket
+    assert often["backward ends"] == once["backward ends"]
