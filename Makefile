@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge demo micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan demo micro clean
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -39,7 +39,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-plan
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -58,6 +58,9 @@ bench-loss: $(VENV)/ready
 
 bench-packing: $(VENV)/ready
 	$(BIN)/python -m benchmarks.packing
+
+bench-plan: $(VENV)/ready
+	$(BIN)/python -m benchmarks.plan_error
 
 bench-index: $(VENV)/ready
 	$(BIN)/python -m benchmarks.index

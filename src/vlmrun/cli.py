@@ -20,6 +20,7 @@ VERBS = {
     "train": "vlmrun.run.verbs:train",
     "check": "vlmrun.run.verbs:check",
     "nodes": "vlmrun.run.verbs:print_nodes",
+    "plan": "vlmrun.run.plan_verb:main",
     "recipes": "vlmrun.cli:recipes",
     "ls": "vlmrun.cli:ls",
     "chat": "vlmrun.cli:chat",
@@ -36,6 +37,7 @@ vlmrun: train vision-language models from one declarative description
 
 usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of it
        vlmrun check OVERRIDES              every problem of a run at once, before any weight is loaded
+       vlmrun plan OVERRIDES               memory, time, cost and disk of a run, and what fits, without a GPU
        vlmrun -m OVERRIDES                 a sweep: key=a,b runs every combination, sharing what they share
        vlmrun OVERRIDES --cfg job          print the composed run and stop
        vlmrun nodes OVERRIDES | sh         the same on every node of hardware.hostfile, over ssh

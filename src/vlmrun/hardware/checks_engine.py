@@ -26,8 +26,12 @@ TENSOR_PARALLEL = ("gemma2", "granite", "llama", "minicpm", "mistral", "phi", "q
 _OWN_ATTENTION = ("mpt",)
 
 
-def check(run: RunConfig) -> list[Problem]:
-    """Every broken rule of the run's training stages."""
+def check(run: RunConfig, *, here: bool = True) -> list[Problem]:
+    """Every broken rule of the run's training stages.
+
+    Args:
+        here: also what this machine must have for it: a drive, and what drives it.
+    """
     problems = list(_groups(run))
     if derived.data_ranks(run.hardware) == 0 or run.hardware.gpu not in gpus.GPUS:
         return problems
@@ -36,6 +40,7 @@ def check(run: RunConfig) -> list[Problem]:
             where = f"stage.{name}"
             problems += _fsdp(stage, where)
             problems += _offload(stage, where)
+            problems += _drive(stage, where) if here else []
             problems += _zero_plus_plus(stage, run.hardware, where)
             problems += _own(stage, run.hardware, where)
             problems += _shared(stage, run.hardware, where)
@@ -133,10 +138,18 @@ def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
             f"{where}.offload_checkpoints",
             f"{where}.gradient_checkpointing=true",
         )
-    if stage.engine != "deepspeed" or "nvme" not in zero.offloads(stage).values():
-        return
-    if stage.zero != 3:
+    if _on_drive(stage) and stage.zero != 3:
         yield Problem("only ZeRO-3 can keep state on a drive", f"{where}.offload", f"{where}.zero=3, or offload=cpu")
+
+
+def _on_drive(stage: TrainStage) -> bool:
+    return stage.engine == "deepspeed" and "nvme" in zero.offloads(stage).values()
+
+
+def _drive(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if not _on_drive(stage):
+        return
+    numbers = stage.deepspeed
     if numbers.nvme_path is None:
         yield Problem("which drive?", f"{where}.deepspeed.nvme_path", "a folder on a local NVMe drive")
     else:

@@ -14,7 +14,7 @@ from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
 from vlmrun.hardware import checks as hardware_checks
-from vlmrun.run import checks, crew, graph, nodes, pipeline, plugins, store, sweep
+from vlmrun.run import checks, crew, graph, nodes, pipeline, planning, plugins, store, sweep
 
 log = logs.get(__name__)
 
@@ -62,6 +62,8 @@ def check(arguments: list[str]) -> int:
             problems += checks.check(configs[-1])
         except ConfigError as error:
             problems += error.problems
+    for warning in dict.fromkeys(warning for config in configs for warning in planning.warnings(config)):
+        log.warning("%s", warning)
     graph.require(list(dict.fromkeys(problems)))
     for config in configs:
         _list_stages(config)

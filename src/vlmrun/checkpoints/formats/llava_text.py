@@ -56,7 +56,8 @@ def chat_template(template: Template, behind: str = "") -> str:
         answer_end = f"({answer_end} if loop.last else '')"
     trim = " | trim" if template.trims else ""
     if template.keep_question:
-        shown = f"((({text['image']} ~ '\\n') * said.images ~ said.text | trim) | trim) if said.images else (said.text{trim})"
+        pictured = f"((({text['image']} ~ '\\n') * said.images ~ said.text | trim) | trim)"
+        shown = f"{pictured} if said.images else (said.text{trim})"
     else:
         shown = f"{text['image']} * said.images"
     return (

@@ -1,0 +1,60 @@
+"""Bytes that stages leave on disk, and what merging, averaging and evaluating need in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vlmrun.config.schema import Asking, AverageStage, HardwareConfig, MergeStage, SearchStage, TrainStage
+from vlmrun.plan.shapes import Shapes, counts
+
+FP32 = 4
+_SLICE = 2**18  # elements that checkpoints/stream.py works on at a time
+_HELD = 36  # slices in fp32: what `make bench-merge` measured of ties, the method that holds most
+_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes: of one checkpoint, of all that lie there at once, of the finished weights."""
+
+    checkpoint: int
+    checkpoints: int
+    artifact: int
+
+
+def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: int | None) -> Disk:
+    """A checkpoint holds trained weights, their fp32 masters if any, and both moments; frozen parts are linked.
+
+    One more than `save_total_limit` lies there while it is written.
+    """
+    found = counts(shapes, stage.tune, stage.lora)
+    size = _SIZES[hardware.precision] if stage.engine == "deepspeed" else FP32
+    masters = FP32 if stage.engine == "deepspeed" and (stage.zero > 0 or size < FP32) else 0
+    # Each of the ranks that share the LLM's layers writes its piece, and what is whole on all of them.
+    sharing = hardware.tensor_parallel
+    piece = counts(replace(shapes, llm=shapes.llm.cut(sharing)), stage.tune, stage.lora)
+    checkpoint = sharing * sum(part.trained for part in piece.values()) * (size + masters + 2 * FP32)
+    saved = stage.save_total_limit + 1 if steps is None else -(-steps // stage.save_steps)
+    written = {"full": found["llm"].total, "new_tokens": found["llm"].total}.get(stage.tune.llm, found["llm"].trained)
+    written += found["tower"].total if stage.tune.tower == "full" else 0
+    written += found["connector"].total
+    return Disk(checkpoint, checkpoint * min(saved, stage.save_total_limit + 1), written * size)
+
+
+Made = MergeStage | AverageStage | SearchStage
+
+
+def merged(shapes: Shapes, stage: Made, hardware: HardwareConfig) -> tuple[int, int]:
+    """Bytes of the model that is made, and of the computer's memory meanwhile: slices of tensors."""
+    size = _SIZES.get(stage.dtype, _SIZES[hardware.precision])
+    models = 1 + len(stage.adapters) if isinstance(stage, MergeStage) else len(stage.models)
+    whole = shapes.llm.n_parameters if isinstance(stage, MergeStage) else shapes.n_parameters
+    return whole * size, (models + _HELD) * _SLICE * FP32
+
+
+def evaluated(shapes: Shapes, stage: Asking, hardware: HardwareConfig, length: int) -> int:
+    """Memory of answering a batch: weights, keys and values of every token, the logits of one position each."""
+    llm, size = shapes.llm, _SIZES[hardware.precision]
+    tokens = stage.batch * (length + stage.max_new_tokens)
+    cache = 2 * llm.layers * llm.kv_heads * llm.head_dim * tokens * size
+    return shapes.n_parameters * size + cache + stage.batch * llm.vocab * FP32

@@ -1,0 +1,212 @@
+"""Sizes of the three parts, and the counts of parameters that follow from them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from vlmrun.config.schema import Lora, Tune
+
+_ROWS = ("o_proj", "dense", "out_proj", "down_proj", "fc2")  # layers behind attention and behind the MLP's activation
+
+
+class Linear(NamedTuple):
+    """A linear layer: the last part of its name, width in, width out, whether it has a bias."""
+
+    name: str
+    n_in: int
+    n_out: int
+    bias: bool = False
+
+    @property
+    def n_parameters(self) -> int:
+        """Weight and bias."""
+        return self.n_in * self.n_out + self.bias * self.n_out
+
+
+@dataclass(frozen=True)
+class Llm:
+    """An LLM of equal blocks between an embedding and a head.
+
+    Attributes:
+        linears: of one block.
+        n_norms: of one block.
+        fused: q, k and v come out of one product and stay views of it.
+        dropout: after attention and MLP, of the residual stream.
+        extra: parameters that none of the other fields account for.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    intermediate: int
+    linears: tuple[Linear, ...]
+    norm: Literal["rms", "layer"] = "rms"
+    n_norms: int = 2
+    norm_bias: bool = False
+    gated: bool = True
+    activation: Literal["silu", "gelu", "gelu_new"] = "silu"
+    fused: bool = False
+    tied: bool = False
+    head_bias: bool = False
+    dropout: float = 0.0
+    extra: int = 0
+
+    @property
+    def n_block(self) -> int:
+        """Parameters of one block."""
+        norm = self.hidden * (1 + self.norm_bias)
+        return sum(linear.n_parameters for linear in self.linears) + self.n_norms * norm
+
+    @property
+    def n_embedding(self) -> int:
+        """Parameters of the embedding alone; the head has as many again unless it is tied."""
+        return self.vocab * self.hidden
+
+    @property
+    def n_parameters(self) -> int:
+        """All of them, tied ones once."""
+        ends = self.n_embedding * (1 if self.tied else 2) + self.head_bias * self.vocab
+        return self.layers * self.n_block + ends + self.hidden * (1 + self.norm_bias) + self.extra
+
+    def cut(self, size: int) -> Llm:
+        """What each of `size` ranks has that share every layer: some heads, some of the MLP's width, the rest whole.
+
+        Layers that take cut inputs keep their bias whole.   Source: train/engine/tensor_parallel.py
+        """
+        if size == 1:
+            return self
+        linears = tuple(
+            linear._replace(n_in=linear.n_in // size)
+            if linear.name in _ROWS
+            else linear._replace(n_out=linear.n_out // size)
+            for linear in self.linears
+        )
+        return replace(
+            self,
+            heads=self.heads // size,
+            kv_heads=self.kv_heads // size,
+            intermediate=self.intermediate // size,
+            linears=linears,
+        )
+
+    def adapted(self, lora: Lora) -> list[Linear]:
+        """The linear layers of a block that get an adapter."""
+        if lora.targets == "all-linear":
+            return list(self.linears)
+        return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
+
+    def n_adapter(self, lora: Lora) -> int:
+        """Parameters of the adapters."""
+        return self.layers * sum(lora.r * (linear.n_in + linear.n_out) for linear in self.adapted(lora))
+
+    def n_bias(self, lora: Lora) -> int:
+        """Biases that train beside the adapters."""
+        chosen = {"none": [], "lora_only": self.adapted(lora), "all": list(self.linears)}[lora.bias]
+        inside = self.layers * sum(linear.n_out for linear in chosen if linear.bias)
+        if lora.bias != "all":
+            return inside
+        norms = self.hidden * self.norm_bias
+        return inside + norms * (self.layers * self.n_norms + 1) + self.head_bias * self.vocab
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer.
+
+    Attributes:
+        blocks: those that are run: up to the deepest layer asked for.
+        tokens: of one square, class token included.
+        patches: features of one square that are handed on.
+        edge: pixels along the square.
+        enlarged: how many times the square's edge a picture has (S2: 3).
+        squares: encoded for one picture (S2: 1 + 4 + 9).
+        kept: layers that are handed on.
+        n_used: parameters that what is handed on depends on; the others are loaded, and never trained.
+    """
+
+    hidden: int
+    blocks: int
+    heads: int
+    intermediate: int
+    tokens: int
+    patches: int
+    edge: int
+    enlarged: int
+    squares: int
+    kept: int
+    activation: Literal["gelu", "quick_gelu"]
+    n_parameters: int
+    n_used: int
+
+
+def vit_block(hidden: int, intermediate: int) -> int:
+    """Parameters of a transformer block with biases everywhere."""
+    return 4 * hidden * (hidden + 1) + 2 * hidden * intermediate + intermediate + hidden + 4 * hidden
+
+
+@dataclass(frozen=True)
+class Connector:
+    """Linear layers, each with the rows it sees per picture; and what is saved between them.
+
+    Attributes:
+        tokens: rows per square handed to the LLM.
+        saved: elements per square that the backward pass needs.
+        extra: parameters besides those of the linear layers.
+    """
+
+    linears: tuple[tuple[Linear, int], ...]
+    tokens: int
+    saved: int
+    extra: int = 0
+
+    @property
+    def n_parameters(self) -> int:
+        """All of them."""
+        return sum(linear.n_parameters for linear, _ in self.linears) + self.extra
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The three parts."""
+
+    llm: Llm
+    tower: Tower
+    connector: Connector
+
+    @property
+    def n_parameters(self) -> int:
+        """Of all parts, without adapters."""
+        return self.llm.n_parameters + self.tower.n_parameters + self.connector.n_parameters
+
+
+class Counts(NamedTuple):
+    """Parameters of a part, adapters included, and how many of them are trained."""
+
+    total: int
+    trained: int
+
+
+def counts(shapes: Shapes, tune: Tune, lora: Lora | None, new_rows: int = 0) -> dict[str, Counts]:
+    """Of each part, as `train.audit` counts them before the first step."""
+    llm, tower, connector = shapes.llm, shapes.tower, shapes.connector
+    adapter = llm.n_adapter(lora) if lora is not None and tune.adapters else 0
+    bias = llm.n_bias(lora) if lora is not None and tune.adapters else 0
+    trained = {"freeze": 0, "full": llm.n_parameters, "new_tokens": llm.n_embedding if new_rows else 0}
+    return {
+        "llm": Counts(llm.n_parameters + adapter, trained.get(tune.llm, adapter + bias)),
+        "tower": Counts(tower.n_parameters, tower.n_used if tune.tower == "full" else 0),
+        "connector": Counts(connector.n_parameters, connector.n_parameters if tune.connector == "full" else 0),
+    }
+
+
+def stack(widths: Sequence[int], rows: int) -> tuple[tuple[tuple[Linear, int], ...], int]:
+    """Linear layers with GELU between them: themselves with their rows, and the elements saved."""
+    linears = tuple((Linear("", n_in, n_out, True), rows) for n_in, n_out in itertools.pairwise(widths))
+    inner = sum(widths[1:-1])
+    return linears, rows * (widths[0] + 2 * inner)  # each GELU keeps its input, the next layer its output

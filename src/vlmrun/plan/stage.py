@@ -1,0 +1,128 @@
+"""The plan of one stage, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmrun.config.schema import EvaluateStage, HardwareConfig, SearchStage, TrainStage
+from vlmrun.plan import advice, disk, memory, time
+from vlmrun.plan.activations import Batch
+from vlmrun.plan.advice import Suggestion
+from vlmrun.plan.disk import Disk
+from vlmrun.plan.lengths import Samples, Source
+from vlmrun.plan.memory import Memory
+from vlmrun.plan.shapes import Counts, Shapes, counts
+from vlmrun.plan.time import Duration, Rates
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a stage reads.
+
+    Attributes:
+        held_out: samples it is evaluated on meanwhile; None: it is not.
+    """
+
+    sources: tuple[Source, ...]
+    samples: Samples
+    held_out: Samples | None
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A train stage.
+
+    Attributes:
+        capacity: bytes of a GPU; None: a CPU's is not known.
+        fitting: the largest micro batch that fits.
+    """
+
+    name: str
+    counts: dict[str, Counts]
+    sources: tuple[Source, ...]
+    samples: Samples
+    batch: Batch
+    memory: Memory
+    capacity: int | None
+    fitting: int | None
+    suggestions: tuple[Suggestion, ...]
+    duration: Duration | None
+    disk: Disk
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the stage as asked for fits; None: not known."""
+        return None if self.capacity is None else self.memory.total <= self.capacity
+
+
+@dataclass(frozen=True)
+class OtherPlan:
+    """A stage of another kind: bytes on disk, and of memory."""
+
+    name: str
+    kind: str
+    disk: int
+    memory: int
+
+
+def batch_of(stage: TrainStage, samples: Samples) -> Batch:
+    """The fullest micro batch: every row as long as the longest sample, all its text supervised.
+
+    Packed rows are all of one length, hold as many pictures as find room, and text beside those of a mean row.
+    """
+    n = stage.micro_batch
+    if stage.packing is not None:
+        length = stage.packing.length
+        pictured = samples.image_tokens / samples.pictures if samples.pictures else 0.0
+        most = max(1, int(length / pictured)) * round(samples.squares / samples.pictures) if pictured else 0
+        text = length - round(time.per_row(stage.packing, samples) * samples.image_tokens)
+        return Batch(n, length, n * max(1, text), n * max(most, samples.most_squares))
+    text = max(1, samples.longest - round(samples.image_tokens))
+    return Batch(n, samples.longest, n * text, n * samples.most_squares, padded=n > 1)
+
+
+def needed(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples) -> Memory:
+    """Memory of a stage at its fullest micro batch."""
+    return memory.peak(shapes, stage, hardware, batch_of(stage, samples))
+
+
+def train(
+    name: str,
+    shapes: Shapes,
+    stage: TrainStage,
+    hardware: HardwareConfig,
+    read: Read,
+    rates: Rates,
+) -> TrainPlan:
+    """Everything about a train stage."""
+    samples = read.samples
+
+    def planned(changed: TrainStage) -> Memory:
+        return needed(shapes, changed, hardware, samples)
+
+    work = time.duration(shapes, stage, hardware, samples, read.held_out, rates)
+    return TrainPlan(
+        name=name,
+        counts=counts(shapes, stage.tune, stage.lora),
+        sources=read.sources,
+        samples=samples,
+        batch=batch_of(stage, samples),
+        memory=planned(stage),
+        capacity=advice.capacity(hardware),
+        fitting=advice.largest(stage, hardware, planned),
+        suggestions=tuple(advice.suggestions(name, stage, hardware, planned)),
+        duration=work,
+        disk=disk.train(shapes, stage, hardware, work.steps if work is not None else None),
+    )
+
+
+def other(
+    name: str, shapes: Shapes, stage: disk.Made | EvaluateStage, hardware: HardwareConfig, length: int
+) -> OtherPlan:
+    """A stage that does not train; a search answers questions with the models it makes."""
+    if isinstance(stage, EvaluateStage):
+        return OtherPlan(name, stage.kind, 0, disk.evaluated(shapes, stage, hardware, length))
+    on_disk, memory_of_slices = disk.merged(shapes, stage, hardware)
+    if isinstance(stage, SearchStage):
+        return OtherPlan(name, stage.kind, on_disk, disk.evaluated(shapes, stage, hardware, length))
+    return OtherPlan(name, stage.kind, on_disk, memory_of_slices)

@@ -1,0 +1,183 @@
+"""Steps, tokens, floating-point operations, hours and cost of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmrun.config import derived
+from vlmrun.config.schema import HardwareConfig, Packing, TrainStage
+from vlmrun.hardware import gpus
+from vlmrun.plan.lengths import Samples
+from vlmrun.plan.shapes import Linear, Shapes
+
+# Share of the peak that all operations, recomputed ones included, reach. LLaVA-1.5 7B took about 3.5 hours for its
+# first stage and 10 for its second on 8 A100 (README of haotian-liu/LLaVA@c121f04); with this plan's operations and the
+# lengths it assumes that is 0.44 and 0.31. Not measured here.
+MFU = 0.35
+# Dollars per GPU and hour: an assumption for the cost column, about the price of a rented A100 80 GB. Give your own.
+PRICE = 2.0
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one sample.
+
+    Attributes:
+        recomputed: the forward pass again under gradient checkpointing.
+        repeated: what ranks that share a sample compute each for itself, beyond the first.
+    """
+
+    forward: float
+    backward: float
+    recomputed: float
+    repeated: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.forward + self.backward + self.recomputed + self.repeated
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A stage's work.
+
+    Attributes:
+        held_out: operations of evaluation during training, included in `flops`; None: not known how many samples.
+
+    Units:
+        flops: of the whole stage, on all GPUs.
+    """
+
+    steps: int
+    samples: int
+    tokens: int
+    image_tokens: int
+    text_tokens: int
+    flops: float
+    held_out: float | None
+    per_sample: Flops
+    hours: float
+    gpu_hours: float
+    cost: float
+
+
+def _product(linear: Linear, rows: float) -> float:
+    return 2.0 * linear.n_in * linear.n_out * rows
+
+
+def per_sample(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples) -> Flops:
+    """Of a sample of mean length.
+
+    A product forward is one unit; its gradient for what comes in is another, wherever something in front of it learns;
+    that for its weight is a third, only where the weight learns. Attention counts its two products over the whole
+    square, as is usual where utilisation is stated: under packing the row's, but where attention goes block by block.
+    """
+    llm, tune, rows = shapes.llm, stage.tune, samples.mean
+    blocks = llm.layers * sum(_product(linear, rows) for linear in llm.linears)
+    wide = stage.packing.length if stage.packing and hardware.attention in ("eager", "sdpa") else rows
+    scores = llm.layers * 4.0 * rows * wide * llm.heads * llm.head_dim
+    head = 2.0 * llm.hidden * llm.vocab * min(samples.text, rows)
+    trained = tune.llm == "full"
+    adapters = 0.0
+    if tune.adapters and stage.lora is not None:
+        ends = sum(linear.n_in + linear.n_out for linear in llm.adapted(stage.lora))
+        adapters = llm.layers * 2.0 * stage.lora.r * ends * rows
+    forward = blocks + scores + head + adapters
+    backward = (blocks + head) * (1 + trained) + 2 * scores + 2 * adapters
+    recomputed = blocks + scores + adapters if stage.gradient_checkpointing else 0.0
+    seen, learnt, again = _vision(shapes, stage, samples)
+    alone = (derived.replicas(hardware) - 1) * (seen + learnt + again)
+    alone += (hardware.tensor_parallel - 1) * head * (2 + trained)
+    return Flops(forward + seen, backward + learnt, recomputed + again, alone)
+
+
+def _vision(shapes: Shapes, stage: TrainStage, samples: Samples) -> tuple[float, float, float]:
+    """Of tower and connector: forward, backward, recomputed."""
+    tower, sees = shapes.tower, stage.tune.tower == "full"
+    rows = tower.tokens
+    products = 2.0 * rows * (4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate)
+    square = tower.blocks * (products + 4.0 * rows * rows * tower.hidden)
+    eye = samples.squares * tower.squares * square
+    between = samples.squares * sum(_product(linear, n) for linear, n in shapes.connector.linears)
+    learns = (1 + sees) if stage.tune.connector == "full" or sees else 0
+    return eye + between, 2 * eye * sees + learns * between, eye * (sees and stage.gradient_checkpointing)
+
+
+# Share of a row's positions that hold a token, as `make bench-packing` found for rows of 4096 and lengths like LLaVA's.
+FILL = {"even_fit": 0.997, "best_fit": 0.95, "first_fit": 0.945, "in_order": 0.895}
+
+
+def per_row(packing: Packing | None, samples: Samples) -> float:
+    """Samples that share a row."""
+    return 1.0 if packing is None else max(1.0, packing.length * FILL[packing.method] / samples.mean)
+
+
+def steps(stage: TrainStage, samples: Samples) -> int | None:
+    """Updates, as `data.sampler.Schedule` counts them; None: it is not known how many samples there are."""
+    if samples.n is None:
+        return stage.max_steps
+    n_rows = int(int(samples.n * stage.epochs) / per_row(stage.packing, samples))
+    available = n_rows // stage.global_batch
+    return available if stage.max_steps is None else min(available, stage.max_steps)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What time and cost are computed with."""
+
+    mfu: float
+    price: float
+
+
+def duration(
+    shapes: Shapes,
+    stage: TrainStage,
+    hardware: HardwareConfig,
+    samples: Samples,
+    held_out: Samples | None,
+    rates: Rates,
+) -> Duration | None:
+    """How long a stage takes and what it costs; None as `steps`.
+
+    Args:
+        held_out: what it is evaluated on meanwhile; generated answers are not counted.
+    """
+    n_steps = steps(stage, samples)
+    if n_steps is None:
+        return None
+    used = round(n_steps * stage.global_batch * per_row(stage.packing, samples))
+    one = per_sample(shapes, stage, hardware, samples)
+    tried = _held_out(shapes, stage, hardware, held_out, n_steps)
+    flops = used * one.total + (tried or 0.0)
+    gpu = gpus.find(hardware.gpu)
+    ranks = derived.ranks(hardware)
+    peak = gpu.peak_flops(hardware.precision, tf32=hardware.tf32)
+    hours = flops / (ranks * peak * rates.mfu) / 3600 if peak else float("inf")
+    return Duration(
+        steps=n_steps,
+        samples=used,
+        tokens=round(used * samples.mean),
+        image_tokens=round(used * samples.image_tokens),
+        text_tokens=round(used * samples.text),
+        flops=flops,
+        held_out=tried,
+        per_sample=one,
+        hours=hours,
+        gpu_hours=hours * ranks,
+        cost=0.0 if gpu.is_cpu else hours * ranks * rates.price,
+    )
+
+
+def _held_out(
+    shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples | None, n_steps: int
+) -> float | None:
+    """Forward passes every so many updates, and after the last."""
+    if stage.eval is None or samples is None:
+        return 0.0
+    counts = [n for n in (stage.eval.max_samples, samples.n) if n is not None]
+    if not counts:
+        return None
+    alone = stage.model_copy(update={"packing": None})
+    forward = per_sample(shapes, alone, hardware, samples).forward
+    return -(-n_steps // stage.eval.steps) * min(counts) * forward

@@ -1,0 +1,42 @@
+"""Plans of published recipes, kept as files: a changed formula shows up as numbers to be looked at.
+
+After a wanted change: VLMRUN_UPDATE_GOLDEN=1 pytest tests/golden, then read `git diff tests/golden`.
+tests/unit/plan computes the main terms of llava15_7b by hand.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vlmrun.plan import time
+from vlmrun.plan.time import Rates
+from vlmrun.run import plan_verb, planning, verbs
+
+HERE = Path(__file__).parent / "plans"
+RECIPES = ["llava15_7b", "bunny_llama3_recipe1", "denseconnector_dci_7b_v100", "smoke"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_plan_is_the_one_kept(name, monkeypatch, tmp_path):
+    for variable in ("VLMRUN_OUTPUT", "VLMRUN_ASSETS", "VLMRUN_DATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)  # where no data lies
+    told = planning.Options(Rates(time.MFU, time.PRICE))
+    found = plan_verb.to_dict(planning.plan(verbs.compose([f"+recipe={name}"], []), told), told)
+    text = json.dumps(found, indent=1) + "\n"
+    file = HERE / f"{name}.json"
+    if os.environ.get("VLMRUN_UPDATE_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert file.is_file(), "no golden file: see the head of this test"
+    assert text == file.read_text()
+
+
+def test_published_recipes_fit_where_they_were_trained():
+    """LLaVA-1.5 and Bunny on eight A100 of 80 GB, as their READMEs say."""
+    told = planning.Options(Rates(time.MFU, time.PRICE))
+    for name in ("llava15_7b", "llava15_13b", "llava15_7b_lora", "bunny_llama3_recipe1", "bunny_phi2_siglip"):
+        found = planning.plan(verbs.compose([f"+recipe={name}"], []), told)
+        assert all(one.fits for one in found.stages if hasattr(one, "fits")), name
