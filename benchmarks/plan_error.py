@@ -36,7 +36,7 @@ class Case:
 _LLM = "model.llm.config"
 _TOWER = "model.tower.config"
 _STAGE = "stage.instruct"
-_LORA = "{r: 16, alpha: 32.0, dropout: 0.05, targets: all-linear, bias: none}"
+_LORA = "{r: 16, alpha: 32.0, dropout: 0.05, targets: all-linear, bias: none, modules_to_save: []}"
 TUNINGS = {
     "full": (),
     "frozen LLM": (f"{_STAGE}.tune.llm=freeze",),

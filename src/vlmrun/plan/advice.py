@@ -14,7 +14,7 @@ from vlmrun.plan.memory import Memory
 Planned = Callable[[TrainStage], Memory]
 
 # The published adapters' shape.   Source: haotian-liu/LLaVA@c121f04:scripts/v1_5/finetune_lora.sh
-_LORA = Lora(r=128, alpha=256.0, dropout=0.05, targets="all-linear", bias="none")
+_LORA = Lora(r=128, alpha=256.0, dropout=0.05, targets="all-linear", bias="none", modules_to_save=[])
 _QUANT = Quant(bits=4, type="nf4", double=True)
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vlmrun.config.schema import Asking, AverageStage, HardwareConfig, MergeStage, SearchStage, TrainStage
+from vlmrun.config.schema import (
+    Asking,
+    AverageStage,
+    ConvertStage,
+    HardwareConfig,
+    MergeStage,
+    SearchStage,
+    TrainStage,
+)
 from vlmrun.plan.shapes import Shapes, counts
 
 FP32 = 4
 _SLICE = 2**18  # elements that checkpoints/stream.py works on at a time
 _HELD = 36  # slices in fp32: what `make bench-merge` measured of ties, the method that holds most
+_SHARD = 2**30  # bytes of a file, which checkpoints/tensors.py holds until it is full
 _SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -50,6 +59,12 @@ def merged(shapes: Shapes, stage: Made, hardware: HardwareConfig) -> tuple[int, 
     models = 1 + len(stage.adapters) if isinstance(stage, MergeStage) else len(stage.models)
     whole = shapes.llm.n_parameters if isinstance(stage, MergeStage) else shapes.n_parameters
     return whole * size, (models + _HELD) * _SLICE * FP32
+
+
+def converted(shapes: Shapes, stage: ConvertStage, hardware: HardwareConfig) -> tuple[int, int]:
+    """The same of a model in another format, which is written a file at a time."""
+    whole = shapes.n_parameters * _SIZES.get(stage.dtype, _SIZES[hardware.precision])
+    return whole, min(whole, _SHARD)
 
 
 def evaluated(shapes: Shapes, stage: Asking, hardware: HardwareConfig, length: int) -> int:

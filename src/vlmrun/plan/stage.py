@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmrun.config.schema import EvaluateStage, HardwareConfig, SearchStage, TrainStage
+from vlmrun.config.schema import ConvertStage, EvaluateStage, HardwareConfig, SearchStage, TrainStage
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan.activations import Batch
 from vlmrun.plan.advice import Suggestion
@@ -117,11 +117,13 @@ def train(
 
 
 def other(
-    name: str, shapes: Shapes, stage: disk.Made | EvaluateStage, hardware: HardwareConfig, length: int
+    name: str, shapes: Shapes, stage: disk.Made | ConvertStage | EvaluateStage, hardware: HardwareConfig, length: int
 ) -> OtherPlan:
     """A stage that does not train; a search answers questions with the models it makes."""
     if isinstance(stage, EvaluateStage):
         return OtherPlan(name, stage.kind, 0, disk.evaluated(shapes, stage, hardware, length))
+    if isinstance(stage, ConvertStage):
+        return OtherPlan(name, stage.kind, *disk.converted(shapes, stage, hardware))
     on_disk, memory_of_slices = disk.merged(shapes, stage, hardware)
     if isinstance(stage, SearchStage):
         return OtherPlan(name, stage.kind, on_disk, disk.evaluated(shapes, stage, hardware, length))

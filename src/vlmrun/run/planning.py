@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from vlmrun.config import checks as config_checks
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig, RunConfig, Target, TrainStage
+from vlmrun.config.schema import ModelConfig, RunConfig, Slices, Target, Tiles, TrainStage
 from vlmrun.errors import CheckpointError, Problem, VlmrunError
 from vlmrun.hardware import checks_engine
 from vlmrun.plan import advice, families, lengths, stage, time
@@ -101,7 +101,7 @@ def _connector(model: ModelConfig, target: Target, llm: Llm, tower: Tower) -> Co
     scales = len(model.tower.arguments.get("scales") or [1])
     widths = (tower.hidden * tower.kept * scales, tower.hidden * scales, llm.hidden)
     made = families.connector(target.target, target.arguments, widths, rows)
-    newline = llm.hidden * (model.tiles is not None and model.tiles.merge == "spatial_unpad")
+    newline = llm.hidden * (isinstance(model.tiles, Tiles) and model.tiles.merge == "spatial_unpad")
     return Connector(made.linears, made.tokens, made.saved, made.extra + newline) if made else None
 
 
@@ -180,11 +180,7 @@ def _read(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> R
     captions = derived.template(one, run.model) in CAPTION_TEMPLATES
     known = Known(captions, run.model.max_length, options.records, options.counted)
     sources = {name: lengths.source(name, run.data[name], known) for name in derived.sources(one)}
-    per_picture, tiles = found.connector.tokens, 1
-    if one.image_aspect == "anyres" and run.model.tiles is not None:
-        edge, grids = found.tower.edge, run.model.tiles.grids
-        per_picture = max(vision._most(run.model.tiles, grid, per_picture, edge) for grid in grids)
-        tiles = 1 + max((grid[0] // edge) * (grid[1] // edge) for grid in grids)
+    per_picture, tiles = _of_a_picture(run.model, one, found)
 
     def together(names: list[str], weights: list[float] | None) -> lengths.Samples:
         chosen = [sources[name] for name in names]
@@ -192,3 +188,16 @@ def _read(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> R
 
     held_out = together(one.eval.data, None) if one.eval is not None else None
     return Read(tuple(sources.values()), together(one.data, one.data_weights), held_out)
+
+
+def _of_a_picture(model: ModelConfig, one: TrainStage, found: Shapes) -> tuple[int, int]:
+    """Image tokens, and pieces that the tower takes, of a picture that is cut as often as allowed."""
+    per_piece, cut = found.connector.tokens, model.tiles
+    if one.image_aspect == "slices" and isinstance(cut, Slices):
+        pieces = 1 + cut.max_slices * (cut.max_slices > 1)
+        return per_piece * pieces, pieces
+    if one.image_aspect == "anyres" and isinstance(cut, Tiles):
+        edge, grids = found.tower.edge, cut.grids
+        most = max(vision.most_tokens(cut, grid, per_piece, edge) for grid in grids)
+        return most, 1 + max((grid[0] // edge) * (grid[1] // edge) for grid in grids)
+    return per_piece, 1

@@ -195,7 +195,7 @@ def _length(run: RunConfig, facts: parts.TowerFacts, n_patches: int) -> Iterator
             tokens = per_tile * (1 + model.tiles.max_slices * (model.tiles.max_slices > 1))
         elif cuts and isinstance(model.tiles, Tiles) and facts.image_size is not None:
             tiles, edge = model.tiles, facts.image_size
-            tokens = max(_most(tiles, grid, per_tile, edge) for grid in tiles.grids)
+            tokens = max(most_tokens(tiles, grid, per_tile, edge) for grid in tiles.grids)
     except (ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ValueError):
             yield Problem(f"connector and tower do not fit: {error}", "model.connector", "choose another of them")
@@ -213,7 +213,7 @@ def _cuts(stage: Any) -> bool:
     return getattr(stage, "image_aspect", None) in _CUTTING
 
 
-def _most(tiles: Tiles, grid: list[int], per_tile: int, image_size: int) -> int:
+def most_tokens(tiles: Tiles, grid: list[int], per_tile: int, image_size: int) -> int:
     """Image tokens of a picture that fills a grid."""
     columns, rows = grid[0] // image_size, grid[1] // image_size
     whole = per_tile * (1 + columns * rows)

@@ -16,7 +16,7 @@ from vlmrun.run import planning, verbs
 from vlmrun.train import audit
 
 PUBLISHED = planning.published()
-LORA = Lora(r=8, alpha=16.0, dropout=0.05, targets="all-linear", bias="none")
+LORA = Lora(r=8, alpha=16.0, dropout=0.05, targets="all-linear", bias="none", modules_to_save=[])
 ON_DEMAND = {"emoji_smollm2"}  # its folders are made by `make demo`
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 PICO = sorted(path.stem for path in (conf_dir() / "model" / "llm").glob("pico*.yaml"))
@@ -116,7 +116,8 @@ def test_every_familys_counts_with_biases(name: str, bias: str) -> None:
 def test_every_connectors_count(name: str) -> None:
     model = composed("model/llm=pico", "model/tower=pico_clip", "model.tower.config.num_hidden_layers=18",
                      "model.tower.config.image_size=64", f"model/connector={name}")  # fmt: skip
-    found, _ = planning.shapes(model)
+    # Resamplers are for a built model to count: `check` keeps silent about them.
+    found, _ = planning.shapes(model, exact=name.startswith("resampler"))
     assert found is not None
     how = Tune(llm="full", tower="freeze", connector="full" if name != "identity" else "freeze")
     assert shapes.counts(found, how, None) == counted(model, how, None)

@@ -74,7 +74,7 @@ def test_the_chunk_of_logits_is_all_there_is_of_them() -> None:
 
 
 def test_quantised_weights_take_half_a_byte_and_their_scales() -> None:
-    lora = {"r": 16, "alpha": 32.0, "dropout": 0.05, "targets": "all-linear", "bias": "none"}
+    lora = {"r": 16, "alpha": 32.0, "dropout": 0.05, "targets": "all-linear", "bias": "none", "modules_to_save": []}
     tune = {"llm": "lora", "tower": "freeze", "connector": "full"}
     whole = peak(zero=2, tune=tune, lora=lora).terms["weights"]
     quant = {"bits": 4, "type": "nf4", "double": True}
