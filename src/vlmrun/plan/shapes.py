@@ -105,6 +105,11 @@ class Llm:
         """Parameters of the adapters."""
         return self.layers * sum(lora.r * (linear.n_in + linear.n_out) for linear in self.adapted(lora))
 
+    def n_whole(self, lora: Lora) -> int:
+        """Parameters of embedding and head that train whole beside the adapters."""
+        n = sum(name in ("embed_tokens", "wte", "lm_head") for name in lora.modules_to_save) * self.n_embedding
+        return n + ("lm_head" in lora.modules_to_save) * self.head_bias * self.vocab
+
     def n_bias(self, lora: Lora) -> int:
         """Biases that train beside the adapters."""
         chosen = {"none": [], "lora_only": self.adapted(lora), "all": list(self.linears)}[lora.bias]
@@ -196,10 +201,10 @@ def counts(shapes: Shapes, tune: Tune, lora: Lora | None, new_rows: int = 0) -> 
     """Of each part, as `train.audit` counts them before the first step."""
     llm, tower, connector = shapes.llm, shapes.tower, shapes.connector
     adapter = llm.n_adapter(lora) if lora is not None and tune.adapters else 0
-    bias = llm.n_bias(lora) if lora is not None and tune.adapters else 0
+    beside = llm.n_bias(lora) + llm.n_whole(lora) if lora is not None and tune.adapters else 0
     trained = {"freeze": 0, "full": llm.n_parameters, "new_tokens": llm.n_embedding if new_rows else 0}
     return {
-        "llm": Counts(llm.n_parameters + adapter, trained.get(tune.llm, adapter + bias)),
+        "llm": Counts(llm.n_parameters + adapter, trained.get(tune.llm, adapter + beside)),
         "tower": Counts(tower.n_parameters, tower.n_used if tune.tower == "full" else 0),
         "connector": Counts(connector.n_parameters, connector.n_parameters if tune.connector == "full" else 0),
     }

@@ -112,6 +112,16 @@ def test_every_familys_counts_with_biases(name: str, bias: str) -> None:
         assert shapes.counts(found, how, adapter) == counted(model, how, adapter)
 
 
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_modules_that_train_whole_beside_adapters_are_counted(saved: list[str]) -> None:
+    model = composed("model/llm=pico")
+    found, _ = planning.shapes(model)
+    assert found is not None
+    lora = LORA.model_copy(update={"modules_to_save": saved})
+    how = Tune(llm="lora", tower="freeze", connector="full")
+    assert shapes.counts(found, how, lora) == counted(model, how, lora)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "model" / "connector").glob("*.yaml")))
 def test_every_connectors_count(name: str) -> None:
     model = composed("model/llm=pico", "model/tower=pico_clip", "model.tower.config.num_hidden_layers=18",
