@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -99,6 +100,9 @@ class Llm:
         """The linear layers of a block that get an adapter."""
         if lora.targets == "all-linear":
             return list(self.linears)
+        if isinstance(lora.targets, str):  # an expression: tried on a layer's name in its usual places
+            pattern = re.compile(lora.targets)
+            return [linear for linear in self.linears if any(map(pattern.fullmatch, _places(linear.name)))]
         return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
 
     def n_adapter(self, lora: Lora) -> int:
@@ -208,6 +212,11 @@ def counts(shapes: Shapes, tune: Tune, lora: Lora | None, new_rows: int = 0) -> 
         "tower": Counts(tower.n_parameters, tower.n_used if tune.tower == "full" else 0),
         "connector": Counts(connector.n_parameters, connector.n_parameters if tune.connector == "full" else 0),
     }
+
+
+def _places(name: str) -> list[str]:
+    """Full names that a linear layer of a block may have."""
+    return [f"llm.model.layers.0.{part}.{name}" for part in ("self_attn", "mlp")]
 
 
 def stack(widths: Sequence[int], rows: int) -> tuple[tuple[tuple[Linear, int], ...], int]:

@@ -112,6 +112,15 @@ def test_every_familys_counts_with_biases(name: str, bias: str) -> None:
         assert shapes.counts(found, how, adapter) == counted(model, how, adapter)
 
 
+def test_an_expression_names_targets() -> None:
+    model = composed("model/llm=pico")
+    found, _ = planning.shapes(model)
+    assert found is not None
+    lora = LORA.model_copy(update={"targets": r"llm\..*layers\.\d+\.self_attn\.(q_proj|o_proj)"})
+    how = Tune(llm="lora", tower="freeze", connector="full")
+    assert shapes.counts(found, how, lora) == counted(model, how, lora)
+
+
 @pytest.mark.parametrize("saved", [["embed_tokens"], ["embed_tokens", "lm_head"]])
 def test_modules_that_train_whole_beside_adapters_are_counted(saved: list[str]) -> None:
     model = composed("model/llm=pico")
