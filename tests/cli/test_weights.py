@@ -9,6 +9,8 @@ import torch
 
 from tests.conftest import TINY
 from vlmrun import artifact
+from vlmrun.checkpoints.convert import convert
+from vlmrun.checkpoints.formats.base import How
 from vlmrun.checkpoints.load import describe
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.errors import CheckpointError, ConfigError
@@ -99,22 +101,32 @@ def test_what_cannot_be_read_is_said(inside):
             inside("average", "merge", "merge2", "--weights", "0.5", "0.5", *words)
     with pytest.raises(CheckpointError, match="did you mean 'merge'"):
         inside("average", "mergee", "merge2", "--weights", "0.5", "0.5", "--out", "x")
-    with pytest.raises(CheckpointError, match="0 checkpoints hold a model, 2 are asked for"):
-        inside("average", "instruct", "--last", "2", "--ema", "0.5", "--out", "x")
+    with pytest.raises(CheckpointError, match="2 checkpoints are there, 7 are asked for"):
+        inside("average", "instruct", "--last", "7", "--ema", "0.5", "--out", "x")
 
 
 def test_the_last_checkpoints_of_one_training_fade(inside, tiny_run, tmp_path):
-    training = tmp_path / "training"
-    for step, name in ((9, "pretrain"), (10, "instruct"), (200, "merge")):
-        shutil.copytree(tiny_run.stage(name) / "weights", training / f"checkpoints/step-{step}/weights")
-    shutil.copytree(tiny_run.stage("merge") / "weights", training / "weights")
-    assert inside("average", "training", "--last", "2", "--ema", "0.75", "--out", "made") == 0
-    old, new, made = (
-        Reader(folder / "weights/llm")
-        for folder in (tiny_run.stage("instruct"), tiny_run.stage("merge"), tmp_path / "made")
-    )
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert torch.allclose(made.get(name), 0.75 * old.get(name) + 0.25 * new.get(name), atol=1e-6)
+    """A finished stage's own checkpoints, as training wrote them; the newest holds what the stage made."""
+    stage = tiny_run.stage("instruct")
+    older, _ = sorted((stage / "checkpoints").glob("step-*"))
+    assert inside("average", "instruct", "--last", "2", "--ema", "0.75", "--out", "made") == 0
+    convert(older, tmp_path / "older", "native", How())
+    for part, name in (("llm", "model.layers.0.mlp.up_proj.weight"), ("connector", "layers.0.weight")):
+        folders = (tmp_path / "older", stage / "weights", tmp_path / "made/weights")
+        old, new, made = (Reader(folder / part).get(name) for folder in folders)
+        assert not torch.equal(old, new)
+        assert torch.allclose(made, 0.75 * old + 0.25 * new, atol=1e-6)
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["artifact.json", "lock", "weights"]
+
+
+def test_models_in_other_formats_are_averaged(inside, tiny_run, tmp_path):
+    native = [tiny_run.stage(name) for name in ("merge", "merge2")]
+    for folder, name in zip(native, ("one", "two"), strict=True):
+        convert(folder, tmp_path / name, "hf_llava", How(), prove=False)
+    assert inside("average", "one", "two", "--weights", "0.5", "0.5", "--out", "foreign") == 0
+    assert inside("average", "merge", "merge2", "--weights", "0.5", "0.5", "--out", "ours") == 0
+    readers = [Reader(tmp_path / name / "weights/llm") for name in ("foreign", "ours")]
+    assert all(torch.equal(*(reader.get(name) for reader in readers)) for name in readers[1].names())
 
 
 SEARCH = [

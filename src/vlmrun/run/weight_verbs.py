@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from pydantic import ValidationError
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.config import checks_merge, compose
+from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
 from vlmrun.run import graph, identity, store
@@ -55,9 +58,7 @@ def average(arguments: list[str]) -> int:
     parser.add_argument(
         "--ema", type=float, metavar="D", help="in place of weights: models from old to new, fading by D"
     )
-    parser.add_argument(
-        "--last", type=int, metavar="K", help="of one training: its last K checkpoints that hold a model"
-    )
+    parser.add_argument("--last", type=int, metavar="K", help="of one training: its last K checkpoints")
     parser.add_argument("--method", default="linear", help="an option of conf/stage/method (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="parameters, such as density=0.5")
     parser.add_argument("--rule", nargs="+", default=[], metavar="REGEX=W,W", help="other weights for some tensors")
@@ -94,11 +95,38 @@ def _parser(verb: str, about: str) -> argparse.ArgumentParser:
 
 
 def _resolve(root: Path, text: str) -> Path:
-    """A folder with weights, or a finished artifact by its name."""
+    """A folder with a model in any format, or a finished artifact by its name."""
     place = Path(text).expanduser()
-    if any((folder / _MODEL).is_file() for folder in (place, place / "weights")):
+    stage = (place / JOB_FILE).is_file()  # unfinished unless it is found as an artifact
+    if _is_ours(place) or (place.is_dir() and not stage):
         return place.resolve()
     return store.find(root, text).resolve()
+
+
+def _is_ours(place: Path) -> bool:
+    return any((folder / _MODEL).is_file() for folder in (place, place / "weights"))
+
+
+@contextlib.contextmanager
+def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, str]]:
+    """Where each source lies as a folder of ours; one in another format, a training checkpoint too, is converted first.
+
+    Args:
+        beside: the folder for conversions, which are removed afterwards; None: the machine's own for such things.
+    """
+    with contextlib.ExitStack() as scratch:
+        found = {}
+        for place in places:
+            found[str(place)] = str(place)
+            if not _is_ours(place):
+                made = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix=".vlmrun-source-", dir=beside)))
+                log.info("%s: brought into our own format first", place)
+                # Strings, so that the front half does not depend on what loads torch.
+                how = importlib.import_module("vlmrun.checkpoints.formats.base").How()
+                convert = importlib.import_module("vlmrun.checkpoints.convert").convert
+                convert(place, made / "weights", "native", how, prove=False)
+                found[str(place)] = str(made)
+        yield found
 
 
 def _last(places: Sequence[Path], count: int) -> list[Path]:
@@ -110,11 +138,11 @@ def _last(places: Sequence[Path], count: int) -> list[Path]:
     steps = {
         int(match[1]): path
         for path in (places[0] / "checkpoints").glob("step-*")
-        if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "weights" / _MODEL).is_file()
+        if (match := re.fullmatch(r"step-(\d+)", path.name))
     }
     if len(steps) < count:
         raise CheckpointError(
-            f"{len(steps)} checkpoints hold a model, {count} are asked for",
+            f"{len(steps)} checkpoints are there, {count} are asked for",
             str(places[0] / "checkpoints"),
             "a smaller --last, or a training that keeps more (save_steps, save_total_limit)",
         )
@@ -155,18 +183,19 @@ def _carry_out(module: str, stage: Any, places: list[Path], options: argparse.Na
     """Checks only, or makes the artifact."""
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    parents = {str(place): str(place) for place in places}
+    if options.out is None and not options.check:
+        raise ConfigError("--out is missing", "command line", "--out FOLDER, or --check to compare without writing")
+    # A string, so that the front half does not depend on what loads torch.
+    kind = importlib.import_module(module)
     if options.check:
         _verify(places)
-        # A string, so that the front half does not depend on what loads torch.
-        sys.stdout.write(f"ok: {importlib.import_module(module).check(stage, parents)}\n")
+        with _native(places, None) as parents:
+            sys.stdout.write(f"ok: {kind.check(stage, parents)}\n")
         return 0
-    if options.out is None:
-        raise ConfigError("--out is missing", "command line", "--out FOLDER, or --check to compare without writing")
     folder = Path(options.out).expanduser().resolve()
     _require_free(folder)
-    with store.lock(folder, wait=False, say=log.info):
-        result = importlib.import_module(module).make(stage, parents, folder)
+    with store.lock(folder, wait=False, say=log.info), _native(places, folder) as parents:
+        result = kind.make(stage, parents, folder)
         found = [parent for place in places if (parent := artifact.parent(place)) is not None]
         made = Artifact(
             name=folder.name,
@@ -208,6 +237,7 @@ def _damage(places: list[Path]) -> Iterator[Problem]:
 
 
 def _require_free(folder: Path) -> None:
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.is_dir() else []
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = sorted(name for name in there if name not in _OURS and not name.startswith(".vlmrun-source-"))
     if foreign:
         raise ConfigError(f"{folder} holds {', '.join(foreign[:3])}", "command line (--out)", "give a new folder")
