@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ranks
 
 LORA = {
     "tune": {"llm": "lora", "tower": "freeze", "connector": "full"},
-    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none"},
+    "lora": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "bias": "none", "modules_to_save": []},
 }
 
 
