@@ -39,7 +39,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-plan
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
