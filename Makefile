@@ -46,6 +46,7 @@ bench-startup: $(VENV)/ready
 
 bench-overhead: $(VENV)/ready
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.overhead --model 135m --rounds 3
 
 bench-accuracy: $(VENV)/ready
 	$(BIN)/python -m benchmarks.accuracy

@@ -14,6 +14,9 @@ IGNORE = -100  # label of a position that is not supervised
 _FP16_SCALE = 256.0
 
 _BLOCK = 2048  # rows of the head; larger ones are new memory to the allocator each time
+# Logits in fp32 at a time: as many as a CPU's cache holds; elsewhere enough to be worth a kernel's start.
+FP32_LOGITS_CPU = 2**19
+FP32_LOGITS_GPU = 2**22
 
 
 def count(labels: Tensor) -> int:
@@ -77,9 +80,11 @@ class ChunkedLoss(torch.autograd.Function):
     """Sum of the cross-entropies of hidden states through a linear head; logits exist for one chunk at a time.
 
     The gradients are computed in the forward pass, for a loss whose own gradient is 1, because then no chunk's logits
-    are needed again; the backward pass multiplies them by the gradient it gets. Those of the head are summed over
-    chunks in fp32. In fp16, where a small gradient is lost, that of the hidden states is computed scaled and kept in
-    fp32, and those of the head are computed in fp32.
+    are needed again; the backward pass multiplies them by the gradient it gets. A chunk's logits become their own
+    gradient where they lie, a few rows at a time in fp32. The head's gradient is summed over chunks in fp32, or comes
+    out of one product if all positions together take no more than that sum would. In fp16, where a small gradient is
+    lost, that of the logits is fp32, that of the hidden states is computed scaled and kept in fp32, and that of the
+    head is computed in fp32.
 
     Shape:
         hidden [N,H], weight [V,H], bias [V] or None, targets [N] -> []
@@ -130,47 +135,70 @@ def _by_chunks(
     """The sum, and the gradients of hidden states, weight and bias that are wanted."""
     half = hidden.dtype == torch.float16
     exact = torch.promote_types(weight.dtype, torch.float32)
+    at_once = wanted[1] and _in_one_product(hidden)
+    size = len(hidden) if at_once else how.size
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden, dtype=exact if half else hidden.dtype) if wanted[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    grad_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] and not at_once else None
     grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wanted[2] else None
-    for begin in range(0, len(hidden), how.size):
-        part = slice(begin, begin + how.size)
+    for begin in range(0, len(hidden), size):
+        part = slice(begin, begin + size)
         rows = hidden[part]
         loss, grad = _chunk(torch.nn.functional.linear(rows, weight, bias), targets[part], how.tail)
         total += loss
         if grad_bias is not None:
-            grad_bias += grad.sum(0)
-        if grad_weight is not None and half:
-            grad_weight.addmm_(grad.t(), rows.float())
-        scale = _FP16_SCALE if half else 1.0
-        grad = grad.mul_(scale).to(weight.dtype) if half else grad.to(weight.dtype)
-        if grad_weight is not None and not half:
+            grad_bias += grad.sum(0, dtype=exact)
+        if at_once:
+            grad_weight = grad.t() @ rows
+        elif grad_weight is not None:
             _add_product(grad_weight, grad, rows)
         if grad_hidden is not None:
-            grad_hidden[part] = (grad @ weight).to(grad_hidden.dtype) / scale
+            _set_product(grad_hidden[part], grad, weight)
         del grad  # or it would still be there while the next chunk's logits are made
     return total, [grad_hidden, grad_weight, grad_bias]
 
 
+def _in_one_product(hidden: Tensor) -> bool:
+    """Whether all gradients of logits, in 16 bits, take no more than the head's gradient in fp32 beside its own."""
+    return hidden.dtype == torch.bfloat16 and 0 < len(hidden) <= 2 * hidden.shape[1]
+
+
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
-    """Adds grad^T rows in fp32; where that means a copy, block by block, or it would be as large as the head."""
-    if total.dtype == rows.dtype:
-        total.addmm_(grad.t(), rows)
+    """Adds grad^T rows; where that means a copy in fp32, block by block, or it would be as large as the head."""
+    if total.dtype == rows.dtype or grad.dtype == torch.float32:
+        total.addmm_(grad.t(), rows.to(grad.dtype))
         return
     for block, of_block in zip(total.split(_BLOCK), grad.split(_BLOCK, dim=1), strict=True):
         block += of_block.t() @ rows
 
 
+def _set_product(out: Tensor, grad: Tensor, weight: Tensor) -> None:
+    """Writes grad @ weight; gradients in fp32 of a head in fp16 go through it scaled."""
+    if grad.dtype == weight.dtype:
+        torch.mm(grad, weight, out=out)
+        return
+    out.copy_(grad.mul_(_FP16_SCALE).to(weight.dtype) @ weight).div_(_FP16_SCALE)
+
+
 def _chunk(product: Tensor, targets: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-    """Sum of the losses, and the gradient of the head's output, in fp32; one matrix, worked on in place."""
+    """Sum of the losses in fp32, and the gradient of the head's output, in its place unless that is fp16."""
+    grad = product if product.dtype != torch.float16 else torch.empty_like(product, dtype=torch.float32)
+    loss = torch.zeros((), dtype=torch.float32, device=product.device)
+    most = FP32_LOGITS_CPU if product.device.type == "cpu" else FP32_LOGITS_GPU
+    n_rows = max(1, most // product.shape[1])
+    for given, wanted, of_rows in zip(*(whole.split(n_rows) for whole in (product, grad, targets)), strict=True):
+        loss += _rows(given, of_rows.unsqueeze(1), tail, wanted)
+    return loss, grad
+
+
+def _rows(product: Tensor, targets: Tensor, tail: Tail, grad: Tensor) -> Tensor:
+    """The same of a few rows; the gradient is written to `grad`, which may be `product`."""
     logits = tail(product).float()
-    slope = tail.slope(logits)
-    logits -= logits.amax(1, keepdim=True)
-    picked = logits.gather(1, targets.unsqueeze(1))
-    logits.exp_()
-    sums = logits.sum(1, keepdim=True)
-    loss = (sums.log() - picked).sum()
-    grad = logits.div_(sums)
-    grad.scatter_add_(1, targets.unsqueeze(1), -torch.ones_like(picked))
-    return loss, grad if tail == Tail() else grad.mul_(slope)
+    most, picked = logits.amax(1, keepdim=True), logits.gather(1, targets)
+    found = torch.softmax(logits, 1)
+    found /= found.sum(1, keepdim=True)  # on a CPU the kernel's own sum is ten times less exact
+    # The largest probability is e^0 over the sum, so the sum is known to full precision without another pass.
+    loss = (most - picked - found.amax(1, keepdim=True).log()).sum()
+    found.scatter_add_(1, targets, -torch.ones_like(picked))
+    grad.copy_(found if tail == Tail() else found.mul_(tail.slope(logits)))
+    return loss

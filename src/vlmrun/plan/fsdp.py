@@ -27,7 +27,6 @@ def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
     of_root = (root - parts["connector"].total) * learns + parts["connector"].trained
     head = llm.n_embedding * learns
     weights, gradients, moments = (share(n * FP32, one.ranks) for n in (total, trained, 2 * trained))
-    largest = share(max(part.trained for part in parts.values()), one.ranks)
     few = (root + block * (1 if one.on_cpu else 2)) * one.size
     away = one.optimizer_at == "cpu"
     return States(
@@ -45,7 +44,7 @@ def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
         ),
         gathered=total * one.size if one.zero == 2 else few,
         gathered_last=few,
-        updating=0 if one.on_cpu or away else FP32 * largest,
+        updating=0,
         host=weights + gradients + moments if away else 0,
         drive=0,
     )

@@ -18,21 +18,28 @@ class Loss:
     backward: int
 
 
-def loss(llm: Llm, stage: TrainStage, batch: Batch, s: int, *, fp16: bool) -> Loss:
+# Logits in fp32 at a time: model/loss.py, which a plan cannot import (a test holds them equal).
+FP32_LOGITS_CPU = 2**19
+FP32_LOGITS_GPU = 2**22
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a loss is computed in: bytes of a value, whether those two are fp16, and whether on a CPU."""
+
+    s: int
+    fp16: bool
+    on_cpu: bool
+
+
+def loss(llm: Llm, stage: TrainStage, batch: Batch, numbers: Numbers) -> Loss:
     """Of a micro batch, the way `stage.loss_head` says."""
+    trained = stage.tune.llm == "full"
     if stage.loss_head == "plain":
-        return _plain(llm, batch, s)
-    chunk = stage.loss_chunk if stage.loss_head == "chunked" else _ligers_chunk(llm, batch.supervised)
-    return _chunked(llm, batch, s, chunk=chunk, trained=stage.tune.llm == "full", fp16=fp16)
-
-
-def _ligers_chunk(llm: Llm, supervised: int) -> int:
-    """Positions whose logits take about as much as the hidden states of all, rounded up to a power of two.
-
-    Source: liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py
-    """
-    positions = -(-supervised // -(-llm.vocab // llm.hidden))
-    return int(1 << (max(1, positions) - 1).bit_length())
+        return _plain(llm, batch, numbers.s)
+    if stage.loss_head == "liger":
+        return _ligers(llm, batch, numbers.s, trained=trained)
+    return _chunked(llm, batch, numbers, chunk=stage.loss_chunk, trained=trained)
 
 
 def _plain(llm: Llm, batch: Batch, s: int) -> Loss:
@@ -41,11 +48,31 @@ def _plain(llm: Llm, batch: Batch, s: int) -> Loss:
     return Loss(kept=supervised, forward=logits + supervised, backward=max(2 * logits, 2 * supervised))
 
 
-def _chunked(llm: Llm, batch: Batch, s: int, *, chunk: int, trained: bool, fp16: bool) -> Loss:
-    """Gradients are made in the forward pass: of the supervised rows, and of a head that learns, in fp32."""
-    rows = batch.supervised * llm.hidden
-    head = llm.n_embedding if trained else 0
-    kept = rows * (FP32 if fp16 else s) + head * FP32
-    at_once = min(chunk, batch.supervised) * llm.vocab * (FP32 if s == FP32 else FP32 + s)
+def _chunked(llm: Llm, batch: Batch, numbers: Numbers, *, chunk: int, trained: bool) -> Loss:
+    """Gradients are made in the forward pass: of the supervised rows, and of a head that learns.
+
+    A head in bf16 has its gradient out of one product for few rows, else as a sum in fp32, copied in the end.
+    """
+    s, half = numbers.s, numbers.s < FP32
+    at_once = trained and half and not numbers.fp16 and batch.supervised <= 2 * llm.hidden
+    rows, head = batch.supervised * llm.hidden, llm.n_embedding if trained else 0
+    kept = rows * (FP32 if numbers.fp16 else s) + head * (s if at_once else FP32)
+    copied = head * s if half and not at_once else 0
+    logits = (batch.supervised if at_once else min(chunk, batch.supervised)) * llm.vocab
+    in_fp32 = min(logits, FP32_LOGITS_CPU if numbers.on_cpu else FP32_LOGITS_GPU)
+    # Probabilities, and logits if they are not in fp32 already; in fp16 the gradient is a matrix of its own.
+    forward = logits * (s + (FP32 if numbers.fp16 else 0)) + in_fp32 * FP32 * (2 if half else 1)
+    return Loss(kept=kept, forward=rows * s + forward, backward=batch.rows * llm.hidden * s + copied)
+
+
+def _ligers(llm: Llm, batch: Batch, s: int, *, trained: bool) -> Loss:
+    """A chunk is as many positions as make logits about as large as all hidden states, a power of two.
+
+    Source: liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py
+    """
+    positions = -(-batch.supervised // -(-llm.vocab // llm.hidden))
+    chunk = int(1 << (max(1, positions) - 1).bit_length())
+    rows, head = batch.supervised * llm.hidden, llm.n_embedding if trained else 0
+    logits = min(chunk, batch.supervised) * llm.vocab * (FP32 if s == FP32 else FP32 + s)
     handed = batch.rows * llm.hidden * s + (head * s if s < FP32 else 0)
-    return Loss(kept=kept, forward=rows * s + at_once, backward=handed)
+    return Loss(kept=rows * s + head * FP32, forward=rows * s + logits, backward=handed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.plan import activations, fsdp, states
 from vlmrun.plan.activations import FP32, Batch, Mode
-from vlmrun.plan.loss import Loss, loss
+from vlmrun.plan.loss import Loss, Numbers, loss
 from vlmrun.plan.shapes import Shapes, counts
 
 # A process that has created a CUDA context and loaded the kernels of cuBLAS and NCCL holds 0.4 to 0.7 GiB, by GPU and
@@ -116,7 +116,7 @@ class _Passing:
             block=block if checkpointing else 0,
             block_backward=activations.block_backward(llm, piece, mode, trained=trained or lora is not None),
             inputs=batch.rows * _ROW_BYTES + batch.squares * 3 * (tower.edge * tower.enlarged) ** 2 * FP32,
-            loss=loss(llm, stage, piece, s, fp16=hardware.precision == "fp16"),
+            loss=loss(llm, stage, piece, Numbers(s, hardware.precision == "fp16", one.on_cpu)),
             host=away,
         )
 

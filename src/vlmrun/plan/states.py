@@ -200,35 +200,34 @@ def _gathered(shapes: Shapes, parts: dict[str, Counts], stage: TrainStage, one: 
 def _gradients(trained: int, group: int, one: Setting) -> tuple[dict[str, int], int]:
     """Gradients and the optimizer's own needs, and the buffer in which gradients are gathered to be sent.
 
-    AdamW needs room for one root of the second moments of a group at once on a GPU (foreach), on a CPU for two; where
-    the gradients of a group are not flat already, a flat copy comes on top.
+    AdamW is one kernel that needs no room of its own; where the gradients of a group are not flat already, a flat copy
+    is made for it.
     """
-    roots = FP32 * group * (2 if one.on_cpu else 1)
     own, whole, piece = one.size * trained, FP32 * trained, share(FP32 * trained, one.ranks)
     buffer = one.bucket * one.size * (2 if one.overlaps else 1)
     if one.zero == 0:
         flat = min(whole, FP32 * _SENT) if one.ranks > 1 else 0  # one flat copy is sent
         extra = whole if one.size < FP32 else 0
         found = {"gradients": 0, "growing": own + extra, "kept": own if one.accumulates else 0}
-        return found | {"updating": 0 if one.on_cpu else roots}, flat  # tensor by tensor on a CPU
+        return found | {"updating": 0}, flat
     if one.zero == 3:
         # One fp32 buffer for this rank's share, and one bucket, for good; the flat copy is of a sub-group at most.
         flat = FP32 * min(group, one.sub_group)
         found = {"gradients": piece, "growing": 0, "kept": 0}
-        return found | {"updating": flat + min(roots, roots // max(group, 1) * one.sub_group)}, buffer
+        return found | {"updating": flat}, buffer
     if one.size == FP32:
         growing = whole if one.zero == 1 else min(whole, piece + buffer)
         # Below ZeRO-2 nothing is sent before the last micro batch, and the bucket is not given back.
         kept = whole if one.zero == 1 else piece
         found = {"gradients": 0, "growing": growing, "kept": kept if one.accumulates else 0}
         # Those of other ranks are gone when this rank's are made flat.
-        return found | {"left": min(growing, piece), "updating": FP32 * group + roots}, buffer
+        return found | {"left": min(growing, piece), "updating": FP32 * group}, buffer
     if one.zero == 1:
         # In fp32 for all parameters, not only this rank's; beside them the 16-bit ones, which stay until the update.
         found = {"gradients": whole if one.bf16 else 0, "growing": own + (0 if one.bf16 else whole)}
         # A flat copy in fp32, and that again in 16 bits, is sent.
         sent = min(trained, _SENT) * (FP32 + one.size) if one.bf16 and one.ranks > 1 else 0
-        return found | {"kept": own if one.accumulates else 0, "updating": roots}, sent
+        return found | {"kept": own if one.accumulates else 0, "updating": 0}, sent
     # ZeRO-2 in 16 bits: one flat fp32 sum of this rank's share, from the first bucket of the update on.
     found = {"gradients": 0, "growing": piece, "kept": piece if one.accumulates else 0}
-    return found | {"updating": roots}, buffer
+    return found | {"updating": 0}, buffer

@@ -93,9 +93,10 @@ def test_loss_and_gradients_are_the_plain_ones(problem, chunk, tail, factor):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_small_types_are_as_near_the_truth_as_the_plain_loss(dtype):
+@pytest.mark.parametrize("width", [32, 31])  # at 32 the head's gradient in bf16 comes out of one product
+def test_small_types_are_as_near_the_truth_as_the_plain_loss(dtype, width):
     torch.manual_seed(0)
-    exact = [torch.randn(64, 32) * 0.5, torch.randn(200, 32) * 0.2]
+    exact = [torch.randn(64, width) * 0.5, torch.randn(200, width) * 0.2]
     targets = torch.randint(0, 200, (64,))
 
     def run(compute, to, scale=1.0):
@@ -167,12 +168,37 @@ class _Biggest(torch.utils._python_dispatch.TorchDispatchMode):
         return made
 
 
+class _Types(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the types of new tensors of one shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.types = shape, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.shape == self.shape:
+            self.types.add(made.dtype)
+        return made
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_tensor_is_larger_than_the_logits_of_a_chunk_or_the_head(trained):
     hidden, weight = torch.randn(64, 4, requires_grad=True), torch.randn(1000, 4, requires_grad=trained)
     with _Biggest() as made:
         ChunkedLoss.apply(hidden, weight, None, torch.arange(64), Chunks(8, Tail(), True)).backward()
     assert made.most == 8 * 1000
+
+
+def test_a_head_in_bf16_needs_no_sum_in_fp32_for_few_positions():
+    def types(positions):
+        hidden, weight = (torch.randn(n, 16).bfloat16().requires_grad_() for n in (positions, 1000))
+        with _Types(weight.shape) as made:
+            ChunkedLoss.apply(hidden, weight, None, torch.arange(positions), Chunks(8, Tail(), True)).backward()
+        return made.types
+
+    assert types(32) == {torch.bfloat16}
+    assert types(33) == {torch.bfloat16, torch.float32}
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.plan.made import hardware, llava_7b, stage
 from vlmrun.plan import memory
 from vlmrun.plan.activations import Batch
+from vlmrun.plan.loss import FP32_LOGITS_CPU, FP32_LOGITS_GPU, Numbers, _chunked, _plain
 
 SHAPES = llava_7b()
 BATCH = Batch(sequences=16, length=2048, supervised=16 * 1000, squares=16)
@@ -61,16 +62,29 @@ def test_checkpoints_of_a_block_are_its_input() -> None:
 
 
 def test_the_chunk_of_logits_is_all_there_is_of_them() -> None:
-    from vlmrun.plan.loss import _chunked, _plain
-
     plain = _plain(SHAPES.llm, BATCH, 2)
-    chunked = _chunked(SHAPES.llm, BATCH, 2, chunk=128, trained=False, fp16=False)
+    chunked = _chunked(SHAPES.llm, BATCH, Numbers(2, False, False), chunk=256, trained=False)
     assert plain.backward == 2 * BATCH.rows * 32000 * 2 == 4_194_304_000
-    assert chunked.forward == BATCH.supervised * 4096 * 2 + 128 * 32000 * 6
+    assert chunked.forward == BATCH.supervised * 4096 * 2 + 256 * 32000 * 2 + 2 * FP32_LOGITS_GPU * 4
     assert chunked.kept == BATCH.supervised * 4096 * 2
-    # A head that learns brings its own gradient in fp32.
-    trained = _chunked(SHAPES.llm, BATCH, 2, chunk=128, trained=True, fp16=False)
-    assert trained.kept - chunked.kept == 4 * 32000 * 4096
+
+
+def test_a_head_that_learns_brings_its_gradient() -> None:
+    few, many = (dataclasses.replace(BATCH, supervised=n) for n in (2 * 4096, 2 * 4096 + 1))
+    numbers = Numbers(2, False, False)
+    frozen, trained = (_chunked(SHAPES.llm, few, numbers, chunk=256, trained=learns) for learns in (False, True))
+    assert trained.kept - frozen.kept == 2 * 32000 * 4096
+    assert trained.forward - frozen.forward == (2 * 4096 - 256) * 32000 * 2  # all logits at once
+    frozen, trained = (_chunked(SHAPES.llm, many, numbers, chunk=256, trained=learns) for learns in (False, True))
+    assert trained.kept - frozen.kept == 4 * 32000 * 4096
+    assert trained.backward - frozen.backward == 2 * 32000 * 4096
+    assert trained.forward == frozen.forward
+
+
+def test_the_loss_takes_logits_to_fp32_by_as_many_as_planned() -> None:
+    from vlmrun.model import loss
+
+    assert (loss.FP32_LOGITS_CPU, loss.FP32_LOGITS_GPU) == (FP32_LOGITS_CPU, FP32_LOGITS_GPU)
 
 
 def test_quantised_weights_take_half_a_byte_and_their_scales() -> None:
