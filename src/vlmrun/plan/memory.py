@@ -146,23 +146,20 @@ def _moments(
     late = always | {"gradient buffers": held.buffers.last, "gradients": grown}
     updating = {"gradient buffers": held.buffers.update, "gradients": held.gradients + held.left}
     block = {"one block, recomputed": passing.block, "one block, backward": passing.block_backward}
+    last_block = block if stage.tune.llm != "freeze" else {}  # else no gradient is ready before the LLM's are done
     found = {
         "tower": before | live | {"activations: tower": passing.tower},
         "loss": before | live | kept | {"logits and loss": passing.loss.kept + passing.loss.forward},
         "backward begins": before | live | kept | {"logits and loss": passing.loss.kept + passing.loss.backward},
         "first block": before | live | kept | sending | block,
         "gradients are sent": late | {"gradient buffers": held.buffers.after},
-        "backward ends": late
-        | {"gathered weights": held.gathered_last}
-        | kept
-        | (block if stage.tune.llm != "freeze" else {})
-        | {"activations: LLM": 0},
+        "backward ends": late | {"gathered weights": held.gathered_last} | kept | last_block | {"activations: LLM": 0},
         "update": always | updating | {"update": held.updating},
     }
-    if one.zero == 2 and one.size < FP32 and not one.fsdp:
+    if one.zero == 2 and not one.fsdp:
         # The whole sum of this rank is there when the first bucket is full; blocks that filled it are done.
         left = {"activations: LLM": int(passing.llm * (1 - _done(shapes, stage, one)))}
-        found["first bucket"] = late | live | kept | block | left
+        found["first bucket"] = late | live | kept | last_block | left
     return found
 
 

@@ -226,7 +226,7 @@ def _gradients(trained: int, group: int, one: Setting) -> tuple[dict[str, int], 
         # In fp32 for all parameters, not only this rank's; beside them the 16-bit ones, which stay until the update.
         found = {"gradients": whole if one.bf16 else 0, "growing": own + (0 if one.bf16 else whole)}
         # A flat copy in fp32, and that again in 16 bits, is sent.
-        sent = min(trained, _SENT) * (FP32 + one.size) if one.bf16 and one.ranks > 1 else 0
+        sent = min(trained, _SENT) * (FP32 + one.size) if one.bf16 else 0
         return found | {"kept": own if one.accumulates else 0, "updating": 0}, sent
     # ZeRO-2 in 16 bits: one flat fp32 sum of this rank's share, from the first bucket of the update on.
     found = {"gradients": 0, "growing": piece, "kept": piece if one.accumulates else 0}
