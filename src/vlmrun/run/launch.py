@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -113,16 +114,18 @@ def once(job: StageJob, start: Start, guard: Guard, watch: Watch, *held: int) ->
         The exit code, and whether we were asked to stop.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    process = subprocess.Popen(
-        argv.command(job, start.port, visible, start.attempt, start.node),
-        env=argv.environment(job, os.environ, start.port, start.node),
-        start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
-        preexec_fn=_prepare_child,
-        pass_fds=held,
-        stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
-    )
-    with guard.watching(process):
-        return _wait(process, watch)
+    with _signals(watch) as signals:
+        process = subprocess.Popen(
+            argv.command(job, start.port, visible, start.attempt, start.node),
+            env=argv.environment(job, os.environ, start.port, start.node),
+            start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
+            preexec_fn=_prepare_child,
+            pass_fds=held,
+            stdout=2,  # launchers chatter on stdout, which belongs to results one may pipe
+        )
+        signals.go_to(process)
+        with guard.watching(process):
+            return _watched(process, watch), signals.stops > 0
 
 
 def _farewell(job: StageJob, error: VlmrunError | None) -> str:
@@ -150,30 +153,56 @@ def _unexplained(job: StageJob, code: int) -> VlmrunError:
     )
 
 
-def _wait(process: subprocess.Popen[bytes], watch: Watch) -> tuple[int, bool]:
-    """Exit code, and whether we were asked to stop. The first signal is passed on, a second one kills.
+class _Signals:
+    """Passes on what we are asked: the first wish to stop as SIGTERM, a second one kills, SIGUSR1 saves.
 
-    It is passed on as SIGTERM, which ends a Python that still imports without a traceback, as SIGINT does not. It goes
-    to the ranks themselves: a launcher would give them 30 seconds and then kill them, saved or not; of SIGUSR1 it dies.
+    SIGTERM ends a Python that still imports without a traceback, as SIGINT does not. It goes to the ranks themselves: a
+    launcher would give them 30 seconds and then kill them, saved or not; of SIGUSR1 it dies.
+
+    Attributes:
+        stops: how often we were asked to stop.
     """
-    asked: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+    def __init__(self, watch: Watch) -> None:
+        self.stops = 0
+        self._watch = watch
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def go_to(self, process: subprocess.Popen[bytes]) -> None:
+        """From here on there is somebody to tell: also of what came while it was being started."""
+        self._process = process
+        if self.stops:
+            self._pass_on()
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """SIGINT or SIGTERM."""
+        self.stops += 1
+        self._pass_on()
+
+    def save(self, number: int, frame: FrameType | None) -> None:
+        """SIGUSR1."""
+        self._watch.pass_on(number)
+
+    def _pass_on(self) -> None:
+        process = self._process
+        if process is None:
+            return
         with contextlib.suppress(ProcessLookupError):
-            if len(asked) > 1:
-                watch.pass_on(signal.SIGKILL)
+            if self.stops > 1:
+                self._watch.pass_on(signal.SIGKILL)
                 os.killpg(process.pid, signal.SIGKILL)
-            elif not watch.pass_on(signal.SIGTERM):
+            elif not self._watch.pass_on(signal.SIGTERM):
                 process.send_signal(signal.SIGTERM)
 
-    def save(number: int, frame: FrameType | None) -> None:
-        watch.pass_on(number)
 
-    handlers = {signal.SIGINT: forward, signal.SIGTERM: forward, signal.SIGUSR1: save}
+@contextlib.contextmanager
+def _signals(watch: Watch) -> Iterator[_Signals]:
+    """Takes signals from before a process is started: one that came just after would leave it behind."""
+    signals = _Signals(watch)
+    handlers = {signal.SIGINT: signals.stop, signal.SIGTERM: signals.stop, signal.SIGUSR1: signals.save}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        return _watched(process, watch), bool(asked)
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

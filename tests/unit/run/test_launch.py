@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -87,3 +88,22 @@ time.sleep(20)
         launch.run(made, lock.fileno())
     person.join()
     assert str(stopped.value) == said
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stop_that_comes_while_a_process_is_started_ends_it(job, monkeypatch, tmp_path, times):
+    made = job("merge")
+    started = []
+
+    class Stopped(subprocess.Popen):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            started.append(self)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Stopped)
+    monkeypatch.setattr(argv, "command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt, match=r"^stopped; the same command"):
+        launch.run(made, lock.fileno())
+    assert started[0].returncode == (-signal.SIGTERM if times == 1 else -signal.SIGKILL)
