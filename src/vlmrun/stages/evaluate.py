@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlmrun import artifact, logs
 from vlmrun.checkpoints.load import describe, load
+from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, EvaluateStage
@@ -27,6 +26,7 @@ from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.model.parts import Loaded
 from vlmrun.stages import Result
+from vlmrun.train import dist
 
 log = logs.get(__name__)
 
@@ -34,7 +34,6 @@ ANSWERS = "answers.jsonl"
 CONTROL = "answers_shuffled.jsonl"
 SCORES = "scores.json"
 SKIPPED = "skipped.jsonl"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def execute(job: StageJob) -> Result | None:
@@ -69,8 +68,9 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     """The model of a folder, ready to be asked as the job's stage says."""
     stage = job.stage
     assert isinstance(stage, Asking)
-    loaded = load(folder, dtype=_DTYPES[job.hardware.precision], attention=job.hardware.attention)
-    device = torch.device("cpu" if job.hardware.gpu == "cpu" else "cuda")
+    dist.prepare(job.hardware)
+    device = dist.device(job.hardware)
+    loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,

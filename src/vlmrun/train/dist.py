@@ -89,9 +89,17 @@ def is_main() -> bool:
 
 
 def device(hardware: HardwareConfig) -> torch.device:
-    """Where this rank computes."""
+    """Where this rank computes.
+
+    Raises:
+        LaunchError: when that is a GPU, and none is here.
+    """
     if gpus.find(hardware.gpu).is_cpu:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LaunchError(
+            "no GPU is visible here", f"hardware.gpu={hardware.gpu}", "use hardware=cpu, or check the driver"
+        )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -131,6 +139,8 @@ def session(hardware: HardwareConfig) -> Iterator[None]:
 def prepare(hardware: HardwareConfig) -> None:
     """What must be set before torch computes or DeepSpeed is imported. Safe to call twice."""
     torch.set_num_threads(hardware.threads)
+    # Off as well: torch leaves it on for convolutions, which a tower begins with.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = hardware.tf32
     _die_with_parent()
     if gpus.find(hardware.gpu).is_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -201,10 +211,6 @@ def _join(hardware: HardwareConfig) -> None:
     place = device(hardware)
     backend = "gloo" if place.type == "cpu" else "nccl"
     if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise LaunchError(
-                "no GPU is visible here", f"hardware.gpu={hardware.gpu}", "use hardware=cpu, or check the driver"
-            )
         torch.cuda.set_device(place)
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
         torch.distributed.init_process_group(backend, timeout=timeout)

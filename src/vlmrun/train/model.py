@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vlmrun.checkpoints import load as saved
+from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import Slices, Tiles, TrainStage
@@ -37,8 +38,7 @@ def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
 def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loaded:
     """Loads the parts, sets what is trained, and moves everything to this rank's device."""
     # DeepSpeed holds 16-bit weights with fp32 masters; the other engines fp32 weights that they compute with in bf16.
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = torch.float32 if config is None else halves.get(job.hardware.precision, torch.float32)
+    dtype = torch.float32 if config is None else DTYPES[job.hardware.precision]
     # While this object lives, transformers loads straight into ZeRO-3 shards. It only keeps a weak reference itself.
     alive = _shard_at_load(config) if config is not None and _sharded(job, stage) else None
     attention = job.hardware.attention
@@ -66,9 +66,6 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
     if stage.compat.fp16_tower and job.hardware.precision != "bf16":
         half.to_half(loaded.vlm.tower)
-    if job.hardware.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
     if stage.offload_checkpoints:

@@ -26,6 +26,7 @@ from vlmrun import artifact
 from vlmrun.checkpoints import native
 from vlmrun.checkpoints.formats import native as native_format
 from vlmrun.checkpoints.formats.base import How, Model
+from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError, Problem
@@ -40,7 +41,6 @@ from vlmrun.train.samples import template_of
 from vlmrun.train.save import MANIFEST
 
 _MODULE = "mp_rank_00_model_states.pt"
-_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def detect(folder: Path) -> bool:
@@ -68,7 +68,7 @@ def read(folder: Path, how: How) -> Model:
     _fill(loaded, _trained(folder, loaded), folder)
     # As exported: in the type that it was trained in.
     if stage.engine == "deepspeed":
-        loaded.vlm.to(_HALVES.get(job.hardware.precision, torch.float32))
+        loaded.vlm.to(DTYPES[job.hardware.precision])
     place = Path(tempfile.mkdtemp(prefix="vlmrun-"))
     try:
         _save(place / "weights", loaded, job, stage)

@@ -1,13 +1,15 @@
 import json
 
 import pytest
+import torch
 
 from tests.integration.jobs import HARDWARE
 from vlmrun.checkpoints import native
+from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import DataConfig, EvaluateStage, HardwareConfig
 from vlmrun.data.templates import TEMPLATES
-from vlmrun.errors import ConfigError, DataError
+from vlmrun.errors import ConfigError, DataError, LaunchError
 from vlmrun.stages import evaluate
 
 
@@ -20,7 +22,7 @@ def model(tmp_path_factory, loaded):
 
 @pytest.fixture
 def make_job(tmp_path, questions, model, loaded):
-    def make(*, on_error="fail", data=None, **changes):
+    def make(*, on_error="fail", data=None, hardware=None, **changes):
         stage = {
             "kind": "evaluate",
             "init_from": "instruct",
@@ -52,7 +54,7 @@ def make_job(tmp_path, questions, model, loaded):
             data={"test": DataConfig.model_validate(entry | (data or {}))},
             parents={"instruct": str(model)},
             prepared=[],
-            hardware=HardwareConfig.model_validate(HARDWARE),
+            hardware=HardwareConfig.model_validate(HARDWARE | (hardware or {})),
         )
 
     return make
@@ -69,6 +71,20 @@ def test_answers_and_scores(make_job):
     assert scores["seen"]["n_questions"] == 8
     assert scores["unseen"]["n_questions"] == 2
     assert result.summary["shuffled"] == scores["seen"]["shuffled"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_model_is_asked_in_the_precision_of_the_run(make_job, model, precision):
+    job = make_job(hardware={"precision": precision})
+    asker = evaluate.asker_of(job, model)
+    assert {parameter.dtype for parameter in asker.vlm.parameters()} == {DTYPES[precision]}
+    assert evaluate.execute(job).summary["n_questions"] == 10
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_told(make_job):
+    with pytest.raises(LaunchError, match="no GPU is visible here"):
+        evaluate.execute(make_job(hardware={"gpu": "a100_80g"}))
 
 
 def test_a_right_answer_counts(make_job, questions):

@@ -63,8 +63,23 @@ def test_a_wrong_number_of_ranks_is_refused():
 def test_a_gpu_that_is_not_there_is_told():
     with pytest.raises(LaunchError, match="no GPU is visible"), dist.session(_hardware(gpu="a100_80g")):
         pass
+    with pytest.raises(LaunchError, match="no GPU is visible"):
+        dist.device(_hardware(gpu="a100_80g"))
 
 
 def test_errors_of_our_own_are_not_taken_for_a_lost_rank():
     with pytest.raises(RuntimeError, match="timed out"), dist.session(_hardware()):
         raise RuntimeError("timed out")  # one rank has nobody to lose
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_tensor_float_32_is_used_where_asked_for_and_nowhere_else(on):
+    """Torch's own choice is to use it for convolutions and not for products."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        dist.prepare(_hardware(tf32=on))
+        assert [switch.allow_tf32 for switch in switches] == [on, on]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
