@@ -86,6 +86,8 @@ def shown_files(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
     (folder / "my_parts" / "__init__.py").touch()
+    (folder / "bin").mkdir()
+    (folder / "bin" / "srun").touch(0o755)  # as on the nodes of a cluster
     (folder / "pictures").mkdir()
     for name, colour in (("red", (220, 30, 30)), ("blue", (30, 60, 210))):
         Image.new("RGB", (32, 32), colour).save(folder / "pictures" / f"{name}.png")
@@ -109,8 +111,9 @@ def _run(command, folder):
     vlmrun = f"{shlex.quote(sys.executable)} -P -m vlmrun.cli"
     script = re.sub(r"\bvlmrun\b", lambda _: vlmrun, command, count=1)
     return subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120, check=False
-    )
+        ["bash", "-c", script], cwd=folder, env=os.environ | {"PATH": f"{folder}/bin:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
 
 
 def _instead(command):

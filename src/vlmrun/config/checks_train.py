@@ -73,8 +73,14 @@ def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
         )
     if hardware.precision != "fp16":
         return
-    if stage.engine != "deepspeed" or stage.zero == 0:
-        yield Problem("fp16 needs DeepSpeed's loss scaling, at ZeRO 1 or more", f"{where}.zero", f"{where}.zero=2")
+    if stage.engine != "deepspeed":
+        yield Problem(
+            f"fp16 needs DeepSpeed's loss scaling, which engine {stage.engine} has not",
+            f"{where}.engine",
+            f"{where}.engine=deepspeed, or another hardware.precision",
+        )
+    elif stage.zero == 0:
+        yield Problem("DeepSpeed scales losses for fp16 at ZeRO 1 or more", f"{where}.zero", f"{where}.zero=2")
 
 
 def _quirks(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:

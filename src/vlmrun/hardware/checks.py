@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from shutil import which
 
 from vlmrun.config.schema import HardwareConfig
 from vlmrun.errors import Problem, suggest
@@ -20,6 +21,7 @@ def check(hardware: HardwareConfig) -> Iterator[Problem]:
     yield from _precision(hardware, gpu)
     yield from attention.check(hardware, gpu)
     yield from environment.check(hardware.env)
+    yield from _srun(hardware)
     yield from _nodes(hardware)
 
 
@@ -60,6 +62,19 @@ def _precision(hardware: HardwareConfig, gpu: Gpu) -> Iterator[Problem]:
         yield Problem("fp16 training needs a GPU: DeepSpeed refuses it on a CPU", where, "hardware.precision=fp32")
     if hardware.tf32 and not gpu.tf32:
         yield Problem(f"{gpu.name} has no TensorFloat-32", "hardware.tf32", "hardware.tf32=false")
+
+
+def _srun(hardware: HardwareConfig) -> Iterator[Problem]:
+    if hardware.launcher != "srun":
+        return
+    if which("srun") is None:
+        yield Problem(
+            "launcher srun starts ranks with srun, and there is no srun here",
+            "hardware.launcher",
+            "run it inside a SLURM job (launchers/slurm.sbatch), or hardware.launcher=torchrun",
+        )
+    if hardware.hostfile is not None:
+        yield Problem("SLURM says which nodes srun starts ranks on", "hardware.hostfile", "hardware.hostfile=null")
 
 
 def _nodes(hardware: HardwareConfig) -> Iterator[Problem]:

@@ -22,8 +22,9 @@ AIO = "apt-get install libaio-dev (and gcc, ninja: DeepSpeed compiles async_io a
 # Families that transformers plans as whole columns and rows, which is what `train/engine/tensor_parallel.py` cuts;
 # MiniCPM is held as Granite. A test compares with transformers.
 TENSOR_PARALLEL = ("gemma2", "granite", "llama", "minicpm", "mistral", "phi", "qwen2")
-# Families whose attention is not transformers' exchangeable one.
-_OWN_ATTENTION = ("mpt",)
+# Families whose attention is not transformers' exchangeable one, or does more than sdpa (Gemma 2 caps its scores).
+_OWN_ATTENTION = ("gemma2", "mpt")
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
 def check(run: RunConfig, *, here: bool = True) -> list[Problem]:
@@ -76,12 +77,16 @@ def _groups(run: RunConfig) -> Iterator[Problem]:
             "one of them is 1; ZeRO-3 takes the rest",
         )
     shape = llm_shape(run.model)
-    for key in ("num_attention_heads", "num_key_value_heads"):
-        heads = shape.get(key)
-        for name, size in (("tensor_parallel", tensor), ("sequence_parallel", sequence)):
-            if size > 1 and isinstance(heads, int) and heads % size:
+    for name, size, keys in (("tensor_parallel", tensor, (*_HEADS, "intermediate_size")),
+                             ("sequence_parallel", sequence, _HEADS)):  # fmt: skip
+        counts = {key: shape[key] for key in keys if isinstance(shape.get(key), int)}
+        fits = [n for n in range(1, 65) if not any(count % n for count in counts.values())]
+        for key, count in counts.items():
+            if count % size:
                 yield Problem(
-                    f"the LLM's {heads} {key} cannot be shared by {size} ranks", f"hardware.{name}", "a divisor"
+                    f"the LLM's {count} {key} cannot be shared by {size} ranks",
+                    f"hardware.{name}",
+                    f"hardware.{name}={' or '.join(map(str, fits))}",
                 )
     family = shape.get("model_type")
     if tensor > 1 and family and family not in TENSOR_PARALLEL:
@@ -128,10 +133,12 @@ def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
 
 def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
     numbers = stage.deepspeed
-    if numbers.offload_param is not None and stage.zero != 3:
-        yield Problem(
-            "only ZeRO-3 cuts parameters, and so can offload them", f"{where}.deepspeed.offload_param", "null"
-        )
+    if numbers.offload_param is not None and (stage.engine != "deepspeed" or stage.zero != 3):
+        place = f"{where}.deepspeed.offload_param"
+        yield Problem("only ZeRO-3 cuts parameters, and so can offload them", place, f"{place}=null")
+    if numbers.nvme_path is not None and not _on_drive(stage):
+        place = f"{where}.deepspeed.nvme_path"
+        yield Problem("nothing is offloaded to a drive", place, f"{place}=null, or {where}.offload=nvme")
     if stage.offload_checkpoints and not stage.gradient_checkpointing:
         yield Problem(
             "without gradient checkpointing there is nothing to offload",

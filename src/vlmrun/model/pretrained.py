@@ -68,12 +68,7 @@ def load(
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"the model cannot be loaded: {first}",
-            str(folder),
-            "fetch or make it again; if the message names attention, choose another hardware.attention",
-        ) from error
+        raise _unmade(error, str(folder)) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -85,12 +80,28 @@ def load(
 
 
 def create(model_class: Any, config: Any, *, dtype: torch.dtype, attention: str) -> Any:
-    """Makes a model with random weights, in eval mode; also works while ZeRO-3's config is alive."""
+    """Makes a model with random weights, in eval mode; also works while ZeRO-3's config is alive.
+
+    Raises:
+        CheckpointError: when the config is not one of the family, or the model cannot do this attention.
+    """
     ready(attention)
     # The composite class called directly would be sharded in part only; `_from_config` does it whole (platform T8).
     with quietly():
         maker = getattr(model_class, "_from_config", None) or model_class.from_config
-        return maker(config, dtype=dtype, attn_implementation=attention).eval()
+        try:
+            return maker(config, dtype=dtype, attn_implementation=attention).eval()
+        except (ValueError, ImportError) as error:
+            raise _unmade(error, type(config).__name__) from error
+
+
+def _unmade(error: Exception, where: str) -> CheckpointError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(
+        f"the model cannot be loaded: {first}",
+        where,
+        "fetch or make it again; if the message names attention, choose another hardware.attention",
+    )
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:

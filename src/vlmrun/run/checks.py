@@ -181,11 +181,12 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
             "model.max_length",
             f"model.max_length={facts.max_positions} or less",
         )
-    if facts.family in parts.EAGER_ONLY and run.hardware.attention != "eager":
+    known = parts.ATTENTION.get(facts.family, (run.hardware.attention,))
+    if run.hardware.attention not in known:
         yield Problem(
             f"{facts.family} knows no attention {run.hardware.attention!r} in transformers",
             "hardware.attention",
-            "hardware.attention=eager",
+            f"hardware.attention={' or '.join(known)}",
         )
     for name, stage in run.stage.items():
         if isinstance(stage, TrainStage) and stage.packing is not None and facts.family not in derived.PACKABLE:

@@ -24,7 +24,8 @@ LINEAR_LAYERS: dict[str, tuple[str, ...]] = {
     "mpt": ("Wqkv", "out_proj", "up_proj", "down_proj"),
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
 }
-EAGER_ONLY = frozenset({"mpt"})  # families that transformers 5.23 computes with plain attention only
+# Families that transformers 5.23 computes with some attention only: MPT's is its own, Gemma 2 caps its scores.
+ATTENTION = {"mpt": ("eager",), "gemma2": ("eager", "flash_attention_2")}
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 

@@ -130,6 +130,31 @@ RULES = {
     "bf16 zero 0": (["hardware.precision=bf16", "stage.lora.zero=0"], "bf16 with ZeRO 0"),
     "bf16 on v100": (["hardware.precision=bf16", "hardware.gpu=v100_32g"], "v100_32g has no bf16"),
     "unknown gpu": ("hardware.gpu=a100", "unknown gpu 'a100'"),
+    "fp16 on a CPU": (
+        "hardware.precision=fp16",
+        "fp16 training needs a GPU: DeepSpeed refuses it on a CPU",
+    ),
+    "fp16 without DeepSpeed": (
+        ["hardware=v100_fp16", "stage.lora.engine=fsdp"],
+        "which engine fsdp has not | stage.lora.engine=deepspeed",
+    ),
+    "fp16 without ZeRO": (
+        ["hardware=v100_fp16", "stage.lora.zero=0"],
+        "scales losses for fp16 at ZeRO 1 or more | stage.lora.zero=2",
+    ),
+    "offload below ZeRO-2": (
+        ["stage.lora.zero=1", "stage.lora.offload=cpu"],
+        "only ZeRO 2 and 3, and fsdp, can keep state elsewhere | stage.lora.zero=3 or offload=none",
+    ),
+    "scores that are capped": (
+        ["model/llm=pico_mistral", "model.llm.config.model_type=gemma2"],
+        "gemma2 knows no attention 'sdpa' in transformers | hardware.attention=eager or flash_attention_2",
+    ),
+    "srun where there is none": ("hardware.launcher=srun", "there is no srun here | run it inside a SLURM job"),
+    "hosts for srun": (
+        ["hardware.launcher=srun", "hardware.hostfile=nowhere"],
+        "SLURM says which nodes srun starts ranks on | hardware.hostfile=null",
+    ),
     "flash on cpu": ("hardware.attention=flash_attention_2", "flash-attn needs a GPU"),
     "flash on V100": (
         ["hardware=v100_fp16", "hardware.attention=flash_attention_2"],

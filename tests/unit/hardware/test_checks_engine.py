@@ -54,6 +54,11 @@ RULES = {
     "fsdp and a drive": ({"engine": "fsdp", "zero": 3, "offload": "nvme"}, "computer's memory only"),
     "fsdp and a JSON": ({"engine": "fsdp", "zero": 3, "numbers": {"config": "x.json"}}, "reads no DeepSpeed JSON"),
     "parameters below ZeRO-3": ({"zero": 2, "numbers": {"offload_param": "cpu"}}, "only ZeRO-3 cuts parameters"),
+    "parameters of another engine": (
+        {"engine": "fsdp", "zero": 3, "numbers": {"offload_param": "cpu"}},
+        "only ZeRO-3 cuts parameters, and so can offload them | stage.instruct.deepspeed.offload_param=null",
+    ),
+    "a drive for nothing": ({"numbers": {"nvme_path": "/drive"}}, "nothing is offloaded to a drive"),
     "nothing kept": ({"offload_checkpoints": True}, "nothing to offload | stage.instruct.gradient_checkpointing=true"),
     "a drive below ZeRO-3": ({"zero": 2, "offload": "nvme"}, "only ZeRO-3 can keep state on a drive"),
     "which drive": ({"zero": 3, "offload": "nvme"}, "which drive?"),
@@ -67,6 +72,17 @@ RULES = {
         "together are not built",
     ),
     "heads": ({"hardware": {"ranks_per_node": 3, "sequence_parallel": 3}}, "num_attention_heads cannot be shared by 3"),
+    "layers that do not divide": (
+        {"hardware": {"ranks_per_node": 3, "tensor_parallel": 3}},
+        "num_attention_heads cannot be shared by 3 ranks | hardware.tensor_parallel=1 or 2 or 4",
+    ),
+    "width that does not divide": (
+        {
+            "hardware": {"ranks_per_node": 4, "tensor_parallel": 4},
+            "llm": {"model_type": "llama", "num_attention_heads": 8, "intermediate_size": 66},
+        },
+        "66 intermediate_size cannot be shared by 4 ranks | hardware.tensor_parallel=1 or 2",
+    ),
     "unknown layers": (
         {"hardware": TWO | {"tensor_parallel": 2}, "llm": {"model_type": "phi3"}},
         "how the layers of phi3 can be shared is not known",
@@ -90,6 +106,14 @@ RULES = {
     "sequence parallel on one process": (
         {"engine": "plain", "hardware": TWO | {"sequence_parallel": 2}},
         "engine plain is one process",
+    ),
+    "capped scores": (
+        {"hardware": TWO | {"sequence_parallel": 2}, "llm": {"model_type": "gemma2"}},
+        "gemma2 attends in its own way",
+    ),
+    "other kernels over shared sequences": (
+        {"hardware": TWO | {"sequence_parallel": 2, "attention": "xformers"}},
+        "sequence parallelism attends through sdpa here | hardware.attention=sdpa",
     ),
     "packed rows": (
         {"packing": {"length": 64}, "hardware": TWO | {"sequence_parallel": 2}},

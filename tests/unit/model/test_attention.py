@@ -12,15 +12,17 @@ import torch
 import yaml
 
 from tests.pico import pico_vlm
+from vlmrun.config import derived
 from vlmrun.config.compose import conf_dir
-from vlmrun.errors import ConfigError
+from vlmrun.errors import CheckpointError, ConfigError
+from vlmrun.hardware import checks_engine
 from vlmrun.model import attention
 from vlmrun.model.attention import packed_rows
 from vlmrun.model.llm import load
 from vlmrun.model.towers.clip import Clip
 from vlmrun.model.towers.dinov2 import Dinov2
 from vlmrun.model.towers.siglip import Siglip
-from vlmrun.run.parts import EAGER_ONLY
+from vlmrun.run.parts import ATTENTION, LINEAR_LAYERS
 
 pytest.importorskip("xformers")
 
@@ -213,6 +215,12 @@ def test_what_xformers_cannot_compute_is_refused(monkeypatch):
         attention.attend(module, tensor, tensor, tensor, None)
 
 
+def test_a_family_without_the_attention_asked_for_is_refused_and_not_a_crash():
+    config = {"model_type": "gemma2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with pytest.raises(CheckpointError, match=r"(?s)Gemma2ForCausalLM does not support.*another hardware.attention"):
+        load(None, config, "builtin:micro-llm", dtype=torch.float32, attention="sdpa")
+
+
 def test_a_missing_package_is_told_with_its_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "xformers.ops", None)
     with pytest.raises(ConfigError, match=r"vlmrun-trainer\[gpu\]"):
@@ -220,7 +228,15 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch):
 
 
 def test_the_families_that_cannot_have_it_are_known():
-    assert {"mpt"} == EAGER_ONLY
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    for family in ({*LINEAR_LAYERS} | {*derived.PACKABLE} | {*checks_engine.TENSOR_PARALLEL}) - {"minicpm"}:
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]]
+        known = ["eager", *(["sdpa"] if model._supports_sdpa else [])]
+        known += ["flash_attention_2"] if model._supports_flash_attn else []
+        assert set(ATTENTION.get(family, ("eager", "sdpa", "flash_attention_2"))) == set(known), family
+        if not model._supports_sdpa:
+            assert family in checks_engine._OWN_ATTENTION
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from vlmrun.model import families
 from vlmrun.model.connectors.mlp import MLP
 from vlmrun.model.llm import load
 from vlmrun.model.vlm import IMAGE_TOKEN, VLM
-from vlmrun.run.parts import EAGER_ONLY, LINEAR_LAYERS
+from vlmrun.run.parts import ATTENTION, LINEAR_LAYERS
 
 OPTIONS = sorted(path.stem for path in (Path(conf_dir()) / "model/llm").glob("pico*.yaml"))
 
@@ -25,7 +25,7 @@ def _option(name):
 
 
 def _how(config):
-    return {"dtype": torch.float32, "attention": "eager" if config["model_type"] in EAGER_ONLY else "sdpa"}
+    return {"dtype": torch.float32, "attention": "eager" if config["model_type"] in ATTENTION else "sdpa"}
 
 
 def _saved(folder, name):
