@@ -19,6 +19,12 @@ AUTO = "auto"
 # What a file may set freely, since it changes no result.
 FREE = frozenset({"steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler",
                   "comms_logger", "aio"})  # fmt: skip
+_FREE_BLOCKS = frozenset({"flops_profiler", "comms_logger", "aio"})
+_SWITCHES = frozenset({
+    "wall_clock_breakdown", "memory_breakdown", "dump_state", "contiguous_gradients", "reduce_scatter",
+    "use_multi_rank_bucket_allreduce", "allgather_partitions", "overlap_comm", "round_robin_gradients",
+    "stage3_gather_16bit_weights_on_model_save", "pin_memory", "pipeline_read", "pipeline_write", "fast_init",
+})  # fmt: skip
 ZERO_FREE = frozenset(
     {
         "contiguous_gradients",
@@ -132,7 +138,9 @@ def problems(own: dict[str, Any], stage: TrainStage, config: dict[str, Any], whe
             yield Problem(f"{key} contradicts the stage", place, f"take it out: {_REFUSED[key].format(stage=where)}")
         elif key == "optimizer":
             yield from _optimizer(value, stage, where, place)
-        elif key not in FREE and key not in _REFUSED:
+        elif key in FREE:
+            yield from _typed(key, key, value, place)
+        elif key not in _REFUSED:
             yield from _value(key, value, config.get(key), where, place)
 
 
@@ -148,8 +156,8 @@ def _value(path: str, value: Any, ours: Any, where: str, place: str) -> Iterator
             known = _ALIASES.get(name, name)
             if known not in _BLOCKS[path]:
                 yield from _value(f"{path}.{known}", inner, (ours or {}).get(known), where, place)
-            elif inner != AUTO and not isinstance(inner, int | float):
-                yield Problem(f"{path}.{name} is {json.dumps(inner)}", place, 'a number, true, false or "auto"')
+            else:
+                yield from _typed(f"{path}.{name}", known, inner, place)
     elif path in _DECIDED:
         # Without a block of ours, nothing is meant: no offload, no fp16.
         meant = ours if ours is not None else _absent(path)
@@ -159,6 +167,19 @@ def _value(path: str, value: Any, ours: Any, where: str, place: str) -> Iterator
             yield Problem(f"{path} is {json.dumps(value)}, the stage's is {json.dumps(meant)}", place, fix)
     else:
         yield Problem(f"{path} is no key that vlmrun hands on to DeepSpeed", place, _nearest(path))
+
+
+def _typed(path: str, name: str, value: Any, place: str) -> Iterator[Problem]:
+    """Whether a value that may be set freely is of a kind that DeepSpeed takes: else it fails after loading."""
+    if name in _FREE_BLOCKS:
+        fits, kind = isinstance(value, dict), "a block: {...}"
+    elif name in _SWITCHES:
+        fits, kind = isinstance(value, bool), 'true, false or "auto"'
+    else:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits, kind = number and value >= 0 and value % 1 == 0, 'a whole number or "auto"'
+    if not fits and (value != AUTO or name in _FREE_BLOCKS):
+        yield Problem(f"{path} is {json.dumps(value)}", place, kind)
 
 
 def _absent(path: str) -> Any:

@@ -200,6 +200,28 @@ def test_every_conflict_of_a_file_is_told_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size is -5 | a whole number or"),
+        ({"zero_optimization": {"sub_group_size": 0.5}}, "sub_group_size is 0.5 | a whole number or"),
+        ({"zero_optimization": {"sub_group_size": True}}, "sub_group_size is true | a whole number or"),
+        ({"zero_optimization": {"overlap_comm": 3}}, "overlap_comm is 3 | true, false or"),
+        ({"zero_optimization": {"gather_16bit_weights_on_model_save": 1}}, "gather_16bit_weights_on_model_save is 1"),
+        ({"fp16": {"loss_scale_window": "long"}}, 'fp16.loss_scale_window is "long" | a whole number or'),
+        ({"steps_per_print": "often"}, 'steps_per_print is "often" | a whole number or'),
+        ({"wall_clock_breakdown": "no"}, 'wall_clock_breakdown is "no" | true, false or'),
+        ({"aio": 3}, "aio is 3 | a block"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_kind_is_told(tmp_path, own, told):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(own))
+    (line,) = _found(numbers={"config": str(path)})
+    assert told in line
+
+
+@pytest.mark.parametrize(
     "own",
     [
         {"optimizer": 3, "scheduler": []},
