@@ -32,18 +32,24 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
         named = {problem.where for problem in known}
         problems = []
         for detail in error.errors(include_url=False):
-            path = _path(detail["loc"])
+            path = _path(detail["loc"], tree)
             if path in named or (detail["input"] == "???"):
                 continue
+            named.add(path)  # of a value that may be of two types, pydantic says twice that it is of neither
             problems.append(_problem(detail, path, tree))
         return None, problems
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    """A dotted key, without what pydantic puts in where it has several models to choose from."""
+def _path(location: tuple[int | str, ...], tree: Any) -> str:
+    """A dotted key, without what pydantic puts in where it has several models or types to choose from."""
     parts = [str(part) for part in location]
     if len(parts) > 2 and ((parts[0] == "stage" and parts[2] in _KINDS) or parts[:2] == ["model", "tiles"]):
         del parts[2]
+    for place, part in enumerate(parts):
+        if not isinstance(tree, dict | list):
+            del parts[place:]  # a value has no keys: these are the types it could have
+            break
+        tree = tree.get(part) if isinstance(tree, dict) else None
     return ".".join(parts)
 
 
@@ -72,7 +78,11 @@ def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
     if kind == "literal_error":
         expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return Problem(f"{detail['input']!r} is not an option of {path}", path, suggest(str(detail["input"]), expected))
-    return Problem(f"{path} = {detail['input']!r}: {detail['msg'].lower()}", path, "change the value")
+    return Problem(
+        f"{path} = {detail['input']!r}: {detail['msg'].lower()}",
+        path,
+        "true or false" if kind == "bool_type" else "change the value",
+    )
 
 
 def _fields(path: str, tree: dict[str, Any]) -> list[str]:

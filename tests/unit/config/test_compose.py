@@ -34,6 +34,8 @@ def test_every_option_of_the_shipped_groups_is_valid_yaml_with_a_header_or_value
         ("+recipee=smoke", "unknown key 'recipee'", "did you mean 'recipe'?"),
         ("stage.lora.zero=7", "7 is not an option of stage.lora.zero", "0, 1, 2, 3"),
         ("stage.lora.micro_batch=two", "should be a valid integer", "change the value"),
+        ("stage.lora.gradient_checkpointing=yes", "should be a valid boolean", "true or false"),
+        ("+hardware.env.NCCL_P2P_DISABLE=true", "hardware.env.NCCL_P2P_DISABLE = True: ", "change the value"),
         ("stage.lora.data=???", "stage.lora.data has no value yet", "stage.lora.data=..."),
         ("a=[", "cannot read the override", "quote a value"),
         ("stage.lora.seed=${nothing}", "nothing", "the value it refers to"),
