@@ -49,7 +49,8 @@ def _path(location: tuple[int | str, ...], tree: Any) -> str:
         if not isinstance(tree, dict | list):
             del parts[place:]  # a value has no keys: these are the types it could have
             break
-        tree = tree.get(part) if isinstance(tree, dict) else None
+        items = tree if isinstance(tree, dict) else {str(index): item for index, item in enumerate(tree)}
+        tree = items.get(part)
     return ".".join(parts)
 
 

@@ -36,6 +36,7 @@ def test_every_option_of_the_shipped_groups_is_valid_yaml_with_a_header_or_value
         ("stage.lora.micro_batch=two", "should be a valid integer", "change the value"),
         ("stage.lora.gradient_checkpointing=yes", "should be a valid boolean", "true or false"),
         ("+hardware.env.NCCL_P2P_DISABLE=true", "hardware.env.NCCL_P2P_DISABLE = True: ", "change the value"),
+        ("model.tiles={grids: [[1, 2], [1, q]], merge: flat}", "model.tiles.grids.1.1 = 'q'", "change the value"),
         ("stage.lora.data=???", "stage.lora.data has no value yet", "stage.lora.data=..."),
         ("a=[", "cannot read the override", "quote a value"),
         ("stage.lora.seed=${nothing}", "nothing", "the value it refers to"),
