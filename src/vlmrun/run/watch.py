@@ -17,7 +17,8 @@ from vlmrun.heartbeat import IN_A_STEP, LEFT, Beat
 GOES_ON = "the same command goes on from the newest checkpoint"
 # A piece of work may take so many times as long as the slowest one before it.
 _PATIENCE = 3.0
-_SECONDS_FOR_STACKS = 1.0
+_SECONDS_BETWEEN_LOOKS_AT_STACKS = 0.5
+_LOOKS_AT_STACKS = 20
 _LINES = 5
 _TAIL_BYTES = 8192
 
@@ -60,9 +61,18 @@ class Watch:
         return bool(working)
 
     def end(self) -> None:
-        """Kills the ranks, stopped ones too, after each has written where it stands to `logs/stack-N.txt`."""
+        """Kills the ranks, stopped ones too, after each has written where it stands to `logs/stack-N.txt`.
+
+        On a busy machine that takes its time; a rank that writes nothing is not waited for longer than ten seconds.
+        """
         self.pass_on(signal.SIGUSR2)
-        time.sleep(_SECONDS_FOR_STACKS)
+        before: list[int] = []
+        for _ in range(_LOOKS_AT_STACKS):
+            time.sleep(_SECONDS_BETWEEN_LOOKS_AT_STACKS)
+            sizes = [self._written(beat) for beat in self._last if _lives(beat.pid) and not _is_stopped(beat.pid)]
+            if all(sizes) and sizes == before:
+                break
+            before = sizes
         self.pass_on(signal.SIGKILL)
 
     def died(self, how: str) -> LaunchError:
@@ -102,6 +112,12 @@ class Watch:
         if beat.phase in IN_A_STEP and beat.slowest is not None:
             return max(self._hang, _PATIENCE * beat.slowest)
         return max(self._hang, self._timeout)
+
+    def _written(self, beat: Beat) -> int:
+        """Bytes of where a rank says it stands."""
+        with contextlib.suppress(OSError):
+            return (self._folder / f"stack-{beat.rank}.txt").stat().st_size
+        return 0
 
     def _words(self, rank: int) -> str:
         lines = _tail(self._folder / f"rank-{rank}.log")

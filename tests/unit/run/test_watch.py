@@ -199,6 +199,25 @@ time.sleep(60)
     assert "line 2" in (training.path / "logs" / "stack-0.txt").read_text()
 
 
+def test_a_rank_of_a_busy_machine_is_left_the_time_to_write_where_it_stands(training, monkeypatch, tmp_path):
+    code = (
+        AT
+        + """
+stack = pathlib.Path(folder) / "logs" / "stack-0.txt"
+def slowly(*_):
+    time.sleep(2)
+    stack.write_text("here")
+signal.signal(signal.SIGUSR2, slowly)
+at(1); at(2); at(3)
+time.sleep(60)
+"""
+    )
+    once = training.model_copy(update={"hardware": training.hardware.model_copy(update={"max_restarts": 0})})
+    with pytest.raises(LaunchError, match="rank 0 hangs"):
+        run(once, monkeypatch, tmp_path, code)
+    assert (training.path / "logs" / "stack-0.txt").read_text() == "here"
+
+
 def test_sigusr1_reaches_the_ranks(training, monkeypatch, tmp_path):
     code = (
         AT
