@@ -43,6 +43,8 @@ _LOST = (
     "Timed out waiting",
     "timed out",
     "Connection refused",
+    "Broken pipe",
+    "got 0 bytes",
 )
 
 

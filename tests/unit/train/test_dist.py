@@ -83,3 +83,18 @@ def test_tensor_float_32_is_used_where_asked_for_and_nowhere_else(on):
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:51234",
+        "[../gloo/transport/tcp/pair.cc:534] writev [127.0.0.1]:51234: Broken pipe",
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+    ],
+)
+def test_words_of_a_lost_rank_are_known(monkeypatch, said):
+    assert not dist.lost_a_rank(RuntimeError(said)), "one rank has nobody to lose"
+    monkeypatch.setattr(dist, "world", lambda: 2)
+    assert dist.lost_a_rank(RuntimeError(said))
+    assert not dist.lost_a_rank(RuntimeError("CUDA out of memory"))
