@@ -83,10 +83,18 @@ class DeepSpeedEngine(Engine):
         for described, group in zip(self.inner.optimizer.param_groups, self.groups, strict=True):
             described["lr"] = group.lr * factor
         norm = self._own_norm() if self._zero == 0 else None
+        scale = self._allow_lowest_scale() if self._fp16 else None
         self.inner.step()
         if not self.inner.was_step_applied():
             return None if self._fp16 else float("nan")
-        return float(self.inner.get_global_grad_norm() if norm is None else norm)
+        found = float(self.inner.get_global_grad_norm() if norm is None else norm)
+        # Stage 3 divides by the scale of the next update (0.19.8, stage3.py, step), which is twice this one's now and then.
+        return found if scale is None or self._zero != 3 else found * float(self.inner.optimizer.cur_scale) / scale
+
+    def _allow_lowest_scale(self) -> float:
+        """The loss scale; an overflow at the lowest one is told by the loop, not by a bare exception of DeepSpeed."""
+        self.inner.optimizer.loss_scaler.raise_error_at_min_scale = False
+        return float(self.inner.optimizer.cur_scale)
 
     def loss_scale(self) -> float | None:
         return float(self.inner.optimizer.cur_scale) if self._fp16 else None
