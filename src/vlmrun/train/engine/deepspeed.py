@@ -88,7 +88,7 @@ class DeepSpeedEngine(Engine):
         if not self.inner.was_step_applied():
             return None if self._fp16 else float("nan")
         found = float(self.inner.get_global_grad_norm() if norm is None else norm)
-        # Stage 3 divides by the scale of the next update (0.19.8, stage3.py, step), twice this one's after a quiet window.
+        # Stage 3 divides by the scale of the next update (0.19.8, stage3.py), twice this one's after a quiet window.
         return found if scale is None or self._zero != 3 else found * float(self.inner.optimizer.cur_scale) / scale
 
     def _allow_lowest_scale(self) -> float:
