@@ -109,6 +109,13 @@ def test_text_alone_cannot_train_a_connector(tmp_path):
         forked.run(execute, 1, job.to_json(), group=False)
 
 
+def test_epochs_that_end_before_max_steps_are_told(tmp_path):
+    job = run(tmp_path, "short", engine="plain", max_steps=13, epochs=0.5)
+    assert len(rows(job)) == 3
+    assert "max_steps 13 are not reached: 0.5 epoch(s) are 3; raise epochs" in said(job)
+    assert "not reached" not in said(run(tmp_path, "long", engine="plain", max_steps=2, epochs=0.5))
+
+
 def test_trackers_get_the_numbers_without_a_network(tmp_path):
     job = run(tmp_path, "tracked", tracking=["tensorboard", "wandb"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

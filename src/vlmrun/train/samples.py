@@ -152,6 +152,11 @@ class Samples:
                 f"stage.{self.job.name}.optim.{told}",
                 f"give more data or epochs, a smaller global_batch, or {told}=0",
             )
+        wanted, epochs = self.stage.max_steps, self.stage.epochs
+        if wanted is not None and wanted > schedule.steps:
+            log.warning(
+                "max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, schedule.steps
+            )
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
         return schedule
