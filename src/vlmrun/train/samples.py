@@ -152,8 +152,8 @@ class Samples:
                 f"stage.{self.job.name}.optim.{told}",
                 f"give more data or epochs, a smaller global_batch, or {told}=0",
             )
-        wanted, epochs = self.stage.max_steps, self.stage.epochs
-        if wanted is not None and wanted > schedule.steps:
+        wanted, epochs, n = self.stage.max_steps, self.stage.epochs, schedule.steps
+        if wanted is not None and wanted > n:
             log.warning(
                 "max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, schedule.steps
             )
