@@ -154,9 +154,7 @@ class Samples:
             )
         wanted, epochs, n = self.stage.max_steps, self.stage.epochs, schedule.steps
         if wanted is not None and wanted > n:
-            log.warning(
-                "max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, schedule.steps
-            )
+            log.warning("max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, n)
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
         return schedule
