@@ -22,6 +22,10 @@ def main() -> int:
         print(LaunchError(f"{', '.join(missing)} is not set", "srun", "start through vlmrun"), file=sys.stderr)  # noqa: T201
         return LaunchError.exit_code
     os.environ.update({ours: os.environ[theirs] for ours, theirs in _NAMES.items()})
+    # Where SLURM gives every task a GPU of its own (--gpus-per-task), the one that a task sees is its first.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if visible and "," not in visible:
+        os.environ["LOCAL_RANK"] = "0"
     code: int = importlib.import_module("vlmrun.worker").main()
     return code
 
