@@ -168,6 +168,15 @@ RULES = {
         ["hardware=h100_bf16", "hardware.attention=flash_attention_2"],
         "flash-attn is not installed | pip install 'vlmrun-trainer[gpu]'",
     ),
+    "heads of flash": (
+        [
+            "hardware=h100_bf16",
+            "hardware.attention=flash_attention_2",
+            "model/llm=pico",
+            "model.llm.config.hidden_size=1056",
+        ],
+        "flash-attn computes heads of up to 256, the LLM has heads of 264 | hardware.attention=sdpa",
+    ),
     "xformers on cpu": ("hardware.attention=xformers", "xformers needs a GPU"),
     "heads of xformers": (
         ["hardware=v100_fp16", "model/llm=pico", "model.llm.config.hidden_size=80"],
@@ -263,6 +272,8 @@ def test_bitsandbytes_is_asked_for_where_it_is_missing(monkeypatch):
     assert problem.startswith("stage.lora.tune.llm: 4-bit weights need bitsandbytes")
     assert "pip install 'bitsandbytes>=0.50'" in problem
     assert found() == []
+    told = found("model/tower=eva02_clip_l_336")
+    assert any("timm, which is not installed | pip install 'vlmrun-trainer[towers]'" in line for line in told), told
 
 
 def test_a_loader_that_knows_no_four_bits_is_told_at_once(tmp_path, monkeypatch):
