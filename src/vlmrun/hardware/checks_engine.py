@@ -241,7 +241,7 @@ def _sequence_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) 
             "hardware.sequence_parallel",
             f"hardware.sequence_parallel=1, or {where}.packing=null",
         )
-    if hardware.attention not in ("sdpa", "eager"):
+    if hardware.attention != "sdpa":
         yield Problem(
             "sequence parallelism attends through sdpa here", "hardware.sequence_parallel", "hardware.attention=sdpa"
         )

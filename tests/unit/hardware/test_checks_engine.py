@@ -115,6 +115,10 @@ RULES = {
         {"hardware": TWO | {"sequence_parallel": 2, "attention": "xformers"}},
         "sequence parallelism attends through sdpa here | hardware.attention=sdpa",
     ),
+    "eager over shared sequences": (
+        {"hardware": TWO | {"sequence_parallel": 2, "attention": "eager"}},
+        "sequence parallelism attends through sdpa here",
+    ),
     "packed rows": (
         {"packing": {"length": 64}, "hardware": TWO | {"sequence_parallel": 2}},
         "cannot keep the samples of a packed row apart | hardware.sequence_parallel=1, or stage.instruct.packing=null",
