@@ -5,6 +5,7 @@ import pytest
 from tests.integration import ranks as forked
 from tests.integration.jobs import STAGE, compare, execute, make_job, rows, run, said, tensors, weights
 from tests.integration.ranks import RankError
+from tests.integration.test_held_out import HELD_OUT, job_with, scores
 
 pytestmark = pytest.mark.ranks
 
@@ -34,10 +35,15 @@ def plain(tmp_path_factory):
     return folder, run(folder, "plain", engine="plain", tune=ALL)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_fp16_follows_fp32_and_the_scale_grows(plain, zero):
+@pytest.mark.parametrize(
+    "way",
+    [{"zero": 1}, {"zero": 2}, {"zero": 3}, {"zero": 2, "tensor_parallel": 2}, {"zero": 3, "sequence_parallel": 2}],
+    ids=str,
+)
+def test_fp16_follows_fp32_and_the_scale_grows(plain, way):
     folder, reference = plain
-    job = _job(folder, f"zero{zero}", zero=zero, deepspeed=_scaling(initial_scale_power=8, loss_scale_window=2))
+    name = "-".join(f"{key}{value}" for key, value in way.items())
+    job = _job(folder, name, deepspeed=_scaling(initial_scale_power=8, loss_scale_window=2), **way)
     forked.run(_allowed, 2, job.to_json())
     compare(reference, job, loss_atol=1e-2, norm_rtol=2e-2)
     assert [row["loss_scale"] for row in rows(job)] == [256.0, 256.0, 256.0, 512.0, 512.0, 1024.0]
@@ -64,6 +70,19 @@ def test_a_run_that_only_overflows_stops_with_its_samples(tmp_path, zero):
     with pytest.raises(RankError, match=r"VlmrunError: error: 25 updates in a row overflowed fp16.*\n.*samples: r"):
         forked.run(_allowed, 2, job.to_json())
     assert len(rows(job)) == 24
+
+
+def test_held_out_data_leave_no_trace(tmp_path):
+    """The loss and the answers of a model in fp16, between updates that are scaled."""
+    changes = {"n": 2, "zero": 3, "precision": "fp16", "deepspeed": _scaling(initial_scale_power=8)}
+    found = []
+    for name, held_out in {"without": None, "with": HELD_OUT}.items():
+        job = job_with(tmp_path, name, eval=held_out, **changes)
+        forked.run(_allowed, 2, job.to_json())
+        found.append((rows(job), weights(job)))
+    assert found[0] == found[1]
+    assert [row["step"] for row in scores(job)] == [2, 4, 6]
+    assert scores(job)[-1]["loss"] == pytest.approx(rows(job)[-1]["loss"], abs=1.0)
 
 
 def test_a_resumed_run_goes_on_at_the_scale_it_had(tmp_path):
