@@ -217,12 +217,12 @@ def _own(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Pr
 def _shared(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
     """Stages whose LLM, or whose sequences, several ranks share."""
     if hardware.tensor_parallel > 1:
-        yield from _tensor_parallel(stage, where)
+        yield from _tensor_parallel(stage, hardware, where)
     if hardware.sequence_parallel > 1:
         yield from _sequence_parallel(stage, hardware, where)
 
 
-def _tensor_parallel(stage: TrainStage, where: str) -> Iterator[Problem]:
+def _tensor_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
     place = "hardware.tensor_parallel"
     if stage.engine != "deepspeed":
         yield Problem(f"engine {stage.engine} has no tensor parallelism", place, f"{where}.engine=deepspeed")
@@ -230,6 +230,9 @@ def _tensor_parallel(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem(
             f"tensor parallelism with tune.llm {stage.tune.llm} is not built", place, "hardware.tensor_parallel=1"
         )
+    if stage.tune.llm == "freeze" and stage.zero == 1 and hardware.precision == "bf16":
+        # DeepSpeed 0.19.8's BF16_Optimizer takes the norm of shared weights alone on every rank but the first.
+        yield Problem("DeepSpeed's ZeRO-1 in bf16 fails where no shared layer learns", place, f"{where}.zero=2")
 
 
 def _sequence_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:

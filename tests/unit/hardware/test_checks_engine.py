@@ -95,6 +95,10 @@ RULES = {
         {"hardware": TWO | {"sequence_parallel": 2}, "llm": {"model_type": "mistral", "sliding_window": 16}},
         "attends to the last 16 tokens only",
     ),
+    "shared layers that do not learn": (
+        {"tune": "freeze", "hardware": TWO | {"tensor_parallel": 2, "precision": "bf16"}, "zero": 1},
+        "DeepSpeed's ZeRO-1 in bf16 fails where no shared layer learns",
+    ),
     "adapters and shared layers": (
         {"tune": "lora", "hardware": TWO | {"tensor_parallel": 2}},
         "tensor parallelism with tune.llm lora is not built",
