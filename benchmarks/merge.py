@@ -203,15 +203,17 @@ def _shapes(n_weights: int, one_tensor: bool) -> dict[str, tuple[int, ...]]:
 def _write(folder: Path, shapes: dict[str, tuple[int, ...]], generator: object) -> None:
     import torch
 
-    from vlmrun.checkpoints.stream import SliceWriter, blocks
+    from vlmrun.checkpoints.stream import Writer, blocks
 
     total = 2 * sum(torch.Size(shape).numel() for shape in shapes.values())
-    with SliceWriter(folder / "llm", {n: (torch.bfloat16, s) for n, s in sorted(shapes.items())}, total / 4) as writer:
+    with Writer(
+        folder / "llm", {n: (torch.bfloat16, s) for n, s in sorted(shapes.items())}, max_shard_bytes=total / 4
+    ) as writer:
         for name, shape in sorted(shapes.items()):
             pieces = (torch.randn(b - a, *shape[1:], generator=generator).bfloat16() for a, b in blocks(shape))
             writer.write(name, pieces)
     for part in ("tower", "connector"):
-        with SliceWriter(folder / part, {"weight": (torch.bfloat16, (64, 64))}) as writer:
+        with Writer(folder / part, {"weight": (torch.bfloat16, (64, 64))}) as writer:
             writer.write("weight", [torch.randn(64, 64, generator=generator).bfloat16()])
     layers = sum(name.endswith("q_proj.weight") for name in shapes)
     config = {

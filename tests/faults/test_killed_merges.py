@@ -11,7 +11,7 @@ import torch
 from tests.unit.checkpoints.conftest import averaging
 from vlmrun import artifact
 from vlmrun.checkpoints import average
-from vlmrun.checkpoints.stream import SliceWriter
+from vlmrun.checkpoints.stream import Writer
 
 N_BYTES = 30_000_000
 
@@ -21,7 +21,7 @@ def _model(folder, seed):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"llm": (N_BYTES // 4 // 64, 64), "tower": (8, 8), "connector": (8, 8)}
     for part, shape in shapes.items():
-        with SliceWriter(folder / part, {"weight": (torch.float32, shape)}) as writer:
+        with Writer(folder / part, {"weight": (torch.float32, shape)}) as writer:
             writer.write("weight", [torch.randn(shape, generator=generator)])
         (folder / part / "config.json").write_text("{}")
     (folder / "model.json").write_text(

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vlmrun import artifact
-from vlmrun.checkpoints.tensors import DTYPES, INDEX, Reader, Writer
+from vlmrun.checkpoints.stream import Writer, blocks
+from vlmrun.checkpoints.tensors import DTYPES, INDEX, Reader
 from vlmrun.errors import CheckpointError
 
 TOKENIZER = (
@@ -95,9 +96,10 @@ def place_weights(source: Path, destination: Path) -> None:
     files = Reader(source).files()
     if any(file.suffix == ".bin" for file in files):
         reader = Reader(source)
-        with Writer(destination) as writer:
-            for name in reader.names():
-                writer.add(name, reader.get(name))
+        types = {name: (reader.dtype(name), reader.shape(name)) for name in reader.names()}
+        with Writer(destination, types) as writer:
+            for name, (_, shape) in types.items():
+                writer.write(name, (reader.rows(name, *rows) for rows in blocks(shape)))
         return
     for file in files:
         place(file, destination / file.name)

@@ -6,19 +6,24 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import torch
+from safetensors import SafetensorError
 
-from vlmrun.checkpoints.tensors import CODES, Written, failing, publish
+from vlmrun import artifact
+from vlmrun.checkpoints.tensors import CODES
+from vlmrun.errors import CheckpointError
 
 SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a processor's cache holds
 
 Report = Callable[[int, int, str], None]
 Shape = tuple[int, ...]
+Types = Mapping[str, tuple[torch.dtype, Shape]]  # of every tensor that a file will hold
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -31,30 +36,36 @@ def blocks(shape: Shape) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
-class SliceWriter:
-    """Writes the tensors of a folder as `model.safetensors`, or as shards with an index, a slice at a time.
+def raw(piece: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in memory order, as a file has them."""
+    flat = piece.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
 
-    Like `tensors.Writer` it names its files last and leaves none on failure, but it is told every tensor beforehand and
-    holds no more than the slice it is given.
+
+class Writer:
+    """Writes the tensors of a folder as `NAME.safetensors`, or as shards with an index, a slice at a time.
+
+    A shard lies under a temporary name until `close`, which renames all of them; a failure, or leaving the `with`
+    block by an exception, removes them.
 
     Args:
         tensors: type and shape of every tensor, in the order in which they will be written.
+        name: of the file, before `.safetensors` or the number of a shard.
         max_shard_bytes: a shard is closed when the next tensor would make it larger.
 
     Raises:
         CheckpointError: when the disk is full or the folder cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, tensors: Mapping[str, tuple[torch.dtype, Shape]], max_shard_bytes: float = 5e9
-    ) -> None:
+    def __init__(self, folder: Path, tensors: Types, *, name: str = "model", max_shard_bytes: float = 5e9) -> None:
         self.folder = Path(folder)
+        self._name = name
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
         self._shards = iter(_shards(self._sizes, max_shard_bytes))
         self._left: list[str] = []
         self._file: IO[bytes] | None = None
-        self._written: list[Written] = []
+        self._written: list[tuple[Path, list[str]]] = []
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
@@ -62,31 +73,30 @@ class SliceWriter:
         with self._failing():
             if not self._left:
                 self._finish()
-                self._begin(next(self._shards))
-            assert self._file is not None
-            assert self._left.pop(0) == name, f"{name} is not the tensor that was announced"
+                self._begin(next(self._shards, []))
+            assert self._left[:1] == [name], f"{name} is not the tensor that was announced: {self._left[:1]}"
             n_bytes = 0
             for piece in pieces:
                 assert piece.dtype == self._tensors[name][0], f"{name}: {piece.dtype}"
-                data = piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-                n_bytes += data.nbytes
-                self._file.write(data.data)
+                data = raw(piece)
+                n_bytes += len(data)
+                self._put(data)
             assert n_bytes == self._sizes[name], f"{name}: {n_bytes} bytes, announced {self._sizes[name]}"
+            self._left.pop(0)
 
     def close(self) -> None:
         """Gives every file its name; all tensors must have been written."""
-        assert not self._left, f"tensors were not written: {self._left[:3]}"
         with self._failing():
             self._finish()
             if not self._written:  # a part without weights is a file without tensors
                 self._begin(next(self._shards))
                 self._finish()
-            publish(self.folder, self._written, sum(self._sizes.values()))
-        rest = list(self._shards)
-        assert not rest, f"tensors were not written: {rest[0][:3]}"
+            rest = [*self._left, *(name for shard in self._shards for name in shard)]
+            assert not rest, f"tensors were not written: {rest[:3]}"
+            self._publish()
 
     def abort(self) -> None:
-        """Removes what was written."""
+        """Removes what was written; nothing is left in the folder."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -94,7 +104,7 @@ class SliceWriter:
             temporary.unlink(missing_ok=True)
         self._written = []
 
-    def __enter__(self) -> SliceWriter:
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(
@@ -106,11 +116,17 @@ class SliceWriter:
             self.abort()
 
     def _begin(self, names: list[str]) -> None:
-        temporary = self.folder / f".model-{len(self._written) + 1:05d}.safetensors.part"
+        temporary = self.folder / f".{self._name}-{len(self._written) + 1:05d}.safetensors.part"
         self._written.append((temporary, names))
         self._left = list(names)
         self._file = temporary.open("wb", buffering=0)
-        self._file.write(_header({name: (*self._tensors[name], self._sizes[name]) for name in names}))
+        self._put(memoryview(_header({name: (*self._tensors[name], self._sizes[name]) for name in names})))
+
+    def _put(self, data: memoryview) -> None:
+        """All of it: the system takes 2 GiB at most at a time, and on a full disk less than it was given."""
+        assert self._file is not None
+        while data:
+            data = data[self._file.write(data) :]
 
     def _finish(self) -> None:
         if self._file is not None:
@@ -118,10 +134,37 @@ class SliceWriter:
             self._file.close()
             self._file = None
 
+    def _publish(self) -> None:
+        """Gives shards their final names, and an index when they are many."""
+        total = len(self._written)
+        weight_map: dict[str, str] = {}
+        for number, (temporary, names) in enumerate(self._written, start=1):
+            number_of = "" if total == 1 else f"-{number:05d}-of-{total:05d}"
+            final = f"{self._name}{number_of}.safetensors"
+            temporary.replace(self.folder / final)
+            weight_map |= dict.fromkeys(names, final)
+        if total > 1:
+            metadata = {"total_size": sum(self._sizes.values())}
+            index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+            artifact.write_json(self.folder / f"{self._name}.safetensors.index.json", index)
+        artifact.fsync_folder(self.folder)
+
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        with failing(self.folder, sum(self._sizes.values()), self.abort):
+        """Turns what the disk refuses into an error that says how much room is needed."""
+        try:
             yield
+        except (OSError, SafetensorError) as error:
+            self.abort()
+            free, wanted = shutil.disk_usage(self.folder).free, sum(self._sizes.values())
+            raise CheckpointError(
+                f"weights cannot be written: {error}",
+                str(self.folder),
+                f"{wanted:,} bytes were to be written and {free:,} are free: make room and run again",
+            ) from error
+        except BaseException:
+            self.abort()
+            raise
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
