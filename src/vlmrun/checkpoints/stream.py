@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +22,7 @@ from vlmrun import artifact
 from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
+_AHEAD = 4  # slices that are made and not yet written
 SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a processor's cache holds
 
 Report = Callable[[int, int, str], None]
@@ -42,6 +46,32 @@ def raw(piece: torch.Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
 
 
+class Behind:
+    """Does one thing after another in a thread beside the caller's; a few may wait, then the caller does.
+
+    Reading, arithmetic, writing and hashing all let go of the interpreter, so that they really go on side by side.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._waiting: collections.deque[Future[None]] = collections.deque()
+
+    def do(self, what: Callable[..., Any], *given: Any) -> None:
+        """Puts it at the end of the row; raises what an earlier one raised."""
+        if len(self._waiting) >= _AHEAD:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(what, *given))
+
+    def wait(self) -> None:
+        """Until all is done; raises what one of them raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """Ends the thread; what has not begun is left undone."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class Writer:
     """Writes the tensors of a folder as `NAME.safetensors`, or as shards with an index, a slice at a time.
 
@@ -50,6 +80,7 @@ class Writer:
 
     Args:
         tensors: type and shape of every tensor, in the order in which they will be written.
+        hashed: fill `digests` meanwhile, with the SHA-256 of every file by its final path.
         name: of the file, before `.safetensors` or the number of a shard.
         max_shard_bytes: a shard is closed when the next tensor would make it larger.
 
@@ -57,8 +88,17 @@ class Writer:
         CheckpointError: when the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, tensors: Types, *, name: str = "model", max_shard_bytes: float = 5e9) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Types,
+        *,
+        name: str = "model",
+        max_shard_bytes: float = 5e9,
+        hashed: bool = False,
+    ) -> None:
         self.folder = Path(folder)
+        self.digests: dict[Path, str] = {}
         self._name = name
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
@@ -66,10 +106,12 @@ class Writer:
         self._left: list[str] = []
         self._file: IO[bytes] | None = None
         self._written: list[tuple[Path, list[str]]] = []
+        self._writing, self._hashing = Behind(), Behind() if hashed else None
+        self._hashes: list[Any] = []
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
-        """Writes one tensor: its elements in order, in pieces of any size."""
+        """Writes one tensor: its elements in order, in pieces of any size, which must not change afterwards."""
         with self._failing():
             if not self._left:
                 self._finish()
@@ -93,10 +135,14 @@ class Writer:
                 self._finish()
             rest = [*self._left, *(name for shard in self._shards for name in shard)]
             assert not rest, f"tensors were not written: {rest[:3]}"
+            if self._hashing is not None:
+                self._hashing.wait()
+            self._end_threads()
             self._publish()
 
     def abort(self) -> None:
         """Removes what was written; nothing is left in the folder."""
+        self._end_threads()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -120,19 +166,26 @@ class Writer:
         self._written.append((temporary, names))
         self._left = list(names)
         self._file = temporary.open("wb", buffering=0)
+        self._hashes.append(hashlib.sha256())
         self._put(memoryview(_header({name: (*self._tensors[name], self._sizes[name]) for name in names})))
 
     def _put(self, data: memoryview) -> None:
-        """All of it: the system takes 2 GiB at most at a time, and on a full disk less than it was given."""
         assert self._file is not None
-        while data:
-            data = data[self._file.write(data) :]
+        self._writing.do(_write_all, self._file, data)
+        if self._hashing is not None:
+            self._hashing.do(self._hashes[-1].update, data)
 
     def _finish(self) -> None:
         if self._file is not None:
+            self._writing.wait()
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
+
+    def _end_threads(self) -> None:
+        for each in (self._writing, self._hashing):
+            if each is not None:
+                each.close()
 
     def _publish(self) -> None:
         """Gives shards their final names, and an index when they are many."""
@@ -143,6 +196,8 @@ class Writer:
             final = f"{self._name}{number_of}.safetensors"
             temporary.replace(self.folder / final)
             weight_map |= dict.fromkeys(names, final)
+            if self._hashing is not None:
+                self.digests[self.folder / final] = self._hashes[number - 1].hexdigest()
         if total > 1:
             metadata = {"total_size": sum(self._sizes.values())}
             index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
@@ -165,6 +220,12 @@ class Writer:
         except BaseException:
             self.abort()
             raise
+
+
+def _write_all(file: IO[bytes], data: memoryview) -> None:
+    """The system takes 2 GiB at most at a time, and on a full disk less than it was given."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:

@@ -164,18 +164,23 @@ _KNOWN = "name the format with --from if it was taken for another; otherwise the
 
 def write_tensors(
     folder: Path, tensors: Iterable[tuple[str, Lazy]], how: How | None = None, *, name: str = "model"
-) -> None:
+) -> dict[Path, str]:
     """Writes safetensors, in shards when they are many; no more than a few rows are in memory.
 
     Args:
         name: of the file.
+
+    Returns:
+        The digest of every file, for `sidecar.write`.
     """
     written = dict(tensors)
     if how is not None and how.pack is not None:
         written = {each: value for key, tensor in written.items() for each, value in how.pack(key, tensor).items()}
-    with Writer(folder, {key: (value.dtype, value.shape) for key, value in written.items()}, name=name) as writer:
+    types = {key: (value.dtype, value.shape) for key, value in written.items()}
+    with Writer(folder, types, name=name, hashed=True) as writer:
         for key, value in written.items():
             writer.write(key, value.pieces())
+    return writer.digests
 
 
 def cast(model: Model, dtype: torch.dtype | None) -> Model:

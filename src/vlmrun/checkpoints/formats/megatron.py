@@ -133,8 +133,8 @@ def write(model: Model, folder: Path, how: How) -> None:
     artifact.write_text(folder / TRACKER, "1")
     artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
     write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})
-    write_tensors(folder / REST, rest.items())
-    sidecar.write(folder, "megatron", model)
+    digests = write_tensors(folder / REST, rest.items())
+    sidecar.write(folder, "megatron", model, digests)
 
 
 def _extra(shape: table.Shape) -> dict[str, None]:

@@ -179,14 +179,14 @@ def _of_family(model: Model) -> str | None:
 
 def write(model: Model, folder: Path, how: How) -> None:
     """Weights, config.json, preprocessor_config.json, the tokenizer."""
-    write_tensors(folder, renamed_out(NAMES, model), how)
+    digests = write_tensors(folder, renamed_out(NAMES, model), how)
     artifact.write_json(folder / "config.json", config_values(model))
     artifact.write_json(folder / "preprocessor_config.json", _processor(model))
     if GENERATION in model.json:
         artifact.write_json(folder / "generation_config.json", model.json[GENERATION])
     rest = {place: name for place, name in PLACES.items() if place not in (LLM_CONFIG, GENERATION)}
     write_files(model, folder, rest)
-    sidecar.write(folder, "minicpm", model)
+    sidecar.write(folder, "minicpm", model, digests)
     model.notes.append("to load this with the code published for it, copy that code (*.py) from the published folder")
 
 
