@@ -73,6 +73,8 @@ def verifying(sources: Iterable[Path]) -> Iterator[None]:
 
 
 def _verify(source: Path) -> None:
+    if source.name == "weights" and (source.parent / artifact.NAME).is_file():
+        source = source.parent
     found = artifact.read(source)
     if found is not None:
         kept = {name: file for name, file in found.files.items() if name.startswith("weights/")}
