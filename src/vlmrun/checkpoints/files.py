@@ -39,6 +39,7 @@ def building(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            _sync(temporary)
             if folder.exists():
                 folder.replace(old)  # a kill while files are removed one by one must not leave half a model there
             temporary.replace(folder)
@@ -53,6 +54,16 @@ def building(folder: Path) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Whatever wrote them: no file is named before it is on the disk, or a power cut leaves a folder of empty ones."""
+    for path in (*folder.rglob("*"), folder):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager
