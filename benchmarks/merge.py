@@ -142,26 +142,28 @@ def main() -> None:
             rows += [_row(ONE_TENSOR, options.sizes[-1], Path(folder), _AVERAGE)]
     header = ("contender", "GB", "seconds", "of copying", "anonymous MiB", "resident MiB")
     notes = [
-        "Memory is above that after the imports. `of copying`: seconds by those of copying the files that are read,"
-        " synced like everything here. The sources are no artifacts, so nothing is digested before; what convert writes"
+        "Memory is above that after the imports. `of copying`: seconds by those of copying the files that are read, just"
+        " before, synced like everything here. The sources are no artifacts, so nothing is digested before; what convert writes"
         " in another format is, and is not compared with a run in plain transformers.",
     ]
     measure.show(measure.Table("merge, average and convert, bf16, one thread", header, rows, notes), options.json)
 
 
 def _measured(folder: Path, size: float, options: argparse.Namespace) -> list[list[object]]:
-    """Rows of one size: copies, then every contender beside the copy of as many models as it reads."""
+    """Rows of one size: the first copies, then every contender beside a copy of as many models as it reads."""
     contenders = CONTENDERS if options.mergekit else CONTENDERS[:-1]
     chosen = [item for item in contenders if not options.quick or item[0] in QUICK]
-    counts = sorted({n for _, n, _ in chosen})
-    copies = {n: _row(f"copy {n} model{'s' * (n > 1)}", size, folder, _copying(n)) for n in counts}
+    copies: dict[int, list[object]] = {}
     rows = []
     for name, n, script in chosen:
         python = str(options.mergekit) if script is _MERGEKIT else sys.executable
+        # Before each of them: disks of rented machines slow down when much has been written.
+        copy = _row(f"copy {n} model{'s' * (n > 1)}", size, folder, _copying(n))
+        copies.setdefault(n, copy)
         row = _row(name, size, folder, script, python)
-        row[3] = float(row[2]) / float(copies[n][2])  # type: ignore[arg-type]
+        row[3] = float(row[2]) / float(copy[2])  # type: ignore[arg-type]
         rows.append(row)
-    return [*copies.values(), *rows]
+    return [*(copies[n] for n in sorted(copies)), *rows]
 
 
 def _copying(count: int) -> tuple[str, str]:

@@ -71,6 +71,18 @@ class Behind:
         """Ends the thread; what has not begun is left undone."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.close()
+
 
 class Writer:
     """Writes the tensors of a folder as `NAME.safetensors`, or as shards with an index, a slice at a time.

@@ -34,6 +34,8 @@ from vlmrun.config.schema import Slices
 from vlmrun.data import templates
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.model.pretrained import read_json
+from vlmrun.model.towers.siglip import preprocessor
+from vlmrun.model.towers.siglip_navit import PROCESSOR
 
 NAMES: Names = (("llm.", "llm."), ("tower.", "vpm."), ("connector.", "resampler."))
 NAVIT = "vlmrun.model.towers.siglip_navit.SiglipNavit"
@@ -138,17 +140,7 @@ def _pictures(folder: Path, edge: int, vision: dict[str, Any]) -> dict[str, Any]
     path = folder / "preprocessor_config.json"
     said = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     means = {ours: said.get(theirs, [0.5] * 3) for theirs, ours in _NORMALISE.items()}
-    return {
-        "image_processor_type": "MiniCPMVImageProcessor",
-        "do_resize": True,
-        "size": {"height": edge, "width": edge},
-        "patch_size": vision["patch_size"],
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        **means,
-    }
+    return preprocessor(edge) | PROCESSOR | {"patch_size": vision["patch_size"]} | means
 
 
 def refuse(model: Model, how: How) -> list[Problem]:

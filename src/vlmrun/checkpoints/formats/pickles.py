@@ -12,6 +12,7 @@ import math
 import pickle
 import sys
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 
 from vlmrun import artifact
 from vlmrun.checkpoints.formats.lazy import Lazy
-from vlmrun.checkpoints.stream import raw
+from vlmrun.checkpoints.stream import Behind, raw
 
 _ALIGNED = 64  # where a record begins, so that it can be mapped; the room before it is an extra field of this name
 _PADDING = b"FB"
@@ -40,15 +41,15 @@ def save(path: Path, table: dict[str, Any]) -> None:
         _record(archive, "version", [memoryview(b"3\n")])
 
 
-def _record(archive: zipfile.ZipFile, name: str, pieces: Any) -> None:
+def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -> None:
     about = zipfile.ZipInfo(f"archive/{name}")
     assert archive.fp is not None
     begin = archive.fp.tell() + zipfile.sizeFileHeader + len(about.filename) + _ZIP64 + 4
     room = -begin % _ALIGNED
     about.extra = _PADDING + room.to_bytes(2, "little") + bytes(room)
-    with archive.open(about, "w", force_zip64=True) as record:
+    with archive.open(about, "w", force_zip64=True) as record, Behind() as behind:
         for piece in pieces:
-            record.write(piece)
+            behind.do(record.write, piece)
 
 
 @dataclass(frozen=True)
