@@ -142,9 +142,9 @@ def main() -> None:
             rows += [_row(ONE_TENSOR, options.sizes[-1], Path(folder), _AVERAGE)]
     header = ("contender", "GB", "seconds", "of copying", "anonymous MiB", "resident MiB")
     notes = [
-        "Memory is above that after the imports. `of copying`: seconds by those of copying the files that are read, just"
-        " before, synced like everything here. The sources are no artifacts, so nothing is digested before; what convert writes"
-        " in another format is, and is not compared with a run in plain transformers.",
+        "Memory is above that after the imports. `of copying`: seconds by those of copying the files that are read,"
+        " just before, synced like everything here. The sources are no artifacts, so nothing is digested before; what"
+        " convert writes in another format is, and is not compared with a run in plain transformers.",
     ]
     measure.show(measure.Table("merge, average and convert, bf16, one thread", header, rows, notes), options.json)
 
