@@ -72,13 +72,13 @@ def test_a_killed_average_leaves_nothing_that_looks_whole_and_can_be_given_again
 
 @pytest.mark.parametrize("words", [("--to", "llava"), ("--to", "megatron", "--tp", "2")], ids=lambda words: words[1])
 def test_a_killed_conversion_leaves_no_folder_and_can_be_given_again(tmp_path, words):
-    models.write(tmp_path / "a", N_BYTES)
-    moments, killed = random.Random(5), 0
-    for _ in range(2):
+    models.write(tmp_path / "a", 4 * N_BYTES)
+    killed = 0
+    for moment in (0.0, random.Random(5).uniform(0, 0.2)):
         process = _start(tmp_path, ("convert", "a", "made", *words))
         while process.poll() is None and not (tmp_path / ".made.part").exists():
             time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.1))
+        time.sleep(moment)
         process.kill()
         process.communicate()
         if not (tmp_path / "made").exists():

@@ -163,21 +163,27 @@ _KNOWN = "name the format with --from if it was taken for another; otherwise the
 
 
 def write_tensors(
-    folder: Path, tensors: Iterable[tuple[str, Lazy]], how: How | None = None, *, name: str = "model"
+    folder: Path,
+    tensors: Iterable[tuple[str, Lazy]],
+    how: How | None = None,
+    *,
+    name: str = "model",
+    hashed: bool = False,
 ) -> dict[Path, str]:
     """Writes safetensors, in shards when they are many; no more than a few rows are in memory.
 
     Args:
         name: of the file.
+        hashed: take digests meanwhile.
 
     Returns:
-        The digest of every file, for `sidecar.write`.
+        The digest of every file, for `sidecar.write`; nothing without `hashed`.
     """
     written = dict(tensors)
     if how is not None and how.pack is not None:
         written = {each: value for key, tensor in written.items() for each, value in how.pack(key, tensor).items()}
     types = {key: (value.dtype, value.shape) for key, value in written.items()}
-    with Writer(folder, types, name=name, hashed=True) as writer:
+    with Writer(folder, types, name=name, hashed=hashed) as writer:
         for key, value in written.items():
             writer.write(key, value.pieces())
     return writer.digests

@@ -167,7 +167,7 @@ def write(model: Model, folder: Path, how: How) -> None:
     """Weights, configurations, processor and chat template."""
     before = dict(model.json)
     added = image_token.add(model, folder)
-    digests = write_tensors(folder, renamed_out(NAMES, model), how)
+    digests = write_tensors(folder, renamed_out(NAMES, model), how, hashed=True)
     artifact.write_json(folder / "config.json", config_values(model, added["id"]))
     artifact.write_json(folder / "generation_config.json", llava_text.generation(model))
     rest = {place: name for place, name in PLACES.items() if place not in (LLM_CONFIG, GENERATION)}

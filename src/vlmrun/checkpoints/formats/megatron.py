@@ -137,7 +137,7 @@ def write(model: Model, folder: Path, how: How) -> None:
     artifact.write_text(folder / TRACKER, "1")
     artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
     write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})
-    digests |= write_tensors(folder / REST, rest.items())
+    digests |= write_tensors(folder / REST, rest.items(), hashed=True)
     sidecar.write(folder, "megatron", model, digests)
 
 

@@ -171,7 +171,7 @@ def _of_family(model: Model) -> str | None:
 
 def write(model: Model, folder: Path, how: How) -> None:
     """Weights, config.json, preprocessor_config.json, the tokenizer."""
-    digests = write_tensors(folder, renamed_out(NAMES, model), how)
+    digests = write_tensors(folder, renamed_out(NAMES, model), how, hashed=True)
     artifact.write_json(folder / "config.json", config_values(model))
     artifact.write_json(folder / "preprocessor_config.json", _processor(model))
     if GENERATION in model.json:

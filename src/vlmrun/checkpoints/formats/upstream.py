@@ -164,15 +164,15 @@ class Upstream:
         out = ("adapter.",) if tower_inside else ("adapter.", "tower.")
         held = {key: value for key, value in model.tensors.items() if not key.startswith(out)}
         if adapter:
-            digests = write_tensors(folder, adapter.items(), name=ADAPTER)
+            digests = write_tensors(folder, adapter.items(), name=ADAPTER, hashed=True)
             artifact.write_json(folder / CONFIG, model.json[ADAPTER_CONFIG])
             beside = {key: value for key, value in held.items() if not key.startswith("llm.")}
             pickles.save(folder / BESIDE, dict(_outward(table, beside, "base_model.model.")))
             model.notes.append("the LLM that the adapter belongs to is not in the folder: give it with --base")
         else:
-            digests = write_tensors(folder, _outward(table, held))
+            digests = write_tensors(folder, _outward(table, held), hashed=True)
         kind = config.tower.target.rpartition(".")[2].lower()  # upstream finds the class in the name
-        digests |= write_tensors(folder / f"vision_tower_{kind}", model.part("tower").items())
+        digests |= write_tensors(folder / f"vision_tower_{kind}", model.part("tower").items(), hashed=True)
         artifact.write_json(folder / "config.json", config_of.values(model, self, f"vision_tower_{kind}"))
         places = {place: name for place, name in PLACES.items() if place != LLM_CONFIG}
         places |= {TOWER_CONFIG: f"vision_tower_{kind}/config.json"}
