@@ -2,9 +2,7 @@
 
 import errno
 import json
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -183,26 +181,6 @@ def test_a_failure_while_saving_leaves_what_was_there_before(tmp_path, loaded):
     with pytest.raises(CheckpointError, match="No space left on device"):
         native.save(tmp_path / "stage/weights", loaded, template={}, image_aspect="pad", tensors={"connector": torn()})
     assert {file: file.read_bytes() for file in (tmp_path / "stage").rglob("*") if file.is_file()} == before
-
-
-def test_every_file_is_on_the_disk_before_the_folder_has_its_name(tmp_path, loaded, monkeypatch):
-    synced, named = set(), {}
-    fsync, replace = os.fsync, Path.replace
-
-    def noted(fd):
-        synced.add(os.fstat(fd).st_ino)
-        fsync(fd)
-
-    def checked(self, target):
-        if Path(target) == tmp_path / "w":
-            named.update({path.name: path.stat().st_ino in synced for path in (self, *self.rglob("*"))})
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Path, "replace", checked)
-    native.save(tmp_path / "w", loaded, template={}, image_aspect="pad", tensors={})
-    assert {"tokenizer.json", "model.json", "llm", "model.safetensors"} <= named.keys()
-    assert all(named.values()), named
 
 
 def test_tensors_that_are_missing_or_not_whole_are_a_bug(tmp_path, loaded):
