@@ -1,4 +1,4 @@
-"""Seconds and memory of merging and averaging beside copying the same files, mergekit, and the loop of Bunny's README.
+"""Seconds and memory of merge, average and convert beside copying the files, mergekit, and the loop of Bunny's README.
 
 python -m benchmarks.merge [--mergekit PYTHON]    (make bench-merge installs mergekit into a folder of its own)
 
@@ -17,11 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import measure, models
 
-# Bits per weight: bf16. Llama's names and shapes, so that mergekit takes them for what they are.
-HIDDEN, INNER, VOCABULARY, RANK = 1024, 4096, 32000, 64
-SIZES_GB = (0.3, 0.6, 1.2)
+SIZES_GB, QUICK_GB, SMALL = (0.3, 0.6, 1.2), 0.1, 1_000_000
 
 _WATCH = """
 import json, sys, threading, time
@@ -35,7 +33,7 @@ def watch():
         peak[:] = map(max, peak, held())
 folder = Path(sys.argv[1])
 {imports}
-base, watcher = held(), threading.Thread(target=watch)
+base, watcher = held(), threading.Thread(target=watch, daemon=True)
 watcher.start()
 began = time.perf_counter()
 {work}
@@ -99,12 +97,29 @@ sync(folder / 'out')
 """,
 )
 
+
+def _convert(to: str, tp: int = 1) -> tuple[str, str]:
+    work = f"convert(folder / {{!r}}, folder / {{!r}}, {to!r}, How(tp={tp}), prove=False)"
+    # Models are built on the meta device to be compared with, by modules that are imported when they are needed.
+    first = work.format("small", f"warm-{to}")
+    imports = (
+        "from vlmrun.checkpoints.convert import convert\nfrom vlmrun.checkpoints.formats.base import How\n"
+        f"{first}\nimport shutil\nshutil.rmtree(folder / 'warm-{to}')"
+    )
+    return imports, work.format("a", "out")
+
+
+HF_LLAVA, MEGATRON = "vlmrun convert, to hf_llava", "vlmrun convert, to megatron, 2 ranks"
 AVERAGE, ONE_TENSOR = "vlmrun average, linear", "vlmrun average, nearly all in one tensor"
+QUICK = (AVERAGE, HF_LLAVA, MEGATRON)
 # Name, how many models it reads, what it runs.
 CONTENDERS = (
     ("vlmrun merge, LoRA 64 on all layers", 1, _MERGE),
     (AVERAGE, 2, _AVERAGE),
     ("vlmrun average, ties", 3, _TIES),
+    (HF_LLAVA, 1, _convert("hf_llava")),
+    ("vlmrun convert, to llava", 1, _convert("llava")),
+    (MEGATRON, 1, _convert("megatron", tp=2)),
     ("loop over whole shards", 2, _LOOP),
     ("mergekit linear (the LLM alone)", 2, _MERGEKIT),
 )
@@ -112,12 +127,12 @@ CONTENDERS = (
 
 def main() -> None:
     """Writes models of each size, lets every contender work on them, prints the table."""
-    parser = measure.parser("merge and average: seconds and memory")
+    parser = measure.parser("merge, average and convert: seconds and memory")
     parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="an interpreter that has mergekit")
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_GB, metavar="GB", help="of one model")
     options = parser.parse_args()
     rows = []
-    for size in (0.02,) if options.quick else options.sizes:
+    for size in (QUICK_GB,) if options.quick else options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             _models(Path(folder), int(size * 1e9))
             rows += _measured(Path(folder), size, options)
@@ -128,24 +143,27 @@ def main() -> None:
     header = ("contender", "GB", "seconds", "of copying", "anonymous MiB", "resident MiB")
     notes = [
         "Memory is above that after the imports. `of copying`: seconds by those of copying the files that are read,"
-        " synced like everything here. vlmrun digests nothing here, since the sources are no artifacts.",
+        " just before, synced like everything here. The sources are no artifacts, so nothing is digested before; what"
+        " convert writes in another format is, and is not compared with a run in plain transformers.",
     ]
-    measure.show(measure.Table("merge and average, bf16, one thread", header, rows, notes), options.json)
+    measure.show(measure.Table("merge, average and convert, bf16, one thread", header, rows, notes), options.json)
 
 
 def _measured(folder: Path, size: float, options: argparse.Namespace) -> list[list[object]]:
-    """Rows of one size: copies, then every contender beside the copy of as many models as it reads."""
+    """Rows of one size: the first copies, then every contender beside a copy of as many models as it reads."""
     contenders = CONTENDERS if options.mergekit else CONTENDERS[:-1]
-    chosen = [item for item in contenders if not options.quick or item[0] == AVERAGE]
-    counts = sorted({n for _, n, _ in chosen})
-    copies = {n: _row(f"copy {n} model{'s' * (n > 1)}", size, folder, _copying(n)) for n in counts}
+    chosen = [item for item in contenders if not options.quick or item[0] in QUICK]
+    copies: dict[int, list[object]] = {}
     rows = []
     for name, n, script in chosen:
         python = str(options.mergekit) if script is _MERGEKIT else sys.executable
+        # Before each of them: disks of rented machines slow down when much has been written.
+        copy = _row(f"copy {n} model{'s' * (n > 1)}", size, folder, _copying(n))
+        copies.setdefault(n, copy)
         row = _row(name, size, folder, script, python)
-        row[3] = float(row[2]) / float(copies[n][2])  # type: ignore[arg-type]
+        row[3] = float(row[2]) / float(copy[2])  # type: ignore[arg-type]
         rows.append(row)
-    return [*copies.values(), *rows]
+    return [*(copies[n] for n in sorted(copies)), *rows]
 
 
 def _copying(count: int) -> tuple[str, str]:
@@ -166,78 +184,11 @@ def _row(name: str, size: float, folder: Path, script: tuple[str, str], python: 
 
 
 def _models(folder: Path, n_bytes: int, *, one_tensor: bool = False) -> None:
-    """a and b, what they came from (base), and an adapter on a (lora)."""
-    import torch
-
-    shapes = _shapes(n_bytes // 2, one_tensor)
+    """a and b, what they came from (base), an adapter on a (lora), and one so small that working on it is imports."""
     for number, name in enumerate(("base", "a", "b")):
-        _write(folder / name, shapes, torch.Generator().manual_seed(number))
-    lora = folder / "lora"
-    lora.mkdir()
-    for part in ("llm", "tower", "connector"):
-        (lora / part).symlink_to(folder / "a" / part)
-    description = json.loads((folder / "a/model.json").read_text())
-    (lora / "model.json").write_text(json.dumps(description | {"adapter": "adapter"}))
-    _adapter(lora / "adapter", shapes)
-
-
-def _shapes(n_weights: int, one_tensor: bool) -> dict[str, tuple[int, ...]]:
-    if one_tensor:
-        return {"model.embed_tokens.weight": (n_weights // HIDDEN, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    vocabulary = min(VOCABULARY, n_weights // 8 // HIDDEN)
-    outer = ("lm_head.weight", "model.embed_tokens.weight")
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(outer, (vocabulary, HIDDEN))
-    layer = {
-        **{f"self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"},
-        **{f"mlp.{name}_proj.weight": (INNER, HIDDEN) for name in ("gate", "up")},
-        "mlp.down_proj.weight": (HIDDEN, INNER),
-        "input_layernorm.weight": (HIDDEN,),
-        "post_attention_layernorm.weight": (HIDDEN,),
-    }
-    count = max(1, round((n_weights - 2 * vocabulary * HIDDEN) / (4 * HIDDEN**2 + 3 * HIDDEN * INNER)))
-    for number in range(count):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-    return shapes | {"model.norm.weight": (HIDDEN,)}
-
-
-def _write(folder: Path, shapes: dict[str, tuple[int, ...]], generator: object) -> None:
-    import torch
-
-    from vlmrun.checkpoints.stream import SliceWriter, blocks
-
-    total = 2 * sum(torch.Size(shape).numel() for shape in shapes.values())
-    with SliceWriter(folder / "llm", {n: (torch.bfloat16, s) for n, s in sorted(shapes.items())}, total / 4) as writer:
-        for name, shape in sorted(shapes.items()):
-            pieces = (torch.randn(b - a, *shape[1:], generator=generator).bfloat16() for a, b in blocks(shape))
-            writer.write(name, pieces)
-    for part in ("tower", "connector"):
-        with SliceWriter(folder / part, {"weight": (torch.bfloat16, (64, 64))}) as writer:
-            writer.write("weight", [torch.randn(64, 64, generator=generator).bfloat16()])
-    layers = sum(name.endswith("q_proj.weight") for name in shapes)
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "torch_dtype": "bfloat16",
-        "vocab_size": shapes["model.embed_tokens.weight"][0], "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
-    }  # fmt: skip
-    (folder / "llm/config.json").write_text(json.dumps(config))
-    (folder / "tower/config.json").write_text("{}")
-    description = {"format": "vlmrun-1", "model": {}, "template": {}, "image_aspect": "pad", "adapter": None}
-    (folder / "model.json").write_text(json.dumps(description | {"quantized": None, "dtype": "bf16"}))
-
-
-def _adapter(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    tensors = {}
-    for name, shape in shapes.items():
-        if "_proj" in name:
-            stem = f"base_model.model.{name.removesuffix('.weight')}"
-            tensors[f"{stem}.lora_A.weight"] = torch.randn(RANK, shape[1])
-            tensors[f"{stem}.lora_B.weight"] = torch.randn(shape[0], RANK) * 0.01
-    save_file(tensors or {"base_model.model.none": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK}))
+        shapes = models.write(folder / name, n_bytes, seed=number, one_tensor=one_tensor)
+    models.write_lora(folder / "lora", folder / "a", shapes)
+    models.write(folder / "small", SMALL)
 
 
 if __name__ == "__main__":

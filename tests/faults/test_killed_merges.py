@@ -1,4 +1,4 @@
-"""An average killed with SIGKILL at any moment leaves nothing that looks like a model, and can be given again."""
+"""An average or a conversion killed at any moment leaves nothing that looks like a model, and can be given again."""
 
 import random
 import shutil
@@ -6,12 +6,16 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
+from benchmarks import models
 from tests.unit.checkpoints.conftest import averaging
 from vlmrun import artifact
 from vlmrun.checkpoints import average
-from vlmrun.checkpoints.stream import SliceWriter
+from vlmrun.checkpoints.convert import compare
+from vlmrun.checkpoints.formats.base import How
+from vlmrun.checkpoints.stream import Writer
 
 N_BYTES = 30_000_000
 
@@ -21,7 +25,7 @@ def _model(folder, seed):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"llm": (N_BYTES // 4 // 64, 64), "tower": (8, 8), "connector": (8, 8)}
     for part, shape in shapes.items():
-        with SliceWriter(folder / part, {"weight": (torch.float32, shape)}) as writer:
+        with Writer(folder / part, {"weight": (torch.float32, shape)}) as writer:
             writer.write("weight", [torch.randn(shape, generator=generator)])
         (folder / part / "config.json").write_text("{}")
     (folder / "model.json").write_text(
@@ -30,8 +34,7 @@ def _model(folder, seed):
     return folder
 
 
-def _start(folder):
-    words = ["average", "a", "b", "--weights", "0.3", "0.7", "--out", "mean"]
+def _start(folder, words=("average", "a", "b", "--weights", "0.3", "0.7", "--out", "mean")):
     return subprocess.Popen(
         [sys.executable, "-m", "vlmrun.cli", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -65,3 +68,27 @@ def test_a_killed_average_leaves_nothing_that_looks_whole_and_can_be_given_again
     assert last.returncode == 0, said
     assert artifact.digest(tmp_path / "mean/weights/llm/model.safetensors") == expected
     assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["artifact.json", "lock", "weights"]
+
+
+@pytest.mark.parametrize("words", [("--to", "llava"), ("--to", "megatron", "--tp", "2")], ids=lambda words: words[1])
+def test_a_killed_conversion_leaves_no_folder_and_can_be_given_again(tmp_path, words):
+    models.write(tmp_path / "a", 4 * N_BYTES)
+    killed = 0
+    for moment in (0.0, random.Random(5).uniform(0, 0.2)):
+        process = _start(tmp_path, ("convert", "a", "made", *words))
+        while process.poll() is None and not (tmp_path / ".made.part").exists():
+            time.sleep(0.002)
+        time.sleep(moment)
+        process.kill()
+        process.communicate()
+        if not (tmp_path / "made").exists():
+            killed += 1
+            continue
+        assert compare(tmp_path / "a", tmp_path / "made", How()) == [], "what has its name is whole"
+        shutil.rmtree(tmp_path / "made")
+    assert killed >= 1
+    last = _start(tmp_path, ("convert", "a", "made", *words))
+    said, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, said
+    assert compare(tmp_path / "a", tmp_path / "made", How()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "made"]

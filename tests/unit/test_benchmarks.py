@@ -95,10 +95,12 @@ def test_packing(tmp_path):
 
 
 def test_merge(tmp_path):
-    from benchmarks.merge import AVERAGE
+    from benchmarks.merge import QUICK, QUICK_GB
 
     _, rows = _quick("merge", tmp_path / "figures.json")
-    assert [row["contender"] for row in rows] == ["copy 2 models", AVERAGE]
-    assert rows[1]["seconds"] > 0
-    assert rows[1]["of copying"] > 0
-    assert rows[1]["anonymous MiB"] < 150, "not the models: what arithmetic on slices needs"
+    assert [row["contender"] for row in rows] == ["copy 1 model", "copy 2 models", *QUICK]
+    for row in rows[2:]:
+        assert row["seconds"] > 0
+        assert row["of copying"] > 0
+        # Not the models, nor a shard: what arithmetic on slices needs.
+        assert row["anonymous MiB"] < 30 < QUICK_GB * 1e9 / 2**20 / 2, row

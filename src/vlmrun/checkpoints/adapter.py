@@ -177,7 +177,7 @@ class Adapter:
             return None
         up, down = self._pair(name, halves)
         scale = self._scale(name.removesuffix(".weight"), down.shape[0])
-        added = (down.T[start:stop] @ up.T if self._is_transposed(name) else up[start:stop] @ down) * scale
+        added = (down.T[start:stop] @ up.T if self._is_transposed(name) else up[start:stop] @ down).mul_(scale)
         if "magnitude" not in self._layers[name]:
             return added
         lengths = self._reader.get(self._layers[name]["magnitude"]).float()[start:stop]
@@ -245,7 +245,7 @@ def fold(
         total = own if alone else total + (weight * (own - rows.to(dtype))).to(dtype)
         change = adapter.delta(name, own, start, halves=halves)
         if change is not None:
-            total = total + (change if alone else weight * change).to(dtype)
+            total = (change if alone else change.mul_(weight)).to(dtype).add_(total)
     return total
 
 

@@ -18,7 +18,7 @@ from vlmrun.checkpoints.compare import PARTS, differences, same_files
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.methods.pieces import Piece, Source
 from vlmrun.checkpoints.native import DESCRIPTION
-from vlmrun.checkpoints.stream import Report, Shape, SliceWriter, silent
+from vlmrun.checkpoints.stream import Report, Shape, Writer, silent
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.config import derived
 from vlmrun.config.schema import AverageStage
@@ -148,7 +148,7 @@ def write_part(plan: Plan, part: str, folder: Path) -> Iterator[tuple[str, bool]
         yield from ((name, False) for name in readers[0].names())
         return
     types = {name: _dtype(readers[0], name, plan.stage.dtype) for name in readers[0].names()}
-    with SliceWriter(folder, types) as writer:
+    with Writer(folder, types) as writer:
         for name, made, differed in tensors(plan, part):
             writer.write(name, (piece.to(types[name][0]) for piece in made))
             yield name, any(differed)

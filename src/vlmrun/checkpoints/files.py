@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vlmrun import artifact
-from vlmrun.checkpoints.tensors import DTYPES, INDEX, Reader, Writer
+from vlmrun.checkpoints.stream import Writer, blocks
+from vlmrun.checkpoints.tensors import DTYPES, INDEX, Reader
 from vlmrun.errors import CheckpointError
 
 TOKENIZER = (
@@ -38,6 +39,7 @@ def building(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            _sync(temporary)
             if folder.exists():
                 folder.replace(old)  # a kill while files are removed one by one must not leave half a model there
             temporary.replace(folder)
@@ -52,6 +54,16 @@ def building(folder: Path) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Whatever wrote them: no file is named before it is on the disk, or a power cut leaves a folder of empty ones."""
+    for path in (*folder.rglob("*"), folder):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -72,6 +84,8 @@ def verifying(sources: Iterable[Path]) -> Iterator[None]:
 
 
 def _verify(source: Path) -> None:
+    if source.name == "weights" and (source.parent / artifact.NAME).is_file():
+        source = source.parent
     found = artifact.read(source)
     if found is not None:
         kept = {name: file for name, file in found.files.items() if name.startswith("weights/")}
@@ -95,9 +109,10 @@ def place_weights(source: Path, destination: Path) -> None:
     files = Reader(source).files()
     if any(file.suffix == ".bin" for file in files):
         reader = Reader(source)
-        with Writer(destination) as writer:
-            for name in reader.names():
-                writer.add(name, reader.get(name))
+        types = {name: (reader.dtype(name), reader.shape(name)) for name in reader.names()}
+        with Writer(destination, types) as writer:
+            for name, (_, shape) in types.items():
+                writer.write(name, (reader.rows(name, *rows) for rows in blocks(shape)))
         return
     for file in files:
         place(file, destination / file.name)

@@ -18,7 +18,7 @@ from vlmrun.checkpoints.average import Plan, write_part
 from vlmrun.checkpoints.compare import differences, same_content
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.native import DESCRIPTION
-from vlmrun.checkpoints.stream import Report, Shape, SliceWriter, blocks, silent
+from vlmrun.checkpoints.stream import Report, Shape, Writer, blocks, silent
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.config.schema import AverageStage, Linear, MergeStage
 from vlmrun.errors import CheckpointError, Problem
@@ -127,7 +127,7 @@ def _write_llm(plan: Merging, folder: Path, report: Report) -> int:
     for name in names:
         own = plan.reader.dtype(name)
         types[name] = (target if target is not None and own.is_floating_point else own, plan.reader.shape(name))
-    with SliceWriter(folder, types) as writer:
+    with Writer(folder, types) as writer:
         for done, name in enumerate(names, start=1):
             writer.write(name, (rows.to(types[name][0]) for rows in merged(plan, name)))
             report(done, len(names), name)

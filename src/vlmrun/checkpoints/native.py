@@ -5,6 +5,7 @@ model.json   llm/   tower/   connector/   adapter/
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import nn
 from vlmrun import artifact
 from vlmrun.checkpoints import adapter as adapters
 from vlmrun.checkpoints import files
-from vlmrun.checkpoints.tensors import Writer, dtype_name
+from vlmrun.checkpoints.stream import Shape, Writer
+from vlmrun.checkpoints.tensors import dtype_name
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.model.parts import Loaded
@@ -126,23 +128,26 @@ def _save_weights(folder: Path, loaded: Loaded, part: str, tensors: Tensors | No
         files.place_weights(source, folder)
         return
     module: nn.Module = getattr(loaded.vlm, part)
-    expected = {bare: _full_shape(p) for name, p in module.named_parameters() if (bare := _bare(name)) is not None}
+    rename = loaded.vlm.tower.saved_name if part == "tower" else str
     if tensors is None:
         assert not any(hasattr(p, "ds_id") for p in module.parameters()), f"give the gathered tensors of {part}"
         tensors = iter(list(module.named_parameters()))
-    rename = loaded.vlm.tower.saved_name if part == "tower" else str
-    with Writer(folder) as writer:
-        for given, tensor in tensors:
+    buffers = list(_persistent_buffers(module))
+    expected = _parameter_types(module) | {name: (b.dtype, tuple(b.shape)) for name, b in buffers}
+    with Writer(folder, {rename(name): kind for name, kind in expected.items()}) as writer:
+        for given, tensor in itertools.chain(tensors, buffers):
             name = _bare(given.removeprefix(f"{part}."))
             if name is None:
                 continue
-            shape = expected.pop(name, None)
+            shape = expected.get(name, (None, None))[1]
             # A sharded export that forgot to gather looks right until it is loaded (platform T17).
             assert shape == tuple(tensor.shape), f"{part}.{name} has shape {tuple(tensor.shape)}, expected {shape}"
-            writer.add(rename(name), tensor)
-        assert not expected, f"tensors of {part} were not given: {sorted(expected)[:3]}"
-        for name, buffer in _persistent_buffers(module):
-            writer.add(rename(name), buffer)
+            writer.write(rename(name), [tensor])
+
+
+def _parameter_types(module: nn.Module) -> dict[str, tuple[torch.dtype, Shape]]:
+    found = ((_bare(name), p) for name, p in module.named_parameters())
+    return {name: (p.dtype, _full_shape(p)) for name, p in found if name is not None}
 
 
 def _bare(name: str) -> str | None:

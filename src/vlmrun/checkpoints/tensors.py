@@ -1,4 +1,4 @@
-"""Tensors on disk: read one at a time, written shard by shard, never half."""
+"""Tensors on disk, read one at a time or a few rows at a time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import math
 import os
 import pickle
 import re
-import shutil
 import warnings
 import weakref
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from vlmrun import artifact
 from vlmrun.errors import CheckpointError, suggest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names that configs use
@@ -46,8 +42,6 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 CODES = {dtype: code for code, dtype in _DTYPES.items()}
-
-Written = tuple[Path, list[str]]  # a shard under its temporary name, and the tensors in it
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -128,6 +122,16 @@ class Reader:
                 view, at = view[read:], at + read
         return wanted
 
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` of a tensor, read and not mapped; a scalar is one row."""
+        handle = self._handle(self._shard(name))
+        if isinstance(handle, dict):
+            tensor = handle[name] if handle[name].dim() else handle[name].view(1)
+            return tensor[start:stop].clone()
+        shape = self.shape(name)[1:]
+        width = math.prod(shape)
+        return self.flat(name, start * width, stop * width).reshape(stop - start, *shape)
+
     def numel(self, name: str) -> int:
         """Number of elements of a tensor, from the header."""
         return math.prod(self.shape(name))
@@ -203,110 +207,6 @@ def read_pickle(path: Path, plain: Sequence[type] = ()) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError("the file holds no table of tensors", str(path), "give a file of weights")
     return found
-
-
-class Writer:
-    """Writes tensors into a folder as `model.safetensors`, or as shards with an index when they are many.
-
-    A shard lies under a temporary name until `close`, which renames all of them; a failure, or leaving the `with`
-    block by an exception, removes them. At most one shard is held in memory.
-
-    Args:
-        max_shard_bytes: a shard is written when the next tensor would make it larger.
-
-    Raises:
-        CheckpointError: when the disk is full or the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, max_shard_bytes: float = 5e9) -> None:
-        self.folder = Path(folder)
-        self.n_bytes = 0
-        self._max_shard_bytes = max_shard_bytes
-        self._held: dict[str, torch.Tensor] = {}
-        self._held_bytes = 0
-        self._written: list[Written] = []
-        self._names: set[str] = set()
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Takes one tensor. It is copied: the caller may change or free its own."""
-        assert name not in self._names, f"tensor {name!r} was added twice"
-        n_bytes = tensor.numel() * tensor.element_size()
-        if self._held and self._held_bytes + n_bytes > self._max_shard_bytes:
-            self._flush()
-        self._names.add(name)
-        self._held[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        self._held_bytes += n_bytes
-        self.n_bytes += n_bytes
-
-    def close(self) -> None:
-        """Writes what is left and gives every file its name."""
-        if self._held or not self._written:
-            self._flush()
-        with self._failing():
-            publish(self.folder, self._written, self.n_bytes)
-        self._written = []
-
-    def abort(self) -> None:
-        """Removes what was written; nothing is left in the folder."""
-        for temporary, _ in self._written:
-            temporary.unlink(missing_ok=True)
-        self._written, self._held = [], {}
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-    def _flush(self) -> None:
-        temporary = self.folder / f".model-{len(self._written) + 1:05d}.safetensors.part"
-        self._written.append((temporary, list(self._held)))
-        with self._failing():
-            save_file(self._held, temporary, metadata={"format": "pt"})
-            temporary.chmod(0o644)  # safetensors makes files that nobody else may read
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-        self._held, self._held_bytes = {}, 0
-
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        with failing(self.folder, self.n_bytes, self.abort):
-            yield
-
-
-def publish(folder: Path, written: list[Written], n_bytes: int) -> None:
-    """Gives shards their final names, and an index when they are many."""
-    total = len(written)
-    weight_map: dict[str, str] = {}
-    for number, (temporary, names) in enumerate(written, start=1):
-        final = "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
-        temporary.replace(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    if total > 1:
-        index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        artifact.write_json(folder / INDEX, index)
-    artifact.fsync_folder(folder)
-
-
-@contextlib.contextmanager
-def failing(folder: Path, n_bytes: int, abort: Callable[[], None]) -> Iterator[None]:
-    """Turns what the disk refuses into an error that says how much room is needed, after `abort`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        abort()
-        free = shutil.disk_usage(folder).free
-        raise CheckpointError(
-            f"weights cannot be written: {error}",
-            str(folder),
-            f"{n_bytes:,} bytes were to be written and {free:,} are free: make room and run again",
-        ) from error
 
 
 _AGAIN = "the files were damaged or copied in part: copy or make them again"

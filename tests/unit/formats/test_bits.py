@@ -4,20 +4,21 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.pico import WIDE, pico_llm, pico_loaded
 from tests.unit.formats.conftest import differences, saved, to
 from vlmrun.checkpoints.formats import bits
-from vlmrun.checkpoints.tensors import Reader, Writer
+from vlmrun.checkpoints.formats.base import write_tensors
+from vlmrun.checkpoints.formats.lazy import made
+from vlmrun.checkpoints.tensors import Reader
 from vlmrun.errors import CheckpointError
 
 pytest.importorskip("bitsandbytes")
 
 
 def _folder(folder, weight, n_bits, dtype):
-    with Writer(folder) as writer:
-        for name, tensor in bits.pack("layer.weight", weight, n_bits):
-            writer.add(name, tensor)
+    write_tensors(folder, bits.pack("layer.weight", made(weight), n_bits).items())
     (folder / "config.json").write_text(json.dumps({"dtype": str(dtype).removeprefix("torch.")}))
     return folder
 
@@ -32,6 +33,7 @@ def test_four_bits_are_read_to_what_bitsandbytes_computes_with(tmp_path, dtype, 
     assert (lazy.shape, lazy.dtype) == (shape, dtype)
     theirs = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
     assert torch.equal(lazy.load(), theirs)
+    assert all(torch.equal(lazy.rows(n, n + 1), theirs[n : n + 1]) for n in range(len(weight))), "in any slices"
     error = (theirs.float() - weight.float()).norm() / weight.float().norm()
     assert 0.05 < error < 0.15
 
@@ -41,10 +43,8 @@ def test_simple_scales_and_the_other_kind_of_four_bits_are_read_as_well(tmp_path
 
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     codes, state = quantize_4bit(weight, quant_type="fp4", compress_statistics=False)
-    with Writer(tmp_path) as writer:
-        writer.add("layer.weight", codes)
-        for key, value in state.as_dict(packed=True).items():
-            writer.add(f"layer.weight.{key}", value)
+    tensors = {"layer.weight": codes} | {f"layer.weight.{k}": v for k, v in state.as_dict(packed=True).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
     assert torch.equal(bits.tensors_of(tmp_path)["layer.weight"].load(), dequantize_4bit(codes, state))
 
 

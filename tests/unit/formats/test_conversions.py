@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -225,6 +227,26 @@ def test_a_destination_that_is_there_is_left_alone(tmp_path, model):
     with pytest.raises(CheckpointError, match="no model in a format known here"):
         to(tmp_path / "there", tmp_path / "no", "native")
     assert (tmp_path / "there/mine").read_text() == "precious"
+
+
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(tmp_path, model, monkeypatch):
+    synced, named = set(), {}
+    fsync, replace = os.fsync, Path.replace
+
+    def noted(fd):
+        synced.add(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    def checked(self, target):
+        if Path(target) == tmp_path / "made":
+            named.update({path.name: path.stat().st_ino in synced for path in (self, *self.rglob("*"))})
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", checked)
+    to(model, tmp_path / "made", "llava")
+    assert {"tokenizer.json", "config.json", "vision_tower_clip", "model.safetensors"} <= named.keys()
+    assert all(named.values()), named
 
 
 def test_a_format_that_was_mistaken_can_be_named(tmp_path, everywhere, model):

@@ -10,21 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from vlmrun.checkpoints.tensors import Reader, Writer, dtype_name
+from vlmrun.checkpoints.formats.lazy import Lazy
+from vlmrun.checkpoints.stream import Writer
+from vlmrun.checkpoints.tensors import dtype_name
 from vlmrun.config.schema import ModelConfig
 from vlmrun.errors import CheckpointError, Problem
 
 PARTS = ("llm", "tower", "connector", "adapter")
 LLM_CONFIG, GENERATION = "llm/config.json", "llm/generation_config.json"
 TOWER_CONFIG, PREPROCESSOR = "tower/config.json", "tower/preprocessor_config.json"
-ADAPTER_CONFIG = "adapter/adapter_config.json"
-SHARD_BYTES = 1e9  # as much of a model is in memory at a time
+ADAPTER_CONFIG, ADAPTER = "adapter/adapter_config.json", "adapter_model"  # PEFT's names of its files
 _SHOWN = 20
 
 # Tensors in files of old that are no weights of the part: constants, and the half of CLIP that reads text.
@@ -32,26 +32,6 @@ _IGNORED = {
     "llm": re.compile(r"rotary_emb\.inv_freq$"),
     "tower": re.compile(r"^(text_model|visual_projection|text_projection)\.|^logit_(scale|bias)$|position_ids$"),
 }
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """A tensor that is read when it is asked for."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    load: Callable[[], torch.Tensor]
-
-    def to(self, dtype: torch.dtype | None) -> Lazy:
-        """The same in another type; whole numbers stay as they are."""
-        if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
-            return self
-        return replace(self, dtype=dtype, load=lambda: self.load().to(dtype))
-
-
-def made(tensor: torch.Tensor) -> Lazy:
-    """A small tensor that is in memory already."""
-    return Lazy(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 @dataclass
@@ -101,7 +81,7 @@ class How:
         tp: tensor-parallel ranks of a Megatron folder.
         skip: names of linear layers that are not packed into few bits (`bnb`).
         trusted: the digests of a folder were compared already, or only its description is asked for.
-        pack: what to write in place of a tensor, by its name on disk.
+        pack: the tensors to write in place of one, by their names on disk.
     """
 
     base: Path | None = None
@@ -111,7 +91,7 @@ class How:
     tp: int = 1
     skip: tuple[str, ...] = ()
     trusted: bool = False
-    pack: Callable[[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]] | None = None
+    pack: Callable[[str, Lazy], Mapping[str, Lazy]] | None = None
 
 
 class Format(Protocol):
@@ -128,11 +108,6 @@ class Format(Protocol):
 
     def write(self, model: Model, folder: Path, how: How) -> None:
         """Fills a folder that is there and empty."""
-
-
-def lazy(reader: Reader, name: str) -> Lazy:
-    """One tensor of a reader."""
-    return Lazy(reader.shape(name), reader.dtype(name), partial(reader.get, name))
 
 
 def of_part(part: str, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
@@ -187,13 +162,31 @@ def without_place(names: Names, model: Model, format: str) -> list[Problem]:
 _KNOWN = "name the format with --from if it was taken for another; otherwise the folder holds another kind of model"
 
 
-def write_tensors(folder: Path, tensors: Iterable[tuple[str, Lazy]], how: How | None = None) -> None:
-    """Writes safetensors, in shards when they are many."""
-    with Writer(folder, SHARD_BYTES) as writer:
-        for name, value in tensors:
-            packed = ((name, value.load()),) if how is None or how.pack is None else how.pack(name, value.load())
-            for each, tensor in packed:
-                writer.add(each, tensor)
+def write_tensors(
+    folder: Path,
+    tensors: Iterable[tuple[str, Lazy]],
+    how: How | None = None,
+    *,
+    name: str = "model",
+    hashed: bool = False,
+) -> dict[Path, str]:
+    """Writes safetensors, in shards when they are many; no more than a few rows are in memory.
+
+    Args:
+        name: of the file.
+        hashed: take digests meanwhile.
+
+    Returns:
+        The digest of every file, for `sidecar.write`; nothing without `hashed`.
+    """
+    written = dict(tensors)
+    if how is not None and how.pack is not None:
+        written = {each: value for key, tensor in written.items() for each, value in how.pack(key, tensor).items()}
+    types = {key: (value.dtype, value.shape) for key, value in written.items()}
+    with Writer(folder, types, name=name, hashed=hashed) as writer:
+        for key, value in written.items():
+            writer.write(key, value.pieces())
+    return writer.digests
 
 
 def cast(model: Model, dtype: torch.dtype | None) -> Model:

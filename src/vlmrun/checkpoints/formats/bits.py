@@ -9,17 +9,21 @@ Source:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlmrun.checkpoints.formats.base import Lazy, lazy
+from vlmrun.checkpoints.formats.lazy import Lazy, lazy, whole
+from vlmrun.checkpoints.stream import Shape
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.errors import CheckpointError
 
 _STATE = ".quant_state.bitsandbytes__"
+_BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that do, as bitsandbytes takes them
+_STATE_BYTES = 256  # room for the description of a packed weight, of about 170 bytes
 _SCALES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
@@ -44,48 +48,90 @@ def is_packed(folder: Path) -> bool:
     return any(_STATE in name or name.endswith(".SCB") for name in Reader(folder).names())
 
 
-def pack(name: str, weight: torch.Tensor, bits: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that stand for one linear layer's weight: nf4 with quantised scales, or 8 bits with a scale a row."""
-    if bits == 8:
-        from bitsandbytes.functional import int8_vectorwise_quant
+def pack(name: str, weight: Lazy, bits: int) -> dict[str, Lazy]:
+    """The tensors that stand for one linear layer's weight: nf4 with quantised scales, or 8 bits with a scale a row.
 
-        codes, scales, _ = int8_vectorwise_quant(weight.half())
-        stem = name.removesuffix("weight")
-        yield from ((name, codes), (stem + "SCB", scales), (stem + "weight_format", torch.zeros((), dtype=torch.uint8)))
-        return
+    They are made together when the first of them is read, and each is let go when it has been.
+    """
+    held: dict[str, torch.Tensor] = {}
+
+    def take(key: str) -> torch.Tensor:
+        if not held:
+            held.update((_packed_8 if bits == 8 else _packed_4)(name, weight.load()))
+        return held.pop(key)
+
+    kinds = (_kinds_8 if bits == 8 else _kinds_4)(name, weight.shape)
+    return {key: whole(shape, dtype, partial(take, key)) for key, (dtype, shape) in kinds.items()}
+
+
+def _kinds_8(name: str, shape: Shape) -> dict[str, tuple[torch.dtype, Shape]]:
+    stem = name.removesuffix("weight")
+    return {
+        name: (torch.int8, shape),
+        f"{stem}SCB": (torch.float32, shape[:1]),
+        f"{stem}weight_format": (torch.uint8, ()),
+    }
+
+
+def _packed_8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    from bitsandbytes.functional import int8_vectorwise_quant
+
+    codes, scales, _ = int8_vectorwise_quant(weight.half())
+    stem = name.removesuffix("weight")
+    return {name: codes, f"{stem}SCB": scales, f"{stem}weight_format": torch.zeros((), dtype=torch.uint8)}
+
+
+def _kinds_4(name: str, shape: Shape) -> dict[str, tuple[torch.dtype, Shape]]:
+    n_scales = -(-math.prod(shape) // _BLOCK)
+    return {
+        name: (torch.uint8, (-(-math.prod(shape) // 2), 1)),
+        f"{name}.absmax": (torch.uint8, (n_scales,)),
+        f"{name}.quant_map": (torch.float32, (16,)),
+        f"{name}.nested_absmax": (torch.float32, (-(-n_scales // _NESTED_BLOCK),)),
+        f"{name}.nested_quant_map": (torch.float32, (256,)),
+        f"{name}{_STATE}nf4": (torch.uint8, (_STATE_BYTES,)),
+    }
+
+
+def _packed_4(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     from bitsandbytes.functional import quantize_4bit
 
-    codes, state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
-    yield name, codes
-    yield from ((f"{name}.{key}", value) for key, value in state.as_dict(packed=True).items())
+    codes, state = quantize_4bit(weight, blocksize=_BLOCK, quant_type="nf4", compress_statistics=True)
+    found = {name: codes} | {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+    # How long its JSON is depends on a number in it: spaces at the end, so that it is known before.
+    said = found[f"{name}{_STATE}nf4"]
+    found[f"{name}{_STATE}nf4"] = torch.nn.functional.pad(said, (0, _STATE_BYTES - len(said)), value=ord(" "))
+    return found
 
 
 def _four(codes: Lazy, state: dict[str, Any], parts: dict[str, Lazy]) -> Lazy:
-    dtype = getattr(torch, state["dtype"])
+    dtype, shape, size = getattr(torch, state["dtype"]), tuple(state["shape"]), state["blocksize"]
+    width = math.prod(shape[1:])
 
-    def load() -> torch.Tensor:
-        packed = codes.load().flatten()
+    def rows(start: int, stop: int) -> torch.Tensor:
+        first, last = start * width // size, -(-stop * width // size)  # blocks that share a scale
+        packed = codes.flat(first * size // 2, last * size // 2)
         numbers = torch.stack([packed >> 4, packed & 15], dim=1).flatten().long()
-        blocks = parts["quant_map"].load()[numbers].view(-1, state["blocksize"])
-        return (blocks * _scales(state, parts)[:, None]).to(dtype).view(state["shape"])
+        blocks = parts["quant_map"].load()[numbers].view(-1, size)
+        values = (blocks * _scales(state, parts, first, last)[:, None]).to(dtype).flatten()
+        return values[start * width - first * size :][: (stop - start) * width].view(-1, *shape[1:])
 
-    return Lazy(tuple(state["shape"]), dtype, load)
+    return Lazy(shape, dtype, rows)
 
 
-def _scales(state: dict[str, Any], parts: dict[str, Lazy]) -> torch.Tensor:
-    absmax = parts["absmax"].load()
+def _scales(state: dict[str, Any], parts: dict[str, Lazy], first: int, last: int) -> torch.Tensor:
+    absmax = parts["absmax"].flat(first, last)
     if "nested_absmax" not in parts:
         return absmax.float()
-    size = state["nested_blocksize"]
-    nested = parts["nested_absmax"].load().repeat_interleave(size)[: len(absmax)]
+    nested = parts["nested_absmax"].load()[torch.arange(first, last) // state["nested_blocksize"]]
     return parts["nested_quant_map"].load()[absmax.long()] * nested + state["nested_offset"]
 
 
 def _eight(codes: Lazy, scales: Lazy, dtype: torch.dtype) -> Lazy:
-    def load() -> torch.Tensor:
-        return (codes.load().float() * scales.load().float().view(-1, 1) / 127).to(dtype)
+    def rows(start: int, stop: int) -> torch.Tensor:
+        return (codes.rows(start, stop).float() * scales.flat(start, stop).float().view(-1, 1) / 127).to(dtype)
 
-    return Lazy(codes.shape, dtype, load)
+    return Lazy(codes.shape, dtype, rows)
 
 
 def _parsed(state: Lazy, folder: Path) -> dict[str, Any]:

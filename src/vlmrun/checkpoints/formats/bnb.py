@@ -11,17 +11,16 @@ Source: OpenBMB/MiniCPM-V@e88f828 quantize/bnb_quantize.py; transformers 5.23 qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlmrun import artifact
 from vlmrun.checkpoints.formats import bits, hf, hf_llava, skeleton
 from vlmrun.checkpoints.formats.base import How, Model, outward
+from vlmrun.checkpoints.formats.lazy import Lazy
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.hardware import checks
 from vlmrun.model.pretrained import read_json
@@ -57,8 +56,8 @@ class Packed:
             raise CheckpointError("no layer is left to be packed", "", "skip fewer layers")
         names = {_foreign(model, f"{name}.weight") for name in chosen}
 
-        def pack(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-            yield from bits.pack(name, tensor, self.bits) if name in names else ((name, tensor),)
+        def pack(name: str, tensor: Lazy) -> dict[str, Lazy]:
+            return bits.pack(name, tensor, self.bits) if name in names else {name: tensor}
 
         _layout(model).write(model, folder, replace(how, pack=pack))
         values = read_json(folder / "config.json", "")

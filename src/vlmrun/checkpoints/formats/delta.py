@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from vlmrun.checkpoints.formats import bases, hf, sidecar, upstream
-from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Lazy, Model
+from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Model
+from vlmrun.checkpoints.formats.lazy import Lazy
 from vlmrun.checkpoints.tensors import Reader
 from vlmrun.errors import CheckpointError, Problem
 
@@ -87,32 +88,32 @@ def write(model: Model, folder: Path, how: How) -> None:
 def combined(name: str, ours: Lazy, base: Lazy, sign: int) -> Lazy:
     """Sum or difference over the base's rows; further rows stay as they are."""
 
-    def load() -> torch.Tensor:
-        tensor = ours.load().clone()
-        rows = tensor[: base.shape[0]]
-        rows += sign * base.load().to(tensor.dtype)
-        return tensor
+    def rows(start: int, stop: int) -> torch.Tensor:
+        found = ours.rows(start, stop).clone()
+        shared = min(stop, len(base))
+        if shared > start:
+            found[: shared - start] += sign * base.rows(start, shared).to(found.dtype)
+        return found
 
-    if ours.shape[1:] != base.shape[1:] or ours.shape[0] < base.shape[0]:
+    if ours.shape[1:] != base.shape[1:] or len(ours) < len(base):
         raise CheckpointError(
             f"{name} is {list(ours.shape)}, in the base {list(base.shape)}", "", "name the base it was made from"
         )
-    return Lazy(ours.shape, ours.dtype, load)
+    return replace(ours, rows=rows)
 
 
 def difference(name: str, value: Lazy, base: Lazy, unequal: set[str]) -> Lazy:
     """Difference in the base's type; adds its name to `unequal` when the sum will not be the value again."""
     shifted = combined(name, value.to(base.dtype), base, -1)
 
-    def load() -> torch.Tensor:
-        delta = shifted.load()
-        back = delta.clone()
-        back[: base.shape[0]] += base.load()
-        if not torch.equal(back.to(value.dtype), value.load()):
+    def rows(start: int, stop: int) -> torch.Tensor:
+        found = shifted.rows(start, stop)
+        back = combined(name, replace(shifted, rows=lambda *_: found), base, 1).rows(start, stop)
+        if not torch.equal(back.to(value.dtype), value.rows(start, stop)):
             unequal.add(name)
-        return delta
+        return found
 
-    return Lazy(shifted.shape, shifted.dtype, load)
+    return replace(shifted, rows=rows)
 
 
 def _check(base: Model, model: Model) -> None:

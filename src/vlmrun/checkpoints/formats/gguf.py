@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Lazy, Model
+from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Model
+from vlmrun.checkpoints.formats.lazy import Lazy, whole
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.model import pretrained
 
@@ -97,7 +98,7 @@ def _tensors(path: Path, values: dict[str, Any]) -> dict[str, Lazy]:
     for tensor in reader.tensors:
         if tensor.name in names:
             name = names[tensor.name]
-            found[name] = Lazy(shapes[name], torch.float32, partial(_load, tensor, processor, names, values))
+            found[name] = whole(shapes[name], torch.float32, partial(_load, tensor, processor, names, values))
     return found
 
 

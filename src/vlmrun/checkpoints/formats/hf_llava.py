@@ -167,14 +167,14 @@ def write(model: Model, folder: Path, how: How) -> None:
     """Weights, configurations, processor and chat template."""
     before = dict(model.json)
     added = image_token.add(model, folder)
-    write_tensors(folder, renamed_out(NAMES, model), how)
+    digests = write_tensors(folder, renamed_out(NAMES, model), how, hashed=True)
     artifact.write_json(folder / "config.json", config_values(model, added["id"]))
     artifact.write_json(folder / "generation_config.json", llava_text.generation(model))
     rest = {place: name for place, name in PLACES.items() if place not in (LLM_CONFIG, GENERATION)}
     write_files(model, folder, {place: name for place, name in rest.items() if not (folder / name).exists()})
     llava_text.write_processor(model, folder)
     model.json = before
-    sidecar.write(folder, "hf_llava", model, image_token=added)
+    sidecar.write(folder, "hf_llava", model, digests, image_token=added)
 
 
 def config_values(model: Model, image_id: int) -> dict[str, Any]:

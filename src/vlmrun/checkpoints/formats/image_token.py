@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from vlmrun import artifact
-from vlmrun.checkpoints.formats.base import LLM_CONFIG, Lazy, Model
+from vlmrun.checkpoints.formats.base import LLM_CONFIG, Model
+from vlmrun.checkpoints.formats.lazy import Lazy, stack, whole
 from vlmrun.checkpoints.formats.realise import tokenizer as load
 from vlmrun.checkpoints.formats.realise import tokenizer_is_as_its_files
 from vlmrun.data.sample import IMAGE_TAG
@@ -73,7 +74,7 @@ def _id_in(values: dict[str, Any]) -> int | None:
 def remove(model: Model, added: dict[str, Any]) -> None:
     """Takes back what `add` added; the tokenizer's files are changed when they are written."""
     if added["row"]:
-        _resize(model, added["id"], lambda tensor, rows: tensor[:rows].clone())
+        _resize(model, added["id"], lambda old, rows: old.between(0, rows))
     model.json |= _undeclared(model.files, added)
 
 
@@ -120,19 +121,19 @@ def _undeclared(given: dict[str, Path], added: dict[str, Any]) -> dict[str, dict
     return {_FAST: fast, _CONFIG: config}
 
 
-def _with_mean(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    mean = tensor.float().mean(0).to(tensor.dtype)
-    return torch.cat([tensor, mean.expand(rows - len(tensor), -1)])
+def _with_mean(old: Lazy, rows: int) -> Lazy:
+    def mean() -> torch.Tensor:
+        total = torch.zeros(old.shape[1:], dtype=torch.float64)
+        for piece in old.pieces():
+            total += piece.double().sum(0)
+        return (total / len(old)).to(old.dtype).expand(rows - len(old), -1)
+
+    return stack([old, whole((rows - len(old), *old.shape[1:]), old.dtype, mean)])
 
 
-def _resize(model: Model, rows: int, change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+def _resize(model: Model, rows: int, change: Callable[[Lazy, int], Lazy]) -> None:
     for name in _MATRICES:
         if name in model.tensors:
-            old = model.tensors[name]
-            model.tensors[name] = Lazy((rows, *old.shape[1:]), old.dtype, _changed(old, rows, change))
+            model.tensors[name] = change(model.tensors[name], rows)
     values = model.json[LLM_CONFIG]
     model.json = model.json | {LLM_CONFIG: values | {"vocab_size": rows}}
-
-
-def _changed(old: Lazy, rows: int, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    return lambda: change(old.load(), rows)

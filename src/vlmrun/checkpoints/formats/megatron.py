@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import argparse
 import io
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlmrun import artifact
-from vlmrun.checkpoints.formats import llava_text, megatron_model, sidecar
+from vlmrun.checkpoints.formats import llava_text, megatron_model, pickles, sidecar
 from vlmrun.checkpoints.formats import megatron_names as table
-from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Lazy, Model, write_tensors
+from vlmrun.checkpoints.formats.base import LLM_CONFIG, How, Model, write_tensors
 from vlmrun.checkpoints.formats.bits import tensors_of
 from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
+from vlmrun.checkpoints.formats.lazy import Lazy, made
 from vlmrun.checkpoints.formats.megatron_model import refuse
 from vlmrun.checkpoints.formats.native import write_files
+from vlmrun.checkpoints.stream import Behind
 from vlmrun.checkpoints.tensors import read_pickle
 from vlmrun.errors import CheckpointError, Problem
 
@@ -107,55 +107,46 @@ def _fused_names(rank: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _parts(entry: table.Entry, pieces: list[torch.Tensor]) -> dict[str, Lazy]:
-    """Ours that one of Megatron's holds; shapes are found without joining."""
-    meta = [torch.empty_like(piece, device="meta") for piece in pieces]
-    shapes = [tuple(part.shape) for part in entry.rule.part(entry.rule.join(meta))]
-
-    def load(index: int) -> torch.Tensor:
-        part = entry.rule.part(entry.rule.join(pieces))[index]
-        return part.flatten() if entry.ours[index] == megatron_model.CLASS else part.clone()
-
-    shapes = [(shape[-1],) if name == megatron_model.CLASS else shape for name, shape in zip(entry.ours, shapes)]
-    return {
-        name: Lazy(shapes[index], pieces[0].dtype, lambda index=index: load(index))  # type: ignore[misc]
-        for index, name in enumerate(entry.ours)
-    }
+    """Ours that one of Megatron's holds."""
+    parts = entry.rule.part(entry.rule.join([made(piece) for piece in pieces]))
+    if entry.ours == (megatron_model.CLASS,):
+        parts = [parts[0].view(parts[0].shape[-1:])]
+    return dict(zip(entry.ours, parts, strict=True))
 
 
 def write(model: Model, folder: Path, how: How) -> None:
-    """Reads every tensor once; the pieces of all ranks lie in files until each rank's pickle is written."""
+    """One pickle for each rank, a few rows at a time."""
     shape = megatron_model.shape_of(model)
     rest = dict(model.tensors)
-    iteration = folder / "iter_0000001"
-    with tempfile.TemporaryDirectory(dir=folder) as spill:
-        ranks: list[dict[str, Any]] = [{} for _ in range(how.tp)]
-        for entry in table.table(shape):
-            if entry.ours[0] not in rest:
-                continue
-            ours = [rest.pop(name).load() for name in entry.ours]
-            whole = entry.rule.fuse([ours[0].view(1, 1, -1)] if entry.ours[0] == megatron_model.CLASS else ours)
-            for rank, piece in enumerate(entry.rule.cut(whole, how.tp)):
-                ranks[rank][entry.theirs] = _spilled(piece, Path(spill) / f"{rank}-{entry.theirs}")
-        for rank, held in enumerate(ranks):
-            place = iteration / f"{RANK}{rank:02d}"
-            place.mkdir(parents=True)
-            held |= dict.fromkeys(_extra(shape))
-            arguments = megatron_model.arguments(model, how.tp)
-            torch.save({"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "model": held}, place / FILE)
+    ranks: list[dict[str, Any]] = [{} for _ in range(how.tp)]
+    for entry in table.table(shape):
+        if entry.ours[0] not in rest:
+            continue
+        ours = [rest.pop(name) for name in entry.ours]
+        if entry.ours == (megatron_model.CLASS,):
+            ours = [ours[0].view((1, 1, *ours[0].shape))]
+        for rank, piece in zip(ranks, entry.rule.cut(entry.rule.fuse(ours), how.tp), strict=True):
+            rank[entry.theirs] = piece
+    about = {"args": megatron_model.arguments(model, how.tp), "checkpoint_version": 3.0, "iteration": 0}
+    digests: dict[Path, str] = {}
+    with Behind() as hashing:
+        for number, rank in enumerate(ranks):
+            path = folder / f"iter_0000001/{RANK}{number:02d}" / FILE
+            pickles.save(path, about | {"model": rank | _extra(shape)})
+            hashing.do(lambda path=path: digests.update({path: artifact.digest(path)}))
     artifact.write_text(folder / TRACKER, "1")
     artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
     write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})
-    write_tensors(folder / REST, rest.items())
-    sidecar.write(folder, "megatron", model)
+    digests |= write_tensors(folder / REST, rest.items(), hashed=True)
+    sidecar.write(folder, "megatron", model, digests)
 
 
-def _spilled(piece: torch.Tensor, path: Path) -> torch.Tensor:
-    """The same values in a file that is mapped: not counted as memory of the process."""
-    mapped = torch.from_file(str(path), shared=True, size=piece.numel(), dtype=piece.dtype).view(piece.shape)
-    return mapped.copy_(piece)
-
-
-def _extra(shape: table.Shape) -> Iterator[str]:
-    for prefix, layers in ((table.LLM, shape.llm_layers), (table.TOWER, shape.tower_layers)):
-        for number in range(layers):
-            yield from (f"{prefix}{table.LAYERS}{number}.{name}._extra_state" for name in table.EXTRA)
+def _extra(shape: table.Shape) -> dict[str, None]:
+    """What Transformer Engine keeps of fp8: nothing."""
+    towers = ((table.LLM, shape.llm_layers), (table.TOWER, shape.tower_layers))
+    return {
+        f"{prefix}{table.LAYERS}{number}.{name}._extra_state": None
+        for prefix, layers in towers
+        for number in range(layers)
+        for name in table.EXTRA
+    }

@@ -14,10 +14,9 @@ from vlmrun.checkpoints.formats.base import (
     PREPROCESSOR,
     TOWER_CONFIG,
     How,
-    Lazy,
     Model,
-    made,
 )
+from vlmrun.checkpoints.formats.lazy import Lazy, made
 from vlmrun.checkpoints.formats.llava_text import template_for
 from vlmrun.checkpoints.formats.megatron_names import CONNECTOR, LAYERS, LLM, TOWER, Shape
 from vlmrun.checkpoints.tensors import dtype_name

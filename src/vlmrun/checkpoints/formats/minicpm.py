@@ -34,6 +34,8 @@ from vlmrun.config.schema import Slices
 from vlmrun.data import templates
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.model.pretrained import read_json
+from vlmrun.model.towers.siglip import preprocessor
+from vlmrun.model.towers.siglip_navit import PROCESSOR
 
 NAMES: Names = (("llm.", "llm."), ("tower.", "vpm."), ("connector.", "resampler."))
 NAVIT = "vlmrun.model.towers.siglip_navit.SiglipNavit"
@@ -138,17 +140,7 @@ def _pictures(folder: Path, edge: int, vision: dict[str, Any]) -> dict[str, Any]
     path = folder / "preprocessor_config.json"
     said = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     means = {ours: said.get(theirs, [0.5] * 3) for theirs, ours in _NORMALISE.items()}
-    return {
-        "image_processor_type": "MiniCPMVImageProcessor",
-        "do_resize": True,
-        "size": {"height": edge, "width": edge},
-        "patch_size": vision["patch_size"],
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        **means,
-    }
+    return preprocessor(edge) | PROCESSOR | {"patch_size": vision["patch_size"]} | means
 
 
 def refuse(model: Model, how: How) -> list[Problem]:
@@ -179,14 +171,14 @@ def _of_family(model: Model) -> str | None:
 
 def write(model: Model, folder: Path, how: How) -> None:
     """Weights, config.json, preprocessor_config.json, the tokenizer."""
-    write_tensors(folder, renamed_out(NAMES, model), how)
+    digests = write_tensors(folder, renamed_out(NAMES, model), how, hashed=True)
     artifact.write_json(folder / "config.json", config_values(model))
     artifact.write_json(folder / "preprocessor_config.json", _processor(model))
     if GENERATION in model.json:
         artifact.write_json(folder / "generation_config.json", model.json[GENERATION])
     rest = {place: name for place, name in PLACES.items() if place not in (LLM_CONFIG, GENERATION)}
     write_files(model, folder, rest)
-    sidecar.write(folder, "minicpm", model)
+    sidecar.write(folder, "minicpm", model, digests)
     model.notes.append("to load this with the code published for it, copy that code (*.py) from the published folder")
 
 

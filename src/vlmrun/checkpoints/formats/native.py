@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlmrun import artifact
 from vlmrun.checkpoints import files
-from vlmrun.checkpoints.formats.base import PARTS, How, Model, of_part, write_tensors
+from vlmrun.checkpoints.formats.base import ADAPTER, PARTS, How, Model, of_part, write_tensors
 from vlmrun.checkpoints.formats.bits import tensors_of
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.native import DESCRIPTION, FORMAT
@@ -70,11 +70,8 @@ def write(model: Model, folder: Path, how: How) -> None:
     for part in PARTS:
         tensors = model.part(part)
         if tensors or part == "connector":
-            write_tensors(folder / part, tensors.items())
+            write_tensors(folder / part, tensors.items(), name=ADAPTER if part == "adapter" else "model")
     write_files(model, folder)
-    name = folder / "adapter" / "model.safetensors"
-    if name.is_file():
-        name.rename(name.with_name("adapter_model.safetensors"))
     description = {key: model.description.get(key) for key in _KEYS}
     adapter = "adapter" if model.has("adapter") else None
     artifact.write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "adapter": adapter})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmrun import artifact
-from vlmrun.checkpoints.adapter import CONFIG, WEIGHTS
+from vlmrun.checkpoints.adapter import CONFIG
 from vlmrun.checkpoints.formats import bases, sidecar
-from vlmrun.checkpoints.formats.base import ADAPTER_CONFIG, How, Model, of_part, write_tensors
+from vlmrun.checkpoints.formats.base import ADAPTER, ADAPTER_CONFIG, How, Model, of_part, write_tensors
 from vlmrun.checkpoints.formats.bits import tensors_of
 from vlmrun.errors import Problem
 from vlmrun.model.pretrained import read_json
@@ -37,8 +37,7 @@ def refuse(model: Model, how: How) -> list[Problem]:
 
 def write(model: Model, folder: Path, how: How) -> None:
     """The adapter; what it belongs to stays behind."""
-    write_tensors(folder, model.part("adapter").items())
-    (folder / "model.safetensors").rename(folder / WEIGHTS)
+    write_tensors(folder, model.part("adapter").items(), name=ADAPTER)
     artifact.write_json(folder / CONFIG, model.json[ADAPTER_CONFIG])
     if model.has("connector"):
         model.notes.append("the adapter alone is written: a connector that was trained with it is left out")

@@ -5,6 +5,8 @@ It also holds the digest of every weights file: safetensors has none, and a flip
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,21 @@ NAME = "vlmrun.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
-def write(folder: Path, format: str, model: Model, **more: Any) -> None:
+def write(folder: Path, format: str, model: Model, digests: Mapping[Path, str] | None = None, **more: Any) -> None:
     """Describes a folder whose weights are all written.
 
     Args:
+        digests: those of files that were taken while they were written.
         more: further values that this format needs to come back.
     """
+    known = {path.relative_to(folder).as_posix(): value for path, value in (digests or {}).items()}
     described = {
         "format": format,
         "version": __version__,
         "description": model.description,
         "json": model.json,
         **more,
-        "weights": {name: artifact.digest(folder / name) for name in _weights(folder)},
+        "weights": dict(sorted((known | _digests(folder, set(_weights(folder)) - known.keys())).items())),
     }
     artifact.write_json(folder / NAME, described)
 
@@ -48,9 +52,8 @@ def read(folder: Path, how: How) -> dict[str, Any]:
     listed, here = found.get("weights", {}), set(_weights(folder))
     wrong = [f"{name} is missing" for name in sorted(listed.keys() - here)]
     wrong += [f"{name} is new" for name in sorted(here - listed.keys())]
-    wrong += [
-        f"{name} has changed" for name in sorted(here & listed.keys()) if artifact.digest(folder / name) != listed[name]
-    ]
+    digests = _digests(folder, here & listed.keys())
+    wrong += [f"{name} has changed" for name in sorted(digests) if digests[name] != listed[name]]
     if wrong or "description" not in found:
         raise CheckpointError(
             f"the weights are not those that were converted: {'; '.join(wrong) or 'no description'}",
@@ -69,6 +72,13 @@ def format_of(folder: Path) -> str | None:
 def start(found: dict[str, Any]) -> Model:
     """A model without tensors yet."""
     return Model({}, dict(found["description"]), dict(found["json"]))
+
+
+def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of several files at a time: hashing lets go of the interpreter."""
+    ordered = sorted(names)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(ordered, pool.map(artifact.digest, (folder / name for name in ordered)), strict=True))
 
 
 def _weights(folder: Path) -> list[str]:

@@ -16,25 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlmrun import artifact
 from vlmrun.build import find
-from vlmrun.checkpoints.adapter import CONFIG, WEIGHTS
-from vlmrun.checkpoints.formats import sidecar
+from vlmrun.checkpoints.adapter import CONFIG
+from vlmrun.checkpoints.formats import pickles, sidecar
 from vlmrun.checkpoints.formats import upstream_config as config_of
 from vlmrun.checkpoints.formats.base import (
+    ADAPTER,
     ADAPTER_CONFIG,
     GENERATION,
     LLM_CONFIG,
     PREPROCESSOR,
     TOWER_CONFIG,
     How,
-    Lazy,
     Model,
     Names,
     inward,
-    made,
     of_part,
     outward,
     write_tensors,
@@ -42,6 +39,7 @@ from vlmrun.checkpoints.formats.base import (
 from vlmrun.checkpoints.formats.bases import language_model
 from vlmrun.checkpoints.formats.bits import tensors_of
 from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
+from vlmrun.checkpoints.formats.lazy import Lazy, made
 from vlmrun.checkpoints.formats.llava_text import name_padding
 from vlmrun.checkpoints.formats.native import write_files
 from vlmrun.checkpoints.tensors import read_pickle
@@ -166,22 +164,21 @@ class Upstream:
         out = ("adapter.",) if tower_inside else ("adapter.", "tower.")
         held = {key: value for key, value in model.tensors.items() if not key.startswith(out)}
         if adapter:
-            write_tensors(folder, adapter.items())
-            (folder / "model.safetensors").rename(folder / WEIGHTS)
+            digests = write_tensors(folder, adapter.items(), name=ADAPTER, hashed=True)
             artifact.write_json(folder / CONFIG, model.json[ADAPTER_CONFIG])
             beside = {key: value for key, value in held.items() if not key.startswith("llm.")}
-            _write_pickle(folder / BESIDE, _outward(table, beside, "base_model.model."))
+            pickles.save(folder / BESIDE, dict(_outward(table, beside, "base_model.model.")))
             model.notes.append("the LLM that the adapter belongs to is not in the folder: give it with --base")
         else:
-            write_tensors(folder, _outward(table, held))
+            digests = write_tensors(folder, _outward(table, held), hashed=True)
         kind = config.tower.target.rpartition(".")[2].lower()  # upstream finds the class in the name
-        write_tensors(folder / f"vision_tower_{kind}", model.part("tower").items())
+        digests |= write_tensors(folder / f"vision_tower_{kind}", model.part("tower").items(), hashed=True)
         artifact.write_json(folder / "config.json", config_of.values(model, self, f"vision_tower_{kind}"))
         places = {place: name for place, name in PLACES.items() if place != LLM_CONFIG}
         places |= {TOWER_CONFIG: f"vision_tower_{kind}/config.json"}
         places |= {PREPROCESSOR: f"vision_tower_{kind}/preprocessor_config.json"}
         write_files(model, folder, places)
-        sidecar.write(folder, self.name, model)
+        sidecar.write(folder, self.name, model, digests)
 
 
 class Projector:
@@ -204,7 +201,7 @@ class Projector:
     def write(self, model: Model, folder: Path, how: How) -> None:
         """The connector, with the values that say what it connects."""
         pairs = _outward(names(model), {k: v for k, v in model.tensors.items() if k.startswith("connector.")})
-        _write_pickle(folder / PROJECTOR, pairs)
+        pickles.save(folder / PROJECTOR, dict(pairs))
         places = {place: name for place, name in PLACES.items() if place not in (LLM_CONFIG, GENERATION)}
         artifact.write_json(folder / "config.json", config_of.values(model, LLAVA, "vision_tower"))
         write_files(model, folder, places)
@@ -237,10 +234,6 @@ def _renamed(table: Names, tensors: dict[str, Lazy]) -> dict[str, Lazy]:
 
 def _outward(table: Names, tensors: dict[str, Lazy], prefix: str = "") -> Iterator[tuple[str, Lazy]]:
     return ((f"{prefix}{outward(table, name)}", value) for name, value in tensors.items())
-
-
-def _write_pickle(path: Path, pairs: Iterator[tuple[str, Lazy]]) -> None:
-    torch.save({name: value.load().clone() for name, value in pairs}, path)
 
 
 def _tower(values: dict[str, Any], folder: Path, how: How, model: Model) -> dict[str, Lazy]:

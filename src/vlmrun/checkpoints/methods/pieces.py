@@ -30,7 +30,7 @@ class Piece:
         """What every model changed of the base, in fp32."""
         assert self.base is not None
         base = self.base.float()
-        return [model.float() - base for model in self.models]
+        return [model.to(torch.float32, copy=True).sub_(base) for model in self.models]
 
 
 @dataclass

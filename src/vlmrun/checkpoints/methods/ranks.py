@@ -20,18 +20,28 @@ _LOW = 1 << _LOW_BITS
 
 @dataclass
 class Largest:
-    """Chooses the k largest, slice after slice: all above `bits`, and the first `quota` that are equal to it."""
+    """Chooses the k largest, slice after slice: all above `bits`, and the first `quota` of those equal to it.
+
+    Args:
+        equal: how many are equal to it.
+    """
 
     bits: int
     quota: int
+    equal: int
 
     def mask(self, values: Tensor) -> Tensor:
         """Which elements of the next slice are chosen."""
         held = _bits(values)
+        if self.quota == self.equal:
+            return held >= self.bits
+        if self.quota == 0:
+            return held > self.bits
         equal = held == self.bits
-        if int(equal.sum()) > self.quota:
+        n = int(equal.sum())
+        if n > self.quota:
             equal &= equal.cumsum(0) <= self.quota
-        self.quota -= int(equal.sum())
+        self.quota, self.equal = self.quota - min(n, self.quota), self.equal - n
         return equal.logical_or_(held > self.bits)
 
 
@@ -51,14 +61,15 @@ def largest(look: Callable[[], Iterator[Sequence[Tensor]]], counts: Sequence[Seq
     for values in look():
         for place, high in lower:
             held = _bits(values[place])
-            inside = held[(held >> _LOW_BITS) == high] & (_LOW - 1)
-            lower[place, high] += torch.bincount(inside, minlength=_LOW)
+            inside = held[(held >> _LOW_BITS) == high]
+            lower[place, high] += torch.bincount(inside & (_LOW - 1), minlength=_LOW)
     found: list[list[Largest]] = []
     for place, row in enumerate(bins):
         found.append([])
         for high, rest in row:
-            low, quota = _reach(lower[place, high], rest)
-            found[-1].append(Largest((high << _LOW_BITS) + low, quota))
+            counts_here = lower[place, high]
+            low, quota = _reach(counts_here, rest)
+            found[-1].append(Largest((high << _LOW_BITS) + low, quota, int(counts_here[low])))
     return found
 
 

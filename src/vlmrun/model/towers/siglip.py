@@ -27,10 +27,10 @@ class Siglip(HuggingFaceTower):
     ) -> None:
         model, source = load_parts(path, config, _NAMES, dtype=dtype, attention=attention)
         super().__init__(model, layers, scales)
-        self.prepare(source, _preprocessor(self.image_size))
+        self.prepare(source, preprocessor(self.image_size))
 
 
-def _preprocessor(image_size: int) -> dict[str, Any]:
+def preprocessor(image_size: int) -> dict[str, Any]:
     """SigLIP's published preparation, at this size."""
     return {
         "image_processor_type": "SiglipImageProcessor",

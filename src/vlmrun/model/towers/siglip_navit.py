@@ -10,8 +10,10 @@ import torch
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.model.towers.base import Grids
 from vlmrun.model.towers.hf import HuggingFaceTower, load_parts
+from vlmrun.model.towers.siglip import preprocessor
 
 _NAMES = ("SiglipVisionModel", "SiglipVisionConfig", ("siglip", "siglip_vision_model"))
+PROCESSOR = {"image_processor_type": "MiniCPMVImageProcessor"}
 _POSITIONS = ("grid", "strip")
 
 
@@ -55,7 +57,7 @@ class SiglipNavit(HuggingFaceTower):
         self.sees_padding = sees_padding
         self.patch = model.config.patch_size
         self.side = model.config.image_size // self.patch
-        self.prepare(source, _PREPROCESSOR)
+        self.prepare(source, preprocessor(image_size) | PROCESSOR)
         # Whatever the folder was made for: pictures of this edge, or of any shape in whole patches.
         own = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False, "patch_size": self.patch}
         self.preprocessor = self.preprocessor | own
@@ -118,15 +120,3 @@ def _spread(n: int, side: int) -> torch.Tensor:
     """
     places = torch.arange(0, 1 - 1e-6, float(1 / torch.tensor(n)))  # a step rounded to fp32
     return torch.bucketize(places, torch.arange(1 / side, 1.0, 1 / side), right=True)
-
-
-_PREPROCESSOR: dict[str, Any] = {
-    "image_processor_type": "MiniCPMVImageProcessor",
-    "do_resize": True,
-    "resample": 3,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}

@@ -1,0 +1,86 @@
+"""Tables of tensors as `torch.save` writes them, a slice at a time.
+
+Such a file is a zip archive without compression: `data.pkl` holds the objects, in which every tensor names a record,
+and the records hold the numbers. Source: pytorch/pytorch@v2.13.0:torch/serialization.py (_save)
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import pickle
+import sys
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmrun import artifact
+from vlmrun.checkpoints.formats.lazy import Lazy
+from vlmrun.checkpoints.stream import Behind, raw
+
+_ALIGNED = 64  # where a record begins, so that it can be mapped; the room before it is an extra field of this name
+_PADDING = b"FB"
+_ZIP64 = 20  # bytes of the field for sizes beyond 4 GiB, which zipfile adds
+
+
+def save(path: Path, table: dict[str, Any]) -> None:
+    """Writes a table whose tensors are `Lazy`; it is synced and has its name at the end."""
+    content = io.BytesIO()
+    pickler = _Pickler(content)
+    pickler.dump(table)
+    with artifact.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        _record(archive, "data.pkl", [memoryview(content.getbuffer())])
+        _record(archive, "byteorder", [memoryview(sys.byteorder.encode())])
+        for number, tensor in enumerate(pickler.tensors):
+            _record(archive, f"data/{number}", (raw(piece) for piece in tensor.pieces()))
+        _record(archive, "version", [memoryview(b"3\n")])
+
+
+def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -> None:
+    about = zipfile.ZipInfo(f"archive/{name}")
+    assert archive.fp is not None
+    begin = archive.fp.tell() + zipfile.sizeFileHeader + len(about.filename) + _ZIP64 + 4
+    room = -begin % _ALIGNED
+    about.extra = _PADDING + room.to_bytes(2, "little") + bytes(room)
+    with archive.open(about, "w", force_zip64=True) as record, Behind() as behind:
+        for piece in pieces:
+            behind.do(record.write, piece)
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """What the pickle calls the numbers of a tensor."""
+
+    number: int
+    tensor: Lazy
+
+
+class _Pickler(pickle.Pickler):
+    """Writes a `Lazy` as a tensor, and remembers it."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+        self.tensors: list[Lazy] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """A contiguous tensor on the CPU that wants no gradient."""
+        if not isinstance(value, Lazy):
+            return NotImplemented
+        self.tensors.append(value)
+        storage = _Storage(len(self.tensors) - 1, value)
+        strides = tuple(math.prod(value.shape[place + 1 :]) for place in range(len(value.shape)))
+        hooks: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        arguments = (storage, 0, value.shape, strides, False, hooks)
+        return torch._utils._rebuild_tensor_v2, arguments
+
+    def persistent_id(self, value: Any) -> Any:
+        """The record of a tensor's numbers."""
+        if not isinstance(value, _Storage):
+            return None
+        kind = getattr(torch, torch.storage._dtype_to_storage_type_map()[value.tensor.dtype])
+        return ("storage", kind, str(value.number), "cpu", math.prod(value.tensor.shape))
