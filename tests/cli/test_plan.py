@@ -98,6 +98,13 @@ def test_evaluation_during_training_is_counted_when_it_is_known(
     )
 
 
+def test_what_has_no_value_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = plan(capsys, "+recipe=minicpm_v25_lora")
+    assert code == 2
+    assert err.count("data.minicpm.annotations has no value yet") == 1
+    assert "???" not in err
+
+
 def test_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = plan(capsys, "-m", "+recipe=llava15_7b", "only=[instruct]", "stage.instruct.zero=2,3")
     lines = [line for line in out.splitlines() if "instruct " in line]

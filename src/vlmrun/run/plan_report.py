@@ -161,7 +161,7 @@ def _of_stage(asked: object, one: TrainPlan) -> list[str]:
     """What packing, evaluation and offload to a drive take for granted."""
     said = []
     if isinstance(asked, TrainStage) and asked.packing is not None:
-        fill = time.FILL[asked.packing.method]
+        fill = time.fill(asked.packing, one.samples)
         n = time.per_row(asked.packing, one.samples)
         said.append(f"{one.name}: {n:.1f} samples in a row of {asked.packing.length} tokens, {fill:.1%} of it filled")
     if one.duration is not None and one.duration.held_out is None:
