@@ -98,6 +98,16 @@ def test_evaluation_during_training_is_counted_when_it_is_known(
     )
 
 
+def test_pictures_are_cut_as_often_as_allowed_and_their_tokens_told(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = ["+recipe=llava15_7b", "only=[instruct]"]
+    tiles = "model.tiles={grids: [[336, 672], [672, 672]], merge: flat}"
+    cut = [*whole, "stage.instruct.image_aspect=anyres", tiles]
+    _, out, err = plan(capsys, *cut)
+    assert "instruct: every picture is cut as often as allowed: 5 pieces, 2880 tokens" in out, err
+    _, out, _ = plan(capsys, *whole)
+    assert "cut as often" not in out
+
+
 def test_what_has_no_value_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = plan(capsys, "+recipe=minicpm_v25_lora")
     assert code == 2

@@ -158,8 +158,11 @@ def assumptions(found: planning.Plan, told: planning.Options) -> list[str]:
 
 
 def _of_stage(asked: object, one: TrainPlan) -> list[str]:
-    """What packing, evaluation and offload to a drive take for granted."""
+    """What tiles, packing, evaluation and offload to a drive take for granted."""
     said = []
+    if isinstance(asked, TrainStage) and asked.image_aspect in ("anyres", "slices") and one.samples.pictures:
+        tokens, pieces = (n / one.samples.pictures for n in (one.samples.image_tokens, one.samples.squares))
+        said.append(f"{one.name}: every picture is cut as often as allowed: {pieces:.0f} pieces, {tokens:.0f} tokens")
     if isinstance(asked, TrainStage) and asked.packing is not None:
         fill = time.fill(asked.packing, one.samples)
         n = time.per_row(asked.packing, one.samples)
