@@ -76,6 +76,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def show(table: Table, file: Path | None) -> None:
     """Prints the table with the machine and the notes, and writes it to `file`."""
+    assert len({*table.header}) == len(table.header), "columns of one name would be one in the file"
     where = machine()
     print(table.title)
     print(f"{where['processor']}, {where['cores']} cores, load {where['load']}; {where['versions']}\n")

@@ -51,11 +51,11 @@ _HEADER = [
     "ms/step",
     "of vlmrun's",
     "cpu ms",
-    "of vlmrun's",
+    "of its cpu ms",
     "peak MB",
-    "of vlmrun's",
+    "of its peak",
     "loss, first",
-    "last",
+    "loss, last",
 ]
 _NOTES = [
     f"A Llama of 6 layers, width 256, {_VOCABULARY} tokens; a CLIP tower of 4 layers (frozen), a two-layer projector.\n"

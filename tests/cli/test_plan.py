@@ -25,6 +25,12 @@ def test_tables_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "6,759,395,328 of 6,759,395,328" not in out  # parts are told apart
     assert "20,979,712 of 20,979,712" in out
     assert "sizes of lmsys/vicuna-7b-v1.5 as published" in out
+    line = next(line for line in out.splitlines() if line.startswith("instruct "))
+    assert " 516M 383M " in " ".join(line.split()), "tokens, and those of images among them"
+    for term in ("gradients", "activations: connector", "gathered weights", "CUDA context, fragmentation"):
+        assert f"\n{term} " in out
+    for term in ("activations: tower", "logits and loss", "update"):
+        assert f"\nat another moment, {term} " in out
 
 
 def test_json_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +51,10 @@ def test_what_does_not_fit_gets_advice_and_check_warns(
     _, out, _ = plan(capsys, *words)
     assert "instruct does not fit at micro batch 16" in out
     assert "stage.instruct.micro_batch=4" in out
+    _, out, _ = plan(capsys, "+recipe=llava15_7b", "only=[instruct]", "hardware=v100_fp16", "hardware.ranks_per_node=1")
+    assert "stage.instruct.offload=cpu  ->" in out
+    # 18 bytes of each trained parameter (master, moments, gradient, fp16) and 2 of the tower's.
+    assert "113.88 GiB a rank of the computer's memory, fits" in out
     assert cli.main(["check", *words]) == 2  # the data is not here
     assert "a100_40g has 40" in capsys.readouterr().err
 
@@ -86,6 +96,23 @@ def test_evaluation_during_training_is_counted_when_it_is_known(
     assert any(line.startswith(f"{stage}: evaluation is not counted") for line in found["assumptions"]) == (
         at_most is None
     )
+
+
+def test_pictures_are_cut_as_often_as_allowed_and_their_tokens_told(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = ["+recipe=llava15_7b", "only=[instruct]"]
+    tiles = "model.tiles={grids: [[336, 672], [672, 672]], merge: flat}"
+    cut = [*whole, "stage.instruct.image_aspect=anyres", tiles]
+    _, out, err = plan(capsys, *cut)
+    assert "instruct: every picture is cut as often as allowed: 5 pieces, 2880 tokens" in out, err
+    _, out, _ = plan(capsys, *whole)
+    assert "cut as often" not in out
+
+
+def test_what_has_no_value_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = plan(capsys, "+recipe=minicpm_v25_lora")
+    assert code == 2
+    assert err.count("data.minicpm.annotations has no value yet") == 1
+    assert "???" not in err
 
 
 def test_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:

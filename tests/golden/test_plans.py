@@ -34,6 +34,23 @@ def test_the_plan_is_the_one_kept(name, monkeypatch, tmp_path):
     assert text == file.read_text()
 
 
+def _fitting(name, stage, *overrides):
+    told = planning.Options(Rates(time.MFU, time.PRICE))
+    found = planning.plan(verbs.compose([f"+recipe={name}", f"only=[{stage}]", *overrides], []), told)
+    return found.stages[0].fitting or 0
+
+
+def test_what_is_known_to_fit_does_and_what_is_known_not_to_does_not():
+    """7B: whole on eight A100 of 40 GB with ZeRO-3 and checkpointing, not on one V100; adapters on one A100."""
+    one = "hardware.ranks_per_node=1"
+    assert _fitting("llava15_7b", "instruct", "hardware=a100_40g") >= 8
+    assert _fitting("llava15_7b", "instruct", "hardware=a100_40g", "stage.instruct.gradient_checkpointing=false") <= 1
+    assert _fitting("llava15_7b", "instruct", "hardware=v100_fp16", one) == 0
+    assert 4 <= _fitting("llava15_7b_lora", "lora", "hardware=a100_40g", one) <= 8
+    assert 4 <= _fitting("llava_v1_7b_qlora", "qlora", "hardware=rtx_consumer", one) <= 8
+    assert _fitting("llava15_7b", "pretrain", "hardware=rtx_consumer", one) > 0
+
+
 def test_published_recipes_fit_where_they_were_trained():
     """LLaVA-1.5 and Bunny on eight A100 of 80 GB, as their READMEs say."""
     told = planning.Options(Rates(time.MFU, time.PRICE))

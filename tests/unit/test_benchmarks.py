@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,6 +95,37 @@ def test_packing(tmp_path):
     assert unused["even_fit", "4096 tokens"] <= 3.0
     assert unused["even_fit", "8192 tokens"] <= 3.0
     assert unused["in_order", "4096 tokens"] < unused["padding, grouped", "micro batch of 16"]
+    least = {row["row"]: row["at least"] for row in rows if row["way"] == "even_fit"}
+    assert 3.0 < least["2048 tokens"] <= unused["best_fit", "2048 tokens"], "no packing could do with 3 %"
+    assert least["4096 tokens"] <= unused["even_fit", "4096 tokens"]
+
+
+def _optimum(lengths: list[int], rooms: list[int], length: int) -> int:
+    """Rows of the best packing there is, by trying all."""
+    if not lengths:
+        return len(rooms)
+    first, *others = lengths
+    found = [_optimum(others, [*rooms, length - first], length)]
+    for number, room in enumerate(rooms):
+        if room >= first and room not in rooms[:number]:
+            found.append(_optimum(others, [*rooms[:number], room - first, *rooms[number + 1 :]], length))
+    return min(found)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=7))
+def test_no_packing_has_fewer_rows_than_the_fewest(lengths):
+    from benchmarks.packing import fewest
+
+    assert fewest(np.array(lengths), 12) <= _optimum(lengths, [], 12)
+
+
+@pytest.mark.parametrize(("lengths", "rows"), [([7] * 5, 5), ([5] * 5, 3), ([4] * 6, 2), ([3, 3, 3, 3, 12], 2)])
+def test_halves_and_thirds_of_a_row_are_counted(lengths, rows):
+    """Of twelve: more than a half takes a row, more than a third half of one; what divides it, its share."""
+    from benchmarks.packing import fewest
+
+    assert fewest(np.array(lengths), 12) == rows
 
 
 def test_merge(tmp_path):

@@ -81,10 +81,7 @@ class PictureCache:
 
 def _read(file: Path) -> Fitted:
     # A zip: its check sums find flipped bits.
-    with (
-        file.open("rb") as handle,
-        np.load(handle, allow_pickle=False) as kept,
-    ):  # a zip: its check sums find flipped bits
+    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as kept:
         columns, rows, width, height, *sides = (int(number) for number in kept["layout"])
         patches = tuple(zip(sides[::2], sides[1::2], strict=True))
         layout = ImageLayout((columns, rows) if columns else None, (width, height), patches) if width else None

@@ -25,12 +25,14 @@ class Suggestion:
     Attributes:
         overrides: of this change, for the command line.
         needed: bytes per GPU with all changes so far, at the micro batch asked for.
+        host: bytes per rank in the computer's memory then (offload).
         micro_batch: the largest not above it that fits then; None: not even 1 does.
         changes_result: whether another model comes out; else work is only moved about.
     """
 
     overrides: tuple[str, ...]
     needed: int
+    host: int
     micro_batch: int | None
     changes_result: bool
 
@@ -66,16 +68,16 @@ def suggestions(name: str, stage: TrainStage, hardware: HardwareConfig, planned:
     changed = stage
     for updates, overrides, changes_result in _changes(stage, hardware):
         changed = _with(changed, **updates)
-        needed = planned(changed).total
+        memory = planned(changed)
         fitting = largest(changed, hardware, planned, at_most=stage.micro_batch)
         said = tuple(f"stage.{name}.{override}" for override in overrides)
         if not said:
             if fitting is None:
                 continue
             said = (f"stage.{name}.micro_batch={fitting}",)
-            needed = planned(_with(changed, micro_batch=fitting)).total
-        found.append(Suggestion(said, needed, fitting, changes_result))
-        if needed <= room and overrides:
+            memory = planned(_with(changed, micro_batch=fitting))
+        found.append(Suggestion(said, memory.total, memory.host, fitting, changes_result))
+        if memory.total <= room and overrides:
             break
     return found
 

@@ -34,7 +34,7 @@ class Disk:
 def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: int | None) -> Disk:
     """A checkpoint holds trained weights, their fp32 masters if any, and both moments; frozen parts are linked.
 
-    One more than `save_total_limit` lies there while it is written.
+    One more than `save_total_limit` lies there while it is written, and with `keep_best` that of the best model.
     """
     found = counts(shapes, stage.tune, stage.lora)
     size = _SIZES[hardware.precision] if stage.engine == "deepspeed" else FP32
@@ -43,11 +43,14 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     sharing = hardware.tensor_parallel
     piece = counts(replace(shapes, llm=shapes.llm.cut(sharing)), stage.tune, stage.lora)
     checkpoint = sharing * sum(part.trained for part in piece.values()) * (size + masters + 2 * FP32)
-    saved = stage.save_total_limit + 1 if steps is None else -(-steps // stage.save_steps)
+    kept = stage.save_total_limit + 1 + (stage.keep_best is not None)
+    # The best model is saved whenever it comes.
+    often = steps is None or stage.keep_best is not None
+    saved = kept if often else -(-(steps or 0) // stage.save_steps)
     written = {"full": found["llm"].total, "new_tokens": found["llm"].total}.get(stage.tune.llm, found["llm"].trained)
     written += found["tower"].total if stage.tune.tower == "full" else 0
     written += found["connector"].total
-    return Disk(checkpoint, checkpoint * min(saved, stage.save_total_limit + 1), written * size)
+    return Disk(checkpoint, checkpoint * min(saved, kept), written * size)
 
 
 Made = MergeStage | AverageStage | SearchStage

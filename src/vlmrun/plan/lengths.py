@@ -21,6 +21,9 @@ CHARACTERS_PER_TOKEN = 4  # of English text under the usual vocabularies; other 
 CAPTION = (25, 150)
 CONVERSATION_MEAN = 200
 _PER_TURN = 4  # tokens that a template adds
+# What vlmrun.data.shapes.prepare makes of a training picture, and records without one.
+_SHAPES = "vlmrun.data.shapes.prepare"
+_OF_A_PICTURE = {"captions.json": (1, 0), "instruct.json": (2, 16), "lora_a.json": (1, 16), "lora_b.json": (1, 16)}
 _KEY = b'"conversations"'  # once in every record of a LLaVA file: inside text its quotes are escaped
 
 
@@ -81,10 +84,19 @@ def source(name: str, data: DataConfig, known: Known) -> Source:
     told = {
         "--records": known.records.get(name),
         "about.records": data.about.records if data.about is not None else None,
-        "prepare.n_train": data.prepare.arguments.get("n_train") if data.prepare is not None else None,
+        "prepare.n_train": _drawn(data),
     }
     by, records = next(((by, n) for by, n in told.items() if isinstance(n, int)), ("not known how many records", None))
     return Source(name, records, assumed, 1.0, 1, f"{by}; {assumption}")
+
+
+def _drawn(data: DataConfig) -> int | None:
+    """Records of the drawn shapes; nobody knows what another preparer makes before it has."""
+    known = _OF_A_PICTURE.get(data.annotations)
+    if data.prepare is None or data.prepare.target != _SHAPES or known is None:
+        return None
+    n_train = data.prepare.arguments.get("n_train")
+    return n_train * known[0] + known[1] if isinstance(n_train, int) else None
 
 
 def count(path: Path, format: str) -> int:
@@ -161,8 +173,8 @@ def together(
         return sum(share * value for share, value in zip(shares, values, strict=True)) / n if n else 0.0
 
     pictures = mean([one.pictures for one in sources])
-    text = mean([one.text.mean for one in sources])
     image_tokens = pictures * per_picture
+    text = min(mean([one.text.mean for one in sources]), max(0.0, max_length - image_tokens))  # the rest is cut off
     longest = max(one.text.longest + one.most_pictures * per_picture for one in sources)
     return Samples(
         n=n if len(told) == len(sources) else None,

@@ -25,6 +25,7 @@ class Memory:
     Attributes:
         moment: which one it is.
         moments: the total of each moment.
+        elsewhere: terms that are only there at other moments, each at its largest.
         allowance: for the CUDA context and fragmentation; no tensors.
         host, drive: in the computer's memory and on a drive, per rank (offload).
     """
@@ -32,6 +33,7 @@ class Memory:
     moment: str
     terms: dict[str, int]
     moments: dict[str, int]
+    elsewhere: dict[str, int]
     allowance: int
     host: int
     drive: int
@@ -57,8 +59,10 @@ def peak(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, batch: Bat
     totals = {name: sum(terms.values()) for name, terms in found.items()}
     fullest = max(totals, key=lambda name: totals[name])
     terms = {name: n_bytes for name, n_bytes in found[fullest].items() if n_bytes}
+    most = {name: max(others.get(name, 0) for others in found.values()) for moment in found.values() for name in moment}
+    elsewhere = {name: n_bytes for name, n_bytes in most.items() if n_bytes and name not in terms}
     allowance = 0 if one.on_cpu else CONTEXT_BYTES + int(FRAGMENTATION * totals[fullest])
-    return Memory(fullest, terms, totals, allowance, held.host + passing.host, held.drive)
+    return Memory(fullest, terms, totals, elsewhere, allowance, held.host + passing.host, held.drive)
 
 
 def _saved(shapes: Shapes, stage: TrainStage) -> int:

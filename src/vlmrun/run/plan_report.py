@@ -46,7 +46,10 @@ def compare(points: Sequence[tuple[str, planning.Plan]], stream: IO[str]) -> Non
 _COLUMNS = (
     Column("stage"),
     *(Column(title, right=True) for title in ("trained", "GiB per GPU", "of", "fits", "micro batch", "largest")),
-    *(Column(title, right=True) for title in ("steps", "tokens", "EFLOP", "hours", "GPU hours", "cost", "disk")),
+    *(
+        Column(title, right=True)
+        for title in ("steps", "tokens", "of images", "EFLOP", "hours", "GPU hours", "cost", "disk")
+    ),
 )
 
 
@@ -61,11 +64,12 @@ def _overview(found: planning.Plan, trained: Sequence[TrainPlan]) -> Grid:
 
 def _line(one: TrainPlan) -> list[str]:
     work = one.duration
-    numbers = ["?"] * 6
+    numbers = ["?"] * 7
     if work is not None:
         cost = f"${work.cost:,.0f}" if work.cost else ""
         hours = (f"{work.hours:,.2f}" if work.hours < 1 else f"{work.hours:,.1f}", f"{work.gpu_hours:,.1f}")
-        numbers = [f"{work.steps:,}", _count(work.tokens), f"{work.flops / 1e18:,.3g}", *hours, cost]
+        tokens = (_count(work.tokens), _count(work.image_tokens))
+        numbers = [f"{work.steps:,}", *tokens, f"{work.flops / 1e18:,.3g}", *hours, cost]
     fits = {True: "yes", False: "NO", None: ""}[one.fits]
     room = "" if one.capacity is None else f"{one.capacity / _GIB:.0f}"
     largest = str(one.fitting) if one.fitting else ("none" if one.capacity is not None else "")
@@ -83,6 +87,10 @@ def _terms(trained: Sequence[TrainPlan]) -> Grid:
     lines.append(["in the computer's memory, per rank", *(_gib(one.memory.host) for one in trained)])
     lines.append(["on a drive, per rank", *(_gib(one.memory.drive) for one in trained)])
     lines.append(["fullest moment", *(one.memory.moment for one in trained)])
+    others = dict.fromkeys(name for one in trained for name in one.memory.elsewhere)
+    lines += [
+        [f"at another moment, {name}", *(_gib(one.memory.elsewhere.get(name, 0)) for one in trained)] for name in others
+    ]
     lines = [line for line in lines if any(line[1:])]
     return Grid("GiB per GPU", [Column("term"), *(Column(one.name, right=True) for one in trained)], lines)
 
@@ -122,7 +130,8 @@ def _advise(one: TrainPlan, stream: IO[str]) -> None:
         fits = f"fits micro batch {suggestion.micro_batch}" if suggestion.micro_batch else "does not fit"
         other = "; trains another way" if suggestion.changes_result else ""
         words = " ".join(f"'{word}'" if "{" in word else word for word in suggestion.overrides)
-        stream.write(f"  {words}  ->  {_gib(suggestion.needed)} GiB, {fits}{other}\n")
+        away = f", {_gib(suggestion.host)} GiB a rank of the computer's memory" if suggestion.host else ""
+        stream.write(f"  {words}  ->  {_gib(suggestion.needed)} GiB{away}, {fits}{other}\n")
 
 
 def assumptions(found: planning.Plan, told: planning.Options) -> list[str]:
@@ -149,10 +158,13 @@ def assumptions(found: planning.Plan, told: planning.Options) -> list[str]:
 
 
 def _of_stage(asked: object, one: TrainPlan) -> list[str]:
-    """What packing, evaluation and offload to a drive take for granted."""
+    """What tiles, packing, evaluation and offload to a drive take for granted."""
     said = []
+    if isinstance(asked, TrainStage) and asked.image_aspect in ("anyres", "slices") and one.samples.pictures:
+        tokens, pieces = (n / one.samples.pictures for n in (one.samples.image_tokens, one.samples.squares))
+        said.append(f"{one.name}: every picture is cut as often as allowed: {pieces:.0f} pieces, {tokens:.0f} tokens")
     if isinstance(asked, TrainStage) and asked.packing is not None:
-        fill = time.FILL[asked.packing.method]
+        fill = time.fill(asked.packing, one.samples)
         n = time.per_row(asked.packing, one.samples)
         said.append(f"{one.name}: {n:.1f} samples in a row of {asked.packing.length} tokens, {fill:.1%} of it filled")
     if one.duration is not None and one.duration.held_out is None:

@@ -121,6 +121,7 @@ def _stage(one: Any) -> dict[str, Any]:
             "moment": needed.moment,
             "terms_bytes": needed.terms,
             "moments_bytes": needed.moments,
+            "elsewhere_bytes": needed.elsewhere,
             "tensors_bytes": needed.tensors,
             "allowance_bytes": needed.allowance,
             "total_bytes": needed.total,

@@ -130,7 +130,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
     config, problems = validate(composed.tree, composed.problems)
     if config is None or composed.problems or problems:
         if config is not None and composed.problems:
-            problems += checks.check(config)
+            told = {problem.where for problem in composed.problems}  # what has no value is no wrong value too
+            problems += [problem for problem in checks.check(config) if problem.where not in told]
         raise ConfigError([*composed.problems, *problems])
     return config
 

@@ -6,13 +6,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vlmrun import heartbeat
+from vlmrun import heartbeat, logs
 from vlmrun.config.job import StageJob
 from vlmrun.errors import LaunchError
 from vlmrun.heartbeat import IN_A_STEP, LEFT, Beat
+
+log = logs.get(__name__)
 
 GOES_ON = "the same command goes on from the newest checkpoint"
 # A piece of work may take so many times as long as the slowest one before it.
@@ -39,6 +41,7 @@ class Watch:
         self.hung: Beat | None = None
         self.step = 0
         self._last: list[Beat] = []
+        self._told: Beat | None = None
         heartbeat.clear(self._folder)
 
     def look(self) -> None:
@@ -50,7 +53,9 @@ class Watch:
             # Who has left in order meanwhile says so in the file by now.
             still = {(beat.rank, beat.phase) for beat in heartbeat.read(self._folder)}
             self.dead = [beat for beat in gone if (beat.rank, LEFT) not in still]
-        self.hung = self._hanging() if self._hang is not None else None
+        if self._hang is not None:
+            self.hung = self._behind(self._allowed)
+            self._tell(self._behind(lambda _: float(self._hang or 0)))
 
     def pass_on(self, number: int) -> bool:
         """Sends a signal to every rank that works; returns whether there is one."""
@@ -99,11 +104,21 @@ class Watch:
             f"logs/stack-*.txt say where each rank stood; if it was only slow, raise hardware.hang_seconds; {GOES_ON}",
         )
 
-    def _hanging(self) -> Beat | None:
-        """The one furthest behind, when somebody has waited for longer than its work may take."""
+    def _tell(self, slow: Beat | None) -> None:
+        """Says once who makes no progress where that is no reason yet to end it: loading and first steps take long."""
+        if slow is None or self.hung is not None or self._told == slow:
+            return
+        self._told = slow
+        log.warning(
+            "rank %d: no progress for %.0f s %s; it is ended after %.0f s%s",
+            slow.rank, time.monotonic() - slow.at, slow.place, self._allowed(slow), self._words(slow.rank),
+        )  # fmt: skip
+
+    def _behind(self, allowed: Callable[[Beat], float]) -> Beat | None:
+        """The one furthest behind, when somebody has waited for longer than is allowed."""
         now = time.monotonic()
         working = [beat for beat in self._last if beat.phase != LEFT and _lives(beat.pid)]
-        if not any(now - beat.at > self._allowed(beat) for beat in working):
+        if not any(now - beat.at > allowed(beat) for beat in working):
             return None
         return min(working, key=lambda beat: (not _is_stopped(beat.pid), beat.step, _order(beat.phase), beat.at))
 

@@ -61,6 +61,15 @@ def test_checkpoints_of_a_block_are_its_input() -> None:
     assert many.terms["activations: LLM"] == 32 * block + norm
 
 
+def test_no_term_is_left_out_because_another_moment_is_fuller() -> None:
+    found = memory.peak(SHAPES, stage(gradient_checkpointing=True), hardware(), BATCH)
+    assert found.moment == "first block"
+    assert not found.terms.keys() & found.elsewhere.keys()
+    assert {"activations: tower", "logits and loss", "update"} <= found.elsewhere.keys()
+    # A trained head's gradient in fp32 alone is larger than a chunk of logits.
+    assert 4 * 32000 * 4096 < found.elsewhere["logits and loss"] < found.terms["activations: LLM"]
+
+
 def test_the_chunk_of_logits_is_all_there_is_of_them() -> None:
     plain = _plain(SHAPES.llm, BATCH, 2)
     chunked = _chunked(SHAPES.llm, BATCH, Numbers(2, False, False), chunk=256, trained=False)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.plan.made import hardware, llava_7b, stage
 from vlmrun.config.schema import DataConfig, TrainStage
+from vlmrun.data import shapes
 from vlmrun.plan import advice, disk, lengths, memory, time
 from vlmrun.plan import stage as stages
 from vlmrun.plan.lengths import Known, Samples, Source, Text
@@ -61,6 +62,16 @@ def test_without_a_file_the_user_or_the_description_says_how_many() -> None:
     assert "not known" in unknown.told_by
 
 
+def test_records_of_the_drawn_shapes_are_those_that_are_drawn(tmp_path: Path) -> None:
+    shapes.prepare(tmp_path, n_train=5, n_test=2, seed=0)
+    asked = {"_target_": "vlmrun.data.shapes.prepare", "n_train": 5, "n_test": 2, "seed": 0}
+    for file in ("captions.json", "instruct.json", "lora_a.json", "lora_b.json"):
+        found = lengths.source("shapes", data(file, prepare=asked), KNOWN)
+        assert found.records == len(json.loads((tmp_path / file).read_text("utf-8"))), file
+    other = data("instruct.json", prepare=asked | {"_target_": "vlmrun.data.others.prepare"})
+    assert lengths.source("own", other, KNOWN).records is None
+
+
 def test_an_unreadable_file_is_no_reason_to_stop(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text("{", "utf-8")
@@ -74,6 +85,13 @@ def test_sources_are_weighted() -> None:
     assert found.text == pytest.approx((100 * 10 + 600 * 50) / 700)
     assert found.longest == 120
     assert found.image_tokens == pytest.approx(100 * 100 / 700)
+
+
+def test_text_that_is_cut_off_is_not_counted() -> None:
+    found = lengths.together(
+        [Source("a", 10, Text(200, 300), 1.0, 1, "")], None, per_picture=16, tiles=1, max_length=128
+    )
+    assert (found.text, found.mean, found.longest) == (112, 128, 128)
 
 
 def test_steps_are_those_of_the_schedule() -> None:
@@ -124,6 +142,8 @@ def test_a_checkpoint_holds_weights_masters_and_moments() -> None:
     assert found.checkpoints == 3 * found.checkpoint  # one more while it is written
     assert found.artifact == 2 * trained
     assert disk.train(SHAPES, stage(save_steps=10_000), hardware(), 5197).checkpoints == found.checkpoint
+    best = stage(save_steps=10_000, save_total_limit=2, keep_best="loss")
+    assert disk.train(SHAPES, best, hardware(), 5197).checkpoints == 4 * found.checkpoint
 
 
 def planned(one: TrainStage, on: Any = None) -> Memory:

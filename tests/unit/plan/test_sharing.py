@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.plan.made import hardware, llava_7b, stage
+from vlmrun.config.schema import Packing
 from vlmrun.hardware import gpus
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan import stage as stages
@@ -203,3 +204,12 @@ def test_zero1_in_fp32_keeps_whole_gradients_between_micro_batches() -> None:
     bucket = 4 * 4096**2 * 2  # twice where communication overlaps; it is not given back
     assert often["loss"] - once["loss"] == 4 * TRAINED + bucket
     assert often["backward ends"] == once["backward ends"]
+
+
+def test_short_rows_fill_worse() -> None:
+    """Rows of 2048 hold two samples of LLaVA's, sometimes three; rows twice as long more than twice as many."""
+    made = [Packing(length=n, method="even_fit", window=4096) for n in (2048, 4096, 8192)]
+    two, five, ten = (time.per_row(one, MIX) for one in made)
+    assert two == pytest.approx(2048 * 0.841 / MIX.mean)
+    assert five == pytest.approx(4096 * 0.997 / MIX.mean)
+    assert ten == pytest.approx(2 * five)

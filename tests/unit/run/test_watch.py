@@ -57,6 +57,28 @@ def test_what_counts_as_hanging(training, beat, hangs):
     assert (hung(training, beat).hung is not None) == hangs
 
 
+def test_who_may_take_long_is_named_once_before_it_is_ended(training, caplog):
+    """A collective that hangs in the first step would else be noticed after half an hour."""
+    (training.path / "logs").mkdir(parents=True)
+    (training.path / "logs" / "rank-1.log").write_text("the last line")
+    watch = hung(training, (0, 1, "backward", 1.2, None), (1, 1, "forward", 1.4, None))
+    for _ in range(3):
+        watch.look()
+    (said,) = caplog.messages
+    assert watch.hung is None
+    assert said.startswith("rank 1: no progress for 1 s in step 1 (forward); it is ended after 50 s")
+    assert said.endswith("the last line")
+    beats(training, (1, 1, "backward", 1.3, None, os.getpid()))
+    watch.look()
+    assert len(caplog.messages) == 2, "who is slow in another piece of work is named again"
+
+
+def test_who_is_slow_in_time_is_not_named(training, caplog):
+    hung(training, (0, 1, "backward", 0.5, None), (1, 0, "load", 0.9, None))
+    hung(training, (0, 5, "forward", 1.5, 0.1))  # it hangs, which is told with the error
+    assert caplog.messages == []
+
+
 def test_nobody_hangs_when_it_is_turned_off(training):
     off = training.model_copy(update={"hardware": training.hardware.model_copy(update={"hang_seconds": None})})
     assert hung(off, (0, 5, "forward", 999.0, 0.1)).hung is None
