@@ -144,7 +144,7 @@ def test_a_write_that_takes_only_part_is_continued(tmp_path, monkeypatch):
 
     def begun(self, names):
         begin(self, names)
-        self._file = _Short(self._file)
+        self._files[-1] = _Short(self._files[-1])
 
     monkeypatch.setattr(Writer, "_begin", begun)
     _write(tmp_path, _some(3))
