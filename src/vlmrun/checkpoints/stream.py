@@ -22,6 +22,7 @@ from vlmrun import artifact
 from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
+_SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
 _AHEAD = 4  # slices that are made and not yet written
 SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a processor's cache holds
 
@@ -128,7 +129,8 @@ class Writer:
         self._left: list[str] = []
         self._files: list[IO[bytes]] = []
         self._written: list[tuple[Path, list[str]]] = []
-        self._writing, self._hashing = Behind(), Behind() if hashed else None
+        self._writing, self._syncing, self._hashing = Behind(), Behind(), Behind() if hashed else None
+        self._unsynced = 0
         self._hashes: list[Any] = []
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -156,9 +158,8 @@ class Writer:
             self._seal()
             rest = [*self._left, *(name for shard in self._shards for name in shard)]
             assert not rest, f"tensors were not written: {rest[:3]}"
-            self._writing.wait()
-            if self._hashing is not None:
-                self._hashing.wait()
+            for each in self._threads():
+                each.wait()
             self._end_threads()
             self._publish()
 
@@ -192,18 +193,25 @@ class Writer:
 
     def _put(self, data: memoryview) -> None:
         self._writing.do(_write_all, self._files[-1], data)
+        self._unsynced += len(data)
+        if self._unsynced >= _SYNCED:
+            self._syncing.do(os.fsync, self._files[-1].fileno())
+            self._unsynced = 0
         if self._hashing is not None:
             self._hashing.do(self._hashes[-1].update, data)
 
     def _seal(self) -> None:
         """Syncs and closes the file that is whole, beside the work on the next one."""
         if self._files:
-            self._writing.do(_sync_and_close, self._files[-1])
+            self._writing.wait()
+            self._syncing.do(_sync_and_close, self._files[-1])
+
+    def _threads(self) -> list[Behind]:
+        return [each for each in (self._writing, self._syncing, self._hashing) if each is not None]
 
     def _end_threads(self) -> None:
-        for each in (self._writing, self._hashing):
-            if each is not None:
-                each.close()
+        for each in self._threads():
+            each.close()
 
     def _publish(self) -> None:
         """Gives shards their final names, and an index when they are many."""
