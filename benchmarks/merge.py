@@ -130,7 +130,9 @@ def main() -> None:
     parser = measure.parser("merge, average and convert: seconds and memory")
     parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="an interpreter that has mergekit")
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_GB, metavar="GB", help="of one model")
+    parser.add_argument("--threads", type=int, default=1, help="of arithmetic; vlmrun's commands take all cores")
     options = parser.parse_args()
+    os.environ.update(measure.QUIET | {"OMP_NUM_THREADS": str(options.threads)})
     rows = []
     for size in (QUICK_GB,) if options.quick else options.sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +148,8 @@ def main() -> None:
         " just before, synced like everything here. The sources are no artifacts, so nothing is digested before; what"
         " convert writes in another format is, and is not compared with a run in plain transformers.",
     ]
-    measure.show(measure.Table("merge, average and convert, bf16, one thread", header, rows, notes), options.json)
+    threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
+    measure.show(measure.Table(f"merge, average and convert, bf16, {threads}", header, rows, notes), options.json)
 
 
 def _measured(folder: Path, size: float, options: argparse.Namespace) -> list[list[object]]:
@@ -175,7 +178,7 @@ def _row(name: str, size: float, folder: Path, script: tuple[str, str], python: 
     os.sync()
     text = _WATCH.format(imports=script[0], work=script[1])
     done = subprocess.run(
-        [python, "-c", text, str(folder)], env=os.environ | measure.QUIET, capture_output=True, text=True, check=False
+        [python, "-c", text, str(folder)], env=os.environ, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
