@@ -158,6 +158,17 @@ def shared() -> list[Case]:
     return cases
 
 
+def _drawn_sizes(draw: random.Random) -> dict[str, int]:
+    return {
+        "accumulation": draw.choice([1, 2]),
+        "micro": draw.choice([1, 3, 4]),
+        "length": draw.choice([160, 320, 448]),
+        "hidden": draw.choice([128, 192, 384]),
+        "layers": draw.choice([2, 5]),
+        "vocab": draw.choice([1024, 3072]),
+    }
+
+
 def held_out(n: int, seed: int = 35) -> list[Case]:
     """Points drawn at random, with sizes that the given part does not have."""
     draw = random.Random(seed)
@@ -174,12 +185,7 @@ def held_out(n: int, seed: int = 35) -> list[Case]:
                 precision=precision,
                 checkpointing=draw.random() < 0.5,
                 ranks=draw.choice([1, 1, 2]),
-                accumulation=draw.choice([1, 2]),
-                micro=draw.choice([1, 3, 4]),
-                length=draw.choice([160, 320, 448]),
-                hidden=draw.choice([128, 192, 384]),
-                layers=draw.choice([2, 5]),
-                vocab=draw.choice([1024, 3072]),
+                **_drawn_sizes(draw),
                 tower=draw.choice(["pico", "pico_clip"]),
                 share=draw.choice([0.1, 0.4, 0.6]),
             )
@@ -206,12 +212,7 @@ def held_out_shared(n: int, seed: int = 36) -> list[Case]:
                 precision=precision,
                 checkpointing=draw.random() < 0.5,
                 ranks=2,
-                accumulation=draw.choice([1, 2]),
-                micro=draw.choice([1, 3, 4]),
-                length=draw.choice([160, 320, 448]),
-                hidden=draw.choice([128, 192, 384]),
-                layers=draw.choice([2, 5]),
-                vocab=draw.choice([1024, 3072]),
+                **_drawn_sizes(draw),
                 share=draw.choice([0.1, 0.4, 0.6]),
                 **{"engine": way} if fsdp else {"sharing": way},
             )
