@@ -45,6 +45,16 @@ def _the_logger_as_it_was() -> Iterator[None]:
     logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def _the_environment_as_it_was() -> Iterator[None]:
+    """A worker run in this process names its rank in the environment, and a later test's child would believe it."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 Vlmrun = Callable[..., subprocess.CompletedProcess[str]]
 
 
