@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # Bits per weight: bf16. Llama's names and shapes, so that mergekit takes them for what they are.
 HIDDEN, INNER, VOCABULARY, RANK = 1024, 4096, 32000, 64
@@ -117,13 +121,15 @@ def _tensors(folder: Path, shapes: Shapes, seed: int) -> None:
 
     from vlmrun.checkpoints.stream import Writer, blocks
 
-    generator = torch.Generator().manual_seed(seed)
+    def random(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[torch.Tensor]:
+        for start, stop in blocks(shape):
+            yield torch.randn(stop - start, *shape[1:], generator=generator).bfloat16()
+
     total = 2 * sum(math.prod(shape) for shape in shapes.values())
     types = {name: (torch.bfloat16, shape) for name, shape in sorted(shapes.items())}
     with Writer(folder, types, max_shard_bytes=max(total / 4, 1e7)) as writer:
-        for name, (_, shape) in types.items():
-            pieces = (torch.randn(b - a, *shape[1:], generator=generator).bfloat16() for a, b in blocks(shape))
-            writer.write(name, pieces)
+        for number, (name, (_, shape)) in enumerate(types.items()):
+            writer.write(name, random(shape, torch.Generator().manual_seed(1000 * seed + number)))
 
 
 def _tokenizer(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ class Adapter:
         _check_kind(self.config, folder)
         self._layers: dict[str, dict[str, str]] = {}  # weight -> role -> tensor
         self._whole: dict[str, str] = {}  # weight or bias -> tensor
-        self._held: tuple[tuple[str, bool], tuple[Tensor, Tensor]] = ("", False), (torch.empty(0), torch.empty(0))
+        self._held = threading.local()  # every thread works through a weight of its own
         for name in self._reader.names():
             bare = name.removeprefix(_PREFIX)
             ending = next((ending for ending in _ENDINGS if bare.endswith(ending)), None)
@@ -186,11 +187,12 @@ class Adapter:
 
     def _pair(self, name: str, halves: bool) -> tuple[Tensor, Tensor]:
         """B and A of a weight, kept until another one is asked for."""
-        if self._held[0] != (name, halves):
+        if getattr(self._held, "of", None) != (name, halves):
             found = (self._reader.get(self._tensor(name, role)) for role in ("B", "A"))
             up, down = (tensor.half().float() if halves else tensor.float() for tensor in found)
-            self._held = (name, halves), (up, down)
-        return self._held[1]
+            self._held.of, self._held.pair = (name, halves), (up, down)
+        pair: tuple[Tensor, Tensor] = self._held.pair
+        return pair
 
     def _tensor(self, name: str, role: str) -> str:
         roles = self._layers[name]

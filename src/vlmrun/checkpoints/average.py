@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from vlmrun.checkpoints.compare import PARTS, differences, same_files
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.methods.pieces import Piece, Source
 from vlmrun.checkpoints.native import DESCRIPTION
-from vlmrun.checkpoints.stream import Report, Shape, Writer, silent
+from vlmrun.checkpoints.stream import Report, Shape, Writer, cast, silent
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.config import derived
 from vlmrun.config.schema import AverageStage
@@ -51,14 +52,15 @@ def average(
         CheckpointError: listing every difference in names, shapes or configuration, or a file that is damaged.
     """
     plan = prepare(stage, sources, base)
-    total, done, changed = len(plan.names()), 0, 0
+    total, changed, done = len(plan.names()), 0, itertools.count(1)
+
+    def telling(name: str) -> None:
+        report(next(done), total, name)
+
     checked = [*sources, *([base] if base else [])] if verify else []
     with files.building(Path(destination)) as new, files.verifying(checked):
         for part in PARTS:
-            for name, differed in write_part(plan, part, new / part):
-                done += 1
-                changed += differed
-                report(done, total, name)
+            changed += write_part(plan, part, new / part, telling)
             files.place_rest(plan.folders[0] / part, new / part, stage.dtype)
         description = describe(plan.folders[0]) | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
         artifact.write_json(new / DESCRIPTION, description)
@@ -140,18 +142,22 @@ def _unchanged(source: Source, first: Reader) -> Iterator[Tensor]:
         yield piece.models[0]
 
 
-def write_part(plan: Plan, part: str, folder: Path) -> Iterator[tuple[str, bool]]:
-    """Writes one part; gives every tensor's name and whether the models differed there."""
+def write_part(plan: Plan, part: str, folder: Path, told: Callable[[str], None] = lambda _: None) -> int:
+    """Writes one part, telling of every tensor; returns of how many the models differed."""
     readers = [Reader(source / part) for source in [*plan.folders, *([plan.base] if plan.base else [])]]
     if plan.stage.dtype == "keep" and same_files(readers) and _keeps_equal(plan, part, readers[0].names()):
         files.place_weights(readers[0].folder, folder)
-        yield from ((name, False) for name in readers[0].names())
-        return
+        for name in readers[0].names():
+            told(name)
+        return 0
     types = {name: _dtype(readers[0], name, plan.stage.dtype) for name in readers[0].names()}
+    found = []
     with Writer(folder, types) as writer:
         for name, made, differed in tensors(plan, part):
-            writer.write(name, (piece.to(types[name][0]) for piece in made))
-            yield name, any(differed)
+            writer.write(name, cast(made, types[name][0]))
+            told(name)
+            found.append(differed)
+    return sum(any(differed) for differed in found)
 
 
 def _keeps_equal(plan: Plan, part: str, names: list[str]) -> bool:

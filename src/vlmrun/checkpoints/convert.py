@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,14 @@ def _difference(here: Lazy, there: Lazy) -> str | None:
 
 def _told(model: Model, report: Report) -> Model:
     """The same model, telling of every tensor that is read."""
-    total, seen = len(model.tensors), set[str]()
+    total, seen, telling_one = len(model.tensors), set[str](), threading.Lock()
 
     def telling(name: str, value: Lazy) -> Lazy:
         def rows(start: int, stop: int) -> torch.Tensor:
-            if name not in seen:
-                seen.add(name)
-                report(len(seen), total, name)
+            with telling_one:
+                if name not in seen:
+                    seen.add(name)
+                    report(len(seen), total, name)
             return value.rows(start, stop)
 
         return replace(value, rows=rows)

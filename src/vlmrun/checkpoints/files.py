@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from vlmrun import artifact
-from vlmrun.checkpoints.stream import Writer, blocks
+from vlmrun.checkpoints.stream import Shape, Writer, blocks
 from vlmrun.checkpoints.tensors import DTYPES, INDEX, Reader
 from vlmrun.errors import CheckpointError
 
@@ -112,12 +114,16 @@ def place_weights(source: Path, destination: Path) -> None:
         types = {name: (reader.dtype(name), reader.shape(name)) for name in reader.names()}
         with Writer(destination, types) as writer:
             for name, (_, shape) in types.items():
-                writer.write(name, (reader.rows(name, *rows) for rows in blocks(shape)))
+                writer.write(name, _pieces(reader, name, shape))
         return
     for file in files:
         place(file, destination / file.name)
     if (source / INDEX).is_file():
         place(source / INDEX, destination / INDEX)
+
+
+def _pieces(reader: Reader, name: str, shape: Shape) -> Iterator[torch.Tensor]:
+    return (reader.rows(name, start, stop) for start, stop in blocks(shape))
 
 
 def place_named(source: Path, destination: Path, names: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from vlmrun.checkpoints.average import Plan, write_part
 from vlmrun.checkpoints.compare import differences, same_content
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.native import DESCRIPTION
-from vlmrun.checkpoints.stream import Report, Shape, Writer, blocks, silent
+from vlmrun.checkpoints.stream import Report, Shape, Writer, blocks, cast, silent
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.config.schema import AverageStage, Linear, MergeStage
 from vlmrun.errors import CheckpointError, Problem
@@ -129,7 +129,7 @@ def _write_llm(plan: Merging, folder: Path, report: Report) -> int:
         types[name] = (target if target is not None and own.is_floating_point else own, plan.reader.shape(name))
     with Writer(folder, types) as writer:
         for done, name in enumerate(names, start=1):
-            writer.write(name, (rows.to(types[name][0]) for rows in merged(plan, name)))
+            writer.write(name, cast(merged(plan, name), types[name][0]))
             report(done, len(names), name)
     return sum(any(adapter.touches(name) for adapter in plan.adapters) for name in names)
 
@@ -149,8 +149,7 @@ def _place_beside(plan: Merging, part: str, folder: Path) -> None:
         base_model=None,
         dtype="keep",
     )
-    for _ in write_part(Plan(mean, plan.folders, None), part, folder):
-        pass
+    write_part(Plan(mean, plan.folders, None), part, folder)
     files.place_rest(plan.folders[0] / part, folder, "keep")
 
 

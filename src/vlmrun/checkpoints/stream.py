@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,8 +23,9 @@ from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
 _SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
-_AHEAD = 4  # slices that are made and not yet written
-SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a processor's cache holds
+_MAKING = 2, 8  # tensors at least, and at most, that are made at once, each in its thread
+_HASHED = 1 << 20  # bytes that are read and hashed at a time
+SLICE = 1 << 17  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32 and twice
 
 Report = Callable[[int, int, str], None]
 Shape = tuple[int, ...]
@@ -47,6 +48,11 @@ def raw(piece: torch.Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
 
 
+def cast(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The same pieces in another type."""
+    return (piece.to(dtype) for piece in pieces)
+
+
 def keep_freed_memory() -> None:
     """Lets the allocator reuse the memory of slices; a process that works on many says so once.
 
@@ -62,13 +68,14 @@ class Behind:
     Reading, arithmetic, writing and hashing all let go of the interpreter, so that they really go on side by side.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 4) -> None:
+        self._ahead = ahead
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._waiting: collections.deque[Future[None]] = collections.deque()
 
     def do(self, what: Callable[..., Any], *given: Any) -> None:
         """Puts it at the end of the row; raises what an earlier one raised."""
-        if len(self._waiting) >= _AHEAD:
+        if len(self._waiting) >= self._ahead:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(what, *given))
 
@@ -97,8 +104,9 @@ class Behind:
 class Writer:
     """Writes the tensors of a folder as `NAME.safetensors`, or as shards with an index, a slice at a time.
 
-    A shard lies under a temporary name until `close`, which renames all of them; a failure, or leaving the `with`
-    block by an exception, removes them.
+    Where every tensor will lie is known before, so several are made and written at once, each by one thread from its
+    first slice to its last. A shard lies under a temporary name until `close`, which renames all of them; a failure, or
+    leaving the `with` block by an exception, removes them.
 
     Args:
         tensors: type and shape of every tensor, in the order in which they will be written.
@@ -126,40 +134,39 @@ class Writer:
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
         self._shards = iter(_shards(self._sizes, max_shard_bytes))
-        self._left: list[str] = []
-        self._files: list[IO[bytes]] = []
-        self._written: list[tuple[Path, list[str]]] = []
-        self._writing, self._syncing, self._hashing = Behind(), Behind(), Behind() if hashed else None
-        self._unsynced = 0
-        self._hashes: list[Any] = []
+        self._hashed = hashed
+        self._files: list[_File] = []
+        self._left: list[str] = []  # of the last file's tensors those that are to come
+        self._threads = torch.get_num_threads()
+        n_making = max(_MAKING[0], min(self._threads, _MAKING[1]))
+        # Whoever makes a slice has a core of its own: arithmetic that took all of them would stand in the others' way.
+        self._making = ThreadPoolExecutor(n_making, "slices", initializer=torch.set_num_threads, initargs=(1,))
+        self._following, self._syncing = Behind(2 * n_making), Behind()
+        self._stopped = False
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
-        """Writes one tensor: its elements in order, in pieces of any size, which must not change afterwards."""
+        """Lets one tensor be written: its elements in order, in pieces of any size.
+
+        They are drawn in another thread, beside those of other tensors, until `close` has returned at the latest.
+        """
         with self._failing():
             if not self._left:
-                self._seal()
                 self._begin(next(self._shards, []))
             assert self._left[:1] == [name], f"{name} is not the tensor that was announced: {self._left[:1]}"
-            n_bytes = 0
-            for piece in pieces:
-                assert piece.dtype == self._tensors[name][0], f"{name}: {piece.dtype}"
-                data = raw(piece)
-                n_bytes += len(data)
-                self._put(data)
-            assert n_bytes == self._sizes[name], f"{name}: {n_bytes} bytes, announced {self._sizes[name]}"
+            written = self._making.submit(self._write, self._files[-1], name, pieces)
+            self._following.do(self._follow, written, self._files[-1], name)
             self._left.pop(0)
 
     def close(self) -> None:
         """Gives every file its name; all tensors must have been written."""
         with self._failing():
-            if not self._written:  # a part without weights is a file without tensors
+            if not self._files:  # a part without weights is a file without tensors
                 self._begin(next(self._shards))
-            self._seal()
+            self._following.wait()
+            self._syncing.wait()
             rest = [*self._left, *(name for shard in self._shards for name in shard)]
             assert not rest, f"tensors were not written: {rest[:3]}"
-            for each in self._threads():
-                each.wait()
             self._end_threads()
             self._publish()
 
@@ -167,10 +174,8 @@ class Writer:
         """Removes what was written; nothing is left in the folder."""
         self._end_threads()
         for file in self._files:
-            file.close()
-        for temporary, _ in self._written:
-            temporary.unlink(missing_ok=True)
-        self._written = []
+            file.remove()
+        self._files = []
 
     def __enter__(self) -> Writer:
         return self
@@ -184,46 +189,62 @@ class Writer:
             self.abort()
 
     def _begin(self, names: list[str]) -> None:
-        temporary = self.folder / f".{self._name}-{len(self._written) + 1:05d}.safetensors.part"
-        self._written.append((temporary, names))
+        temporary = self.folder / f".{self._name}-{len(self._files) + 1:05d}.safetensors.part"
+        self._files.append(_File(temporary, {name: (*self._tensors[name], self._sizes[name]) for name in names}))
         self._left = list(names)
-        self._files.append(temporary.open("wb", buffering=0))
-        self._hashes.append(hashlib.sha256())
-        self._put(memoryview(_header({name: (*self._tensors[name], self._sizes[name]) for name in names})))
+        if not names:
+            self._following.do(self._finish, self._files[-1])
 
-    def _put(self, data: memoryview) -> None:
-        self._writing.do(_write_all, self._files[-1], data)
-        self._unsynced += len(data)
-        if self._unsynced >= _SYNCED:
-            self._syncing.do(os.fsync, self._files[-1].fileno())
-            self._unsynced = 0
-        if self._hashing is not None:
-            self._hashing.do(self._hashes[-1].update, data)
+    def _write(self, file: _File, name: str, pieces: Iterable[torch.Tensor]) -> None:
+        """All of one tensor, in a thread of `_making`."""
+        (at, end), dtype = file.places[name], self._tensors[name][0]
+        n_bytes = 0
+        for piece in pieces:
+            if self._stopped:
+                return
+            assert piece.dtype == dtype, f"{name}: {piece.dtype}"
+            data = raw(piece)
+            n_bytes += len(data)
+            if at + n_bytes <= end:  # beyond is the next tensor
+                file.write(data, at + n_bytes - len(data))
+        assert n_bytes == self._sizes[name], f"{name}: {n_bytes} bytes, announced {self._sizes[name]}"
 
-    def _seal(self) -> None:
-        """Syncs and closes the file that is whole, beside the work on the next one."""
-        if self._files:
-            self._writing.wait()
-            self._syncing.do(_sync_and_close, self._files[-1])
+    def _follow(self, written: Future[None], file: _File, name: str) -> None:
+        """What is done with tensors one after another: in a thread of its own that waits for each."""
+        written.result()
+        stop = file.places[name][1]
+        if self._hashed:
+            file.hash(stop)
+        if name == next(reversed(file.places)):
+            self._finish(file)
+        elif stop - file.synced >= _SYNCED:
+            file.synced = stop
+            self._syncing.do(file.sync)
 
-    def _threads(self) -> list[Behind]:
-        return [each for each in (self._writing, self._syncing, self._hashing) if each is not None]
+    def _finish(self, file: _File) -> None:
+        """It is whole; it has its name when all are."""
+        if self._hashed:
+            file.hash(file.size)
+        self._syncing.do(file.close)
 
     def _end_threads(self) -> None:
-        for each in self._threads():
-            each.close()
+        self._stopped = True
+        self._making.shutdown(wait=True, cancel_futures=True)
+        self._following.close()
+        self._syncing.close()
+        torch.set_num_threads(self._threads)  # what a thread of `_making` said is what new threads would go by
 
     def _publish(self) -> None:
         """Gives shards their final names, and an index when they are many."""
-        total = len(self._written)
+        total = len(self._files)
         weight_map: dict[str, str] = {}
-        for number, (temporary, names) in enumerate(self._written, start=1):
+        for number, file in enumerate(self._files, start=1):
             number_of = "" if total == 1 else f"-{number:05d}-of-{total:05d}"
             final = f"{self._name}{number_of}.safetensors"
-            temporary.replace(self.folder / final)
-            weight_map |= dict.fromkeys(names, final)
-            if self._hashing is not None:
-                self.digests[self.folder / final] = self._hashes[number - 1].hexdigest()
+            file.path.replace(self.folder / final)
+            weight_map |= dict.fromkeys(file.places, final)
+            if self._hashed:
+                self.digests[self.folder / final] = file.digest()
         if total > 1:
             metadata = {"total_size": sum(self._sizes.values())}
             index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
@@ -248,15 +269,70 @@ class Writer:
             raise
 
 
-def _write_all(file: IO[bytes], data: memoryview) -> None:
-    """The system takes 2 GiB at most at a time, and on a full disk less than it was given."""
-    while data:
-        data = data[file.write(data) :]
+class _File:
+    """A safetensors file that is filled at any place at any time, and hashed from its beginning.
 
+    Args:
+        tensors: type, shape and bytes of each, in the order in which they lie in it.
+    """
 
-def _sync_and_close(file: IO[bytes]) -> None:
-    os.fsync(file.fileno())
-    file.close()
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, Shape, int]]) -> None:
+        self.path = path
+        self.places: dict[str, tuple[int, int]] = {}  # first and last (exclusive) byte
+        header = _header(tensors)
+        self.size = len(header)
+        for name, (_, _, size) in tensors.items():
+            self.places[name] = self.size, self.size + size
+            self.size += size
+        self.synced = 0
+        self._sha256, self._hashed = hashlib.sha256(), 0
+        self._buffer = bytearray(0)
+        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self.write(memoryview(header), 0)
+
+    def write(self, data: memoryview, at: int) -> None:
+        """The system takes 2 GiB at most at a time, and on a full disk less than it was given."""
+        assert self._fd is not None
+        while data:
+            n = os.pwrite(self._fd, data, at)
+            data, at = data[n:], at + n
+
+    def hash(self, stop: int) -> None:
+        """Takes in what lies before `stop`: read again, as the tensors were not written in order."""
+        assert self._fd is not None
+        self._buffer = self._buffer or bytearray(_HASHED)
+        while self._hashed < stop:
+            view = memoryview(self._buffer)[: stop - self._hashed]
+            n = os.preadv(self._fd, [view], self._hashed)
+            if not n:
+                raise OSError(f"{self.path} ends at {self._hashed:,} bytes")
+            self._sha256.update(view[:n])
+            self._hashed += n
+
+    def digest(self) -> str:
+        """SHA-256 of all that was hashed."""
+        return self._sha256.hexdigest()
+
+    def sync(self) -> None:
+        """Waits until it is on the disk."""
+        assert self._fd is not None
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Syncs and closes it."""
+        self.sync()
+        self._close()
+
+    def remove(self) -> None:
+        """Whatever state it is in."""
+        self._close()
+        self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self._buffer = bytearray(0)
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import threading
 import warnings
 import weakref
 import zipfile
@@ -53,7 +54,8 @@ class Reader:
     """The tensors of a folder, whatever files they lie in, read one by one.
 
     Understands single and sharded safetensors, and `pytorch_model*.bin` (with `weights_only`, so a file cannot run
-    code). Every shard's header is checked at once: a torn or missing shard is found before work starts.
+    code). Every shard's header is checked at once: a torn or missing shard is found before work starts. Several threads
+    may read at once.
 
     Raises:
         CheckpointError: when there are no weights, or a file is missing, torn or not what it says.
@@ -65,6 +67,7 @@ class Reader:
         self._open: dict[Path, Any] = {}
         self._places: dict[Path, dict[str, int]] = {}
         self._descriptors: dict[Path, int] = {}
+        self._opening = threading.Lock()
         for shard, names in self._find():
             held = set(self._handle(shard).keys())
             for name in held if names is None else names:
@@ -137,9 +140,10 @@ class Reader:
         return math.prod(self.shape(name))
 
     def _descriptor(self, shard: Path) -> int:
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(shard, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptors[shard])
+        with self._opening:
+            if shard not in self._descriptors:
+                self._descriptors[shard] = os.open(shard, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._descriptors[shard])
         return self._descriptors[shard]
 
     def _place(self, shard: Path, name: str) -> int:

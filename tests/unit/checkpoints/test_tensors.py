@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from vlmrun import artifact
 from vlmrun.checkpoints import stream
 from vlmrun.checkpoints.stream import Writer
 from vlmrun.checkpoints.tensors import INDEX, Reader
@@ -126,29 +129,59 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-class _Short:
-    """A file that takes less than it is given, as the system does beyond 2 GiB and on a disk that is nearly full."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def write(self, data):
-        return self._file.write(data[:7])
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-
 def test_a_write_that_takes_only_part_is_continued(tmp_path, monkeypatch):
-    begin = Writer._begin
-
-    def begun(self, names):
-        begin(self, names)
-        self._files[-1] = _Short(self._files[-1])
-
-    monkeypatch.setattr(Writer, "_begin", begun)
-    _write(tmp_path, _some(3))
+    """As the system does beyond 2 GiB, and on a disk that is nearly full."""
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(stream.os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
+    monkeypatch.setattr(stream.os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:11]], at))
+    with Writer(tmp_path, _types(_some(3)), hashed=True) as writer:
+        for name, value in _some(3).items():
+            writer.write(name, [value])
     assert all(torch.equal(Reader(tmp_path).get(name), value) for name, value in _some(3).items())
+    file = tmp_path / "model.safetensors"
+    assert writer.digests == {file: artifact.digest(file)}
+
+
+@pytest.mark.parametrize("limit", [5e9, 300, 1])
+def test_many_tensors_are_made_at_once_and_hashed_in_order(tmp_path, limit):
+    """The first of them is the last to be ready."""
+    values = {f"t{i:02d}": torch.full((10, i % 3), float(i)) for i in range(24)}
+    others, threads = threading.Semaphore(0), set()
+
+    def pieces(name):
+        if name == "t00":
+            assert others.acquire(timeout=60), "no other tensor is written before the first one is"
+        threads.add(threading.get_ident())
+        assert torch.get_num_threads() == 1
+        yield values[name]
+        others.release()
+
+    before = torch.get_num_threads()
+    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True) as writer:
+        for name in values:
+            writer.write(name, pieces(name))
+    assert threading.get_ident() not in threads
+    assert len(threads) > 1
+    assert torch.get_num_threads() == before
+    reader = Reader(tmp_path)
+    assert all(torch.equal(reader.get(name), value) for name, value in values.items())
+    assert writer.digests == {file: artifact.digest(file) for file in reader.files()}
+
+
+def test_what_fails_while_a_tensor_is_made_is_told_as_it_is_and_leaves_nothing(tmp_path):
+    def failing():
+        yield torch.zeros(4, 1)
+        raise CheckpointError("the source is torn", "a file", "copy it again")
+
+    def endless():
+        while True:
+            yield torch.zeros(0, 2)
+
+    types = {name: (torch.float32, (8, n)) for n, name in enumerate("ab", start=1)}
+    with pytest.raises(CheckpointError, match="the source is torn"), Writer(tmp_path, types) as writer:
+        writer.write("a", failing())
+        writer.write("b", endless())  # given up too
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_real_write_error_is_told_and_leaves_nothing(tmp_path):

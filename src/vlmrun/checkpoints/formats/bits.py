@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,13 @@ def pack(name: str, weight: Lazy, bits: int) -> dict[str, Lazy]:
     They are made together when the first of them is read, and each is let go when it has been.
     """
     held: dict[str, torch.Tensor] = {}
+    making = threading.Lock()
 
     def take(key: str) -> torch.Tensor:
-        if not held:
-            held.update((_packed_8 if bits == 8 else _packed_4)(name, weight.load()))
-        return held.pop(key)
+        with making:
+            if key not in held:
+                held.update((_packed_8 if bits == 8 else _packed_4)(name, weight.load()))
+            return held.pop(key)
 
     kinds = (_kinds_8 if bits == 8 else _kinds_4)(name, weight.shape)
     return {key: whole(shape, dtype, partial(take, key)) for key, (dtype, shape) in kinds.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,14 +88,16 @@ def made(tensor: Tensor) -> Lazy:
 def whole(shape: Shape, dtype: torch.dtype, make: Callable[[], Tensor]) -> Lazy:
     """One that can only be made as a whole: it is made with its first row, and let go behind its last."""
     held: list[Tensor] = []
+    making = threading.Lock()
     n_rows = shape[0] if shape else 1
 
     def rows(start: int, stop: int) -> Tensor:
-        if not held:
-            held.append(make().reshape(n_rows, *shape[1:]))
-        found = held[0][start:stop]
-        if stop >= n_rows:
-            held.clear()
+        with making:
+            if not held:
+                held.append(make().reshape(n_rows, *shape[1:]))
+            found = held[0][start:stop]
+            if stop >= n_rows:
+                held.clear()
         return found
 
     return Lazy(shape, dtype, rows)
