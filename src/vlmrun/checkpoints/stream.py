@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +25,6 @@ from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
 _SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
-_MAKING = 2, 8  # tensors at least, and at most, that are made at once, each in its thread
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
 _HASHED = 1 << 20  # bytes that are read and hashed at a time
 SLICE = 1 << 17  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32 and twice
@@ -104,6 +103,23 @@ class Behind:
             self.close()
 
 
+class Makers(ThreadPoolExecutor):
+    """Threads that make slices, two at least and eight at most, otherwise as many as torch has.
+
+    Each computes on a core of its own: arithmetic that took all of them would stand in the others' way.
+    """
+
+    def __init__(self) -> None:
+        self._before = torch.get_num_threads()
+        self.n = max(2, min(self._before, 8))
+        super().__init__(self.n, "slices", initializer=torch.set_num_threads, initargs=(1,))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends them."""
+        super().shutdown(wait=wait, cancel_futures=cancel_futures)
+        torch.set_num_threads(self._before)  # what one of them said is what a new thread would go by
+
+
 class Writer:
     """Writes the tensors of a folder as `NAME.safetensors`, or as shards with an index, a slice at a time.
 
@@ -140,11 +156,8 @@ class Writer:
         self._hashed = hashed
         self._files: list[_File] = []
         self._left: list[str] = []  # of the last file's tensors those that are to come
-        self._threads = torch.get_num_threads()
-        n_making = max(_MAKING[0], min(self._threads, _MAKING[1]))
-        # Whoever makes a slice has a core of its own: arithmetic that took all of them would stand in the others' way.
-        self._making = ThreadPoolExecutor(n_making, "slices", initializer=torch.set_num_threads, initargs=(1,))
-        self._following, self._syncing = Behind(2 * n_making), Behind()
+        self._making, self._syncing = Makers(), Behind()
+        self._following = Behind(2 * self._making.n)
         self._stopped = False
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -215,9 +228,10 @@ class Writer:
 
     def _follow(self, written: Future[None], file: _File, name: str) -> None:
         """What is done with tensors one after another: in a thread of its own that waits for each."""
-        while not wait([written], timeout=_LOOK).done:
-            if self._hashed:
-                file.hash(file.filled.get(name, 0))
+        while self._hashed and not written.done():
+            file.hash(file.filled.get(name, 0))
+            with contextlib.suppress(TimeoutError):
+                written.exception(_LOOK)
         written.result()
         stop = file.places[name][1]
         if self._hashed:
@@ -239,7 +253,6 @@ class Writer:
         self._making.shutdown(wait=True, cancel_futures=True)
         self._following.close()
         self._syncing.close()
-        torch.set_num_threads(self._threads)  # what a thread of `_making` said is what new threads would go by
 
     def _publish(self) -> None:
         """Gives shards their final names, and an index when they are many."""

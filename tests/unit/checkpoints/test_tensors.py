@@ -177,10 +177,13 @@ def test_what_fails_while_a_tensor_is_made_is_told_as_it_is_and_leaves_nothing(t
         while True:
             yield torch.zeros(0, 2)
 
-    types = {name: (torch.float32, (8, n)) for n, name in enumerate("ab", start=1)}
-    with pytest.raises(CheckpointError, match="the source is torn"), Writer(tmp_path, types) as writer:
-        writer.write("a", failing())
-        writer.write("b", endless())  # given up too
+    def produce():
+        with Writer(tmp_path, {name: (torch.float32, (8, n)) for n, name in enumerate("ab", start=1)}) as writer:
+            writer.write("a", failing())
+            writer.write("b", endless())  # given up too
+
+    with pytest.raises(CheckpointError, match="the source is torn"):
+        produce()
     assert list(tmp_path.iterdir()) == []
 
 

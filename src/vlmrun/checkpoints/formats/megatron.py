@@ -27,7 +27,7 @@ from vlmrun.checkpoints.formats.hf import PLACES, take_llm_files
 from vlmrun.checkpoints.formats.lazy import Lazy, made
 from vlmrun.checkpoints.formats.megatron_model import refuse
 from vlmrun.checkpoints.formats.native import write_files
-from vlmrun.checkpoints.stream import Behind
+from vlmrun.checkpoints.stream import Makers
 from vlmrun.checkpoints.tensors import read_pickle
 from vlmrun.errors import CheckpointError, Problem
 
@@ -128,12 +128,10 @@ def write(model: Model, folder: Path, how: How) -> None:
         for rank, piece in zip(ranks, entry.rule.cut(entry.rule.fuse(ours), how.tp), strict=True):
             rank[entry.theirs] = piece
     about = {"args": megatron_model.arguments(model, how.tp), "checkpoint_version": 3.0, "iteration": 0}
-    digests: dict[Path, str] = {}
-    with Behind() as hashing:
-        for number, rank in enumerate(ranks):
-            path = folder / f"iter_0000001/{RANK}{number:02d}" / FILE
-            pickles.save(path, about | {"model": rank | _extra(shape)})
-            hashing.do(lambda path=path: digests.update({path: artifact.digest(path)}))
+    paths = [folder / f"iter_0000001/{RANK}{number:02d}" / FILE for number in range(how.tp)]
+    with Makers() as makers:
+        tables = (about | {"model": rank | _extra(shape)} for rank in ranks)
+        digests = dict(zip(paths, makers.map(pickles.save, paths, tables), strict=True))
     artifact.write_text(folder / TRACKER, "1")
     artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
     write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})

@@ -1,12 +1,14 @@
 """Tables of tensors as `torch.save` writes them, a slice at a time.
 
 Such a file is a zip archive without compression: `data.pkl` holds the objects, in which every tensor names a record,
-and the records hold the numbers. Source: pytorch/pytorch@v2.13.0:torch/serialization.py (_save)
+and the records hold the numbers. A record's size and CRC follow it, as in torch's own, so that nothing has to be gone
+back to. Source: pytorch/pytorch@v2.13.0:torch/serialization.py (_save)
 """
 
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import math
 import pickle
@@ -15,7 +17,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -28,17 +30,47 @@ _PADDING = b"FB"
 _ZIP64 = 20  # bytes of the field for sizes beyond 4 GiB, which zipfile adds
 
 
-def save(path: Path, table: dict[str, Any]) -> None:
-    """Writes a table whose tensors are `Lazy`; it is synced and has its name at the end."""
+def save(path: Path, table: dict[str, Any]) -> str:
+    """Writes a table whose tensors are `Lazy`; it is synced and has its name at the end.
+
+    Returns:
+        The file's SHA-256.
+    """
     content = io.BytesIO()
     pickler = _Pickler(content)
     pickler.dump(table)
-    with artifact.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        _record(archive, "data.pkl", [memoryview(content.getbuffer())])
-        _record(archive, "byteorder", [memoryview(sys.byteorder.encode())])
-        for number, tensor in enumerate(pickler.tensors):
-            _record(archive, f"data/{number}", (raw(piece) for piece in tensor.pieces()))
-        _record(archive, "version", [memoryview(b"3\n")])
+    with artifact.writing(path) as temporary:
+        with temporary.open("wb", buffering=0) as file, Behind() as writing, Behind() as hashing:
+            stream = _Stream(file, writing, hashing)
+            with zipfile.ZipFile(cast("IO[bytes]", stream), "w") as archive:
+                _record(archive, "data.pkl", [memoryview(content.getbuffer())])
+                _record(archive, "byteorder", [memoryview(sys.byteorder.encode())])
+                for number, tensor in enumerate(pickler.tensors):
+                    _record(archive, f"data/{number}", (raw(piece) for piece in tensor.pieces()))
+                _record(archive, "version", [memoryview(b"3\n")])
+        return stream.sha256.hexdigest()
+
+
+class _Stream:
+    """A file that can only be written on, beside whoever makes what is written; hashed meanwhile."""
+
+    def __init__(self, file: io.RawIOBase, writing: Behind, hashing: Behind) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file, self._writing, self._hashing = file, writing, hashing
+
+    def write(self, data: bytes | memoryview) -> int:
+        """All of it."""
+        view = memoryview(data)
+        self._writing.do(self._write, view)
+        self._hashing.do(self.sha256.update, view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        """What waits is waited for at the end."""
+
+    def _write(self, view: memoryview) -> None:
+        while view:
+            view = view[self._file.write(view) :]
 
 
 def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -> None:
@@ -47,9 +79,9 @@ def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -
     begin = archive.fp.tell() + zipfile.sizeFileHeader + len(about.filename) + _ZIP64 + 4
     room = -begin % _ALIGNED
     about.extra = _PADDING + room.to_bytes(2, "little") + bytes(room)
-    with archive.open(about, "w", force_zip64=True) as record, Behind() as behind:
+    with archive.open(about, "w", force_zip64=True) as record:
         for piece in pieces:
-            behind.do(record.write, piece)
+            record.write(piece)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ class Upstream:
             digests = write_tensors(folder, adapter.items(), name=ADAPTER, hashed=True)
             artifact.write_json(folder / CONFIG, model.json[ADAPTER_CONFIG])
             beside = {key: value for key, value in held.items() if not key.startswith("llm.")}
-            pickles.save(folder / BESIDE, dict(_outward(table, beside, "base_model.model.")))
+            beside_it = dict(_outward(table, beside, "base_model.model."))
+            digests[folder / BESIDE] = pickles.save(folder / BESIDE, beside_it)
             model.notes.append("the LLM that the adapter belongs to is not in the folder: give it with --base")
         else:
             digests = write_tensors(folder, _outward(table, held), hashed=True)
