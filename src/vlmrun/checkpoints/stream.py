@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import ctypes
-import errno
-import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from vlmrun import artifact
+from vlmrun.checkpoints.output import Behind, Output
 from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
-_SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
-_HASHED = 1 << 20  # bytes that are read and hashed at a time
 SLICE = 1 << 17  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32 and twice
 
 Report = Callable[[int, int, str], None]
@@ -64,45 +57,6 @@ def keep_freed_memory() -> None:
     torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
 
 
-class Behind:
-    """Does one thing after another in a thread beside the caller's; a few may wait, then the caller does.
-
-    Reading, arithmetic, writing and hashing all let go of the interpreter, so that they really go on side by side.
-    """
-
-    def __init__(self, ahead: int = 4) -> None:
-        self._ahead = ahead
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._waiting: collections.deque[Future[None]] = collections.deque()
-
-    def do(self, what: Callable[..., Any], *given: Any) -> None:
-        """Puts it at the end of the row; raises what an earlier one raised."""
-        if len(self._waiting) >= self._ahead:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(what, *given))
-
-    def wait(self) -> None:
-        """Until all is done; raises what one of them raised."""
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def close(self) -> None:
-        """Ends the thread; what has not begun is left undone."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Behind:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            self.close()
-
-
 class Makers(ThreadPoolExecutor):
     """Threads that make slices, two at least and eight at most, otherwise as many as torch has.
 
@@ -110,6 +64,7 @@ class Makers(ThreadPoolExecutor):
     """
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self._before = torch.get_num_threads()
         self.n = max(2, min(self._before, 8))
         super().__init__(self.n, "slices", initializer=torch.set_num_threads, initargs=(1,))
@@ -146,7 +101,6 @@ class Writer:
         max_shard_bytes: float = 5e9,
         hashed: bool = False,
     ) -> None:
-        keep_freed_memory()
         self.folder = Path(folder)
         self.digests: dict[Path, str] = {}
         self._name = name
@@ -154,7 +108,7 @@ class Writer:
         self._tensors = dict(tensors)
         self._shards = iter(_shards(self._sizes, max_shard_bytes))
         self._hashed = hashed
-        self._files: list[_File] = []
+        self._files: list[_Shard] = []
         self._left: list[str] = []  # of the last file's tensors those that are to come
         self._making, self._syncing = Makers(), Behind()
         self._following = Behind(2 * self._making.n)
@@ -206,12 +160,12 @@ class Writer:
 
     def _begin(self, names: list[str]) -> None:
         temporary = self.folder / f".{self._name}-{len(self._files) + 1:05d}.safetensors.part"
-        self._files.append(_File(temporary, {name: (*self._tensors[name], self._sizes[name]) for name in names}))
+        self._files.append(_Shard(temporary, {name: (*self._tensors[name], self._sizes[name]) for name in names}))
         self._left = list(names)
         if not names:
             self._following.do(self._finish, self._files[-1])
 
-    def _write(self, file: _File, name: str, pieces: Iterable[torch.Tensor]) -> None:
+    def _write(self, file: _Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
         """All of one tensor, in a thread of `_making`."""
         (at, end), dtype = file.places[name], self._tensors[name][0]
         n_bytes = 0
@@ -226,7 +180,7 @@ class Writer:
                 file.filled[name] = at + n_bytes
         assert n_bytes == self._sizes[name], f"{name}: {n_bytes} bytes, announced {self._sizes[name]}"
 
-    def _follow(self, written: Future[None], file: _File, name: str) -> None:
+    def _follow(self, written: Future[None], file: _Shard, name: str) -> None:
         """What is done with tensors one after another: in a thread of its own that waits for each."""
         while self._hashed and not written.done():
             file.hash(file.filled.get(name, 0))
@@ -238,15 +192,14 @@ class Writer:
             file.hash(stop)
         if name == next(reversed(file.places)):
             self._finish(file)
-        elif stop - file.synced >= _SYNCED:
-            file.synced = stop
-            self._syncing.do(file.sync)
+        else:
+            file.sync(self._syncing, stop)
 
-    def _finish(self, file: _File) -> None:
+    def _finish(self, file: _Shard) -> None:
         """It is whole; it has its name when all are."""
         if self._hashed:
             file.hash(file.size)
-        self._syncing.do(file.close)
+        self._syncing.do(file.close, file.size)
 
     def _end_threads(self) -> None:
         self._stopped = True
@@ -289,89 +242,23 @@ class Writer:
             raise
 
 
-class _File:
-    """A safetensors file that is filled at any place at any time, and hashed from its beginning.
+class _Shard(Output):
+    """A safetensors file whose tensors are filled in side by side.
 
     Args:
         tensors: type, shape and bytes of each, in the order in which they lie in it.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, Shape, int]]) -> None:
-        self.path = path
+        header = _header(tensors)
         self.places: dict[str, tuple[int, int]] = {}  # first and last (exclusive) byte
         self.filled: dict[str, int] = {}  # of a tensor that is being written, where the next slice begins
-        header = _header(tensors)
         self.size = len(header)
         for name, (_, _, size) in tensors.items():
             self.places[name] = self.size, self.size + size
             self.size += size
-        self.synced = 0
-        self._sha256, self._hashed = hashlib.sha256(), 0
-        self._buffer = bytearray(0)
-        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            _reserve(self._fd, self.size)
-            self.write(memoryview(header), 0)
-        except BaseException:
-            self.remove()
-            raise
-
-    def write(self, data: memoryview, at: int) -> None:
-        """The system takes 2 GiB at most at a time, and on a full disk less than it was given."""
-        assert self._fd is not None
-        while data:
-            n = os.pwrite(self._fd, data, at)
-            data, at = data[n:], at + n
-
-    def hash(self, stop: int) -> None:
-        """Takes in what lies before `stop`: read again, as the tensors were not written in order."""
-        assert self._fd is not None
-        self._buffer = self._buffer or bytearray(_HASHED)
-        while self._hashed < stop:
-            view = memoryview(self._buffer)[: stop - self._hashed]
-            n = os.preadv(self._fd, [view], self._hashed)
-            if not n:
-                raise OSError(f"{self.path} ends at {self._hashed:,} bytes")
-            self._sha256.update(view[:n])
-            self._hashed += n
-
-    def digest(self) -> str:
-        """SHA-256 of all that was hashed."""
-        return self._sha256.hexdigest()
-
-    def sync(self) -> None:
-        """Waits until it is on the disk."""
-        assert self._fd is not None
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Syncs and closes it."""
-        self.sync()
-        self._close()
-
-    def remove(self) -> None:
-        """Whatever state it is in."""
-        self._close()
-        self.path.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        self._buffer = bytearray(0)
-        if self._fd is not None:
-            os.close(self._fd)
-        self._fd = None
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Takes room on the disk at once: what does not fit is told before the work, and writing there is faster.
-
-    Where a file system cannot, nothing happens; glibc's posix_fallocate would write all of it instead.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if call is None or call(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
-        return
-    number = ctypes.get_errno()
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise OSError(number, os.strerror(number))
+        super().__init__(path, self.size)
+        self.write(memoryview(header), 0)
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:

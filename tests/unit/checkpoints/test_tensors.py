@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vlmrun import artifact
-from vlmrun.checkpoints import stream
+from vlmrun.checkpoints import output
 from vlmrun.checkpoints.stream import Writer
 from vlmrun.checkpoints.tensors import INDEX, Reader
 from vlmrun.errors import CheckpointError
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         if len(synced) >= 3:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stream.os, "fsync", full)
+    monkeypatch.setattr(output.os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"No space left on device(.|\n)*are free: make room"):
         _write(tmp_path, _some(), limit=1)
     assert len(synced) >= 3  # the others were on their way
@@ -132,8 +132,8 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 def test_a_write_that_takes_only_part_is_continued(tmp_path, monkeypatch):
     """As the system does beyond 2 GiB, and on a disk that is nearly full."""
     pwrite, preadv = os.pwrite, os.preadv
-    monkeypatch.setattr(stream.os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
-    monkeypatch.setattr(stream.os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:11]], at))
+    monkeypatch.setattr(output.os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
+    monkeypatch.setattr(output.os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:11]], at))
     with Writer(tmp_path, _types(_some(3)), hashed=True) as writer:
         for name, value in _some(3).items():
             writer.write(name, [value])

@@ -8,7 +8,6 @@ back to. Source: pytorch/pytorch@v2.13.0:torch/serialization.py (_save)
 from __future__ import annotations
 
 import collections
-import hashlib
 import io
 import math
 import pickle
@@ -23,10 +22,13 @@ import torch
 
 from vlmrun import artifact
 from vlmrun.checkpoints.formats.lazy import Lazy
-from vlmrun.checkpoints.stream import Behind, raw
+from vlmrun.checkpoints.output import Behind, Output
+from vlmrun.checkpoints.stream import raw
 
 _ALIGNED = 64  # where a record begins, so that it can be mapped; the room before it is an extra field of this name
 _PADDING = b"FB"
+_HASHED = 4 << 20  # bytes after which hashing goes on
+_BESIDE = 300  # bytes about a record that are no numbers, not much more or less
 _ZIP64 = 20  # bytes of the field for sizes beyond 4 GiB, which zipfile adds
 
 
@@ -39,38 +41,53 @@ def save(path: Path, table: dict[str, Any]) -> str:
     content = io.BytesIO()
     pickler = _Pickler(content)
     pickler.dump(table)
-    with artifact.writing(path) as temporary:
-        with temporary.open("wb", buffering=0) as file, Behind() as writing, Behind() as hashing:
-            stream = _Stream(file, writing, hashing)
-            with zipfile.ZipFile(cast("IO[bytes]", stream), "w") as archive:
-                _record(archive, "data.pkl", [memoryview(content.getbuffer())])
-                _record(archive, "byteorder", [memoryview(sys.byteorder.encode())])
-                for number, tensor in enumerate(pickler.tensors):
-                    _record(archive, f"data/{number}", (raw(piece) for piece in tensor.pieces()))
-                _record(archive, "version", [memoryview(b"3\n")])
-        return stream.sha256.hexdigest()
+    room = sum(_n_bytes(tensor) + _BESIDE for tensor in pickler.tensors)
+    with artifact.writing(path) as temporary, _Stream(Output(temporary, room)) as stream:
+        with zipfile.ZipFile(cast("IO[bytes]", stream), "w") as archive:
+            _record(archive, "data.pkl", [memoryview(content.getbuffer())])
+            _record(archive, "byteorder", [memoryview(sys.byteorder.encode())])
+            for number, tensor in enumerate(pickler.tensors):
+                _record(archive, f"data/{number}", (raw(piece) for piece in tensor.pieces()))
+            _record(archive, "version", [memoryview(b"3\n")])
+        return stream.close()
 
 
 class _Stream:
-    """A file that can only be written on, beside whoever makes what is written; hashed meanwhile."""
+    """An output that is only written on; synced and hashed beside that."""
 
-    def __init__(self, file: io.RawIOBase, writing: Behind, hashing: Behind) -> None:
-        self.sha256 = hashlib.sha256()
-        self._file, self._writing, self._hashing = file, writing, hashing
+    def __init__(self, output: Output) -> None:
+        self._output, self._end, self._hashed = output, 0, 0
+        self._syncing, self._hashing = Behind(), Behind()
 
     def write(self, data: bytes | memoryview) -> int:
         """All of it."""
         view = memoryview(data)
-        self._writing.do(self._write, view)
-        self._hashing.do(self.sha256.update, view)
+        self._output.write(view, self._end)
+        self._end += view.nbytes
+        self._output.sync(self._syncing, self._end)
+        if self._end - self._hashed >= _HASHED:
+            self._hashing.do(self._output.hash, self._end)
+            self._hashed = self._end
         return view.nbytes
 
     def flush(self) -> None:
-        """What waits is waited for at the end."""
+        """Nothing is held back."""
 
-    def _write(self, view: memoryview) -> None:
-        while view:
-            view = view[self._file.write(view) :]
+    def close(self) -> str:
+        """Waits until all is done; gives the SHA-256."""
+        self._hashing.do(self._output.hash, self._end)
+        self._hashing.wait()
+        self._syncing.wait()
+        self._output.close(self._end)
+        return self._output.digest()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hashing.close()
+        self._syncing.close()
+        self._output.release()
 
 
 def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -> None:
@@ -82,6 +99,10 @@ def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -
     with archive.open(about, "w", force_zip64=True) as record:
         for piece in pieces:
             record.write(piece)
+
+
+def _n_bytes(tensor: Lazy) -> int:
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 @dataclass(frozen=True)
