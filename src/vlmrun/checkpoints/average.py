@@ -127,7 +127,8 @@ def _look(name: str, readers: list[Reader], base: Reader | None, differed: list[
     def read(start: int, stop: int) -> Piece:
         models = [reader.flat(name, start, stop) for reader in readers]
         piece = Piece(models, None if base is None else base.flat(name, start, stop))
-        differed.append(not piece.same)
+        if not any(differed):
+            differed.append(not piece.same)
         return piece
 
     return read

@@ -20,7 +20,7 @@ from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
-SLICE = 1 << 17  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32 and twice
+SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32
 
 Report = Callable[[int, int, str], None]
 Shape = tuple[int, ...]

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _LOW_BITS = 15
 _HIGH = 1 << 16
 _LOW = 1 << _LOW_BITS
+_INFINITE = 0x7F800000  # the bits of infinity; those beyond are no numbers
 
 
 @dataclass
@@ -29,6 +31,18 @@ class Largest:
     bits: int
     quota: int
     equal: int
+
+    def keep(self, values: Tensor) -> Tensor:
+        """The next slice with zeros for what is not chosen; `values` may be changed."""
+        undecided = 0 < self.quota < self.equal
+        if undecided:
+            n = int(np.count_nonzero(_bits(values).numpy() == self.bits))
+            if n <= self.quota:  # all of this slice
+                self.quota, self.equal = self.quota - n, self.equal - n
+                return _at_least(values, self.bits)
+        if undecided or self.bits > _INFINITE:
+            return values.masked_fill_(self.mask(values).logical_not_(), 0.0)
+        return _at_least(values, self.bits if self.quota else self.bits + 1)
 
     def mask(self, values: Tensor) -> Tensor:
         """Which elements of the next slice are chosen."""
@@ -60,9 +74,9 @@ def largest(look: Callable[[], Iterator[Sequence[Tensor]]], counts: Sequence[Seq
     lower = {(place, high): torch.zeros(_LOW, dtype=torch.int64) for place, row in enumerate(bins) for high, _ in row}
     for values in look():
         for place, high in lower:
-            held = _bits(values[place])
-            inside = held[(held >> _LOW_BITS) == high]
-            lower[place, high] += torch.bincount(inside & (_LOW - 1), minlength=_LOW)
+            held = _bits(values[place]).numpy()  # which chooses elements in a fifth of torch's time
+            inside = held[held >> _LOW_BITS == high]
+            lower[place, high] += torch.bincount(torch.from_numpy(inside & (_LOW - 1)), minlength=_LOW)
     found: list[list[Largest]] = []
     for place, row in enumerate(bins):
         found.append([])
@@ -71,6 +85,14 @@ def largest(look: Callable[[], Iterator[Sequence[Tensor]]], counts: Sequence[Seq
             low, quota = _reach(counts_here, rest)
             found[-1].append(Largest((high << _LOW_BITS) + low, quota, int(counts_here[low])))
     return found
+
+
+def _at_least(values: Tensor, bits: int) -> Tensor:
+    """Zeros instead of everything smaller. One pass in floats: choosing by a mask takes ten times as long."""
+    if bits == 0:
+        return values
+    below = torch.tensor(bits - 1, dtype=torch.int32).view(torch.float32)
+    return torch.nn.functional.hardshrink(values, float(below))
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def vectors(source: Source, weights: Sequence[float], method: Any) -> Iterator[T
         assert piece.base is not None
         mixed, share = _mix(sparse(piece.deltas()), weights, getattr(method, "sign", None))
         if method.normalize:
-            mixed = mixed.div_(share + (share.abs() < _NOTHING).float())  # 1, where there is next to nothing
+            mixed = mixed.div_(share.add_(share.abs().lt_(_NOTHING)))  # 1, where there is next to nothing
         yield mixed.mul_(method.scale).add_(piece.base.float())
 
 
@@ -53,21 +53,25 @@ def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterat
 
 
 def _mix(deltas: list[Tensor], weights: Sequence[float], sign: str | None) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the changes, and the sum of the weights that went into it.
+    """The weighted sum of the changes, which are used up, and the sum of the weights that went into it.
 
     With a sign elected for every element only changes of that sign count: `sum` elects by weight, `count` by number.
     """
-    weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
+    weighted = [delta.mul_(weight) for weight, delta in zip(weights, deltas, strict=True)]
+    mixed = torch.zeros_like(weighted[0])
     if sign is None:
-        return sum(weighted, torch.zeros(())), torch.tensor(float(sum(weights)))
-    ballots = weighted if sign == "sum" else [delta.sign() for delta in weighted]
-    # 1 and -1: products and maxima take a fraction of the time of choosing element by element.
-    elected = (sum(ballots, torch.zeros(())) >= 0).float().mul_(2).sub_(1)
-    agreeing = [delta.mul_(elected).clamp_(min=0) for delta in weighted]
-    mixed, share = torch.zeros(()), torch.zeros(())
-    for weight, delta in zip(weights, agreeing, strict=True):
-        mixed = mixed + delta
-        share = share + weight * delta.sign()
+        for delta in weighted:
+            mixed.add_(delta)
+        return mixed, torch.tensor(float(sum(weights)))
+    elected = torch.zeros_like(mixed)
+    for delta in weighted:
+        elected.add_(delta if sign == "sum" else delta.sign())
+    # 1 and -1: products and maxima in place take a fraction of the time of choosing element by element.
+    elected.ge_(0).mul_(2).sub_(1)
+    share = torch.zeros_like(mixed)
+    for weight, delta in zip(weights, weighted, strict=True):
+        mixed.add_(delta.mul_(elected).clamp_(min=0))
+        share.add_(delta.sign_().mul_(weight))
     return mixed.mul_(elected).add_(0.0), share  # no -0
 
 
@@ -123,10 +127,11 @@ def _trimmed(source: Source, densities: Sequence[float], gamma: float) -> Sparse
     def thin(deltas: list[Tensor]) -> list[Tensor]:
         found = []
         for delta, (outer, *inner) in zip(deltas, choices, strict=True):
-            mask = outer.mask(delta)
-            for each in inner:
-                mask &= ~each.mask(delta)
-            found.append(delta.mul_(mask.float()))
+            dropped = [each.mask(delta) for each in inner]
+            kept = outer.keep(delta)
+            for each in dropped:
+                kept.masked_fill_(each, 0.0)
+            found.append(kept)
         return found
 
     return thin
