@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from benchmarks import measure, models
@@ -22,7 +22,7 @@ from benchmarks import measure, models
 SIZES_GB, QUICK_GB, SMALL = (0.3, 0.6, 1.2), 0.1, 1_000_000
 
 _WATCH = """
-import json, sys, threading, time
+import json, os, shutil, statistics, sys, threading, time
 from pathlib import Path
 def held():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
@@ -31,17 +31,29 @@ peak, done = [0, 0], threading.Event()
 def watch():
     while not done.wait(0.005):
         peak[:] = map(max, peak, held())
-folder = Path(sys.argv[1])
+folder, rounds, n_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 {imports}
-base, watcher = held(), threading.Thread(target=watch, daemon=True)
-watcher.start()
-began = time.perf_counter()
+def work():
 {work}
-seconds = time.perf_counter() - began
-peak[:] = map(max, peak, held())
+def ready():
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    # A virtual machine gets its memory when it is first used, at a tenth of the speed: not on anybody's time.
+    with open(folder / "used", "wb") as file:
+        for _ in range(n_bytes >> 20):
+            file.write(bytes(1 << 20))
+    os.unlink(folder / "used")
+    os.sync()
+base, watcher, seconds = held(), threading.Thread(target=watch, daemon=True), []
+watcher.start()
+for _ in range(rounds):
+    ready()
+    began = time.perf_counter()
+    work()
+    seconds.append(time.perf_counter() - began)
+    peak[:] = map(max, peak, held())
 done.set()
 watcher.join()
-print(json.dumps([seconds, peak[0] - base[0], peak[1] - base[1]]))
+print(json.dumps([statistics.median(seconds), peak[0] - base[0], peak[1] - base[1]]))
 """
 _SYNC = """
 import os
@@ -131,6 +143,7 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="an interpreter that has mergekit")
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_GB, metavar="GB", help="of one model")
     parser.add_argument("--threads", type=int, default=1, help="of arithmetic; vlmrun's commands take all cores")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
     options = parser.parse_args()
     os.environ.update(measure.QUIET | {"OMP_NUM_THREADS": str(options.threads)})
     rows = []
@@ -141,7 +154,7 @@ def main() -> None:
     if not options.quick:
         with tempfile.TemporaryDirectory() as folder:
             _models(Path(folder), int(options.sizes[-1] * 1e9), one_tensor=True)
-            rows += [_row(ONE_TENSOR, options.sizes[-1], Path(folder), _AVERAGE)]
+            rows += [_row(ONE_TENSOR, options.sizes[-1], Path(folder), _AVERAGE, options.rounds)]
     header = ("contender", "GB", "seconds", "of copying", "anonymous MiB", "resident MiB")
     notes = [
         "Memory is above that after the imports. `of copying`: seconds by those of copying the files that are read,"
@@ -155,15 +168,16 @@ def main() -> None:
 def _measured(folder: Path, size: float, options: argparse.Namespace) -> list[list[object]]:
     """Rows of one size: the first copies, then every contender beside a copy of as many models as it reads."""
     contenders = CONTENDERS if options.mergekit else CONTENDERS[:-1]
+    rounds = 1 if options.quick else options.rounds
     chosen = [item for item in contenders if not options.quick or item[0] in QUICK]
     copies: dict[int, list[object]] = {}
     rows = []
     for name, n, script in chosen:
         python = str(options.mergekit) if script is _MERGEKIT else sys.executable
         # Before each of them: disks of rented machines slow down when much has been written.
-        copy = _row(f"copy {n} model{'s' * (n > 1)}", size, folder, _copying(n))
+        copy = _row(f"copy {n} model{'s' * (n > 1)}", size, folder, _copying(n), rounds, n)
         copies.setdefault(n, copy)
-        row = _row(name, size, folder, script, python)
+        row = _row(name, size, folder, script, rounds, python=python)
         row[3] = float(row[2]) / float(copy[2])  # type: ignore[arg-type]
         rows.append(row)
     return [*(copies[n] for n in sorted(copies)), *rows]
@@ -173,13 +187,20 @@ def _copying(count: int) -> tuple[str, str]:
     return _COPY[0], _COPY[1].format(names=["a", "b", "base"][:count])
 
 
-def _row(name: str, size: float, folder: Path, script: tuple[str, str], python: str = sys.executable) -> list[object]:
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    os.sync()
-    text = _WATCH.format(imports=script[0], work=script[1])
-    done = subprocess.run(
-        [python, "-c", text, str(folder)], env=os.environ, capture_output=True, text=True, check=False
-    )
+def _row(
+    name: str,
+    size: float,
+    folder: Path,
+    script: tuple[str, str],
+    rounds: int,
+    n: int = 1,
+    *,
+    python: str = sys.executable,
+) -> list[object]:
+    """Runs a script, which writes `n` models, several times in one process."""
+    text = _WATCH.format(imports=script[0], work=textwrap.indent(script[1], "    "))
+    command = [python, "-c", text, str(folder), str(rounds), str(int(n * size * 1e9))]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
     seconds, anonymous, resident = json.loads(done.stdout.splitlines()[-1])

@@ -222,7 +222,7 @@ def test_model_stock_moves_by_agreement(step):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60),
+    values=st.lists(st.floats(-100, 100, width=32) | st.sampled_from([0.0, 1.0, -1.0]), min_size=1, max_size=60),
     share=st.floats(0, 1),
     step=st.integers(1, 20),
 )
@@ -230,8 +230,18 @@ def test_the_largest_are_chosen_exactly_and_first_come_first_kept(values, share,
     tensor = torch.tensor(values)
     k = int(share * len(values))
     pieces = list(tensor.split(step))
-    ((choice,),) = ranks.largest(lambda: ([piece] for piece in pieces), [[k]])
+    ((choice,),), ((other,),) = (ranks.largest(lambda: ([piece] for piece in pieces), [[k]]) for _ in range(2))
     mask = torch.cat([choice.mask(piece) for piece in pieces])
+    kept = torch.cat([other.keep(piece.clone()) for piece in pieces])
     wanted = torch.zeros(len(values), dtype=torch.bool)
     wanted[tensor.abs().argsort(descending=True, stable=True)[:k]] = True
     assert torch.equal(mask, wanted)
+    assert torch.equal(kept, tensor * wanted)
+
+
+def test_what_is_no_number_counts_as_the_largest():
+    tensor = torch.tensor([1.0, float("nan"), -float("inf"), 3.0, float("nan"), 2.0])
+    for k, expected in ((1, [1]), (2, [1, 4]), (3, [1, 2, 4]), (4, [1, 2, 3, 4])):
+        ((choice,),) = ranks.largest(lambda: iter([[tensor]]), [[k]])
+        kept = choice.keep(tensor.clone())
+        assert [i for i in range(6) if kept[i].isnan() or kept[i] != 0] == expected
