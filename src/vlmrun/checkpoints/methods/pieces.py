@@ -28,9 +28,13 @@ class Piece:
 
     def deltas(self) -> list[Tensor]:
         """What every model changed of the base, in fp32."""
+        return [model.to(torch.float32, copy=True).sub_(self.wide_base) for model in self.models]
+
+    @cached_property
+    def wide_base(self) -> Tensor:
+        """The base in fp32."""
         assert self.base is not None
-        base = self.base.float()
-        return [model.to(torch.float32, copy=True).sub_(base) for model in self.models]
+        return self.base.float()
 
 
 @dataclass

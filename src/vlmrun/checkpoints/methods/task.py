@@ -29,7 +29,7 @@ def vectors(source: Source, weights: Sequence[float], method: Any) -> Iterator[T
         mixed, share = _mix(sparse(piece.deltas()), weights, getattr(method, "sign", None))
         if method.normalize:
             mixed = mixed.div_(share.add_(share.abs().lt_(_NOTHING)))  # 1, where there is next to nothing
-        yield mixed.mul_(method.scale).add_(piece.base.float())
+        yield mixed.mul_(method.scale).add_(piece.wide_base)
 
 
 def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterator[Tensor]:
@@ -58,21 +58,23 @@ def _mix(deltas: list[Tensor], weights: Sequence[float], sign: str | None) -> tu
     With a sign elected for every element only changes of that sign count: `sum` elects by weight, `count` by number.
     """
     weighted = [delta.mul_(weight) for weight, delta in zip(weights, deltas, strict=True)]
-    mixed = torch.zeros_like(weighted[0])
     if sign is None:
-        for delta in weighted:
-            mixed.add_(delta)
-        return mixed, torch.tensor(float(sum(weights)))
-    elected = torch.zeros_like(mixed)
-    for delta in weighted:
-        elected.add_(delta if sign == "sum" else delta.sign())
+        return _sum(weighted), torch.tensor(float(sum(weights)))
+    ballots = _sum(weighted if sign == "sum" else [delta.sign() for delta in weighted])
     # 1 and -1: products and maxima in place take a fraction of the time of choosing element by element.
-    elected.ge_(0).mul_(2).sub_(1)
-    share = torch.zeros_like(mixed)
-    for weight, delta in zip(weights, weighted, strict=True):
-        mixed.add_(delta.mul_(elected).clamp_(min=0))
-        share.add_(delta.sign_().mul_(weight))
-    return mixed.mul_(elected).add_(0.0), share  # no -0
+    elected = ballots.ge_(0).mul_(2).sub_(1)
+    agreeing = [delta.mul_(elected).clamp_(min=0) for delta in weighted]
+    mixed = _sum(agreeing).mul_(elected).add_(0.0)  # no -0
+    share = _sum([delta.sign_().mul_(weight) for weight, delta in zip(weights, agreeing, strict=True)])
+    return mixed, share
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    """In their order; never -0."""
+    total = terms[0] + terms[1] if len(terms) > 1 else terms[0] + 0.0
+    for other in terms[2:]:
+        total.add_(other)
+    return total
 
 
 def _sparsifier(source: Source, method: Any, n_models: int) -> Sparse:
