@@ -17,8 +17,9 @@ from vlmrun.plan.shapes import Shapes, counts
 
 FP32 = 4
 _SLICE = 2**18  # elements that checkpoints/stream.py works on at a time
-_HELD = 36  # slices in fp32: what `make bench-merge` measured of ties, the method that holds most
-_SHARD = 2**30  # bytes of a file, which checkpoints/tensors.py holds until it is full
+# Slices in fp32 for each tensor that is made: what `make bench-merge` measured of the method (ties) and the format
+# (megatron) that hold most.
+_HELD, _HELD_CONVERTING = 46, 25
 _SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -61,13 +62,18 @@ def merged(shapes: Shapes, stage: Made, hardware: HardwareConfig) -> tuple[int, 
     size = _SIZES.get(stage.dtype, _SIZES[hardware.precision])
     models = 1 + len(stage.adapters) if isinstance(stage, MergeStage) else len(stage.models)
     whole = shapes.llm.n_parameters if isinstance(stage, MergeStage) else shapes.n_parameters
-    return whole * size, (models + _HELD) * _SLICE * FP32
+    return whole * size, (models + _HELD) * _at_once(hardware) * _SLICE * FP32
 
 
 def converted(shapes: Shapes, stage: ConvertStage, hardware: HardwareConfig) -> tuple[int, int]:
-    """The same of a model in another format, which is written a file at a time."""
+    """The same of a model in another format."""
     whole = shapes.n_parameters * _SIZES.get(stage.dtype, _SIZES[hardware.precision])
-    return whole, min(whole, _SHARD)
+    return whole, _HELD_CONVERTING * _at_once(hardware) * _SLICE * FP32
+
+
+def _at_once(hardware: HardwareConfig) -> int:
+    """Tensors that are made at a time, as checkpoints/stream.py (Makers) decides."""
+    return max(2, min(hardware.threads, 8))
 
 
 def evaluated(shapes: Shapes, stage: Asking, hardware: HardwareConfig, length: int) -> int:
