@@ -153,10 +153,9 @@ def write_part(plan: Plan, part: str, folder: Path, told: Callable[[str], None] 
         return 0
     types = {name: _dtype(readers[0], name, plan.stage.dtype) for name in readers[0].names()}
     found = []
-    with Writer(folder, types) as writer:
+    with Writer(folder, types, told=told) as writer:
         for name, made, differed in tensors(plan, part):
             writer.write(name, cast(made, types[name][0]))
-            told(name)
             found.append(differed)
     return sum(any(differed) for differed in found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,10 +128,11 @@ def _write_llm(plan: Merging, folder: Path, report: Report) -> int:
     for name in names:
         own = plan.reader.dtype(name)
         types[name] = (target if target is not None and own.is_floating_point else own, plan.reader.shape(name))
-    with Writer(folder, types) as writer:
-        for done, name in enumerate(names, start=1):
+    done = itertools.count(1)
+    at_once = 2 if plan.base.rounded else 8  # each holds a whole weight
+    with Writer(folder, types, at_once=at_once, told=lambda name: report(next(done), len(names), name)) as writer:
+        for name in names:
             writer.write(name, cast(merged(plan, name), types[name][0]))
-            report(done, len(names), name)
     return sum(any(adapter.touches(name) for adapter in plan.adapters) for name in names)
 
 

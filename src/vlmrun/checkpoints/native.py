@@ -134,7 +134,7 @@ def _save_weights(folder: Path, loaded: Loaded, part: str, tensors: Tensors | No
         tensors = iter(list(module.named_parameters()))
     buffers = list(_persistent_buffers(module))
     expected = _parameter_types(module) | {name: (b.dtype, tuple(b.shape)) for name, b in buffers}
-    with Writer(folder, {rename(name): kind for name, kind in expected.items()}) as writer:
+    with Writer(folder, {rename(name): kind for name, kind in expected.items()}, at_once=2) as writer:
         for given, tensor in itertools.chain(tensors, buffers):
             name = _bare(given.removeprefix(f"{part}."))
             if name is None:

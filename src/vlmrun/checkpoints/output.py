@@ -10,10 +10,9 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
+_SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
 _HASHED = 1 << 20  # bytes that are read and hashed at a time
 _KEEP_SIZE = 1  # of fallocate: the file does not look longer than it is. Source: linux/falloc.h
 
@@ -44,21 +43,9 @@ class Behind:
         """Ends the thread; what has not begun is left undone."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> Behind:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            self.close()
-
 
 class Output:
-    """A file under construction.
+    """A file under construction; `open` begins it, and `remove` may be called at any time.
 
     Args:
         n_bytes: about how long it will be: room that is taken at once.
@@ -69,12 +56,13 @@ class Output:
         self._sha256, self._hashed = hashlib.sha256(), 0
         self._buffer = memoryview(bytearray(0))
         self._synced = 0
-        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            _reserve(self._fd, n_bytes)
-        except OSError:
-            self.remove()
-            raise
+        self._n_bytes = n_bytes
+        self._fd: int | None = None
+
+    def open(self) -> None:
+        """Makes the file and takes its room."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        _reserve(self._fd, self._n_bytes)
 
     def write(self, data: memoryview, at: int) -> None:
         """The system takes 2 GiB at most at a time, and on a full disk less than it was given."""
@@ -102,7 +90,7 @@ class Output:
 
     def sync(self, syncing: Behind, written: int) -> None:
         """Has it synced when much of what lies before `written` has not been."""
-        if written - self._synced >= SYNCED:
+        if written - self._synced >= _SYNCED:
             self._synced = written
             assert self._fd is not None
             syncing.do(os.fsync, self._fd)

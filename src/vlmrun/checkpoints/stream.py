@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -60,19 +61,34 @@ def keep_freed_memory() -> None:
 class Makers(ThreadPoolExecutor):
     """Threads that make slices, two at least and eight at most, otherwise as many as torch has.
 
-    Each computes on a core of its own: arithmetic that took all of them would stand in the others' way.
+    Each computes as one thread: arithmetic that took all cores would stand in the others' way.
+
+    Args:
+        most: at most so many.
     """
 
-    def __init__(self) -> None:
+    _lock = threading.Lock()
+    _living = 0
+    _before = 1  # torch's threads before any of them lived
+
+    def __init__(self, most: int = 8) -> None:
         keep_freed_memory()
-        self._before = torch.get_num_threads()
-        self.n = max(2, min(self._before, 8))
+        with Makers._lock:
+            if not Makers._living:
+                Makers._before = torch.get_num_threads()
+            Makers._living += 1
+        self._ended = False
+        self.n = max(2, min(Makers._before, most))
         super().__init__(self.n, "slices", initializer=torch.set_num_threads, initargs=(1,))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends them."""
         super().shutdown(wait=wait, cancel_futures=cancel_futures)
-        torch.set_num_threads(self._before)  # what one of them said is what a new thread would go by
+        with Makers._lock:
+            Makers._living -= not self._ended
+            self._ended = True
+            if not Makers._living:  # what one of them said is what a new thread would go by
+                torch.set_num_threads(Makers._before)
 
 
 class Writer:
@@ -87,12 +103,14 @@ class Writer:
         hashed: fill `digests` meanwhile, with the SHA-256 of every file by its final path.
         name: of the file, before `.safetensors` or the number of a shard.
         max_shard_bytes: a shard is closed when the next tensor would make it larger.
+        at_once: tensors that are made at a time, at most; two, where pieces are whole tensors that somebody must hold.
+        told: called with the name of every tensor that is written, in order, in another thread.
 
     Raises:
         CheckpointError: when the disk is full or the folder cannot be written.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- where, what, and how it is cut and told
         self,
         folder: Path,
         tensors: Types,
@@ -100,6 +118,8 @@ class Writer:
         name: str = "model",
         max_shard_bytes: float = 5e9,
         hashed: bool = False,
+        at_once: int = 8,
+        told: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = Path(folder)
         self.digests: dict[Path, str] = {}
@@ -107,10 +127,10 @@ class Writer:
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
         self._shards = iter(_shards(self._sizes, max_shard_bytes))
-        self._hashed = hashed
+        self._hashed, self._told = hashed, told
         self._files: list[_Shard] = []
         self._left: list[str] = []  # of the last file's tensors those that are to come
-        self._making, self._syncing = Makers(), Behind()
+        self._making, self._syncing = Makers(at_once), Behind()
         self._following = Behind(2 * self._making.n)
         self._stopped = False
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +138,8 @@ class Writer:
     def write(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
         """Lets one tensor be written: its elements in order, in pieces of any size.
 
-        They are drawn in another thread, beside those of other tensors, until `close` has returned at the latest.
+        They are drawn in another thread, beside those of other tensors, until `close` has returned at the latest: what
+        they are made of must not change before that.
         """
         with self._failing():
             if not self._left:
@@ -162,11 +183,19 @@ class Writer:
         temporary = self.folder / f".{self._name}-{len(self._files) + 1:05d}.safetensors.part"
         self._files.append(_Shard(temporary, {name: (*self._tensors[name], self._sizes[name]) for name in names}))
         self._left = list(names)
+        self._files[-1].open()
         if not names:
             self._following.do(self._finish, self._files[-1])
 
     def _write(self, file: _Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
-        """All of one tensor, in a thread of `_making`."""
+        """All of one tensor, in a thread of `_making`. When one fails, none goes on."""
+        try:
+            self._write_pieces(file, name, pieces)
+        except BaseException:
+            self._stopped = True
+            raise
+
+    def _write_pieces(self, file: _Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
         (at, end), dtype = file.places[name], self._tensors[name][0]
         n_bytes = 0
         for piece in pieces:
@@ -182,18 +211,25 @@ class Writer:
 
     def _follow(self, written: Future[None], file: _Shard, name: str) -> None:
         """What is done with tensors one after another: in a thread of its own that waits for each."""
-        while self._hashed and not written.done():
-            file.hash(file.filled.get(name, 0))
-            with contextlib.suppress(TimeoutError):
-                written.exception(_LOOK)
-        written.result()
-        stop = file.places[name][1]
-        if self._hashed:
-            file.hash(stop)
-        if name == next(reversed(file.places)):
-            self._finish(file)
-        else:
-            file.sync(self._syncing, stop)
+        try:
+            while self._hashed and not written.done():
+                file.hash(file.filled.get(name, 0))
+                with contextlib.suppress(TimeoutError):
+                    written.exception(_LOOK)
+            written.result()
+            if self._stopped:  # another tensor failed, and this one need not be whole
+                return
+            self._told(name)
+            stop = file.places[name][1]
+            if self._hashed:
+                file.hash(stop)
+            if name == next(reversed(file.places)):
+                self._finish(file)
+            else:
+                file.sync(self._syncing, stop)
+        except BaseException:
+            self._stopped = True
+            raise
 
     def _finish(self, file: _Shard) -> None:
         """It is whole; it has its name when all are."""
@@ -258,7 +294,12 @@ class _Shard(Output):
             self.places[name] = self.size, self.size + size
             self.size += size
         super().__init__(path, self.size)
-        self.write(memoryview(header), 0)
+        self._header = header
+
+    def open(self) -> None:
+        """Begins it with its header."""
+        super().open()
+        self.write(memoryview(self._header), 0)
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:

@@ -239,9 +239,14 @@ def test_the_largest_are_chosen_exactly_and_first_come_first_kept(values, share,
     assert torch.equal(kept, tensor * wanted)
 
 
-def test_what_is_no_number_counts_as_the_largest():
-    tensor = torch.tensor([1.0, float("nan"), -float("inf"), 3.0, float("nan"), 2.0])
-    for k, expected in ((1, [1]), (2, [1, 4]), (3, [1, 2, 4]), (4, [1, 2, 3, 4])):
-        ((choice,),) = ranks.largest(lambda: iter([[tensor]]), [[k]])
-        kept = choice.keep(tensor.clone())
-        assert [i for i in range(6) if kept[i].isnan() or kept[i] != 0] == expected
+@pytest.mark.parametrize("step", [2, 3, 8])
+@pytest.mark.parametrize(("k", "expected"), [(1, [1]), (2, [1, 4]), (3, [1, 4, 7]), (4, [1, 2, 4, 7])])
+def test_what_is_no_number_counts_as_the_largest(step, k, expected):
+    nan = float("nan")
+    tensor = torch.tensor([1.0, nan, -float("inf"), 3.0, nan, 2.0, 0.0, nan])
+    ((choice,),), ((other,),) = (ranks.largest(lambda: iter([[tensor]]), [[k]]) for _ in range(2))
+    mask = torch.cat([choice.mask(piece) for piece in tensor.split(step)])
+    assert mask.nonzero().flatten().tolist() == expected
+    kept = torch.cat([other.keep(piece.clone()) for piece in tensor.split(step)])
+    assert not kept[~mask & tensor.isfinite()].any()
+    assert torch.equal(kept[mask].isnan(), tensor[mask].isnan())

@@ -1,5 +1,6 @@
 """Lazy reading and sharded writing."""
 
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from safetensors.torch import load_file
 
 from vlmrun import artifact
 from vlmrun.checkpoints import output
+from vlmrun.checkpoints.output import Output
 from vlmrun.checkpoints.stream import Writer
 from vlmrun.checkpoints.tensors import INDEX, Reader
 from vlmrun.errors import CheckpointError
@@ -156,35 +161,103 @@ def test_many_tensors_are_made_at_once_and_hashed_in_order(tmp_path, limit):
         yield values[name]
         others.release()
 
-    before = torch.get_num_threads()
-    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True) as writer:
+    told = []
+    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True, told=told.append) as writer:
         for name in values:
             writer.write(name, pieces(name))
+        assert told == [] or "t00" in told
+    assert told == list(values)
     assert threading.get_ident() not in threads
     assert len(threads) > 1
-    assert torch.get_num_threads() == before
     reader = Reader(tmp_path)
     assert all(torch.equal(reader.get(name), value) for name, value in values.items())
     assert writer.digests == {file: artifact.digest(file) for file in reader.files()}
 
 
-def test_what_fails_while_a_tensor_is_made_is_told_as_it_is_and_leaves_nothing(tmp_path):
+def _torchs_threads():
+    """Of this thread, and of one that begins now."""
+    with ThreadPoolExecutor(1) as pool:
+        return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torchs_threads_are_what_they_were(tmp_path, fails):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    seen = []
+
+    def pieces():
+        seen.append(torch.get_num_threads())
+        yield torch.zeros(1 if fails else 2)
+
+    try:
+        with (
+            contextlib.suppress(AssertionError),
+            Writer(tmp_path / "a", {"x": (torch.float32, (2,))}) as first,
+            Writer(tmp_path / "b", {"x": (torch.float32, (2,))}) as second,
+        ):
+            first.write("x", pieces())
+            second.write("x", pieces())
+        assert seen == [1, 1]
+        assert _torchs_threads() == (3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_what_fails_while_a_tensor_is_made_is_told_as_it_is_and_leaves_nothing(tmp_path, order):
+    began = threading.Event()
+
     def failing():
+        assert began.wait(60)
         yield torch.zeros(4, 1)
         raise CheckpointError("the source is torn", "a file", "copy it again")
 
     def endless():
-        while True:
-            yield torch.zeros(0, 2)
+        began.set()
+        last = time.monotonic() + 60
+        while time.monotonic() < last:
+            yield torch.zeros(0, 1)
 
     def produce():
-        with Writer(tmp_path, {name: (torch.float32, (8, n)) for n, name in enumerate("ab", start=1)}) as writer:
-            writer.write("a", failing())
-            writer.write("b", endless())  # given up too
+        with Writer(tmp_path, dict.fromkeys(order, (torch.float32, (8, 1))), hashed=True) as writer:
+            for name in order:
+                writer.write(name, failing() if name == "a" else endless())  # the other one is given up too
 
+    start = time.monotonic()
     with pytest.raises(CheckpointError, match="the source is torn"):
         produce()
+    assert time.monotonic() - start < 50
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["_reserve", "pwrite", "preadv"])
+def test_a_file_that_cannot_even_begin_leaves_nothing(tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output if call == "_reserve" else output.os, call, full)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with (
+        pytest.raises(CheckpointError, match="No space left on device"),
+        Writer(tmp_path, _types(_some()), max_shard_bytes=1, hashed=True) as writer,
+    ):
+        writer.write("layer.0.weight", [_some()["layer.0.weight"]])
+    assert list(tmp_path.iterdir()) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_room_is_taken_before_the_work_and_what_is_left_of_it_given_back(tmp_path):
+    file = Output(tmp_path / "x", 1 << 20)
+    file.open()
+    taken = (tmp_path / "x").stat()
+    file.write(memoryview(b"some"), 0)
+    file.close(4)
+    left = (tmp_path / "x").stat()
+    if not taken.st_blocks:
+        pytest.skip("this file system reserves nothing")
+    assert (taken.st_size, taken.st_blocks * 512 >= 1 << 20) == (0, True)
+    assert (left.st_size, left.st_blocks * 512 < 1 << 20) == (4, True)
 
 
 def test_a_real_write_error_is_told_and_leaves_nothing(tmp_path):

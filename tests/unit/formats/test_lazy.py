@@ -1,6 +1,9 @@
 """Rows that are read when they are asked for, and pickles that are written from them."""
 
 import argparse
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from vlmrun.checkpoints.formats import lazy, pickles
 from vlmrun.checkpoints.formats.lazy import made, stack, whole
+from vlmrun.checkpoints.formats.megatron import _side_by_side
 from vlmrun.checkpoints.tensors import Reader, read_pickle
 from vlmrun.errors import CheckpointError
 
@@ -107,3 +111,39 @@ def test_a_producer_that_fails_leaves_no_pickle(tmp_path):
     assert list(tmp_path.iterdir()) == []
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     assert torch.equal(read_pickle(tmp_path / "pytorch_model.bin")["a"], torch.ones(2))
+
+
+def test_a_rank_that_fails_ends_the_others(tmp_path):
+    """What is told is the failure, whichever rank it is of, and soon."""
+    began = threading.Event()
+
+    def slow():
+        began.set()
+        time.sleep(0.05)
+        return torch.ones(1)
+
+    def fail():
+        assert began.wait(60)
+        raise ZeroDivisionError
+
+    tables = [{str(n): whole((1,), torch.float32, slow) for n in range(1200)}, {"b": whole((1,), torch.float32, fail)}]
+    start = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        _side_by_side([tmp_path / "0/x.pt", tmp_path / "1/x.pt"], tables)
+    assert time.monotonic() - start < 50
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_can_only_be_made_as_a_whole_is_made_once_for_several_readers():
+    made_so_often = []
+
+    def make():
+        made_so_often.append(1)
+        time.sleep(0.02)
+        return torch.arange(64.0)
+
+    tensor = whole((64,), torch.float32, make)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: tensor.rows(n, n + 1), range(63)))
+    assert torch.equal(torch.cat(found), torch.arange(63.0))
+    assert len(made_so_often) == 1

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import threading
+from concurrent.futures import FIRST_EXCEPTION, wait
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +131,27 @@ def write(model: Model, folder: Path, how: How) -> None:
             rank[entry.theirs] = piece
     about = {"args": megatron_model.arguments(model, how.tp), "checkpoint_version": 3.0, "iteration": 0}
     paths = [folder / f"iter_0000001/{RANK}{number:02d}" / FILE for number in range(how.tp)]
-    with Makers() as makers:
-        tables = (about | {"model": rank | _extra(shape)} for rank in ranks)
-        digests = dict(zip(paths, makers.map(pickles.save, paths, tables), strict=True))
+    tables = [about | {"model": rank | _extra(shape)} for rank in ranks]
+    digests = _side_by_side(paths, tables)
     artifact.write_text(folder / TRACKER, "1")
     artifact.write_json(folder / "config.json", model.json[LLM_CONFIG])
     write_files(model, folder, {place: name for place, name in PLACES.items() if place != LLM_CONFIG})
     digests |= write_tensors(folder / REST, rest.items(), hashed=True)
     sidecar.write(folder, "megatron", model, digests)
+
+
+def _side_by_side(paths: list[Path], tables: list[dict[str, Any]]) -> dict[Path, str]:
+    """Writes all files; gives their digests. When one fails, the others are given up."""
+    stopped = threading.Event()
+    with Makers() as makers:
+        jobs = [makers.submit(pickles.save, path, table, stopped) for path, table in zip(paths, tables, strict=True)]
+        try:
+            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                job.result()
+            return {path: job.result() for path, job in zip(paths, jobs, strict=True)}
+        except BaseException:
+            stopped.set()
+            raise
 
 
 def _extra(shape: table.Shape) -> dict[str, None]:

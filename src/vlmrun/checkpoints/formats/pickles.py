@@ -12,8 +12,10 @@ import io
 import math
 import pickle
 import sys
+import threading
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -27,22 +29,28 @@ from vlmrun.checkpoints.stream import raw
 
 _ALIGNED = 64  # where a record begins, so that it can be mapped; the room before it is an extra field of this name
 _PADDING = b"FB"
-_HASHED = 4 << 20  # bytes after which hashing goes on
+_STRIDE = 4 << 20  # bytes after which hashing goes on
 _BESIDE = 300  # bytes about a record that are no numbers, not much more or less
 _ZIP64 = 20  # bytes of the field for sizes beyond 4 GiB, which zipfile adds
 
 
-def save(path: Path, table: dict[str, Any]) -> str:
+def save(path: Path, table: dict[str, Any], stopped: threading.Event | None = None) -> str:
     """Writes a table whose tensors are `Lazy`; it is synced and has its name at the end.
+
+    Args:
+        stopped: given up when it is set.
 
     Returns:
         The file's SHA-256.
+
+    Raises:
+        CancelledError: it was given up.
     """
     content = io.BytesIO()
     pickler = _Pickler(content)
     pickler.dump(table)
     room = sum(_n_bytes(tensor) + _BESIDE for tensor in pickler.tensors)
-    with artifact.writing(path) as temporary, _Stream(Output(temporary, room)) as stream:
+    with artifact.writing(path) as temporary, _Stream(Output(temporary, room), stopped) as stream:
         with zipfile.ZipFile(cast("IO[bytes]", stream), "w") as archive:
             _record(archive, "data.pkl", [memoryview(content.getbuffer())])
             _record(archive, "byteorder", [memoryview(sys.byteorder.encode())])
@@ -55,17 +63,20 @@ def save(path: Path, table: dict[str, Any]) -> str:
 class _Stream:
     """An output that is only written on; synced and hashed beside that."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, stopped: threading.Event | None) -> None:
         self._output, self._end, self._hashed = output, 0, 0
+        self._stopped = stopped
         self._syncing, self._hashing = Behind(), Behind()
 
     def write(self, data: bytes | memoryview) -> int:
         """All of it."""
+        if self._stopped is not None and self._stopped.is_set():
+            raise CancelledError
         view = memoryview(data)
         self._output.write(view, self._end)
         self._end += view.nbytes
         self._output.sync(self._syncing, self._end)
-        if self._end - self._hashed >= _HASHED:
+        if self._end - self._hashed >= _STRIDE:
             self._hashing.do(self._output.hash, self._end)
             self._hashed = self._end
         return view.nbytes
@@ -82,6 +93,11 @@ class _Stream:
         return self._output.digest()
 
     def __enter__(self) -> _Stream:
+        try:
+            self._output.open()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

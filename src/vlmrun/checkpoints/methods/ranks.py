@@ -34,14 +34,14 @@ class Largest:
 
     def keep(self, values: Tensor) -> Tensor:
         """The next slice with zeros for what is not chosen; `values` may be changed."""
-        undecided = 0 < self.quota < self.equal
-        if undecided:
+        if self.bits > _INFINITE:
+            return values.mul_(self.mask(values))
+        if 0 < self.quota < self.equal:
             n = int(np.count_nonzero(_bits(values).numpy() == self.bits))
-            if n <= self.quota:  # all of this slice
-                self.quota, self.equal = self.quota - n, self.equal - n
-                return _at_least(values, self.bits)
-        if undecided or self.bits > _INFINITE:
-            return values.masked_fill_(self.mask(values).logical_not_(), 0.0)
+            if n > self.quota:
+                return values.mul_(self.mask(values))
+            self.quota, self.equal = self.quota - n, self.equal - n  # all of this slice
+            return _at_least(values, self.bits)
         return _at_least(values, self.bits if self.quota else self.bits + 1)
 
     def mask(self, values: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def _mix(deltas: list[Tensor], weights: Sequence[float], sign: str | None) -> tu
 
 def _sum(terms: list[Tensor]) -> Tensor:
     """In their order; never -0."""
-    total = terms[0] + terms[1] if len(terms) > 1 else terms[0] + 0.0
-    for other in terms[2:]:
+    total = terms[0] + 0.0
+    for other in terms[1:]:
         total.add_(other)
     return total
 
@@ -132,7 +132,7 @@ def _trimmed(source: Source, densities: Sequence[float], gamma: float) -> Sparse
             dropped = [each.mask(delta) for each in inner]
             kept = outer.keep(delta)
             for each in dropped:
-                kept.masked_fill_(each, 0.0)
+                kept.mul_(each.logical_not_())
             found.append(kept)
         return found
 
