@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import QUIET, Table, Unsaved, parser, show
+from vlmrun.run.argv import OF_RANKS
 
 VLMRUN = "vlmrun, plain engine"
 CONTENDERS = (VLMRUN, "vlmrun, ZeRO-2", "HF Trainer", "TRL SFTTrainer")
 _BATCH, _LENGTH, _SUPERVISED = 8, 256, 0.25
 _STEPS, _WARM_UP = 10, 3
 _RATE = 1e-4
-_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _VOCABULARY = 32_000
 _IMAGE = _VOCABULARY - 1  # what LLaVA marks picture positions with; an ordinary id that no text of ours has
 _LLM = {
@@ -93,7 +93,7 @@ def _turn(name: str, *, quick: bool) -> dict[str, Any]:
     """One round of a contender, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.peers", "--contender", name, *(["--quick"] if quick else [])]
     # Whoever started us as a rank did not mean the contenders: accelerate believes LOCAL_RANK alone.
-    env = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+    env = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         raise RuntimeError(f"{name}: {done.stderr[-3000:]}")

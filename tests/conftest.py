@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -48,11 +49,8 @@ def _the_logger_as_it_was() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _the_environment_as_it_was() -> Iterator[None]:
     """A worker run in this process names its rank in the environment, and a later test's child would believe it."""
-    before = dict(os.environ)
-    yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
+    with mock.patch.dict(os.environ):
+        yield
 
 
 Vlmrun = Callable[..., subprocess.CompletedProcess[str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from vlmrun.checkpoints.compare import PARTS, differences, same_files
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.methods.pieces import Piece, Source
 from vlmrun.checkpoints.native import DESCRIPTION
-from vlmrun.checkpoints.stream import Report, Shape, Writer, cast, silent
+from vlmrun.checkpoints.stream import Report, Shape, Writer, cast, counting, silent
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.config import derived
 from vlmrun.config.schema import AverageStage
@@ -52,15 +51,12 @@ def average(
         CheckpointError: listing every difference in names, shapes or configuration, or a file that is damaged.
     """
     plan = prepare(stage, sources, base)
-    total, changed, done = len(plan.names()), 0, itertools.count(1)
-
-    def telling(name: str) -> None:
-        report(next(done), total, name)
-
+    total, changed = len(plan.names()), 0
+    told = counting(report, total)
     checked = [*sources, *([base] if base else [])] if verify else []
     with files.building(Path(destination)) as new, files.verifying(checked):
         for part in PARTS:
-            changed += write_part(plan, part, new / part, telling)
+            changed += write_part(plan, part, new / part, told)
             files.place_rest(plan.folders[0] / part, new / part, stage.dtype)
         description = describe(plan.folders[0]) | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
         artifact.write_json(new / DESCRIPTION, description)

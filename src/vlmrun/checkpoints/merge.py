@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from vlmrun.checkpoints.average import Plan, write_part
 from vlmrun.checkpoints.compare import differences, same_content
 from vlmrun.checkpoints.load import describe, weights_folder
 from vlmrun.checkpoints.native import DESCRIPTION
-from vlmrun.checkpoints.stream import Report, Shape, Writer, blocks, cast, silent
+from vlmrun.checkpoints.stream import AT_ONCE, Report, Shape, Writer, blocks, cast, counting, silent
 from vlmrun.checkpoints.tensors import DTYPES, Reader
 from vlmrun.config.schema import AverageStage, Linear, MergeStage
 from vlmrun.errors import CheckpointError, Problem
@@ -128,9 +127,8 @@ def _write_llm(plan: Merging, folder: Path, report: Report) -> int:
     for name in names:
         own = plan.reader.dtype(name)
         types[name] = (target if target is not None and own.is_floating_point else own, plan.reader.shape(name))
-    done = itertools.count(1)
-    at_once = 2 if plan.base.rounded else 8  # each holds a whole weight
-    with Writer(folder, types, at_once=at_once, told=lambda name: report(next(done), len(names), name)) as writer:
+    at_once = 2 if plan.base.rounded else AT_ONCE  # each holds a whole weight
+    with Writer(folder, types, at_once=at_once, told=counting(report, len(names))) as writer:
         for name in names:
             writer.write(name, cast(merged(plan, name), types[name][0]))
     return sum(any(adapter.touches(name) for adapter in plan.adapters) for name in names)

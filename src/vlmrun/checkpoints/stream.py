@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -23,6 +24,8 @@ from vlmrun.errors import CheckpointError
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
 SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32
 
+AT_ONCE = 8  # tensors, at most, that are made at a time
+
 Report = Callable[[int, int, str], None]
 Shape = tuple[int, ...]
 Types = Mapping[str, tuple[torch.dtype, Shape]]  # of every tensor that a file will hold
@@ -30,6 +33,12 @@ Types = Mapping[str, tuple[torch.dtype, Shape]]  # of every tensor that a file w
 
 def silent(done: int, total: int, what: str) -> None:
     """A report that nobody hears."""
+
+
+def counting(report: Report, total: int) -> Callable[[str], None]:
+    """A report of one name after another, out of so many."""
+    done = itertools.count(1)
+    return lambda what: report(next(done), total, what)
 
 
 def blocks(shape: Shape) -> Iterator[tuple[int, int]]:
@@ -49,7 +58,7 @@ def cast(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.T
     return (piece.to(dtype) for piece in pieces)
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Lets the allocator reuse the memory of slices; a process that works on many says so once.
 
     glibc maps blocks of their size anew each time, and every page of them costs a fault. It maps less readily after a
@@ -71,8 +80,8 @@ class Makers(ThreadPoolExecutor):
     _living = 0
     _before = 1  # torch's threads before any of them lived
 
-    def __init__(self, most: int = 8) -> None:
-        keep_freed_memory()
+    def __init__(self, most: int = AT_ONCE) -> None:
+        _keep_freed_memory()
         with Makers._lock:
             if not Makers._living:
                 Makers._before = torch.get_num_threads()
@@ -118,10 +127,11 @@ class Writer:
         name: str = "model",
         max_shard_bytes: float = 5e9,
         hashed: bool = False,
-        at_once: int = 8,
+        at_once: int = AT_ONCE,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.digests: dict[Path, str] = {}
         self._name = name
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
@@ -133,7 +143,6 @@ class Writer:
         self._making, self._syncing = Makers(at_once), Behind()
         self._following = Behind(2 * self._making.n)
         self._stopped = False
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
         """Lets one tensor be written: its elements in order, in pieces of any size.

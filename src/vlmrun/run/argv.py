@@ -12,7 +12,7 @@ from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.run.nodes import ALONE, Node
 
 # Launchers set these. What we were given ourselves is about nodes, and a process that is no rank must not see it.
-_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node: Node = ALONE) -> list[str]:
@@ -48,7 +48,7 @@ def environment(job: StageJob, base: Mapping[str, str], port: int = 0, node: Nod
         port, node: as in `command`; only srun's ranks are told of them here.
     """
     env = dict(base)
-    for name in _OF_RANKS:
+    for name in OF_RANKS:
         env.pop(name, None)
     env |= {name: str(value) for name, value in job.hardware.env.items()}
     env["OMP_NUM_THREADS"] = str(job.hardware.threads)
