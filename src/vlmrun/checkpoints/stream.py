@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 
@@ -54,8 +55,8 @@ def raw(piece: torch.Tensor) -> memoryview:
 
 
 def cast(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """The same pieces in another type."""
-    return (piece.to(dtype) for piece in pieces)
+    """The same pieces in another type; none is held on to while the next one is made."""
+    return map(methodcaller("to", dtype), pieces)
 
 
 def _keep_freed_memory() -> None:
@@ -216,6 +217,7 @@ class Writer:
             if at + n_bytes <= end:  # beyond is the next tensor
                 file.write(data, at + n_bytes - len(data))
                 file.filled[name] = at + n_bytes
+            del piece, data  # not held while the next one is made
         assert n_bytes == self._sizes[name], f"{name}: {n_bytes} bytes, announced {self._sizes[name]}"
 
     def _follow(self, written: Future[None], file: _Shard, name: str) -> None:

@@ -22,19 +22,17 @@ def linear(source: Source, weights: Sequence[float], method: Any) -> Iterator[Te
     Source: Model soups, arXiv:2203.05482
     """
     keeps = math.isclose(sum(weights), 1.0, abs_tol=1e-6)
-    short = {torch.bfloat16, torch.float16}
     for piece in source:
-        if piece.same and keeps:
-            yield piece.models[0]
-            continue
-        pair = len(piece.models) == 2 and all(model.dtype in short for model in piece.models)
-        dtype = torch.float32 if pair else torch.float64
-        total, *others = _sorted(
-            model.to(dtype).mul_(weight) for weight, model in zip(weights, piece.models, strict=True)
-        )
-        for other in others:
-            total += other
-        yield total
+        yield piece.models[0] if piece.same and keeps else _mean(piece.models, weights)
+
+
+def _mean(models: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    pair = len(models) == 2 and all(model.dtype in (torch.bfloat16, torch.float16) for model in models)
+    dtype = torch.float32 if pair else torch.float64
+    total, *others = _sorted(model.to(dtype).mul_(weight) for weight, model in zip(weights, models, strict=True))
+    for other in others:
+        total += other
+    return total
 
 
 def _sorted(terms: Iterable[Tensor]) -> list[Tensor]:
