@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import measure, models
 
-SIZES_GB, QUICK_GB, SMALL = (0.3, 0.6, 1.2), 0.1, 1_000_000
+SIZES_GB, QUICK_GB, SMALL = (0.3, 0.6, 1.2), 0.2, 1_000_000
 
 _WATCH = """
 import json, os, shutil, statistics, sys, threading, time

@@ -176,14 +176,30 @@ class Adapter:
         stop = start + len(weight)
         if name not in self._layers:
             return None
-        up, down = self._pair(name, halves)
-        scale = self._scale(name.removesuffix(".weight"), down.shape[0])
-        added = (down.T[start:stop] @ up.T if self._is_transposed(name) else up[start:stop] @ down).mul_(scale)
+        left, right, scale = self._product(name, start, stop, halves)
+        added = (left @ right).mul_(scale)
         if "magnitude" not in self._layers[name]:
             return added
         lengths = self._reader.get(self._layers[name]["magnitude"]).float()[start:stop]
         turned = weight.float() + added
         return turned * (lengths / turned.norm(dim=1)).unsqueeze(1) - weight.float()
+
+    def add(self, total: Tensor, name: str, start: int, times: float) -> bool:
+        """Adds `times` that to rows [R, D] in fp32, in one product; False, for DoRA, which must know it first."""
+        if "magnitude" in self._layers.get(name, {}):
+            return False
+        if name in self._layers:
+            left, right, scale = self._product(name, start, start + len(total))
+            total.addmm_(left, right, alpha=scale * times)
+        return True
+
+    def _product(self, name: str, start: int, stop: int, halves: bool = False) -> tuple[Tensor, Tensor, float]:
+        """Two matrices and a number whose product is what is added to these rows."""
+        up, down = self._pair(name, halves)
+        scale = self._scale(name.removesuffix(".weight"), down.shape[0])
+        if self._is_transposed(name):
+            return down.T[start:stop], up.T, scale
+        return up[start:stop], down, scale
 
     def _pair(self, name: str, halves: bool) -> tuple[Tensor, Tensor]:
         """B and A of a weight, kept until another one is asked for."""
@@ -241,11 +257,15 @@ def fold(
     halves = arithmetic == "fp16"
     dtype = torch.float16 if halves else torch.float32
     alone = len(used) == 1 and used[0][1] == 1.0
-    total = rows.to(dtype)
+    total = rows.to(dtype, copy=True)
     for adapter, weight in used:
-        own = adapter.held(name, rows, start).to(dtype)
-        total = own if alone else total + (weight * (own - rows.to(dtype))).to(dtype)
-        change = adapter.delta(name, own, start, halves=halves)
+        own = adapter.held(name, rows, start)
+        if own is not rows:
+            own = own.to(dtype)
+            total = own.clone() if alone else total + (weight * (own - rows.to(dtype))).to(dtype)
+        if not halves and adapter.add(total, name, start, weight):
+            continue
+        change = adapter.delta(name, own.to(dtype), start, halves=halves)
         if change is not None:
             total = (change if alone else change.mul_(weight)).to(dtype).add_(total)
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import math
@@ -23,8 +24,8 @@ from vlmrun.checkpoints.tensors import CODES
 from vlmrun.errors import CheckpointError
 
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
-SLICE = 1 << 18  # elements of one tensor that are worked on at a time: what a core's cache holds, in fp32
-
+SLICE = 1 << 19  # elements of a tensor worked on at a time: many for each word of Python, few for a core's cache
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt. Source: glibc/malloc/malloc.h
 AT_ONCE = 8  # tensors, at most, that are made at a time
 
 Report = Callable[[int, int, str], None]
@@ -60,12 +61,14 @@ def cast(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.T
 
 
 def _keep_freed_memory() -> None:
-    """Lets the allocator reuse the memory of slices; a process that works on many says so once.
+    """Lets glibc's allocator reuse the memory of slices, and give back what is much more; elsewhere this does nothing.
 
-    glibc maps blocks of their size anew each time, and every page of them costs a fault. It maps less readily after a
-    larger block was given back. Source: man mallopt, M_MMAP_THRESHOLD. Elsewhere this does nothing.
+    Left alone it maps blocks of their size anew each time, and every page of them costs a fault.
     """
-    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 16 << 20)
 
 
 class Makers(ThreadPoolExecutor):

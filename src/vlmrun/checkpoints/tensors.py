@@ -13,9 +13,11 @@ import warnings
 import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -50,6 +52,15 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the numbers of a tensor lie."""
+
+    descriptor: int
+    begin: int
+    dtype: torch.dtype
+
+
 class Reader:
     """The tensors of a folder, whatever files they lie in, read one by one.
 
@@ -65,8 +76,7 @@ class Reader:
         self.folder = Path(folder)
         self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        self._places: dict[Path, dict[str, int]] = {}
-        self._descriptors: dict[Path, int] = {}
+        self._places: dict[str, _Place] = {}
         self._opening = threading.Lock()
         for shard, names in self._find():
             held = set(self._handle(shard).keys())
@@ -111,19 +121,21 @@ class Reader:
         """Elements `start` to `stop` of a tensor in memory order, read and not mapped: no more than asked for."""
         shard = self._shard(name)
         handle = self._handle(shard)
-        with _reading(shard):
-            if isinstance(handle, dict):
+        if isinstance(handle, dict):
+            with _reading(shard):
                 return handle[name].reshape(-1)[start:stop].clone()
-            dtype = self.dtype(name)
-            wanted = torch.empty(stop - start, dtype=dtype)
-            view = memoryview(wanted.view(torch.uint8).numpy()) if len(wanted) else memoryview(b"")
-            at = self._place(shard, name) + start * dtype.itemsize
-            while view:
-                read = os.preadv(self._descriptor(shard), [view], at)
-                if not read:
-                    raise EOFError(f"the file ends within {name!r}")
-                view, at = view[read:], at + read
-        return wanted
+        place = self._places.get(name) or self._place(name)
+        wanted = np.empty((stop - start) * place.dtype.itemsize, np.uint8)
+        view, at = wanted, place.begin + start * place.dtype.itemsize
+        while len(view):
+            try:
+                read = os.preadv(place.descriptor, [view], at)
+            except OSError as error:
+                raise _unreadable(error, shard) from error
+            if not read:
+                raise _unreadable(EOFError(f"the file ends within {name!r}"), shard)
+            view, at = view[read:], at + read
+        return torch.from_numpy(wanted).view(place.dtype)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of a tensor, read and not mapped; a scalar is one row."""
@@ -139,23 +151,21 @@ class Reader:
         """Number of elements of a tensor, from the header."""
         return math.prod(self.shape(name))
 
-    def _descriptor(self, shard: Path) -> int:
-        with self._opening:
-            if shard not in self._descriptors:
-                self._descriptors[shard] = os.open(shard, os.O_RDONLY)
-                weakref.finalize(self, os.close, self._descriptors[shard])
-        return self._descriptors[shard]
-
-    def _place(self, shard: Path, name: str) -> int:
-        """Where in its file a tensor begins; that the header is sound was checked when the file was opened."""
-        if shard not in self._places:
-            with shard.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                head = json.loads(file.read(length))
-            self._places[shard] = {
-                key: 8 + length + value["data_offsets"][0] for key, value in head.items() if key != "__metadata__"
-            }
-        return self._places[shard][name]
+    def _place(self, name: str) -> _Place:
+        """Where in which file a tensor begins; that the header is sound was checked when the file was opened."""
+        shard = self._shard(name)
+        with self._opening, _reading(shard):
+            if name not in self._places:
+                descriptor = os.open(shard, os.O_RDONLY)
+                weakref.finalize(self, os.close, descriptor)
+                with shard.open("rb") as file:
+                    length = int.from_bytes(file.read(8), "little")
+                    head = json.loads(file.read(length))
+                for key, value in head.items():
+                    if self._shards.get(key) == shard:
+                        begin = 8 + length + value["data_offsets"][0]
+                        self._places[key] = _Place(descriptor, begin, self.dtype(key))
+        return self._places[name]
 
     def _shard(self, name: str) -> Path:
         if name not in self._shards:
@@ -227,8 +237,12 @@ def _reading(path: Path) -> Iterator[None]:
             f"this pickle {what}: it is not read", str(path), "have it saved as safetensors"
         ) from error
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN) from error
+        raise _unreadable(error, path) from error
+
+
+def _unreadable(error: Exception, path: Path) -> CheckpointError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN)
 
 
 def _read_index(path: Path) -> dict[Path, list[str]]:

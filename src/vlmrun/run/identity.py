@@ -21,7 +21,7 @@ from vlmrun.config.schema import ConvertStage, DataConfig, Reading, RunConfig, T
 from vlmrun.run.graph import Planned
 
 # Raised when the code of a kind changes what it makes from the same configuration.
-KIND_VERSION = {"prepare": 1, "train": 4, "merge": 2, "average": 2, "search": 1, "convert": 2, "evaluate": 1}
+KIND_VERSION = {"prepare": 1, "train": 4, "merge": 3, "average": 2, "search": 1, "convert": 2, "evaluate": 1}
 
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16

@@ -2,6 +2,7 @@
 
 import math
 
+import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from vlmrun.checkpoints import methods
-from vlmrun.checkpoints.methods import ranks
+from vlmrun.checkpoints.methods import kernels, ranks
 from vlmrun.checkpoints.methods.pieces import Piece, Source
 from vlmrun.config.schema import Method
 
@@ -220,23 +221,39 @@ def test_model_stock_moves_by_agreement(step):
     assert torch.allclose(opposite, base, atol=1e-6), "changes that cancel leave the base"
 
 
-@settings(max_examples=60, deadline=None)
+def changes(tensor, step=None):
+    """A tensor as what one model changed of a base of zeros."""
+    return Source("x", (len(tensor),), lambda start, stop: Piece([tensor[start:stop]], torch.zeros(stop - start)), step)
+
+
+def chosen(tensor, choice, step, kept=True):
+    """The tensor behind a choice that saw it in pieces of `step`; the choice is used up."""
+    found = tensor.clone()
+    for piece in found.split(step):
+        kernels.choose(piece.numpy(), choice, kept)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
 @given(
     values=st.lists(st.floats(-100, 100, width=32) | st.sampled_from([0.0, 1.0, -1.0]), min_size=1, max_size=60),
     share=st.floats(0, 1),
     step=st.integers(1, 20),
+    sample=st.sampled_from([None, (1, 1), (2, 3), (4, 2)]),
 )
-def test_the_largest_are_chosen_exactly_and_first_come_first_kept(values, share, step):
+def test_the_largest_are_chosen_exactly_and_first_come_first_kept(values, share, step, sample):
     tensor = torch.tensor(values)
     k = int(share * len(values))
-    pieces = list(tensor.split(step))
-    ((choice,),), ((other,),) = (ranks.largest(lambda: ([piece] for piece in pieces), [[k]]) for _ in range(2))
-    mask = torch.cat([choice.mask(piece) for piece in pieces])
-    kept = torch.cat([other.keep(piece.clone()) for piece in pieces])
+    with pytest.MonkeyPatch.context() as patch:
+        if sample is not None:  # which misleads as often as not
+            patch.setattr(ranks, "_FEWEST", 1)
+            patch.setattr(ranks, "_PLACES", sample[0])
+            patch.setattr(ranks, "_SHARE", sample[1])
+        choices = ranks.largest(changes(tensor, step), [[k]])
     wanted = torch.zeros(len(values), dtype=torch.bool)
     wanted[tensor.abs().argsort(descending=True, stable=True)[:k]] = True
-    assert torch.equal(mask, wanted)
-    assert torch.equal(kept, tensor * wanted)
+    assert torch.equal(chosen(tensor, choices[0, 0].copy(), step), tensor * wanted)
+    assert torch.equal(chosen(tensor, choices[0, 0].copy(), step, kept=False), tensor * ~wanted)
 
 
 @pytest.mark.parametrize("step", [2, 3, 8])
@@ -244,9 +261,61 @@ def test_the_largest_are_chosen_exactly_and_first_come_first_kept(values, share,
 def test_what_is_no_number_counts_as_the_largest(step, k, expected):
     nan = float("nan")
     tensor = torch.tensor([1.0, nan, -float("inf"), 3.0, nan, 2.0, 0.0, nan])
-    ((choice,),), ((other,),) = (ranks.largest(lambda: iter([[tensor]]), [[k]]) for _ in range(2))
-    mask = torch.cat([choice.mask(piece) for piece in tensor.split(step)])
-    assert mask.nonzero().flatten().tolist() == expected
-    kept = torch.cat([other.keep(piece.clone()) for piece in tensor.split(step)])
-    assert not kept[~mask & tensor.isfinite()].any()
+    choices = ranks.largest(changes(tensor), [[k]])
+    kept = chosen(tensor, choices[0, 0].copy(), step)
+    mask = torch.zeros(8, dtype=torch.bool)
+    mask[expected] = True
     assert torch.equal(kept[mask].isnan(), tensor[mask].isnan())
+    assert not kept[~mask & tensor.isfinite()].any()
+    assert kept[~mask & tensor.isnan()].isnan().all(), "what is no number is never made one"
+
+
+def test_a_sample_tells_where_to_count_and_a_misleading_one_costs_looks(monkeypatch):
+    monkeypatch.setattr(ranks, "_FEWEST", 64)
+    (even,) = tensors(1, (1 << 16,))
+    torn = even.clone()
+    torn.view(ranks._PLACES, -1)[:, :256] *= 1e-3  # just where a sample is taken
+    for tensor, least, most in ((even, 1.0, 1.1), (torn, 2.0, 3.1)):
+        source, looked = changes(tensor, 1 << 12), []
+        read = source.read
+        source.read = lambda start, stop, read=read, looked=looked: looked.append(stop - start) or read(start, stop)
+        choices = ranks.largest(source, [[len(tensor) // 5]])
+        assert torch.equal(chosen(tensor, choices[0, 0], 1000), trimmed(tensor, 0.2))
+        assert least * len(tensor) < sum(looked) < most * len(tensor)
+
+
+METHODS = {
+    "task_arithmetic": VECTORS,
+    "ties": {"density": 0.3, "sign": "sum", "normalize": True, "scale": 0.7},
+    "breadcrumbs": {"density": 0.6, "gamma": 0.1, "sign": "count", "normalize": True, "scale": 1.0},
+    "dare": {"density": 0.5, "sign": "sum", "rescale": True, "seed": 1, **VECTORS},
+    "model_stock": {},
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(METHODS)),
+    n=st.integers(2, 4),
+    step=STEPS,
+)
+def test_the_bits_of_bf16_are_taken_as_the_numbers_they_are(name, n, step):
+    *models, base = tensors(n + 1, (9, 7), dtype=torch.bfloat16)
+    method = node(name, **METHODS[name])
+    found = make(models, [0.5] * n, method, base, step)
+    wide = make([model.float() for model in models], [0.5] * n, method, base.float(), step)
+    assert torch.equal(found, wide)
+    mixed = make([models[0].float(), *models[1:]], [0.5] * n, method, base, step)
+    assert torch.equal(found, mixed), "models of several types"
+
+
+def test_machine_code_is_made_anew_where_it_cannot_be_kept(monkeypatch):
+    real = numba.njit
+
+    def refusing(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'f': no locator available")
+        return real(**options)
+
+    monkeypatch.setattr(numba, "njit", refusing)
+    assert kernels._compiled(lambda number: number + 1)(1) == 2

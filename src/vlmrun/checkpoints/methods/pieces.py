@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vlmrun.checkpoints.methods import kernels
+from vlmrun.checkpoints.methods.kernels import Array
 from vlmrun.checkpoints.stream import SLICE, Shape
 
 
@@ -26,15 +28,24 @@ class Piece:
         first, *others = [*self.models, *([] if self.base is None else [self.base])]
         return all(first.dtype == other.dtype and torch.equal(first, other) for other in others)
 
-    def deltas(self) -> list[Tensor]:
-        """What every model changed of the base, in fp32."""
-        return [model.to(torch.float32, copy=True).sub_(self.wide_base) for model in self.models]
-
     @cached_property
-    def wide_base(self) -> Tensor:
-        """The base in fp32."""
+    def numbers(self) -> tuple[list[Array], Array]:
+        """The models' and the base's as kernels take them: the bits of bf16 where all are that, otherwise fp32."""
         assert self.base is not None
-        return self.base.float()
+        everything = [*self.models, self.base]
+        if all(each.dtype == torch.bfloat16 for each in everything):
+            *models, base = (each.view(torch.uint16).numpy() for each in everything)
+        else:
+            *models, base = (each.float().numpy() for each in everything)
+        return models, base
+
+    def deltas(self) -> Tensor:
+        """What every model changed of the base: fp32 [models, N]."""
+        models, base = self.numbers
+        found = torch.empty(len(models), base.size)
+        for model, delta in zip(models, found, strict=True):
+            kernels.change(model, base, delta.numpy())
+        return found
 
 
 @dataclass
@@ -66,3 +77,7 @@ class Source:
         step = self.step or max(1, SLICE // self.width) * self.width
         for start in range(0, self.numel, step):
             yield self.read(start, min(start + step, self.numel))
+
+    def spread(self, places: int, size: int) -> Iterator[Piece]:
+        """Pieces of so many elements, from all over the tensor, which has more than all of them."""
+        return (self.read(start, start + size) for start in range(0, self.numel - size, self.numel // places))

@@ -1,107 +1,86 @@
-"""The k largest magnitudes of a tensor that is only seen slice by slice, exactly.
+"""The k largest changes of a tensor that is only seen slice by slice, exactly.
 
-The bits of a non-negative fp32 number, read as a whole number, have the number's order. Two looks count them: the
-upper bits first, then the lower bits of those that share the deciding upper bits. Among equal magnitudes the ones that
-come first are taken, so a choice does not depend on how a tensor is cut.
+The bits of a non-negative fp32 number, read as a whole number, have the number's order. Magnitudes are counted one by
+one, but only those near the deciding one; where that is, is told by a sample. Should it mislead, all are counted by
+their upper bits first. Among equal magnitudes the ones that come first are taken, so a choice does not depend on how a
+tensor is cut, nor on the sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-_LOW_BITS = 15
-_HIGH = 1 << 16
-_LOW = 1 << _LOW_BITS
-_INFINITE = 0x7F800000  # the bits of infinity; those beyond are no numbers
+from vlmrun.checkpoints.methods import kernels
+from vlmrun.checkpoints.methods.kernels import HIGH_BITS, LOW_BITS, Array
+from vlmrun.checkpoints.methods.pieces import Piece, Source
 
+_PLACES, _SHARE = 16, 16  # of a sample, and of how many elements it takes one
+_MOST, _FEWEST = 1 << 14, 1 << 14  # elements at each place; where there would be fewer, all are counted at once
+_SLACK = 0.01  # of all elements: by how much a sample may mislead
+_WIDEST = 16 << LOW_BITS  # magnitudes, at most, that are counted one by one
 
-@dataclass
-class Largest:
-    """Chooses the k largest, slice after slice: all above `bits`, and the first `quota` of those equal to it.
-
-    Args:
-        equal: how many are equal to it.
-    """
-
-    bits: int
-    quota: int
-    equal: int
-
-    def keep(self, values: Tensor) -> Tensor:
-        """The next slice with zeros for what is not chosen; `values` may be changed."""
-        if self.bits > _INFINITE:
-            return values.mul_(self.mask(values))
-        if 0 < self.quota < self.equal:
-            n = int(np.count_nonzero(_bits(values).numpy() == self.bits))
-            if n > self.quota:
-                return values.mul_(self.mask(values))
-            self.quota, self.equal = self.quota - n, self.equal - n  # all of this slice
-            return _at_least(values, self.bits)
-        return _at_least(values, self.bits if self.quota else self.bits + 1)
-
-    def mask(self, values: Tensor) -> Tensor:
-        """Which elements of the next slice are chosen."""
-        held = _bits(values)
-        if self.quota == self.equal:
-            return held >= self.bits
-        if self.quota == 0:
-            return held > self.bits
-        equal = held == self.bits
-        n = int(equal.sum())
-        if n > self.quota:
-            equal &= equal.cumsum(0) <= self.quota
-        self.quota, self.equal = self.quota - min(n, self.quota), self.equal - n
-        return equal.logical_or_(held > self.bits)
+Bounds = list[list[tuple[int, int]]]  # for every model and k the first and last (exclusive) bits of those
 
 
-def largest(look: Callable[[], Iterator[Sequence[Tensor]]], counts: Sequence[Sequence[int]]) -> list[list[Largest]]:
-    """For several tensors at once, how to choose their k largest magnitudes.
+def largest(source: Source, counts: Sequence[Sequence[int]]) -> Array:
+    """For the changes of every model, how to choose their k largest magnitudes.
 
     Args:
-        look: gives slices of all tensors, each time from the beginning.
-        counts: of every tensor the k that are asked for, each at most its size.
+        source: a tensor with a base.
+        counts: of every model the k that are asked for, each at most the tensor's size; of all equally many.
+
+    Returns:
+        int64 [models, k, 3], as `kernels.choose` takes them.
     """
-    upper = torch.zeros(len(counts), _HIGH, dtype=torch.int64)
-    for values in look():
-        for place, value in enumerate(values):
-            upper[place] += torch.bincount(_bits(value) >> _LOW_BITS, minlength=_HIGH)
-    bins = [[_reach(upper[place], k) for k in ks] for place, ks in enumerate(counts)]
-    lower = {(place, high): torch.zeros(_LOW, dtype=torch.int64) for place, row in enumerate(bins) for high, _ in row}
-    for values in look():
-        for place, high in lower:
-            held = _bits(values[place]).numpy()  # which chooses elements in a fifth of torch's time
-            inside = held[held >> _LOW_BITS == high]
-            lower[place, high] += torch.bincount(torch.from_numpy(inside & (_LOW - 1)), minlength=_LOW)
-    found: list[list[Largest]] = []
-    for place, row in enumerate(bins):
-        found.append([])
-        for high, rest in row:
-            counts_here = lower[place, high]
-            low, quota = _reach(counts_here, rest)
-            found[-1].append(Largest((high << _LOW_BITS) + low, quota, int(counts_here[low])))
+    size = min(_MOST, source.numel // (_PLACES * _SHARE))
+    if size >= _FEWEST:
+        bounds = _bounds(source.spread(_PLACES, size), counts, source.numel, _SLACK)
+        found = _within(source, counts, bounds)
+        if found is not None:
+            return found
+    found = _within(source, counts, _bounds(source, counts, source.numel))
+    assert found is not None
     return found
 
 
-def _at_least(values: Tensor, bits: int) -> Tensor:
-    """Zeros instead of everything smaller. One pass in floats: choosing by a mask takes ten times as long."""
-    if bits == 0:
-        return values
-    below = torch.tensor(bits - 1, dtype=torch.int32).view(torch.float32)
-    return torch.nn.functional.hardshrink(values, float(below))
+def _bounds(pieces: Iterable[Piece], counts: Sequence[Sequence[int]], total: int, slack: float = 0.0) -> Bounds:
+    """Between which bits the k-th largest lie, as far as these pieces of the tensor tell."""
+    upper, seen = np.zeros((len(counts), 1 << HIGH_BITS), np.int64), 0
+    for piece in pieces:
+        models, base = piece.numbers
+        for model, row in zip(models, upper, strict=True):
+            kernels.count(model, base, row)
+        seen += base.size
+
+    def bits(row: Array, k: int, slack: float) -> int:
+        return kernels.reach(row, min(max(round(k * seen / total + slack * seen), 1), seen))[0] << LOW_BITS
+
+    return [
+        [(bits(row, k, slack), bits(row, k, -slack) + (1 << LOW_BITS)) for k in ks]
+        for row, ks in zip(upper, counts, strict=True)
+    ]
 
 
-def _bits(values: Tensor) -> Tensor:
-    return values.float().abs().view(torch.int32)
-
-
-def _reach(counts: Tensor, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th largest, and how many of the k lie in it."""
-    from_top = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, torch.tensor(max(k, 1))))
-    above = int(from_top[place - 1]) if place else 0
-    return len(counts) - 1 - place, k - above
+def _within(source: Source, counts: Sequence[Sequence[int]], bounds: Bounds) -> Array | None:
+    """The choices, if every k-th largest lies within its bounds."""
+    if any(last - first > _WIDEST for row in bounds for first, last in row):
+        return None
+    dtype = np.int32 if source.numel < 1 << 31 else np.int64
+    found = [[np.zeros(last - first, dtype) for first, last in row] for row in bounds]
+    above = [[0] * len(row) for row in bounds]
+    for piece in source:
+        models, base = piece.numbers
+        for place, model in enumerate(models):
+            for number, (first, _) in enumerate(bounds[place]):
+                above[place][number] += kernels.count_between(model, base, first, found[place][number])
+    choices = np.empty((len(counts), len(counts[0]), 3), np.int64)
+    for place, ks in enumerate(counts):
+        for number, k in enumerate(ks):
+            inside, larger = found[place][number], above[place][number]
+            bits, quota = kernels.reach(inside, k - larger)
+            if larger >= max(k, 1) or bits < 0:
+                return None
+            choices[place, number] = bounds[place][number][0] + bits, quota, inside[bits]
+    return choices

@@ -10,26 +10,39 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vlmrun.checkpoints.methods import ranks
+from vlmrun.checkpoints.methods import kernels, ranks
+from vlmrun.checkpoints.methods.kernels import BY_COUNT, BY_NOBODY, BY_SUM, Array
 from vlmrun.checkpoints.methods.pieces import Source
 
-Sparse = Callable[[list[Tensor]], list[Tensor]]
+Drop = Callable[[Tensor], None]  # sets changes of a slice to zero
 
 _NOTHING = 1e-8
+_ALL = np.empty((0, 0, 3), np.int64)  # no choice among changes
 
 
 def vectors(source: Source, weights: Sequence[float], method: Any) -> Iterator[Tensor]:
     """Task arithmetic, and with sparse changes or elected signs its relatives, as the method's fields say."""
-    sparse = _sparsifier(source, method, len(weights))
+    n_models = len(weights)
+    by = {None: BY_NOBODY, "sum": BY_SUM, "count": BY_COUNT}[getattr(method, "sign", None)]
+    shares, scale = np.array(weights, np.float32), np.float32(method.scale)
+    given = getattr(method, "density", None)
+    densities = given if isinstance(given, list) else [given] * n_models
+    at_random = method.name in ("dare", "della")
+    drop = _dropping(source, densities, method) if at_random else None
+    choices = _ALL if at_random or given is None else _chosen(source, densities, getattr(method, "gamma", 0.0))
     for piece in source:
-        assert piece.base is not None
-        mixed, share = _mix(sparse(piece.deltas()), weights, getattr(method, "sign", None))
-        if method.normalize:
-            mixed = mixed.div_(share.add_(share.abs().lt_(_NOTHING)))  # 1, where there is next to nothing
-        yield mixed.mul_(method.scale).add_(piece.wide_base)
+        (models, base), origin = piece.numbers, piece.numbers[1]
+        if drop is not None:
+            deltas = piece.deltas()
+            drop(deltas)
+            models, origin = list(deltas.numpy()), base[:0]
+        mixed = torch.empty(base.size)
+        kernels.mix(tuple(models), origin, choices, shares, by, method.normalize, scale, base, mixed.numpy())
+        yield mixed
 
 
 def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterator[Tensor]:
@@ -40,7 +53,7 @@ def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterat
     n = len(weights)
     products = torch.zeros(n, n, dtype=torch.float64)
     for piece in source:
-        stacked = torch.stack(piece.deltas()).double()
+        stacked = piece.deltas().double()
         products += stacked @ stacked.T
     lengths = products.diagonal().sqrt()
     cosines = (products / (lengths[:, None] * lengths).clamp(min=_NOTHING)).clamp(-1.0, 1.0)
@@ -49,46 +62,11 @@ def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterat
     ratio = n * mean / (1 + (n - 1) * mean) if 1 + (n - 1) * mean > _NOTHING else 0.0
     for piece in source:
         assert piece.base is not None
-        yield piece.base.float() + ratio * sum(piece.deltas(), torch.zeros(())) / n
+        assert piece.base is not None
+        yield piece.base.float().add(piece.deltas().sum(0).mul_(ratio).div_(n))
 
 
-def _mix(deltas: list[Tensor], weights: Sequence[float], sign: str | None) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the changes, which are used up, and the sum of the weights that went into it.
-
-    With a sign elected for every element only changes of that sign count: `sum` elects by weight, `count` by number.
-    """
-    weighted = [delta.mul_(weight) for weight, delta in zip(weights, deltas, strict=True)]
-    if sign is None:
-        return _sum(weighted), torch.tensor(float(sum(weights)))
-    ballots = _sum(weighted if sign == "sum" else [delta.sign() for delta in weighted])
-    # 1 and -1: products and maxima in place take a fraction of the time of choosing element by element.
-    elected = ballots.ge_(0).mul_(2).sub_(1)
-    agreeing = [delta.mul_(elected).clamp_(min=0) for delta in weighted]
-    mixed = _sum(agreeing).mul_(elected).add_(0.0)  # no -0
-    share = _sum([delta.sign_().mul_(weight) for weight, delta in zip(weights, agreeing, strict=True)])
-    return mixed, share
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    """In their order; never -0."""
-    total = terms[0] + 0.0
-    for other in terms[1:]:
-        total.add_(other)
-    return total
-
-
-def _sparsifier(source: Source, method: Any, n_models: int) -> Sparse:
-    """What thins out the changes of one slice after another, having looked at the whole tensor where it must."""
-    given = getattr(method, "density", None)
-    if given is None:
-        return lambda deltas: deltas
-    densities = given if isinstance(given, list) else [given] * n_models
-    if method.name in ("dare", "della"):
-        return _dropped(source, densities, method)
-    return _trimmed(source, densities, getattr(method, "gamma", 0.0))
-
-
-def _dropped(source: Source, densities: Sequence[float], method: Any) -> Sparse:
+def _dropping(source: Source, densities: Sequence[float], method: Any) -> Drop:
     """Changes are dropped at random; the choice depends on seed, tensor and model, not on how the tensor is cut.
 
     DARE keeps every change with probability `density`. DELLA keeps the smallest of a row with `density - epsilon`, the
@@ -97,15 +75,14 @@ def _dropped(source: Source, densities: Sequence[float], method: Any) -> Sparse:
     generators = [torch.Generator().manual_seed(_seed(method.seed, source.name, n)) for n in range(len(densities))]
     epsilon = getattr(method, "epsilon", 0.0)
 
-    def thin(deltas: list[Tensor]) -> list[Tensor]:
-        found = []
+    def drop(deltas: Tensor) -> None:
         for delta, density, generator in zip(deltas, densities, generators, strict=True):
             chance = density + epsilon * (2 * _ranks(delta, source.width) - 1) if epsilon else density
-            kept = delta * (torch.rand(delta.shape, generator=generator) < chance)
-            found.append(kept / chance if method.rescale else kept)
-        return found
+            delta.mul_(torch.rand(delta.shape, generator=generator) < chance)
+            if method.rescale:
+                delta.div_(chance)
 
-    return thin
+    return drop
 
 
 def _ranks(delta: Tensor, width: int) -> Tensor:
@@ -118,22 +95,9 @@ def _seed(number: int, name: str, model: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{number}/{name}/{model}".encode()).digest()[:8], "big") >> 1
 
 
-def _trimmed(source: Source, densities: Sequence[float], gamma: float) -> Sparse:
-    """Keeps of every change the share `density` of largest magnitude, after the share `gamma` of the very largest."""
+def _chosen(source: Source, densities: Sequence[float], gamma: float) -> Array:
+    """Of every change the share `density` of largest magnitude, after the share `gamma` of the very largest."""
     kept = [int(density * source.numel) for density in densities]
     outliers = [min(int(gamma * source.numel), source.numel - k) for k in kept]
-    # The outer choice, and the inner one that is taken from it, if any.
-    asked = [(top + k, top) if gamma else (k,) for top, k in zip(outliers, kept, strict=True)]
-    choices = ranks.largest(lambda: (piece.deltas() for piece in source), asked)
-
-    def thin(deltas: list[Tensor]) -> list[Tensor]:
-        found = []
-        for delta, (outer, *inner) in zip(deltas, choices, strict=True):
-            dropped = [each.mask(delta) for each in inner]
-            kept = outer.keep(delta)
-            for each in dropped:
-                kept.mul_(each.logical_not_())
-            found.append(kept)
-        return found
-
-    return thin
+    # Those that are kept, and of them those that are dropped again, if any.
+    return ranks.largest(source, [(top + k, top) if gamma else (k,) for top, k in zip(outliers, kept, strict=True)])
