@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -164,3 +166,27 @@ def test_a_torn_source_is_told_and_leaves_nothing(tmp_path, make):
     with pytest.raises(CheckpointError, match="cannot be read"):
         merge(merging(), [copy], tmp_path / "merged/weights")
     assert not (tmp_path / "merged").exists()
+
+
+def test_one_adapter_serves_several_threads(tmp_path):
+    """Each goes through a layer of its own, as the writer's do; all begin together and meet at every piece."""
+    generator = torch.Generator().manual_seed(0)
+    names, tensors = [f"model.layers.{number}.q_proj.weight" for number in range(8)], {}
+    for name in names:
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(2, 5, generator=generator)
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(16, 2, generator=generator)
+    adapter = _adapter(tmp_path / "adapter", tensors, r=2, lora_alpha=4)
+    base, together = torch.randn(16, 5, generator=generator), threading.Barrier(len(names))
+
+    def through(name, meet=together.wait):
+        found = []
+        for start in range(16):
+            meet()
+            found.append(fold(name, base[start : start + 1], start, [(adapter, 1.0)]))
+        return torch.cat(found)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = list(pool.map(through, names))
+    for name, value in zip(names, found, strict=True):
+        assert torch.equal(value, through(name, lambda: None))

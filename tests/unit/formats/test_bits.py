@@ -1,6 +1,8 @@
 """Few bits: read without bitsandbytes to what it computes with, and written as transformers reads it."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -95,3 +97,22 @@ def test_layers_to_skip_are_named_by_any_part_of_their_name(tmp_path):
     assert "model.layers.0.self_attn.o_proj" in config["llm_int8_skip_modules"]
     with pytest.raises(CheckpointError, match="no layer is left"):
         to(tmp_path / "llm", tmp_path / "none", "bnb4", skip=("layers", "lm_head"))
+
+
+@pytest.mark.parametrize("n_bits", [4, 8])
+def test_threads_that_want_parts_of_one_weight_pack_it_once(monkeypatch, n_bits):
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    alone = {name: part.load() for name, part in bits.pack("layer.weight", made(weight), n_bits).items()}
+    real, packed = getattr(bits, f"_packed_{n_bits}"), []
+    monkeypatch.setattr(bits, f"_packed_{n_bits}", lambda *given: packed.append(given) or real(*given))
+    parts = bits.pack("layer.weight", made(weight), n_bits)
+    together = threading.Barrier(len(parts))
+
+    def load(part):
+        together.wait(timeout=60)
+        return part.load()
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        found = dict(zip(parts, pool.map(load, parts.values()), strict=True))
+    assert len(packed) == 1
+    assert all(torch.equal(found[name], value) for name, value in alone.items())
