@@ -77,6 +77,7 @@ class Reader:
         self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         self._places: dict[str, _Place] = {}
+        self._begins: dict[Path, tuple[int, dict[str, int]]] = {}  # of every tensor, with the descriptor of the file
         self._opening = threading.Lock()
         for shard, names in self._find():
             held = set(self._handle(shard).keys())
@@ -155,16 +156,16 @@ class Reader:
         """Where in which file a tensor begins; that the header is sound was checked when the file was opened."""
         shard = self._shard(name)
         with self._opening, _reading(shard):
-            if name not in self._places:
-                descriptor = os.open(shard, os.O_RDONLY)
-                weakref.finalize(self, os.close, descriptor)
+            if shard not in self._begins:
                 with shard.open("rb") as file:
                     length = int.from_bytes(file.read(8), "little")
                     head = json.loads(file.read(length))
-                for key, value in head.items():
-                    if self._shards.get(key) == shard:
-                        begin = 8 + length + value["data_offsets"][0]
-                        self._places[key] = _Place(descriptor, begin, self.dtype(key))
+                    descriptor = os.dup(file.fileno())
+                weakref.finalize(self, os.close, descriptor)
+                begins = {key: 8 + length + at["data_offsets"][0] for key, at in head.items() if key != "__metadata__"}
+                self._begins[shard] = descriptor, begins
+            descriptor, begins = self._begins[shard]
+            self._places[name] = _Place(descriptor, begins[name], self.dtype(name))
         return self._places[name]
 
     def _shard(self, name: str) -> Path:

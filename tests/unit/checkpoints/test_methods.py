@@ -319,3 +319,15 @@ def test_machine_code_is_made_anew_where_it_cannot_be_kept(monkeypatch):
 
     monkeypatch.setattr(numba, "njit", refusing)
     assert kernels._compiled(lambda number: number + 1)(1) == 2
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2049,)])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_tensors_of_any_size(name, shape):
+    *models, base = tensors(3, shape)
+    if base.numel():
+        found = make(models, [0.5, 0.5], node(name, **METHODS[name]), base)
+        assert found.isfinite().all()
+    else:
+        source = Source("x", shape, lambda start, stop: pytest.fail("there is nothing to read"))
+        assert list(methods.combine(source, [0.5, 0.5], node(name, **METHODS[name]))) == []

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vlmrun import artifact
 from vlmrun.checkpoints import output
@@ -178,6 +178,15 @@ def _torchs_threads():
     """Of this thread, and of one that begins now."""
     with ThreadPoolExecutor(1) as pool:
         return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+
+def test_a_type_that_is_not_handled_is_in_nobody_elses_way(tmp_path):
+    eighth = torch.zeros(4).to(torch.float8_e4m3fn)
+    save_file({"odd": eighth, "usual": torch.arange(4.0)}, tmp_path / "model.safetensors")
+    reader = Reader(tmp_path)
+    assert reader.flat("usual", 1, 3).tolist() == [1.0, 2.0]
+    with pytest.raises(CheckpointError, match="F8_E4M3"):
+        reader.flat("odd", 0, 1)
 
 
 @pytest.mark.parametrize("most", [2, 3])

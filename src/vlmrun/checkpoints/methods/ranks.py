@@ -34,6 +34,8 @@ def largest(source: Source, counts: Sequence[Sequence[int]]) -> Array:
     Returns:
         int64 [models, k, 3], as `kernels.choose` takes them.
     """
+    if not source.numel:
+        return np.zeros((len(counts), len(counts[0]), 3), np.int64)
     size = min(_MOST, source.numel // (_PLACES * _SHARE))
     if size >= _FEWEST:
         bounds = _bounds(source.spread(_PLACES, size), counts, source.numel, _SLACK)
