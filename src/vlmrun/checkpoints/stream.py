@@ -25,7 +25,7 @@ from vlmrun.errors import CheckpointError
 
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
 SLICE = 1 << 19  # elements of a tensor worked on at a time: many for each word of Python, few for a core's cache
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt. Source: glibc/malloc/malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of mallopt. Source: glibc/malloc/malloc.h
 AT_ONCE = 8  # tensors, at most, that are made at a time
 
 Report = Callable[[int, int, str], None]
@@ -69,6 +69,7 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 32 << 20)
         mallopt(_TRIM_THRESHOLD, 16 << 20)
+        mallopt(_ARENA_MAX, 2)
 
 
 class Makers(ThreadPoolExecutor):

@@ -77,7 +77,7 @@ class Reader:
         self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         self._places: dict[str, _Place] = {}
-        self._begins: dict[Path, tuple[int, dict[str, int]]] = {}  # of every tensor, with the descriptor of the file
+        self._heads: dict[Path, tuple[int, int, dict[str, Any]]] = {}  # descriptor, where numbers begin, header
         self._opening = threading.Lock()
         for shard, names in self._find():
             held = set(self._handle(shard).keys())
@@ -126,6 +126,8 @@ class Reader:
             with _reading(shard):
                 return handle[name].reshape(-1)[start:stop].clone()
         place = self._places.get(name) or self._place(name)
+        if start == stop:
+            return torch.empty(0, dtype=place.dtype)
         wanted = np.empty((stop - start) * place.dtype.itemsize, np.uint8)
         view, at = wanted, place.begin + start * place.dtype.itemsize
         while len(view):
@@ -156,16 +158,18 @@ class Reader:
         """Where in which file a tensor begins; that the header is sound was checked when the file was opened."""
         shard = self._shard(name)
         with self._opening, _reading(shard):
-            if shard not in self._begins:
+            if shard not in self._heads:
                 with shard.open("rb") as file:
                     length = int.from_bytes(file.read(8), "little")
-                    head = json.loads(file.read(length))
+                    head = json.loads(file.read(min(length, os.fstat(file.fileno()).st_size)))
                     descriptor = os.dup(file.fileno())
                 weakref.finalize(self, os.close, descriptor)
-                begins = {key: 8 + length + at["data_offsets"][0] for key, at in head.items() if key != "__metadata__"}
-                self._begins[shard] = descriptor, begins
-            descriptor, begins = self._begins[shard]
-            self._places[name] = _Place(descriptor, begins[name], self.dtype(name))
+                self._heads[shard] = descriptor, 8 + length, head
+            descriptor, begin, head = self._heads[shard]
+            opened, found = self._handle(shard).get_slice(name), head.get(name) or {}
+            if (found.get("dtype"), found.get("shape")) != (opened.get_dtype(), opened.get_shape()):
+                raise ValueError("the file was changed while it was open")
+            self._places[name] = _Place(descriptor, begin + found["data_offsets"][0], self.dtype(name))
         return self._places[name]
 
     def _shard(self, name: str) -> Path:

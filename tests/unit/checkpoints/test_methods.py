@@ -1,6 +1,9 @@
 """Every averaging method against its definition, computed here on whole tensors in fp64, however tensors are cut."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numba
 import pytest
@@ -246,9 +249,9 @@ def test_the_largest_are_chosen_exactly_and_first_come_first_kept(values, share,
     k = int(share * len(values))
     with pytest.MonkeyPatch.context() as patch:
         if sample is not None:  # which misleads as often as not
-            patch.setattr(ranks, "_FEWEST", 1)
             patch.setattr(ranks, "_PLACES", sample[0])
-            patch.setattr(ranks, "_SHARE", sample[1])
+            patch.setattr(ranks, "_PLACE", sample[1])
+            patch.setattr(ranks, "_FEWEST", sample[0] * sample[1] + 1)
         choices = ranks.largest(changes(tensor, step), [[k]])
     wanted = torch.zeros(len(values), dtype=torch.bool)
     wanted[tensor.abs().argsort(descending=True, stable=True)[:k]] = True
@@ -271,7 +274,8 @@ def test_what_is_no_number_counts_as_the_largest(step, k, expected):
 
 
 def test_a_sample_tells_where_to_count_and_a_misleading_one_costs_looks(monkeypatch):
-    monkeypatch.setattr(ranks, "_FEWEST", 64)
+    monkeypatch.setattr(ranks, "_FEWEST", 1)
+    monkeypatch.setattr(ranks, "_PLACE", 256)
     (even,) = tensors(1, (1 << 16,))
     torn = even.clone()
     torn.view(ranks._PLACES, -1)[:, :256] *= 1e-3  # just where a sample is taken
@@ -296,11 +300,11 @@ METHODS = {
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(sorted(METHODS)),
-    n=st.integers(2, 4),
-    step=STEPS,
+    n=st.integers(2, 5),
+    step=st.sampled_from([None, 700, 1400, 3000]),
 )
 def test_the_bits_of_bf16_are_taken_as_the_numbers_they_are(name, n, step):
-    *models, base = tensors(n + 1, (9, 7), dtype=torch.bfloat16)
+    *models, base = tensors(n + 1, (9, 700), dtype=torch.bfloat16)
     method = node(name, **METHODS[name])
     found = make(models, [0.5] * n, method, base, step)
     wide = make([model.float() for model in models], [0.5] * n, method, base.float(), step)
@@ -319,6 +323,71 @@ def test_machine_code_is_made_anew_where_it_cannot_be_kept(monkeypatch):
 
     monkeypatch.setattr(numba, "njit", refusing)
     assert kernels._compiled(lambda number: number + 1)(1) == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(sorted(METHODS)), n=st.integers(2, 5), step=st.sampled_from([1, 700, 2048, 3000]))
+def test_no_result_depends_on_how_a_tensor_is_cut(name, n, step):
+    """Magnitudes in eighths: many of them are equal to the deciding one, in every block."""
+    *models, base = ((tensor * 8).round() / 8 for tensor in tensors(n + 1, (6, 700)))
+    method, weights = node(name, **METHODS[name]), [0.33, 0.31, 0.27, -0.2, 0.5][:n]
+    step = 700 * -(-step // 700) if name == "dare" else step
+    assert torch.equal(make(models, weights, method, base, step), make(models, weights, method, base))
+
+
+@pytest.mark.parametrize("sign", [None, "sum", "count"])
+def test_equal_magnitudes_are_kept_first_come_in_every_block(sign):
+    *models, base = ((tensor * 8).round() / 8 for tensor in tensors(3, (5, 1500)))
+    weights = [0.75, 0.5]  # whose sums are exact, so that their sign is
+    deltas = [trimmed(model - base, 0.55, 0.02).double() for model in models]
+    method = node("breadcrumbs", density=0.55, gamma=0.02, sign=sign, normalize=False, scale=1.0)
+    exact = (
+        sum(w * d for w, d in zip(weights, deltas, strict=True)) if sign is None else elected(deltas, weights, sign)[0]
+    )
+    assert torch.allclose(make(models, weights, method, base).double(), base + exact, atol=1e-6)
+
+
+def test_sums_of_weights_are_rounded_once():
+    *models, base = tensors(4, (3, 700))
+    weights = [0.33, 0.31, 0.27]
+    found = make(models, weights, node("task_arithmetic", normalize=True, scale=1.0), base)
+    total = sum((weight * (model - base) for weight, model in zip(weights, models, strict=True)), torch.zeros(()))
+    assert torch.equal(found, base + total / torch.tensor(sum(weights)))
+
+
+def test_no_loop_goes_beyond_its_arrays(tmp_path):
+    """Which machine code would not tell: it is made once more with a check of every index."""
+    (tmp_path / "run.py").write_text(_EVERY_LOOP)
+    checked = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "code")}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "run.py"], env=checked, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["fine", "IndexError"]
+
+
+_EVERY_LOOP = """
+import numpy as np
+from vlmrun.checkpoints.methods import kernels
+for size in (1, 100, 2047, 2048, 2049, 6000):
+    for dtype in (np.float32, np.uint16):
+        numbers, found = np.ones(size, dtype), np.empty(size, np.float32)
+        kernels.change(numbers, numbers, found)
+        kernels.count(numbers, numbers, np.zeros(1 << kernels.HIGH_BITS, np.int64))
+        kernels.count_between(numbers, numbers, 0, np.zeros(5, np.int32))
+        choices = np.array([[[0, size // 2, size], [0, 1, size]]] * 2)
+        for by in (kernels.BY_NOBODY, kernels.BY_SUM, kernels.BY_COUNT):
+            for origin in (numbers, numbers[:0]):
+                some = (numbers, numbers), origin, choices.copy(), np.ones(2), by
+                kernels.mix(*some, True, np.float32(1), numbers, found)
+    kernels.choose(found, choices[0, 0], True)
+assert kernels.reach(np.ones(5, np.int32), 5) == (0, 1)
+print("fine")
+try:
+    kernels.change(numbers[:100], numbers[:100], found)
+except IndexError as error:
+    print("IndexError")
+"""
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2049,)])

@@ -48,11 +48,12 @@ def _widen(numbers: Array, into: Array) -> None:
 
 @_compiled
 def _change(model: Array, base: Array, spare: Array, into: Array) -> None:
-    """model - base of one block."""
-    _widen(base, spare)
+    """model - base of one block, which may be shorter than the room that is given."""
+    origin = spare[: into.size]
+    _widen(base, origin)
     _widen(model, into)
     for place in range(into.size):
-        into[place] -= spare[place]
+        into[place] -= origin[place]
 
 
 @_compiled
@@ -172,7 +173,7 @@ def _elect(deltas: Array, weights: Array, by: int, side: Array) -> None:
     for place in range(side.size):
         side[place] = _ZERO
     for model in range(len(weights)):
-        weight, delta = weights[model], deltas[model]
+        weight, delta = np.float32(weights[model]), deltas[model]
         if by == BY_COUNT:
             for place in range(side.size):
                 product = delta[place] * weight
@@ -187,14 +188,14 @@ def _elect(deltas: Array, weights: Array, by: int, side: Array) -> None:
 @_compiled
 def _sum(deltas: Array, weights: Array, side: Array, by: int, total: Array, share: Array) -> None:
     """Sum of the weighted changes of a block that are on the elected side, times it, and of their weights."""
+    everybody = np.float32(weights.sum()) if by == BY_NOBODY else _ZERO
     for place in range(side.size):
-        total[place] = share[place] = _ZERO
+        total[place], share[place] = _ZERO, everybody
     for model in range(len(weights)):
-        weight, delta = weights[model], deltas[model]
+        weight, delta = np.float32(weights[model]), deltas[model]
         if by == BY_NOBODY:
             for place in range(side.size):
                 total[place] += delta[place] * weight
-                share[place] += weight
         else:
             for place in range(side.size):
                 product = delta[place] * weight * side[place]
@@ -220,8 +221,8 @@ def mix(  # noqa: PLR0913 -- one pass over everything
         models: as in `change`, each [N].
         origin: what they are changes of: the base, or nothing [0] when they are changes already.
         choices: of every model which changes count: int64 [models, 0 to 2, 3]. Those that the first chooses are kept,
-            then those that the second chooses are dropped.
-        weights: fp32 [models].
+            then those that the second chooses of these are dropped.
+        weights: fp64 [models]; products take them in fp32.
         by: who elects: nobody, the sum of the weighted changes, or the sum of their signs.
         normalize: divide by the weights that went into a sum, unless these are next to nothing.
         scale: fp32.
@@ -235,7 +236,7 @@ def mix(  # noqa: PLR0913 -- one pass over everything
         for model in range(len(models)):
             part, delta = models[model][start : start + _BLOCK], deltas[model][: end.size]
             if origin.size:
-                _change(part, origin[start : start + _BLOCK], spare[: end.size], delta)
+                _change(part, origin[start : start + _BLOCK], spare, delta)
             else:
                 _widen(part, delta)
             for number in range(choices.shape[1]):

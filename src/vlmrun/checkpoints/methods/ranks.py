@@ -8,6 +8,7 @@ tensor is cut, nor on the sample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,9 +17,9 @@ from vlmrun.checkpoints.methods import kernels
 from vlmrun.checkpoints.methods.kernels import HIGH_BITS, LOW_BITS, Array
 from vlmrun.checkpoints.methods.pieces import Piece, Source
 
-_PLACES, _SHARE = 16, 16  # of a sample, and of how many elements it takes one
-_MOST, _FEWEST = 1 << 14, 1 << 14  # elements at each place; where there would be fewer, all are counted at once
-_SLACK = 0.01  # of all elements: by how much a sample may mislead
+_PLACES, _PLACE = 16, 1 << 14  # of a sample, and elements at each
+_FEWEST = 16 * _PLACES * _PLACE  # elements of a tensor of which a sample is worth its time
+_SLACK = 0.025  # how far a sample may mislead, in deviations of one element: by 1 % of all where a fifth is kept
 _WIDEST = 16 << LOW_BITS  # magnitudes, at most, that are counted one by one
 
 Bounds = list[list[tuple[int, int]]]  # for every model and k the first and last (exclusive) bits of those
@@ -36,9 +37,8 @@ def largest(source: Source, counts: Sequence[Sequence[int]]) -> Array:
     """
     if not source.numel:
         return np.zeros((len(counts), len(counts[0]), 3), np.int64)
-    size = min(_MOST, source.numel // (_PLACES * _SHARE))
-    if size >= _FEWEST:
-        bounds = _bounds(source.spread(_PLACES, size), counts, source.numel, _SLACK)
+    if source.numel >= _FEWEST:
+        bounds = _bounds(source.spread(_PLACES, _PLACE), counts, source.numel, _SLACK)
         found = _within(source, counts, bounds)
         if found is not None:
             return found
@@ -57,7 +57,9 @@ def _bounds(pieces: Iterable[Piece], counts: Sequence[Sequence[int]], total: int
         seen += base.size
 
     def bits(row: Array, k: int, slack: float) -> int:
-        return kernels.reach(row, min(max(round(k * seen / total + slack * seen), 1), seen))[0] << LOW_BITS
+        share = k / total
+        place = round(k * seen / total + slack * math.sqrt(share * (1 - share)) * seen)
+        return kernels.reach(row, min(max(place, 1), seen))[0] << LOW_BITS
 
     return [
         [(bits(row, k, slack), bits(row, k, -slack) + (1 << LOW_BITS)) for k in ks]

@@ -18,7 +18,7 @@ from vlmrun.checkpoints.methods import kernels, ranks
 from vlmrun.checkpoints.methods.kernels import BY_COUNT, BY_NOBODY, BY_SUM, Array
 from vlmrun.checkpoints.methods.pieces import Source
 
-Drop = Callable[[Tensor], None]  # sets changes of a slice to zero
+Thin = Callable[[Tensor], None]  # what is to be done with the changes of a slice
 
 _NOTHING = 1e-8
 _ALL = np.empty((0, 0, 3), np.int64)  # no choice among changes
@@ -28,17 +28,17 @@ def vectors(source: Source, weights: Sequence[float], method: Any) -> Iterator[T
     """Task arithmetic, and with sparse changes or elected signs its relatives, as the method's fields say."""
     n_models = len(weights)
     by = {None: BY_NOBODY, "sum": BY_SUM, "count": BY_COUNT}[getattr(method, "sign", None)]
-    shares, scale = np.array(weights, np.float32), np.float32(method.scale)
+    shares, scale = np.array(weights, np.float64), np.float32(method.scale)
     given = getattr(method, "density", None)
     densities = given if isinstance(given, list) else [given] * n_models
     at_random = method.name in ("dare", "della")
-    drop = _dropping(source, densities, method) if at_random else None
+    thin = _thinning(source, densities, method) if at_random else None
     choices = _ALL if at_random or given is None else _chosen(source, densities, getattr(method, "gamma", 0.0))
     for piece in source:
         (models, base), origin = piece.numbers, piece.numbers[1]
-        if drop is not None:
+        if thin is not None:
             deltas = piece.deltas()
-            drop(deltas)
+            thin(deltas)
             models, origin = list(deltas.numpy()), base[:0]
         mixed = torch.empty(base.size)
         kernels.mix(tuple(models), origin, choices, shares, by, method.normalize, scale, base, mixed.numpy())
@@ -62,11 +62,13 @@ def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterat
     ratio = n * mean / (1 + (n - 1) * mean) if 1 + (n - 1) * mean > _NOTHING else 0.0
     for piece in source:
         assert piece.base is not None
-        assert piece.base is not None
-        yield piece.base.float().add(piece.deltas().sum(0).mul_(ratio).div_(n))
+        mean = torch.zeros(piece.base.shape)
+        for delta in piece.deltas():  # in their order, however a tensor is cut
+            mean += delta
+        yield piece.base.float().add(mean.mul_(ratio).div_(n))
 
 
-def _dropping(source: Source, densities: Sequence[float], method: Any) -> Drop:
+def _thinning(source: Source, densities: Sequence[float], method: Any) -> Thin:
     """Changes are dropped at random; the choice depends on seed, tensor and model, not on how the tensor is cut.
 
     DARE keeps every change with probability `density`. DELLA keeps the smallest of a row with `density - epsilon`, the
@@ -75,14 +77,14 @@ def _dropping(source: Source, densities: Sequence[float], method: Any) -> Drop:
     generators = [torch.Generator().manual_seed(_seed(method.seed, source.name, n)) for n in range(len(densities))]
     epsilon = getattr(method, "epsilon", 0.0)
 
-    def drop(deltas: Tensor) -> None:
+    def thin(deltas: Tensor) -> None:
         for delta, density, generator in zip(deltas, densities, generators, strict=True):
             chance = density + epsilon * (2 * _ranks(delta, source.width) - 1) if epsilon else density
             delta.mul_(torch.rand(delta.shape, generator=generator) < chance)
             if method.rescale:
                 delta.div_(chance)
 
-    return drop
+    return thin
 
 
 def _ranks(delta: Tensor, width: int) -> Tensor:
