@@ -19,7 +19,7 @@ FP32 = 4
 _SLICE = 2**19  # elements that checkpoints/stream.py works on at a time
 # Slices in fp32 for each tensor that is made: what `make bench-merge` measured of the method (ties) and the format
 # (megatron) that hold most.
-_HELD, _HELD_CONVERTING = 34, 15
+_HELD, _HELD_CONVERTING = 30, 12
 _SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
