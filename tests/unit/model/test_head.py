@@ -362,7 +362,8 @@ def test_the_vlm_learns_the_same(tuned, share):
     torch.testing.assert_close(found.loss_sum, truth.loss_sum, rtol=1e-6, atol=1e-5)
     assert grads.keys() == expected.keys()
     for name, grad in expected.items():
-        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-5, msg=name)
+        rounding = max(1e-5, 5e-5 * float(grad.abs().max()))  # gradients are up to 100 here, by the random weights
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=rounding, msg=name)
     if share == 0.0:
         assert not any(grad.any() for grad in grads.values())
 

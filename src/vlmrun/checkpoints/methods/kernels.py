@@ -18,7 +18,7 @@ BY_NOBODY, BY_SUM, BY_COUNT = 0, 1, 2  # who elects signs
 _BLOCK = 2048  # elements
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of an fp32 number but its sign
 _NOTHING = np.float32(1e-8)
-_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 Array = np.ndarray[Any, Any]
