@@ -341,7 +341,7 @@ def test_the_vlm_learns_the_same(tuned, share):
         tune.apply(vlm, Tune(llm="lora", tower="freeze", connector="full"), lora)
         for name, parameter in vlm.llm.named_parameters():
             if "lora_B" in name:
-                nn.init.normal_(parameter)
+                nn.init.normal_(parameter, std=0.1)  # gradients of ordinary size, not of 100
     vlm.set_gradient_checkpointing(True)
     ids = torch.tensor([[0, *[IMAGE_TOKEN] * N_PATCHES, 9, 10, 11, 12], [0, 5, 6, 7, 8, 9, 10, 11, 12]])
     labels = ids.masked_fill(ids < 0, IGNORE)
@@ -362,8 +362,7 @@ def test_the_vlm_learns_the_same(tuned, share):
     torch.testing.assert_close(found.loss_sum, truth.loss_sum, rtol=1e-6, atol=1e-5)
     assert grads.keys() == expected.keys()
     for name, grad in expected.items():
-        rounding = max(1e-5, 5e-5 * float(grad.abs().max()))  # gradients are up to 100 here, by the random weights
-        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=rounding, msg=name)
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-5, msg=name)
     if share == 0.0:
         assert not any(grad.any() for grad in grads.values())
 
