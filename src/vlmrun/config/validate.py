@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vlmrun.config.schema import RunConfig, UserStage
+from vlmrun.config.schema import DataConfig, RunConfig, UserStage
 from vlmrun.errors import Problem, suggest
 
 _KINDS = {
@@ -101,7 +101,7 @@ def _fields(path: str, tree: dict[str, Any]) -> list[str]:
 
 def _step(model: Any, part: str, node: Any) -> Any:
     if model is dict:  # the value below a named stage or data source
-        return _KINDS.get(node.get("kind")) if isinstance(node, dict) and "kind" in node else _data_model()
+        return _KINDS.get(node.get("kind")) if isinstance(node, dict) and "kind" in node else DataConfig
     annotation = model.model_fields[part].annotation if part in model.model_fields else None
     given = node.keys() if isinstance(node, dict) else set()
     options = list(_models(annotation))
@@ -117,9 +117,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     elif typing.get_origin(annotation) is not dict:
         for option in typing.get_args(annotation):
             yield from _models(option)
-
-
-def _data_model() -> Any:
-    from vlmrun.config.schema import DataConfig
-
-    return DataConfig
