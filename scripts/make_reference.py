@@ -59,7 +59,8 @@ HEAD = """\
 <!-- Made by scripts/make_reference.py from src/vlmrun/config/schema.py and conf/. Do not edit. -->
 
 First the keys, by the node they belong to, then the shipped files of `conf/` that give them values. `volatile` marks
-what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)). The schema has no defaults:
+what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)); with exceptions: it is in the
+key where the result depends on it, as `micro_batch` under `loss: micro_mean`. The schema has no defaults:
 `--cfg job` prints every value of a run.
 """
 
@@ -70,7 +71,7 @@ def render() -> str:
     tree = ast.parse(source)
     aliases = dict(_aliases(tree))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    forgotten = {name for name, node in classes.items() if name not in NODES and _fields(node)}
+    forgotten = {name for name, node in classes.items() if name not in (*NODES, "StageNode") and _fields(node)}
     assert not forgotten, f"add to NODES: {sorted(forgotten)}"
     parts = [HEAD, "## Keys\n"]
     parts += [_node(classes[name], place, file, source, aliases) for name, (place, file) in NODES.items()]
@@ -91,7 +92,9 @@ def _node(node: ast.ClassDef, place: str, file: str, source: str, aliases: dict[
         written = ast.get_source_segment(source, field.annotation) or ""
         told = lines[field.lineno - 1].partition("  # ")[2] or spoken.get(name, "")
         name = "_target_" if name == "target" else name
-        volatile = "volatile" if "Volatile" in written else ""
+        volatile = (
+            "volatile, with exceptions" if "Volatile(" in written else "volatile" if "Volatile" in written else ""
+        )
         rows.append(f"| `{name}` | {_type(written, aliases)} | {volatile} | {_cell(told)} |")
     title = f"### {node.name}" + (f": `{place}`" if place else "")
     table = ["| key | type | | meaning |", "|---|---|---|---|", *rows]

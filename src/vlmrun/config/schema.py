@@ -1,21 +1,22 @@
 """The typed shape of a composed run. No defaults live here: every value stands in `conf/`, so `--cfg job` shows it.
 
 A field marked `Volatile` moves work about without changing the result (how a batch is cut, how often to save); it is
-left out of a stage's key, so changing it reuses or continues what exists (see `run/identity.py`).
+left out of a stage's key, so changing it reuses or resumes what exists (see `run/identity.py`). The other marks are in
+`marks.py`: what names a parent, a data source, a file.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, SerializeAsAny, Tag, WrapValidator
+from pydantic_core import PydanticCustomError
 
-
-class _VolatileMark:
-    """Marker in a field's metadata: not part of a stage's identity."""
-
-
-Volatile = _VolatileMark()
+from vlmrun import build
+from vlmrun.config.marks import Contents, Parent, Source, Volatile
+from vlmrun.errors import ConfigError, suggest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -216,7 +217,7 @@ class HeldOut(Node):
     """Evaluation during training, on data that is not trained on; it never changes what is trained."""
 
     steps: Positive  # every so many updates, and after the last
-    data: Annotated[list[str], Field(min_length=1)]
+    data: Annotated[list[str], Field(min_length=1), Source]
     max_samples: Positive | None  # a fixed choice of so many; null: all
     generate: Count  # of the first so many the answer is generated and kept in samples.jsonl
     max_new_tokens: Positive
@@ -230,12 +231,93 @@ class Packing(Node):
     window: Positive  # samples that are sorted into rows together; in_order: of no meaning
 
 
-class TrainStage(Node):
+class StageNode(Node):
+    """Base of every stage. `kind` is a literal that its class is found by: a word, or the dotted name of a plugin."""
+
+    kind: str
+    classes: ClassVar[dict[str, type[StageNode]]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        StageNode.classes |= dict.fromkeys(typing.get_args(cls.model_fields["kind"].annotation), cls)
+
+
+def stage_class(kind: str) -> type[StageNode]:
+    """The class of a stage's kind; a plugin's module, which must be allowed, is imported first.
+
+    Raises:
+        ConfigError: when there is no such kind.
+    """
+    if kind not in StageNode.classes and "." in kind:
+        build.module(kind, "kind")
+    if kind not in StageNode.classes:
+        known = [name for name in StageNode.classes if name != "prepare" and "." not in name]
+        raise ConfigError(f"unknown kind {kind}", "kind", suggest(kind, known, noun="kinds"))
+    return StageNode.classes[kind]
+
+
+def _typed(value: Any, _: Any) -> StageNode:
+    if isinstance(value, StageNode):
+        return value
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind is None:
+        raise PydanticCustomError("no_kind", "the stage has no kind")
+    try:
+        chosen = stage_class(str(kind))
+    except ConfigError as error:
+        problem = error.problems[0]
+        raise PydanticCustomError("bad_kind", "", {"what": problem.what, "fix": problem.fix}) from error
+    return chosen.model_validate(value)
+
+
+# A stage of any kind; what is of no kind is refused, and JSON has all fields of the kind that it is.
+Stage = Annotated[StageNode, WrapValidator(_typed), SerializeAsAny()]
+
+
+def _of_a_user(stage: StageNode) -> StageNode:
+    if isinstance(stage, PrepareStage):
+        fix = "give the data source a `prepare`"
+        raise PydanticCustomError("bad_kind", "", {"what": "stages of kind prepare are made by vlmrun", "fix": fix})
+    return stage
+
+
+UserStage = Annotated[Stage, AfterValidator(_of_a_user)]
+
+
+def _cut(stage: TrainStage, run: RunConfig) -> dict[str, Any]:
+    """How the batch is cut matters to a mean of means, to an order of micro batches, and to images that see padding."""
+    tower = run.model.tower.arguments
+    together = tower.get("sees_padding") is True or tower.get("positions") == "strip"
+    ordered = stage.group_by_modality_length or stage.compat.transformers_order is not None
+    if stage.loss != "micro_mean" and not ordered and not together:
+        return {}
+    return {"cut": [stage.micro_batch, run.hardware.data_ranks]}
+
+
+def _engine(stage: TrainStage, run: RunConfig) -> dict[str, Any]:
+    """DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast."""
+    return {} if run.hardware.precision == "fp32" else {"engine": stage.engine}
+
+
+def _rounded(stage: TrainStage, run: RunConfig) -> dict[str, Any]:
+    """ZeRO++ rounds what ranks send each other."""
+    numbers = stage.deepspeed
+    rounded = [numbers.zero_quantized_weights, numbers.zero_quantized_gradients]
+    return {"rounded": rounded} if stage.engine == "deepspeed" and stage.zero == 3 and any(rounded) else {}
+
+
+def _evaluations(stage: TrainStage, run: RunConfig) -> dict[str, Any]:
+    """Evaluations never change what is trained, but with keep_best they choose the model that is kept."""
+    return {} if stage.keep_best is None else {"eval": stage.eval}
+
+
+class TrainStage(StageNode):
     """Train some parts on some data."""
 
     kind: Literal["train"]
-    init_from: str | None  # a stage, an artifact folder, or null: the parts as `model` names them
-    data: Annotated[list[str], Field(min_length=1)]
+    init_from: Annotated[str | None, Parent]  # a stage, an artifact folder, or null: the parts as `model` names them
+    data: Annotated[list[str], Field(min_length=1), Source]
     data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, pictures and text apart
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
@@ -254,17 +336,17 @@ class TrainStage(Node):
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Positive | None
     global_batch: Positive
-    micro_batch: Annotated[Positive, Volatile]  # samples per forward and rank; in the key only under micro_mean
+    micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
     offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
-    engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile]
-    deepspeed: Annotated[DeepSpeed, Volatile]
+    engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
+    deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
     gradient_checkpointing: Annotated[bool, Volatile]
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
     save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training goes on
-    eval: Annotated[HeldOut | None, Volatile]  # in the key only with keep_best
+    eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key only with keep_best
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[Count, Volatile]  # loader processes per rank
@@ -280,12 +362,12 @@ Format = Literal[
 ]  # fmt: skip
 
 
-class MergeStage(Node):
+class MergeStage(StageNode):
     """Fold a LoRA stage's adapters into its LLM, slice by slice."""
 
     kind: Literal["merge"]
-    init_from: str
-    adapters: list[str]  # further LoRA stages on the same base, whose changes are added
+    init_from: Annotated[str, Parent]
+    adapters: Annotated[list[str], Parent]  # further LoRA stages on the same base, whose changes are added
     weights: list[float] | None  # of init_from's adapter and of each further one; null: 1 each
     base: Literal["trained", "full"]  # of qlora: the weights in few bits and back, or the full-precision ones
     arithmetic: Literal["fp32", "fp16"]  # fp16: weights, change and sum are each rounded, as the original scripts do
@@ -385,27 +467,27 @@ class Rule(Node):
     weights: Weights
 
 
-class AverageStage(Node):
+class AverageStage(StageNode):
     """One model made of several finished ones with equal tensors."""
 
     kind: Literal["average"]
-    models: Annotated[list[str], Field(min_length=2)]
+    models: Annotated[list[str], Field(min_length=2), Parent]
     weights: Weights | None  # one for each model
     ema: Decay | None  # in place of weights: models from old to new, older ones fade
     rules: list[Rule]  # the first that fits a tensor's name gives its weights
     method: Method
-    base_model: str | None  # what changes are counted from: a stage or an artifact folder
+    base_model: Annotated[str | None, Parent]  # what changes are counted from: a stage or an artifact folder
     dtype: Kept
 
 
-class ConvertStage(Node):
+class ConvertStage(StageNode):
     """Write a model as another format; whatever the source is, it is found out from its content."""
 
     kind: Literal["convert"]
-    init_from: str  # a stage, an artifact, or the folder or file of a model in any format
+    init_from: Annotated[str, Parent]  # a stage, an artifact, or the folder or file of a model in any format
     to: Format
-    base_model: str | None  # the LLM or model that an adapter, a projector or a delta belongs to
-    tower: str | None  # folder of the vision tower, when the source names one that is not here
+    base_model: Annotated[str | None, Parent]  # the LLM or model that an adapter, a projector or a delta belongs to
+    tower: Annotated[str | None, Contents]  # folder of the vision tower, when the source names one that is not here
     template: str | None  # when the source's format does not say; null: its family's usual one
     dtype: Kept
     tp: Literal[1, 2, 4, 8]  # megatron: tensor-parallel ranks
@@ -413,12 +495,12 @@ class ConvertStage(Node):
     prove: Annotated[bool, Volatile]  # hf_llava: compare with plain transformers before it is kept
 
 
-class EvaluateStage(Node):
+class EvaluateStage(StageNode):
     """Answer held-out questions and score them by exact match."""
 
     kind: Literal["evaluate"]
-    init_from: str
-    data: Annotated[list[str], Field(min_length=1)]
+    init_from: Annotated[str, Parent]
+    data: Annotated[list[str], Field(min_length=1), Source]
     template: str | None  # null: the one the model was trained with
     image_aspect: Literal["square", "pad", "anyres", "slices"] | None  # null: as the model was trained
     max_new_tokens: Positive
@@ -428,19 +510,19 @@ class EvaluateStage(Node):
     seed: Count
 
 
-class SearchStage(Node):
+class SearchStage(StageNode):
     """Try weights or parameters of an average, ask every model the questions, keep the best."""
 
     kind: Literal["search"]
-    models: Annotated[list[str], Field(min_length=2)]
+    models: Annotated[list[str], Field(min_length=2), Parent]
     weights: list[Weights] | None  # a list of weights to try
     divisions: Positive | None  # in place of weights: all multiples of 1/divisions that sum to 1
     grid: dict[str, Annotated[list[float], Field(min_length=1)]]  # parameters of the method: values to try of each
     rules: list[Rule]  # as in average, the same at every point
     method: Method
-    base_model: str | None
+    base_model: Annotated[str | None, Parent]
     dtype: Kept
-    data: Annotated[list[str], Field(min_length=1)]
+    data: Annotated[list[str], Field(min_length=1), Source]
     template: str | None
     image_aspect: Literal["square", "pad", "anyres", "slices"] | None
     max_new_tokens: Positive
@@ -454,20 +536,11 @@ Asking = EvaluateStage | SearchStage  # stages that put questions to a model
 Reading = TrainStage | Asking  # stages that read data
 
 
-class PrepareStage(Node):
+class PrepareStage(StageNode):
     """Make data files. Never written by hand: the graph adds one for each distinct `data.*.prepare`."""
 
     kind: Literal["prepare"]
     source: Target
-
-
-UserStage = Annotated[
-    TrainStage | MergeStage | AverageStage | SearchStage | ConvertStage | EvaluateStage, Field(discriminator="kind")
-]
-Stage = Annotated[
-    TrainStage | MergeStage | AverageStage | SearchStage | ConvertStage | EvaluateStage | PrepareStage,
-    Field(discriminator="kind"),
-]
 
 
 class HardwareConfig(Node):
@@ -488,6 +561,11 @@ class HardwareConfig(Node):
     timeout_seconds: Annotated[Positive, Volatile]  # longest wait for another rank
     hang_seconds: Annotated[Positive | None, Volatile]  # without progress in a step: all ranks are ended; null: never
     max_restarts: Annotated[Count, Volatile]  # of a job whose rank died or hung, from its last checkpoint
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks, or groups of ranks that share a model or a sequence, that read samples of their own."""
+        return self.nodes * self.ranks_per_node // (self.tensor_parallel * self.sequence_parallel)
 
 
 Tracker = Literal["tensorboard", "wandb", "wandb_online"]
