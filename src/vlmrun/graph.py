@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmrun import artifact, store
+from vlmrun import artifact, kinds
 from vlmrun.config import derived, marks
 from vlmrun.config.marks import Parent, Source
 from vlmrun.config.schema import DataConfig, PrepareStage, RunConfig, StageNode
@@ -59,7 +59,7 @@ def plan(run: RunConfig) -> tuple[list[Planned], list[Problem]]:
 def selected(planned: list[Planned], only: list[str]) -> list[Planned]:
     """The stages to run: all of them, or those of `only` with the data they need; data nobody reads is not made."""
     chosen = [item for item in planned if not only or item.name in only]
-    wanted = {item.name for item in chosen if item.stage.kind != "prepare"}
+    wanted = {item.name for item in chosen if not isinstance(item.stage, PrepareStage)}
     wanted |= {name for item in chosen for name in item.prepared.values()}
     return [item for item in planned if item.name in wanted]
 
@@ -89,15 +89,13 @@ def _parents(name: str, stage: StageNode, run: RunConfig, problems: list[Problem
     for key, reference in marks.named(stage, Parent):
         where = f"stage.{name}.{key}"
         if reference in run.stage:
-            if run.stage[reference].kind == "evaluate":
+            if not kinds.of(run.stage[reference]).makes_model:
                 problems.append(Problem(f"stage {reference!r} makes no model", where, "start from what it evaluates"))
             parents[reference] = reference
             continue
         folder = Path(reference).expanduser()
-        if (folder / artifact.NAME).is_file():
+        if (folder / artifact.NAME).is_file() or kinds.of(stage).reads(folder):
             parents[reference] = None
-        elif (stage.kind == "convert" and folder.exists()) or (stage.kind == "evaluate" and store.is_model(folder)):
-            parents[reference] = None  # in another format; in which, its content says
         elif folder.is_dir():
             problems.append(
                 Problem(

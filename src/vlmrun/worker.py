@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import json
 import logging
 import os
@@ -14,11 +13,11 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from vlmrun import artifact, heartbeat, logs
+from vlmrun import artifact, build, heartbeat, kinds, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import DataError, VlmrunError
-from vlmrun.stages import KINDS, Result
+from vlmrun.stages import Result
 
 log = logs.get(__name__)
 
@@ -44,9 +43,10 @@ def _run(job: StageJob) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
     try:
         logs.setup(rank=rank, folder=job.path / "logs")
-        if job.stage.kind == "train":
+        kind = kinds.of(job.stage)
+        if kind.trains:
             _be_watched(job.path / "logs", rank)
-        execute = importlib.import_module(KINDS[job.stage.kind]).execute
+        execute = build.module(kind.back, "kind").execute
         # Only now: while modules load there is nothing to save, and SIGTERM ends us as it is.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)

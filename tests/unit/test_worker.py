@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from vlmrun import artifact, graph, logs, worker
+from vlmrun import artifact, graph, kinds, logs, worker
 from vlmrun.config.compose import compose
 from vlmrun.config.job import FAILURE_FILE
 from vlmrun.config.validate import validate
@@ -32,7 +32,8 @@ def run_stage(tmp_path, monkeypatch):
         job.path.mkdir(parents=True)
         (job.path / "job.json").write_text(job.to_json())
         monkeypatch.setitem(sys.modules, "stage_under_test", types.SimpleNamespace(execute=execute))
-        monkeypatch.setitem(worker.KINDS, "merge", "stage_under_test")
+        monkeypatch.setattr(type(kinds.find("merge")), "back", "stage_under_test")
+        monkeypatch.setenv("VLMRUN_ALLOW", "stage_under_test")
         return worker.main([str(job.path / "job.json")])
 
     yield start

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmrun import artifact, graph, logs, store
+from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.checks import hardware as hardware_checks
 from vlmrun.checks import run as checks
 from vlmrun.cluster import leader
@@ -93,7 +93,9 @@ def _list_stages(config: RunConfig) -> None:
     for item in graph.selected(planned.planned, config.only):
         folder = planned.stage_folder(item.name)
         state = "finished" if artifact.read(folder) else "to do"
-        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {pipeline.describe(item)}\n")
+        sys.stdout.write(
+            f"{state:9} {item.name:14} {planned.keys[item.name]}  {kinds.of(item.stage).describe(item.stage)}\n"
+        )
     sys.stdout.write(f"ok: {config.name} has no problems\n")
 
 
@@ -192,6 +194,6 @@ def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
     log.info("next:")
     log.info("  vlmrun chat %s --image %s --prompt 'Describe the picture.'", best, picture)
     log.info("  vlmrun ls %s", best)
-    trained = [item.name for item in planned.outcomes if item.artifact.kind == "train"]
+    trained = [item.name for item in planned.outcomes if kinds.of_artifact(item.artifact.kind).trains]
     if recipe and trained:
         log.info("  vlmrun -m %s stage.%s.optim.lr=1e-3,3e-3", recipe[0], trained[-1])

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlmrun import artifact, graph, logs, store
+from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
 from vlmrun.checks import merging
 from vlmrun.config import compose
@@ -48,7 +48,7 @@ def merge(arguments: list[str]) -> int:
     values = _preset("merge", []) | {key: value for key, value in given.items() if value is not None}
     stage = _typed(MergeStage, values | {"init_from": names[0], "adapters": names[1:]})
     graph.require(list(merging.merge(stage, "merge")))
-    return _carry_out("vlmrun.stages.merge", stage, places, options)
+    return _carry_out(stage, places, options)
 
 
 def average(arguments: list[str]) -> int:
@@ -81,7 +81,7 @@ def average(arguments: list[str]) -> int:
     }
     stage = _typed(AverageStage, values | ({"dtype": options.dtype} if options.dtype else {}))
     graph.require(list(merging.average(stage, "average")))
-    return _carry_out("vlmrun.stages.average", stage, [*places, *([base] if base else [])], options)
+    return _carry_out(stage, [*places, *([base] if base else [])], options)
 
 
 def _parser(verb: str, about: str) -> argparse.ArgumentParser:
@@ -180,14 +180,14 @@ def _said(detail: Any) -> str:
     return f"{where} = {detail['input']!r}: {detail['msg'].lower()}"
 
 
-def _carry_out(module: str, stage: Any, places: list[Path], options: argparse.Namespace) -> int:
+def _carry_out(stage: Any, places: list[Path], options: argparse.Namespace) -> int:
     """Checks only, or makes the artifact."""
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.out is None and not options.check:
         raise ConfigError("--out is missing", "command line", "--out FOLDER, or --check to compare without writing")
     # A string, so that the front half does not depend on what loads torch.
-    kind = importlib.import_module(module)
+    kind = importlib.import_module(kinds.of(stage).back)
     if options.check:
         _verify(places)
         with _native(places, None) as parents:
@@ -216,7 +216,7 @@ def _carry_out(module: str, stage: Any, places: list[Path], options: argparse.Na
 
 def _key(stage: Any, parents: list[str]) -> str:
     """As a stage's in a run: its values and its parents' keys."""
-    content = {"version": identity.KIND_VERSION[stage.kind], "stage": identity.stable(stage), "parents": parents}
+    content = {"version": kinds.of(stage).version, "stage": identity.stable(stage), "parents": parents}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

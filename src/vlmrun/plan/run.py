@@ -17,7 +17,7 @@ from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
 from vlmrun.checks import engines, vision
 from vlmrun.checks import values as config_checks
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig, RunConfig, Slices, Target, Tiles, TrainStage
+from vlmrun.config.schema import ModelConfig, PrepareStage, RunConfig, Slices, Target, Tiles, TrainStage
 from vlmrun.errors import CheckpointError, Problem, VlmrunError
 from vlmrun.plan import advice, lengths, stage, time
 from vlmrun.plan.lengths import Known
@@ -138,7 +138,7 @@ def plan(run: RunConfig, options: Options) -> Plan:
     graph.require([*problems, *_problems(run)])
     found, stood_in = shapes(run.model, exact=True)
     assert found is not None
-    chosen = [item for item in graph.selected(planned, run.only) if item.stage.kind != "prepare"]
+    chosen = [item for item in graph.selected(planned, run.only) if not isinstance(item.stage, PrepareStage)]
     return Plan(run, tuple(_stage(run, item.name, found, options) for item in chosen), tuple(stood_in))
 
 

@@ -14,15 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vlmrun import artifact
+from vlmrun import artifact, kinds
 from vlmrun.config import derived, marks
 from vlmrun.config.marks import Contents, Parent, Source
 from vlmrun.config.paths import locate
 from vlmrun.config.schema import DataConfig, ModelConfig, RunConfig
 from vlmrun.graph import Planned
-
-# Raised when the code of a kind changes what it makes from the same configuration.
-KIND_VERSION = {"prepare": 1, "train": 4, "merge": 3, "average": 2, "search": 1, "convert": 2, "evaluate": 1}
 
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
@@ -72,7 +69,7 @@ def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str,
     values |= {key: _contents(locate(path)) for key, path in marks.named(stage, Contents)}
     identity: dict[str, Any] = {
         "kind": stage.kind,
-        "version": KIND_VERSION[stage.kind],
+        "version": kinds.of(stage).version,
         "stage": values,
         "parents": [found[name] if name else _artifact_key(path) for path, name in item.parents.items()],
     }

@@ -1,19 +1,9 @@
-"""What each kind of stage does: `execute(job)` in a module of its own, found by name."""
+"""What each kind of stage does: `execute(job)` in a module of its own, which `kinds/` names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-
-KINDS = {
-    "prepare": "vlmrun.stages.prepare",
-    "train": "vlmrun.stages.train",
-    "merge": "vlmrun.stages.merge",
-    "average": "vlmrun.stages.average",
-    "search": "vlmrun.stages.search",
-    "convert": "vlmrun.stages.convert",
-    "evaluate": "vlmrun.stages.evaluate",
-}
 
 
 @dataclass(frozen=True)
