@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema.py"
+SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema"
 CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference" / "config.md"
 
@@ -56,7 +56,7 @@ GROUPS = ("recipe", "model", "model/llm", "model/tower", "model/connector", "dat
 HEAD = """\
 # Every key and option
 
-<!-- Made by scripts/make_reference.py from src/vlmrun/config/schema.py and conf/. Do not edit. -->
+<!-- Made by scripts/make_reference.py from src/vlmrun/config/schema/ and conf/. Do not edit. -->
 
 First the keys, by the node they belong to, then the shipped files of `conf/` that give them values. `volatile` marks
 what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)); with exceptions: it is in the
@@ -67,7 +67,7 @@ key where the result depends on it, as `micro_batch` under `loss: micro_mean`. T
 
 def render() -> str:
     """The whole page."""
-    source = SCHEMA.read_text("utf-8")
+    source = "\n".join(file.read_text("utf-8") for file in sorted(SCHEMA.glob("*.py")))
     tree = ast.parse(source)
     aliases = dict(_aliases(tree))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
