@@ -1,4 +1,6 @@
-"""Writes docs/reference/config.md from the schema and `conf/`, with their comments; a test fails when it is stale.
+"""Writes docs/reference/config.md from the schema and `conf/`, with their comments, and rules.md from `checks/`.
+
+A test fails when they are stale.
 
 python scripts/make_reference.py
 """
@@ -10,10 +12,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmrun.checks import rules
+from vlmrun.checks.table import Rule
+from vlmrun.config.schema import AverageStage, ConvertStage, MergeStage, StageNode
+
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema"
 CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference" / "config.md"
+RULES_PAGE = ROOT / "docs" / "reference" / "rules.md"
 
 # Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
 NODES = {
@@ -65,8 +72,39 @@ key where the result depends on it, as `micro_batch` under `loss: micro_mean`. T
 """
 
 
+RULES_HEAD = """\
+# Every rule
+
+<!-- Made by scripts/make_reference.py from src/vlmrun/checks/. Do not edit. -->
+
+`vlmrun check`, and every command that runs something, asks all of these before a weight is loaded, and reports all
+problems at once. Rules marked `files` depend on what is on this machine: model and data files, packages, drives;
+`vlmrun plan` leaves them out. `vlmrun merge`, `average` and `convert` ask those marked `commands` of their options.
+Where two rules are about the same place, the more general one is silent; it is listed as yielding to the other.
+"""
+
+
+def render_rules() -> str:
+    """The page of rules."""
+    rows = []
+    for rule in rules.RULES:
+        marks = [*(["files"] if rule.here else []), *(["commands"] if _of_command(rule) else [])]
+        marks += [f"yields to {name}" for name in rule.yields_to]
+        keys = ", ".join(f"`{key}`" for key in rule.reads)
+        rows.append(f"| {rule.name} | {_cell(rule.requires)} | {keys} | {', '.join(marks)} |")
+    return "\n".join([RULES_HEAD, "| rule | requires | looks at | |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def _of_command(rule: Rule) -> bool:
+    return (
+        rule.alone
+        and rule.of != (StageNode,)
+        and any(issubclass(kind, rule.of) for kind in (MergeStage, AverageStage, ConvertStage))
+    )
+
+
 def render() -> str:
-    """The whole page."""
+    """The page of keys."""
     source = "\n".join(file.read_text("utf-8") for file in sorted(SCHEMA.glob("*.py")))
     tree = ast.parse(source)
     aliases = dict(_aliases(tree))
@@ -164,4 +202,5 @@ def _file(path: Path, name: str) -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(render(), encoding="utf-8")
-    print(PAGE.relative_to(ROOT))
+    RULES_PAGE.write_text(render_rules(), encoding="utf-8")
+    print(PAGE.relative_to(ROOT), RULES_PAGE.relative_to(ROOT))

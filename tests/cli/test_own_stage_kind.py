@@ -68,7 +68,7 @@ def test_two_modules_and_one_yaml(vlmrun, tmp_path):
     (tmp_path / "my_kinds" / "counting.py").write_text(BACK)
     (tmp_path / "my_conf" / "stage").mkdir(parents=True)
     (tmp_path / "my_conf" / "stage" / "count.yaml").write_text(YAML)
-    words = ["--config-dir", "my_conf", "name=counts", "model=micro", "hardware=cpu", "stage=[count]", ANOTHER]
+    words = ["--config-dir", "my_conf", "name=counts", "model=micro", "data=shapes_test", "stage=[count]", ANOTHER]
     refused = vlmrun("check", *words, PYTHONPATH=str(tmp_path))
     assert refused.returncode == 2
     assert "VLMRUN_ALLOW" in refused.stderr

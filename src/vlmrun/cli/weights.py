@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
-from vlmrun.checks import merging
+from vlmrun.checks import rules
 from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
@@ -47,7 +47,7 @@ def merge(arguments: list[str]) -> int:
     given = {"weights": options.weights, "base": options.base, "arithmetic": options.arithmetic, "dtype": options.dtype}
     values = _preset("merge", []) | {key: value for key, value in given.items() if value is not None}
     stage = _typed(MergeStage, values | {"init_from": names[0], "adapters": names[1:]})
-    graph.require(list(merging.merge(stage, "merge")))
+    graph.require(rules.check_stage(stage, "merge"))
     return _carry_out(stage, places, options)
 
 
@@ -80,7 +80,7 @@ def average(arguments: list[str]) -> int:
         "base_model": None if base is None else str(base),
     }
     stage = _typed(AverageStage, values | ({"dtype": options.dtype} if options.dtype else {}))
-    graph.require(list(merging.average(stage, "average")))
+    graph.require(rules.check_stage(stage, "average"))
     return _carry_out(stage, [*places, *([base] if base else [])], options)
 
 
