@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from vlmrun import artifact, back, heartbeat, logs
+from vlmrun import artifact, back, heartbeat, kinds, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import DataError, VlmrunError
@@ -43,7 +43,7 @@ def _run(job: StageJob) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
     try:
         logs.setup(rank=rank, folder=job.path / "logs")
-        if job.stage.kind == "train":
+        if kinds.of(job.stage).trains:
             _be_watched(job.path / "logs", rank)
         stage = back.stage(job)
         # Only now: while modules load there is nothing to save, and SIGTERM ends us as it is.

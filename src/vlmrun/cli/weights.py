@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vlmrun import artifact, back, graph, logs, store
+from vlmrun import artifact, back, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
-from vlmrun.checks import merging
+from vlmrun.checks import rules
 from vlmrun.cli.options import output_option
 from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
@@ -48,7 +48,7 @@ def merge(arguments: list[str]) -> int:
     given = {"weights": options.weights, "base": options.base, "arithmetic": options.arithmetic, "dtype": options.dtype}
     values = _preset("merge", []) | {key: value for key, value in given.items() if value is not None}
     stage = _typed(MergeStage, values | {"init_from": names[0], "adapters": names[1:]})
-    graph.require(list(merging.merge(stage, "merge")))
+    graph.require(rules.check_stage(stage, "merge"))
     return _carry_out(stage, places, options)
 
 
@@ -81,7 +81,7 @@ def average(arguments: list[str]) -> int:
         "base_model": None if base is None else str(base),
     }
     stage = _typed(AverageStage, values | ({"dtype": options.dtype} if options.dtype else {}))
-    graph.require(list(merging.average(stage, "average")))
+    graph.require(rules.check_stage(stage, "average"))
     return _carry_out(stage, [*places, *([base] if base else [])], options)
 
 
@@ -210,7 +210,7 @@ def _carry_out(stage: MergeStage | AverageStage, places: list[Path], options: ar
 
 def _key(stage: Any, parents: list[str]) -> str:
     """As a stage's in a run: its values and its parents' keys."""
-    content = {"version": identity.KIND_VERSION[stage.kind], "stage": identity.stable(stage), "parents": parents}
+    content = {"version": kinds.of(stage).version, "stage": identity.stable(stage), "parents": parents}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -13,11 +13,10 @@ from omegaconf import OmegaConf
 from vlmrun import back, graph
 from vlmrun.arch import config_files, linears
 from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
-from vlmrun.checks import engines, vision
-from vlmrun.checks import values as config_checks
+from vlmrun.checks import rules, vision
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig, RunConfig, Slices, Target, Tiles, TrainStage
-from vlmrun.errors import CheckpointError, Problem, VlmrunError
+from vlmrun.config.schema import ModelConfig, PrepareStage, RunConfig, Slices, Target, Tiles, TrainStage
+from vlmrun.errors import CheckpointError, VlmrunError
 from vlmrun.plan import advice, lengths, stage, time
 from vlmrun.plan.lengths import Known
 from vlmrun.plan.stage import OtherPlan, Read, TrainPlan
@@ -132,17 +131,12 @@ def plan(run: RunConfig, options: Options) -> Plan:
     Raises:
         VlmrunError: when a config.json is missing, or nothing tells how many records there are.
     """
-    planned, problems = graph.plan(run)
-    graph.require([*problems, *_problems(run)])
+    graph.require(rules.check(run, here=False))
+    planned, _ = graph.plan(run)
     found, stood_in = shapes(run.model, exact=True)
     assert found is not None
-    chosen = [item for item in graph.selected(planned, run.only) if item.stage.kind != "prepare"]
+    chosen = [item for item in graph.selected(planned, run.only) if not isinstance(item.stage, PrepareStage)]
     return Plan(run, tuple(_stage(run, item.name, found, options) for item in chosen), tuple(stood_in))
-
-
-def _problems(run: RunConfig) -> list[Problem]:
-    """Rules between values; whether this machine has what the run needs is no matter here."""
-    return [*config_checks.check(run), *engines.check(run, here=False)]
 
 
 def warnings(run: RunConfig) -> list[str]:
@@ -152,7 +146,7 @@ def warnings(run: RunConfig) -> list[str]:
         room = advice.capacity(run.hardware)
     except VlmrunError:
         return []  # a problem of its own
-    if found is None or room is None or _problems(run):
+    if found is None or room is None or rules.check(run, here=False):
         return []
     said = []
     for name, one in run.stage.items():
