@@ -20,6 +20,7 @@ from vlmrun.data.images import grid
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 from vlmrun.hardware import packages
+from vlmrun.names import MODEL, PARTS, WEIGHTS
 
 # Arguments that model/parts.py supplies itself when it builds a part.
 _SUPPLIED = {
@@ -71,7 +72,7 @@ def _heads(run: RunConfig) -> Iterator[Problem]:
 
 
 def _targets(run: RunConfig) -> Iterator[Problem]:
-    for name in ("llm", "tower", "connector"):
+    for name in PARTS:
         part = getattr(run.model, name)
         if name == "connector":
             part, _ = derived.connector_weights(part)
@@ -291,7 +292,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
     """A model of another run that a stage starts from must be of the parts that this run describes."""
     for name, stage in run.stage.items():
         reference = getattr(stage, "init_from", None)
-        saved = Path(reference or "").expanduser() / "weights" / "model.json"
+        saved = Path(reference or "").expanduser() / WEIGHTS / MODEL
         if not reference or reference in run.stage or not saved.is_file():
             continue
         try:
@@ -304,7 +305,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
 
 def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
     held = json.loads(saved.read_text("utf-8"))["model"]
-    for part in ("llm", "tower", "connector"):
+    for part in PARTS:
         target = getattr(run.model, part)
         ours = {"_target_": target.target, **target.arguments}
         theirs = held[part]

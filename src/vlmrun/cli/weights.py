@@ -24,11 +24,11 @@ from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.run import identity
 
 log = logs.get(__name__)
 
-_MODEL = "model.json"
 _OURS = {"weights", "lock", "logs", ".weights.part", ".weights.old"}  # what an interrupted attempt may have left
 
 
@@ -105,7 +105,7 @@ def _resolve(root: Path, text: str) -> Path:
 
 
 def _is_ours(place: Path) -> bool:
-    return any((folder / _MODEL).is_file() for folder in (place, place / "weights"))
+    return any((folder / MODEL).is_file() for folder in (place, place / WEIGHTS))
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, s
                 # Strings, so that the front half does not depend on what loads torch.
                 how = importlib.import_module("vlmrun.formats.base").How()
                 convert = importlib.import_module("vlmrun.formats.convert").convert
-                convert(place, made / "weights", "native", how, prove=False)
+                convert(place, made / WEIGHTS, "native", how, prove=False)
                 found[str(place)] = str(made)
         yield found
 

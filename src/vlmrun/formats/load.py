@@ -14,8 +14,9 @@ from vlmrun.errors import CheckpointError
 from vlmrun.model.parts import Loaded, assemble
 from vlmrun.model.pretrained import read_json
 from vlmrun.model.tune import trained_beside, wrap
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.weights.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
-from vlmrun.weights.native import DESCRIPTION, FORMAT
+from vlmrun.weights.native import FORMAT
 from vlmrun.weights.reader import Reader
 from vlmrun.weights.writer import blocks
 
@@ -23,11 +24,11 @@ from vlmrun.weights.writer import blocks
 def weights_folder(folder: Path) -> Path:
     """The weights folder of an artifact, or the folder itself when it is one."""
     folder = Path(folder)
-    for candidate in (folder / "weights", folder):
-        if (candidate / DESCRIPTION).is_file():
+    for candidate in (folder / WEIGHTS, folder):
+        if (candidate / MODEL).is_file():
             return candidate
     raise CheckpointError(
-        f"there is no model here ({DESCRIPTION} is missing)",
+        f"there is no model here ({MODEL} is missing)",
         str(folder),
         "give the folder of a finished training, merge or average stage: `vlmrun ls` lists them",
     )
@@ -43,7 +44,7 @@ def _foreign(folder: Path, *, trusted: bool) -> Any:
     from vlmrun.formats.base import How
 
     folder = Path(folder)
-    if any((place / DESCRIPTION).is_file() for place in (folder, folder / "weights")):
+    if any((place / MODEL).is_file() for place in (folder, folder / WEIGHTS)):
         return None
     place = folder / "model" if (folder / "model").is_dir() else folder
     try:
@@ -59,7 +60,7 @@ def describe(folder: Path) -> dict[str, Any]:
     if foreign is not None:
         found: dict[str, Any] = foreign.description
         return found
-    path = weights_folder(folder) / DESCRIPTION
+    path = weights_folder(folder) / MODEL
     description = read_json(path, "the model is incomplete: make the stage again")
     if description.get("format") != FORMAT:
         raise CheckpointError(
@@ -99,7 +100,7 @@ def load(
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"the description cannot be read: {error}",
-            str(weights / DESCRIPTION),
+            str(weights / MODEL),
             "restore it, or make the stage again",
         ) from error
     model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
@@ -137,7 +138,7 @@ def _inside(target: Target, weights: Path) -> Target:
     path = (weights / str(target.arguments.get("path", ""))).resolve()
     if not path.is_relative_to(weights.resolve()):
         raise CheckpointError(
-            f"the description points outside its folder: {path}", str(weights / DESCRIPTION), "do not use it"
+            f"the description points outside its folder: {path}", str(weights / MODEL), "do not use it"
         )
     return Target.model_validate({"_target_": target.target, **target.arguments, "path": str(path)})
 

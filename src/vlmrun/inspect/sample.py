@@ -17,12 +17,13 @@ from vlmrun.config.schema import ModelConfig, Slices, Tiles, TrainStage
 from vlmrun.data import formats, lint, templates
 from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, tokenize
+from vlmrun.data.encode import Encoded, tokenize
 from vlmrun.data.images import grid
 from vlmrun.data.images.open import ImageLayout, ImageTransform, best_grid, open_image
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.parts import added_tokens
 from vlmrun.model.tiles import tiling

@@ -12,6 +12,7 @@ from torch import nn
 
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import packed_rows
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.head import Head
@@ -20,8 +21,6 @@ from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, Layout, grids_of, tiling
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.ulysses import Ulysses
-
-IMAGE_TOKEN = -200  # id of an image position in expanded ids; never in a vocabulary, never reaches the embedding table
 
 
 @dataclass

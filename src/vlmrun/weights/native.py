@@ -19,13 +19,13 @@ from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tune import has_adapter
+from vlmrun.names import MODEL
 from vlmrun.weights import adapter as adapters
 from vlmrun.weights import folder as files
 from vlmrun.weights.reader import dtype_name
 from vlmrun.weights.writer import Shape, Writer
 
 FORMAT = "vlmrun-1"
-DESCRIPTION = "model.json"
 PREPROCESSOR = "preprocessor_config.json"
 _LLM_CONFIG = ("config.json", "generation_config.json")
 
@@ -73,7 +73,7 @@ def save(
             "quantized": loaded.quantized,
             "dtype": dtype_name(_first(loaded.vlm.connector, loaded.vlm.llm).dtype),
         }
-        artifact.write_json(new / DESCRIPTION, description)
+        artifact.write_json(new / MODEL, description)
 
 
 def _first(*modules: nn.Module) -> torch.Tensor:

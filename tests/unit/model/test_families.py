@@ -12,10 +12,11 @@ from tests.pico import pico_tokenizer, pico_vlm
 from vlmrun.arch.config_files import ATTENTION, LINEAR_LAYERS
 from vlmrun.config.compose import conf_dir
 from vlmrun.errors import CheckpointError
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import families
 from vlmrun.model.connectors.mlp import MLP
 from vlmrun.model.llm import load
-from vlmrun.model.vlm import IMAGE_TOKEN, VLM
+from vlmrun.model.vlm import VLM
 
 OPTIONS = sorted(path.stem for path in (Path(conf_dir()) / "model/llm").glob("pico*.yaml"))
 

@@ -14,9 +14,9 @@ from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import Encoded
 from vlmrun.errors import ConfigError
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import packed_rows
 from vlmrun.model.head import Head
-from vlmrun.model.vlm import IMAGE_TOKEN
 
 ATOL = 1e-5
 STAND_IN = "flash_stand_in"
