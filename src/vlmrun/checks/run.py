@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmrun import build, graph
-from vlmrun.arch import attention
+from vlmrun.arch import attention, families
 from vlmrun.arch import config_files as parts
 from vlmrun.checks import engines, quantized, vision
 from vlmrun.checks import hardware as hardware_checks
@@ -184,19 +184,20 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
             "model.max_length",
             f"model.max_length={facts.max_positions} or less",
         )
-    known = parts.ATTENTION.get(facts.family, (run.hardware.attention,))
-    if run.hardware.attention not in known:
+    family = families.find(facts.family)
+    known = family.attention
+    if known is not None and run.hardware.attention not in known:
         yield Problem(
             f"{facts.family} knows no attention {run.hardware.attention!r} in transformers",
             "hardware.attention",
             f"hardware.attention={' or '.join(known)}",
         )
     for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage) and stage.packing is not None and facts.family not in derived.PACKABLE:
+        if isinstance(stage, TrainStage) and stage.packing is not None and not family.packable:
             yield Problem(
                 f"samples of one row are not known to stay apart in {facts.family or 'this LLM'}",
                 f"stage.{name}.packing",
-                f"stage.{name}.packing=null; known: {', '.join(sorted(derived.PACKABLE))}",
+                f"stage.{name}.packing=null; known: {', '.join(families.having('packable'))}",
             )
     yield from _roles(run, tokenizer)
     if tokenizer is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, graph, logs
-from vlmrun.arch import config_files
+from vlmrun.arch import config_files, towers
 from vlmrun.cli import train
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
@@ -153,7 +153,7 @@ def _sizes(config: RunConfig, look: Any) -> Any:
     Raises:
         CheckpointError: when it is missing, or does not tell.
     """
-    tower, llm = config_files.tower_facts(config.model.tower), config_files.llm_facts(config.model.llm)
+    tower, llm = towers.facts(config.model.tower), config_files.llm_facts(config.model.llm)
     if tower.n_patches is None or tower.hidden_dim is None:
         raise CheckpointError("config.json does not tell how many features a picture gives", config.model.tower.target)
     layers = config.model.tower.arguments.get("layers")

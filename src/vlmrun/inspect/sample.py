@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from vlmrun.build import build
+from vlmrun.arch.connectors import arithmetic
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import locate
@@ -24,7 +22,6 @@ from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
-from vlmrun.model.connectors.base import Connector
 from vlmrun.model.parts import added_tokens
 from vlmrun.model.tiles import tiling
 from vlmrun.model.tokenizers import load_tokenizer
@@ -102,10 +99,10 @@ def tokenizer_of(model: ModelConfig) -> Any:
 
 
 def looker(model: ModelConfig, stage: TrainStage, sizes: Sizes) -> Looker:
-    """Everything but weights: the connector is made of empty tensors, to be asked how many tokens it gives."""
-    target, _ = derived.connector_weights(model.connector)
-    with torch.device("meta"):
-        connector: Connector = build(target, Connector, vision_dim=sizes.vision_dim, llm_dim=sizes.llm_dim)
+    """Everything but weights."""
+    connector = arithmetic(model.connector)
+    assert connector is not None, "checked: the connector's target and arguments are right"
+    connector.check_widths(sizes.vision_dim, sizes.llm_dim)
     cuts = stage.image_aspect in ("anyres", "slices")
     encoder = Encoder(
         template=template_of(model, stage),
