@@ -122,6 +122,15 @@ def size(config: dict[str, Any], key: str) -> int:
     return value
 
 
+def width_of(config: dict[str, Any]) -> int:
+    """An LLM's width from its config.json, whatever its family calls it.
+
+    Raises:
+        CheckpointError: when it is missing or of a wrong type.
+    """
+    return size(_renamed(section(config, "text_config")), "hidden_size")
+
+
 def head_dim(part: Target) -> int | None:
     """The size of an attention head of an LLM or a tower of transformers; None when it is not told."""
     config = config_of(part)

@@ -38,11 +38,12 @@ class Tiling(Counting):
                 "a batch",
                 "give all tiles of every picture, the thumbnail first",
             )
-        parts = features.split(counts)
+        parts = features.split(counts)  # of each image [tiles, T, D]
         rows = [self._of_picture(part, layout, newline) for part, layout in zip(parts, layouts, strict=True)]
-        return torch.cat(rows) if rows else features.flatten(0, 1)
+        return torch.cat(rows) if rows else features.flatten(0, 1)  # [rows, D]
 
     def _of_picture(self, part: torch.Tensor, layout: Layout | None, newline: torch.Tensor | None) -> torch.Tensor:
+        """[tiles, T, D] -> [rows, D], the thumbnail's first."""
         if layout is None:
             return part.flatten(0, 1)
         if layout.grid is None:
@@ -51,12 +52,12 @@ class Tiling(Counting):
             return part.flatten(0, 1)
         columns, rows = layout.grid
         side = self.side
-        # [row of tiles, column of tiles, y, x, D] -> the joined map [Y, X, D]
-        tiles = part[1:].unflatten(1, (side, side)).unflatten(0, (rows, columns))
+        tiles = part[1:].unflatten(1, (side, side)).unflatten(0, (rows, columns))  # [rows, columns, y, x, D]
+        # A line of the map runs through a row of tiles: [rows, y, columns, x, D] -> [Y, X, D], Y = rows y, X = columns x.
         whole = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         if self.merge == "spatial_unpad":
             top, bottom, left, right = self.kept(layout)
-            whole = _ended(whole[top:bottom, left:right], newline)
+            whole = _ended(whole[top:bottom, left:right], newline)  # [bottom - top, right - left + 1, D]
         return torch.cat([part[0], whole.flatten(0, 1)])
 
 
@@ -82,7 +83,7 @@ def add_newline(connector: nn.Module, tiles: Tiles | Slices | None, llm_dim: int
 
 
 def _ended(map_: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:
-    """Every row with the newline feature at its end."""
+    """Every row with the newline feature at its end: [Y, X, D] -> [Y, X + 1, D]."""
     assert newline is not None, "spatial_unpad comes with a newline"
-    ends = newline.to(map_.dtype).expand(map_.shape[0], 1, -1)
+    ends = newline.to(map_.dtype).expand(map_.shape[0], 1, -1)  # [Y, 1, D]
     return torch.cat([map_, ends], dim=1)

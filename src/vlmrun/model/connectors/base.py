@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vlmrun.arch.connectors import Arithmetic
+from vlmrun.errors import ConfigError
 
 
 class Connector(nn.Module):
@@ -29,6 +30,17 @@ class Connector(nn.Module):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self.arithmetic = self.ARITHMETIC(**arguments)
+
+    def __init_subclass__(cls) -> None:
+        """Refuses what has moved: `check` and `plan` would not see it."""
+        super().__init_subclass__()
+        moved = [name for name in ("tokens", "wanted_layers") if name in vars(cls)]
+        if moved:
+            raise ConfigError(
+                f"{cls.__name__} defines {' and '.join(moved)} itself, which `check` cannot see",
+                f"{cls.__module__}.{cls.__name__}",
+                "move it to a subclass of vlmrun.arch.connectors.Arithmetic, and name that as ARITHMETIC",
+            )
 
     @classmethod
     def wanted_layers(cls, n_layers: int, **arguments: Any) -> list[int] | None:
