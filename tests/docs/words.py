@@ -1,7 +1,7 @@
 """Where the words that `docs/glossary.md` replaces are still used.
 
-    python -m tests.docs.words          lists them
-    python -m tests.docs.words --left   takes modules that have none off `words_left.txt`
+python -m tests.docs.words          lists them
+python -m tests.docs.words --left   takes modules that have none off `words_left.txt`
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _python(text: str) -> Iterator[tuple[int, str]]:
 def documents() -> list[Path]:
     """Everything but the package that a reader sees."""
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "conf").rglob("*.yaml")]
-    return [path for path in sorted([*pages, *(ROOT / "launchers").iterdir()]) if _name(path) not in ALLOWED]
+    return [path for path in sorted([*pages, *(ROOT / "launchers").iterdir()]) if name(path) not in ALLOWED]
 
 
 def modules() -> list[Path]:
@@ -81,17 +81,19 @@ def left() -> list[str]:
     return LEFT.read_text("utf-8").split()
 
 
-def _name(path: Path) -> str:
+def name(path: Path) -> str:
+    """A path from the root of the checkout."""
     return path.relative_to(ROOT).as_posix()
 
 
 def main() -> None:
     """Lists what is left, or writes the shorter list of modules."""
-    with_words = {_name(path): words for path in (*documents(), *modules()) if (words := found(path))}
+    uses = {name(path): found(path) for path in (*documents(), *modules())}
     if "--left" in sys.argv:
-        LEFT.write_text("".join(f"{name}\n" for name in left() if name in with_words), "utf-8")
-    for name, words in with_words.items():
-        print(f"{name}: {len(words)}", *words, sep="\n  ")
+        LEFT.write_text("".join(f"{module}\n" for module in left() if uses.get(module)), "utf-8")
+    for module, lines in uses.items():
+        if lines:
+            print(f"{module}: {len(lines)}", *lines, sep="\n  ")
 
 
 if __name__ == "__main__":
