@@ -335,7 +335,7 @@ def _table(text):
 
 def test_the_steps_shown_in_the_readme_are_those_of_the_plan(shown):
     plan = json.loads((ROOT / "tests" / "golden" / "plans" / "smoke.json").read_text())
-    steps = {stage["name"]: stage["steps"] for stage in plan["stages"] if stage.get("steps")}
+    steps = {stage["name"]: stage["work"]["steps"] for stage in plan["stages"] if stage.get("work")}
     assert steps
     assert {name: int(row["steps"]) for name, row in _table(shown).items() if "steps" in row} == steps
 
