@@ -70,7 +70,7 @@ def take_apart(command: Command) -> Launch | None:
     """A command's launchers, entry and flags; None when it starts neither Python nor a launcher."""
     argv, lines = list(command.argv), list(command.lines)
     chain: list[Launcher] = []
-    place, entry = 0, ""
+    place, entry, started = 0, "", False
     while place < len(argv) and not entry:
         name = "python" if _PYTHON.search(posixpath.basename(argv[place])) else posixpath.basename(argv[place])
         if name == "accelerate" and argv[place + 1 : place + 2] == ["launch"]:
@@ -79,8 +79,11 @@ def take_apart(command: Command) -> Launch | None:
             break
         flags, place, module = _options(argv, lines, place + 1, set(table("launchers")[name]["switches"]), name)
         if module in _DISTRIBUTED:
-            flags, place, module = _options(argv, lines, place, set(table("launchers")["torchrun"]["switches"]), "torchrun")
+            flags, place, module = _options(
+                argv, lines, place, set(table("launchers")["torchrun"]["switches"]), "torchrun"
+            )
             name = "torchrun"
+        started = True
         if name != "python":
             chain.append(Launcher(name, tuple(flags)))
         if module is not None:
@@ -88,7 +91,7 @@ def take_apart(command: Command) -> Launch | None:
         elif place < len(argv) and not _launches(argv[place]):
             entry = argv[place]
             place += 1
-    if not chain and not entry:
+    if not chain and not entry and not started:
         return None
     words, flags = _flags(argv[place:], lines[place:])
     return Launch(command, tuple(chain), entry, tuple(flags), tuple(words))
@@ -111,7 +114,7 @@ def _options(
         if name in ("-m", "--module") and place < len(argv):
             return found, place + 1, argv[place]
         if launcher == "python" and name == "-c":
-            return found, place, None
+            return found, len(argv), None
         if has_value:
             found.append(Flag(name, (value,), line))
         elif name in switches or place == len(argv):

@@ -30,6 +30,7 @@ class Setting:
     key: str
     value: Any
     source: str
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ class Draft:
     def boolean(self, name: str) -> bool:
         """A flag as transformers' parser reads Booleans: without a value it is true."""
         flag = self.given.get(name)
-        text = str(self.table.get(name, {}).get("default", False)) if flag is None else "true" if not flag.values else None
+        text = (
+            str(self.table.get(name, {}).get("default", False)) if flag is None else "true" if not flag.values else None
+        )
         if text is None:
             text = self.text(name)
         word = (text or "false").lower()
@@ -137,8 +140,8 @@ class Draft:
         if given:
             source = f"line {given[0].line}: {' '.join(flag.text for flag in given)}"
         else:
-            source = note or (f"default of {title(self.family)}" + (f" (--{flags[0]})" if flags else ""))
-        self.settings[key] = Setting(key, value, f"{source}; {note}" if note and given else source)
+            source = note or (f"default of {title(self.family)}" + (f" (--{flags[0]})" if flags and flags[0] in self.table else ""))
+        self.settings[key] = Setting(key, value, f"{source}; {note}" if note and given else source, flags)
         for name in flags:
             self.settle(name, "taken", f"{key}: {value}" if not note else f"{key}: {value} ({note})")
 
@@ -146,7 +149,7 @@ class Draft:
         """Chooses an option of a group of the model."""
         given = [self.given[flag] for flag in flags if flag in self.given]
         source = f"line {given[0].line}: {given[0].text}" if given else f"default of {title(self.family)}"
-        self.groups[name] = Setting(f"model/{name}", option, source)
+        self.groups[name] = Setting(f"model/{name}", option, source, flags)
         for flag in flags:
             self.settle(flag, "taken", f"model/{name}: {option}")
 
@@ -159,7 +162,7 @@ class Draft:
         """A flag whose value is another one here."""
         flag = self.given.get(name)
         asked = " ".join(flag.values) if flag else self.table.get(name, {}).get("default")
-        self.settings[key] = Setting(key, value, f"--{name} {asked} upstream; {why}")
+        self.settings[key] = Setting(key, value, f"--{name} {asked} upstream; {why}", (name,))
         self.settle(name, "differs", f"{key}: {value}, upstream {asked}: {why}")
 
     def accounts(self) -> Iterator[Account]:
@@ -167,7 +170,9 @@ class Draft:
         place = {id(flag): number for number, flag in enumerate(self.launch.flags)}
         found: list[tuple[int, Account]] = []
         for flag, line in self.repeated:
-            found.append((place[id(flag)], self._account(flag, "no effect", f"given again on line {line}; the last one counts")))
+            found.append(
+                (place[id(flag)], self._account(flag, "no effect", f"given again on line {line}; the last one counts"))
+            )
         for flag in self.foreign:
             near = closest(flag.name.lstrip("-"), self.table)
             detail = f"no flag of {title(self.family)}" + (f"; --{near} is near" if near else "")

@@ -13,7 +13,14 @@ _HF = {"per_device_train_batch_size", "learning_rate", "output_dir", "num_train_
 def is_training(launch: Launch) -> bool:
     """Whether a command trains: it has a batch or a learning rate."""
     names = {flag.name.lstrip("-") for flag in launch.flags}
-    marks = {"per_device_train_batch_size", "learning_rate", "micro-batch-size", "train-iters", "num_train_epochs", "lr"}
+    marks = {
+        "per_device_train_batch_size",
+        "learning_rate",
+        "micro-batch-size",
+        "train-iters",
+        "num_train_epochs",
+        "lr",
+    }
     return bool(names & marks)
 
 

@@ -26,7 +26,9 @@ def schedule(draft: Draft) -> None:
         draft.differ("lr_scheduler_type", "stage.optim.schedule", "cosine", "there is no such schedule here")
     steps, ratio = draft.number_of("warmup_steps", int), draft.number_of("warmup_ratio")
     if name == "constant":
-        draft.set("stage.optim.warmup_ratio", 0.0, "warmup_ratio", "warmup_steps", note="constant has no warm-up upstream")
+        draft.set(
+            "stage.optim.warmup_ratio", 0.0, "warmup_ratio", "warmup_steps", note="constant has no warm-up upstream"
+        )
     elif steps:
         draft.set("stage.optim.warmup_ratio", None, note="warmup_steps takes its place")
         draft.set("stage.optim.warmup_steps", steps, "warmup_steps")
@@ -114,7 +116,9 @@ def _from_json(draft: Draft, path: str, clip: float | None) -> None:
         try:
             facts = _facts(json.loads(text), clip)
         except (ValueError, AttributeError, TypeError) as error:
-            draft.problems.append(Problem(f"{path} is no DeepSpeed JSON: {error}", draft.where("deepspeed"), "correct it"))
+            draft.problems.append(
+                Problem(f"{path} is no DeepSpeed JSON: {error}", draft.where("deepspeed"), "correct it")
+            )
             return
     elif published is not None:
         facts = {"offload": "none", "schedule": False, **published}
@@ -123,7 +127,9 @@ def _from_json(draft: Draft, path: str, clip: float | None) -> None:
         draft.notes.append(f"{path} is not beside the script: taken as {name}.json that upstream ships")
     else:
         draft.problems.append(
-            Problem(f"the DeepSpeed file {path} is not there", draft.where("deepspeed"), "give its folder: --root FOLDER")
+            Problem(
+                f"the DeepSpeed file {path} is not there", draft.where("deepspeed"), "give its folder: --root FOLDER"
+            )
         )
         return
     zero = facts["stage"]

@@ -13,7 +13,7 @@ from vlmrun.importers.shell.scope import Scope
 # Write nothing that counts and start nothing.
 QUIET = frozenset(
     ": mkdir rm touch chmod sleep wait ulimit umask trap alias unalias shopt hash module conda mamba deactivate pip "
-    "pip3 apt apt-get clear date hostname nvidia-smi ls type which command jobs kill ln wandb git wget curl unzip tar".split()
+    "pip3 apt apt-get clear date hostname nvidia-smi ls type which command jobs kill ln wandb git wget curl unzip tar tee grep awk sed head tail cat set_env export".split()
 )
 Status = bool | None  # None: not known
 
@@ -64,7 +64,9 @@ def shift(scope: Scope, arguments: list[str]) -> Status:
 def cd(scope: Scope, arguments: list[str]) -> Status:
     """`cd FOLDER`, by name alone."""
     target = next((word for word in arguments if not word.startswith("-")), scope.get("HOME") or "~")
-    scope.folder = marks.unknown(f"cd {marks.shown(target)}") if marks.is_unknown(target) else join(scope.folder, target)
+    scope.folder = (
+        marks.unknown(f"cd {marks.shown(target)}") if marks.is_unknown(target) else join(scope.folder, target)
+    )
     return True
 
 
@@ -143,7 +145,9 @@ def seq(scope: Scope, arguments: list[str]) -> str:
     if not all(re.fullmatch(r"-?\d{1,6}", word) for word in arguments) or not 1 <= len(arguments) <= 3:
         return marks.unknown("seq " + " ".join(map(marks.shown, arguments)))
     numbers = [int(word) for word in arguments]
-    first, step, last = (1, 1, *numbers) if len(numbers) == 1 else (numbers[0], *([1] if len(numbers) == 2 else []), *numbers[1:])
+    first, step, last = (
+        (1, 1, *numbers) if len(numbers) == 1 else (numbers[0], *([1] if len(numbers) == 2 else []), *numbers[1:])
+    )
     run = range(first, last + (1 if step > 0 else -1), step or 1)
     return "".join(f"{number}\n" for number in run[:1000])
 

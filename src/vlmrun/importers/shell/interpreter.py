@@ -441,7 +441,9 @@ class Interpreter:
         children = list(node.named_children)
         name, group = text_of(children[0]), children[-1]
         has_list = any(child.type == "in" for child in node.children)
-        values = [field for child in children[1:-1] for field in self._fields(child)] if has_list else self.scope.arguments
+        values = (
+            [field for child in children[1:-1] for field in self._fields(child)] if has_list else self.scope.arguments
+        )
         for value in list(values):
             self.scope.set(name, value)
             if not self._again(group):
@@ -469,7 +471,9 @@ class Interpreter:
         while True:
             self.budget.spend(self._line)
             status = self._body(condition)
-            if status is None or all(child.type == "command" and text_of(child).startswith("read") for child in condition):
+            if status is None or all(
+                child.type == "command" and text_of(child).startswith("read") for child in condition
+            ):
                 return self._assume(condition[0], "so the loop is passed over")
             if status == until or not self._again(group):
                 return True

@@ -46,7 +46,9 @@ def read_script(
     try:
         reader.run()
     except RecursionError:
-        raise ConfigError(f"{name} is nested too deeply", str(path), "import the part that starts the training") from None
+        raise ConfigError(
+            f"{name} is nested too deeply", str(path), "import the part that starts the training"
+        ) from None
     return reading
 
 

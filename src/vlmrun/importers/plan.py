@@ -1,0 +1,326 @@
+"""Commands become stages that refer to one another by what they write and read, gathered into recipes."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmrun.errors import ConfigError, Problem, VlmrunError
+from vlmrun.importers import options as parts
+from vlmrun.importers.launch import Launch, take_apart
+from vlmrun.importers.meaning import batch, model, trainer, tuning
+from vlmrun.importers.meaning.draft import Account, Draft, Options, Setting
+from vlmrun.importers.meaning.family import detect, is_training
+from vlmrun.importers.others import Other, recognize
+from vlmrun.importers.shell import marks
+from vlmrun.importers.shell.commands import Command, Reading
+
+
+@dataclass
+class Stage:
+    """A stage of a recipe: the option of conf/stage it starts from, and its settings below `stage.NAME`."""
+
+    name: str
+    preset: str
+    settings: dict[str, Setting]
+
+
+@dataclass
+class Recipe:
+    """One recipe to be written."""
+
+    name: str
+    model: dict[str, Setting] = field(default_factory=dict)  # options of model/llm, tower, connector, or `model` itself
+    data: dict[str, tuple[str, dict[str, Setting]]] = field(default_factory=dict)  # entry -> option, settings
+    shared: dict[str, Setting] = field(default_factory=dict)  # model.*, hardware.*, tracking, seed
+    stages: list[Stage] = field(default_factory=list)
+
+    def settings(self) -> Iterable[Setting]:
+        """All values, by their full keys."""
+        yield from self.shared.values()
+        for name, (_, values) in self.data.items():
+            yield from (Setting(f"data.{name}.{key}", item.value, item.source) for key, item in values.items())
+        for stage in self.stages:
+            yield from (
+                Setting(f"stage.{stage.name}.{key}", item.value, item.source) for key, item in stage.settings.items()
+            )
+
+
+@dataclass
+class Plan:
+    """What a script becomes."""
+
+    recipes: list[Recipe] = field(default_factory=list)
+    accounts: list[Account] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    defaults: list[tuple[str, Any, str]] = field(default_factory=list)
+    families: list[str] = field(default_factory=list)
+    training: set[int] = field(default_factory=set)  # numbers of the commands that train
+    commands: int = 0
+    flags: int = 0
+
+
+class Planner:
+    """Takes commands in order."""
+
+    def __init__(self, name: str, reading: Reading, options: Options, load: Callable[[str], str | None]) -> None:
+        self.name, self.reading, self.options, self._load = name, reading, options, load
+        self.plan = Plan()
+        self._owner: dict[str, tuple[Recipe, str]] = {}  # path written -> recipe and stage
+
+    def run(self) -> Plan:
+        """All commands of the reading.
+
+        Raises:
+            ConfigError: when none of them trains.
+        """
+        for command in self.reading.commands:
+            self._take(command)
+        if not any(stage.preset == "_train" for recipe in self.plan.recipes for stage in recipe.stages):
+            names = ", ".join(dict.fromkeys(marks.shown(command.argv[0]) for command in self.reading.commands))
+            found = f"; it starts {names}" if names else ""
+            raise ConfigError([*self.plan.problems, Problem(f"no training command{found}", self.name,
+                              "give the script that starts deepspeed, torchrun, accelerate or python with a learning rate")])  # fmt: skip
+        self._balance()
+        return self.plan
+
+    def _balance(self) -> None:
+        """Every flag is accounted for exactly once, or the import fails."""
+        if len(self.plan.accounts) != self.plan.flags:
+            raise VlmrunError(f"{self.plan.flags} flags, {len(self.plan.accounts)} accounted for: a bug of ours", self.name)
+
+    def _take(self, command: Command) -> None:
+        if posixpath.basename(command.argv[0]) in ("cp", "mv") and len(command.argv) >= 3:
+            self._copied(command)
+            return
+        launch = take_apart(command)
+        if launch is None:
+            words = marks.shown(" ".join(command.argv))[:80]
+            self.plan.notes.append(
+                f"{command.file}, line {command.line}: `{words}` is no part of a training; passed over"
+            )
+            return
+        self.plan.commands += 1
+        self.plan.flags += len(launch.flags) + len(launch.words) + sum(len(link.flags) for link in launch.chain)
+        if is_training(launch):
+            self._training(launch)
+        else:
+            self._other(recognize(launch, self.plan.commands, self._read_file(command)), launch)
+
+    def _copied(self, command: Command) -> None:
+        *_, source, target = command.argv
+        if found := self._find(source, command.folder):
+            self._owner[_normal(target, command.folder)] = found
+
+    def _read_file(self, command: Command) -> Callable[[str], str | None]:
+        def read(path: str) -> str | None:
+            place = _normal(path, command.folder)
+            written = self.reading.files.get(place)
+            return marks.shown(written) if written is not None else self._load(place)
+
+        return read
+
+    # -- training
+
+    def _training(self, launch: Launch) -> None:
+        family = detect(launch, self.options.family)
+        self.plan.families.append(family)
+        self.plan.training.add(self.plan.commands)
+        draft = Draft(launch, family, self.plan.commands, self.options, self._read_file(launch.command))
+        draft_rules(draft, self.reading)
+        where = f"command {draft.number}, line {launch.command.line}"
+        self.plan.notes += [f"{where}: {note}" for note in draft.notes]
+        self.plan.problems += draft.problems
+        recipe, start = self._recipe(draft)
+        name = _free(draft.kind, recipe)
+        settings = {
+            key.removeprefix("stage."): item for key, item in draft.settings.items() if key.startswith("stage.")
+        }
+        if start is not None:
+            settings["init_from"] = Setting("init_from", start[0], start[1])
+        self._data(draft, recipe, settings)
+        self._shared(draft, recipe)
+        recipe.stages.append(Stage(name, "_train", settings))
+        if draft.writes:
+            self._owner[_normal(draft.writes, launch.command.folder)] = (recipe, name)
+        self.plan.accounts += draft.accounts()
+        self.plan.defaults += [item for item in draft.defaults if item not in self.plan.defaults]
+
+    def _recipe(self, draft: Draft) -> tuple[Recipe, tuple[str, str] | None]:
+        """The recipe a training belongs to, and the stage it starts from with the reason."""
+        for path in draft.starts:
+            found = self._find(path, draft.launch.command.folder)
+            if found is not None:
+                recipe, stage = found
+                draft.settings.pop("model.connector.weights", None)
+                draft.settings.pop("stage.init_from", None)
+                if path == draft.starts[-1]:
+                    draft.settings.pop("model.llm.path", None)
+                    draft.groups.pop("llm", None)
+                flags = [flag.text for flag in draft.given.values() if path in flag.values]
+                return recipe, (stage, f"line {draft.launch.command.line}: {' '.join(flags)}")
+        for recipe in self.plan.recipes:
+            if _signature(recipe.model, recipe.shared) == _signature(draft.groups, draft.settings):
+                return recipe, None
+        number = len(self.plan.recipes)
+        self.plan.recipes.append(Recipe(self.name if not number else f"{self.name}_{number + 1}"))
+        return self.plan.recipes[-1], None
+
+    def _find(self, path: str, folder: str) -> tuple[Recipe, str] | None:
+        """The stage that wrote a path or a folder it lies in."""
+        place = _normal(path, folder)
+        while place not in ("", ".", "/", ".."):
+            if place in self._owner:
+                return self._owner[place]
+            place = posixpath.dirname(place)
+        return None
+
+    def _data(self, draft: Draft, recipe: Recipe, settings: dict[str, Setting]) -> None:
+        names = {}
+        for role, source in draft.data.items():
+            annotations = source["annotations"]
+            entry, option = _entry(annotations or role, draft.family, role)
+            entry = _distinct(entry, annotations, recipe)
+            names[role] = entry
+            values = {"annotations": Setting("annotations", annotations, source["source"])} if annotations else {}
+            images = source.get("images")
+            if images or draft.family == "minicpm":
+                note = source["images_source"] if images else "MiniCPM-V's records hold absolute paths"
+                values["images"] = Setting("images", images or "/", note)
+            recipe.data.setdefault(entry, (option, values))
+        if "train" in names:
+            settings["data"] = Setting("data", [names["train"]], draft.data["train"]["source"])
+        held_out = settings.get("eval")
+        if held_out is not None and held_out.value and "eval" in names:
+            settings["eval"] = Setting("eval", {**held_out.value, "data": [names["eval"]]}, held_out.source)
+
+    def _shared(self, draft: Draft, recipe: Recipe) -> None:
+        for name, item in draft.groups.items():
+            recipe.model.setdefault(name, item)
+        shared = {key: item for key, item in draft.settings.items() if not key.startswith("stage.")}
+        if "stage.template" in draft.settings and (draft.kind != "pretrain" or "model.template" not in recipe.shared):
+            item = draft.settings["stage.template"]
+            recipe.shared["model.template"] = Setting("model.template", item.value, item.source)
+        for key, item in shared.items():
+            before = recipe.shared.get(key)
+            if before is None or before.value == item.value:
+                recipe.shared.setdefault(key, item)
+                continue
+            kept = max(before, item, key=lambda one: one.value or 0) if key == "model.max_length" else before
+            recipe.shared[key] = kept
+            for flag in item.flags:
+                draft.settle(flag, "differs", f"{key}: {kept.value}, one value for the whole recipe; here {item.value}")
+            if key == "model.max_length" and kept is item:
+                self.plan.notes.append(f"{key} is {item.value} for all stages; an earlier one asked for {before.value}")
+
+    # -- everything else
+
+    def _other(self, other: Other, launch: Launch) -> None:
+        self.plan.accounts += other.accounts
+        self.plan.problems += other.problems
+        self.plan.notes += other.notes
+        folder = launch.command.folder
+        for product in other.products:
+            sources = [self._find(path, folder) for path in product.reads]
+            recipe = next((found[0] for found in sources if found), None)
+            if recipe is None:
+                self.plan.notes.append(f"line {launch.command.line}: {product.kind} of {', '.join(product.reads)}, which no "
+                                       "command of this script writes: no stage")  # fmt: skip
+                continue
+            names = [found[1] if found else path for found, path in zip(sources, product.reads, strict=True)]
+            settings = {
+                key: Setting(key, value, f"line {launch.command.line}: {launch.entry}")
+                for key, value in product.settings.items()
+            }
+            source = f"line {launch.command.line}: {launch.entry}"
+            if product.kind == "average":
+                names = [self._merged(recipe, name, launch) for name in names]
+                settings["models"] = Setting("models", names, source)
+            else:
+                settings["init_from"] = Setting("init_from", names[0], source)
+            name = _free(product.kind, recipe)
+            if product.data:
+                entry = _distinct(_slug(product.data["annotations"]), product.data["annotations"], recipe)
+                recipe.data[entry] = ("vqa", {key: Setting(key, value, source) for key, value in product.data.items()})
+                settings["data"] = Setting("data", [entry], source)
+            recipe.stages.append(Stage(name, product.kind, settings))
+            if product.writes:
+                # A projector taken out of a stage is that stage, for those that begin with it.
+                alias = names[0] if product.kind == "convert" else name
+                self._owner[_normal(product.writes, folder)] = (recipe, alias)
+
+    def _merged(self, recipe: Recipe, name: str, launch: Launch) -> str:
+        """The merge of an adapter's stage, where an average names the adapter's folder."""
+        for stage in recipe.stages:
+            if stage.preset == "merge" and stage.settings["init_from"].value == name:
+                self.plan.notes.append(
+                    f"line {launch.command.line}: averages the adapters' folder {name}; the merged one is meant"
+                )
+                return stage.name
+        return name
+
+
+def draft_rules(draft: Draft, reading: Reading) -> None:
+    """Settles every flag of a training command."""
+    if draft.family == "megatron":
+        from vlmrun.importers.meaning import megatron
+
+        megatron.settle(draft)
+        trainer.direct(draft)
+        return
+    tuning.kind(draft)
+    batch.ranks(draft, reading.batch)
+    batch.sizes(draft)
+    rules = (*model.RULES, *tuning.RULES, *trainer.RULES) if draft.family != "hf" else trainer.RULES
+    for rule in rules:
+        rule(draft)
+    trainer.direct(draft)
+
+
+def _normal(path: str, folder: str) -> str:
+    return posixpath.normpath(posixpath.join(folder, path)) if path else ""
+
+
+def _signature(groups: dict[str, Setting], settings: dict[str, Setting]) -> dict[str, Any]:
+    own = {key: item.value for key, item in settings.items() if key.startswith("model.")}
+    for key in ("model.max_length", "model.template"):
+        own.pop(key, None)
+    return {**{name: item.value for name, item in groups.items()}, **own}
+
+
+def _free(kind: str, recipe: Recipe) -> str:
+    taken = {stage.name for stage in recipe.stages}
+    number = 1
+    while (name := kind if number == 1 else f"{kind}{number}") in taken:
+        number += 1
+    return name
+
+
+def _slug(path: str) -> str:
+    name = (
+        re.sub(r"[^A-Za-z0-9]+", "_", posixpath.basename(marks.shown(path)).rpartition(".")[0] or path)
+        .strip("_")
+        .lower()
+    )
+    return (name or "records")[:60]
+
+
+def _entry(path: str, family: str, role: str) -> tuple[str, str]:
+    """The name of a data entry, and the option of conf/data it starts from."""
+    if family == "minicpm":
+        return ("minicpm", "minicpm") if role == "train" else ("minicpm_eval", "minicpm_eval")
+    known = parts.data_names().get(posixpath.basename(path))
+    return (known, known) if known else (_slug(path), "llava")
+
+
+def _distinct(entry: str, annotations: str | None, recipe: Recipe) -> str:
+    """The entry's name, numbered where another file has it already."""
+    number, name = 1, entry
+    while name in recipe.data and getattr(recipe.data[name][1].get("annotations"), "value", None) != annotations:
+        number += 1
+        name = f"{entry}_{number}"
+    return name

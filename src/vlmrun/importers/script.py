@@ -1,0 +1,83 @@
+"""`vlmrun import FILE.sh`: reads, plans, writes, and compares what was written with the script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmrun.errors import ConfigError, Problem
+from vlmrun.importers.meaning.draft import Options
+from vlmrun.importers.plan import Plan, Planner
+from vlmrun.importers.shell.commands import Reading
+from vlmrun.importers.shell.reader import read_script
+from vlmrun.importers.shell.source import MAX_SIZE
+
+_UNSUPPORTED = "--allow-unsupported lists it and leaves it out"
+
+
+@dataclass
+class Request:
+    """What the user asks for."""
+
+    files: Sequence[Path]
+    name: str | None = None
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    meant: bool = False
+    options: Options = field(default_factory=Options)
+    allow_unsupported: bool = False
+
+
+def plan(request: Request) -> tuple[Plan, Reading]:
+    """What the scripts become, in the order given.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    reading = Reading()
+    for path in request.files:
+        one = read_script(path, request.arguments, request.environment, request.root, request.meant)
+        reading.commands += one.commands
+        reading.notes += one.notes
+        reading.broken += one.broken
+        reading.files |= one.files
+        reading.batch |= one.batch
+    if reading.broken:
+        fix = "--as-meant takes the flags that were meant; or mend the line"
+        raise ConfigError([Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
+                           for file, item in reading.broken])  # fmt: skip
+    first = request.files[0]
+    root = request.root or first.parent
+    result = Planner(request.name or recipe_name(first), reading, request.options, _loader(root)).run()
+    problems = list(result.problems)
+    if not request.allow_unsupported:
+        problems += [
+            Problem(f"{account.flag} is not supported: {account.detail}", f"line {account.line}", _UNSUPPORTED)
+            for account in result.accounts
+            if account.verdict in ("unsupported", "unknown") and account.command in result.training
+        ]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return result, reading
+
+
+def _loader(root: Path) -> Callable[[str], str | None]:
+    def load(place: str) -> str | None:
+        file = (root / place).resolve()
+        if not file.is_relative_to(root.resolve()) or not file.is_file() or file.stat().st_size > MAX_SIZE:
+            return None
+        try:
+            return file.read_text("utf-8")
+        except UnicodeDecodeError:
+            return None
+
+    return load
+
+
+def recipe_name(path: Path) -> str:
+    """A recipe's name from a file's."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_").lower()
+    return name if name[:1].isalnum() else "imported"
