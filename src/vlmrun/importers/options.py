@@ -72,7 +72,7 @@ def published(parts: dict[str, str], template: str | None, markers: bool) -> Mod
         for model in same
         if model.values.get("template") == template and bool(model.values.get("image_markers")) == markers
     ]
-    return (exact or same or [None])[0]
+    return next(iter([*exact, *same]), None)
 
 
 @cache

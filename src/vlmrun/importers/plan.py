@@ -11,7 +11,7 @@ from typing import Any
 from vlmrun.errors import ConfigError, Problem, VlmrunError
 from vlmrun.importers import options as parts
 from vlmrun.importers.launch import Launch, take_apart
-from vlmrun.importers.meaning import batch, model, trainer, tuning
+from vlmrun.importers.meaning import batch, megatron, model, trainer, tuning
 from vlmrun.importers.meaning.draft import Account, Draft, Options, Setting
 from vlmrun.importers.meaning.family import detect, is_training
 from vlmrun.importers.others import Other, recognize
@@ -90,8 +90,10 @@ class Planner:
 
     def _balance(self) -> None:
         """Every flag is accounted for exactly once, or the import fails."""
-        if len(self.plan.accounts) != self.plan.flags:
-            raise VlmrunError(f"{self.plan.flags} flags, {len(self.plan.accounts)} accounted for: a bug of ours", self.name)
+        if len(self.plan.accounts) != self.plan.flags and not self.plan.problems:
+            raise VlmrunError(
+                f"{self.plan.flags} flags, {len(self.plan.accounts)} accounted for: a bug of ours", self.name
+            )
 
     def _take(self, command: Command) -> None:
         if posixpath.basename(command.argv[0]) in ("cp", "mv") and len(command.argv) >= 3:
@@ -266,14 +268,12 @@ class Planner:
 
 def draft_rules(draft: Draft, reading: Reading) -> None:
     """Settles every flag of a training command."""
+    batch.ranks(draft, reading.batch)
     if draft.family == "megatron":
-        from vlmrun.importers.meaning import megatron
-
         megatron.settle(draft)
         trainer.direct(draft)
         return
     tuning.kind(draft)
-    batch.ranks(draft, reading.batch)
     batch.sizes(draft)
     rules = (*model.RULES, *tuning.RULES, *trainer.RULES) if draft.family != "hf" else trainer.RULES
     for rule in rules:

@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from vlmrun.importers.meaning.draft import title
+from vlmrun.importers.meaning.draft import Verdict, title
 from vlmrun.importers.plan import Plan
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Reading
 
-VERDICTS = ("taken", "no effect", "differs", "unsupported", "unknown")
+VERDICTS: tuple[Verdict, ...] = ("taken", "no effect", "differs", "unsupported", "unknown")
 
 
 def counts(plan: Plan) -> dict[str, int]:

@@ -15,7 +15,7 @@ from vlmrun.importers import options
 from vlmrun.importers.plan import Recipe
 from vlmrun.importers.shell import marks
 
-_NEUTRAL = {"max_length": 2048, "image_markers": None, "new_tokens": [], "tiles": None}
+_NEUTRAL: dict[str, Any] = {"max_length": 2048, "image_markers": None, "new_tokens": [], "tiles": None}
 
 
 def files(recipe: Recipe, script: str, hardware: str) -> dict[str, str]:
@@ -87,7 +87,7 @@ def _value(value: Any) -> str:
     """A value in one line of YAML; `${` of a script is text here, never an interpolation."""
     if isinstance(value, float):
         return _float(value)
-    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    text: str = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6, allow_unicode=True).strip()
     return text.removesuffix("\n...").strip()
 
 

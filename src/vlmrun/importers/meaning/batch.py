@@ -38,12 +38,16 @@ def ranks(draft: Draft, batch_options: dict[str, str]) -> None:
         per_node = _whole(slurm.value("--ntasks-per-node") or batch_options.get("ntasks-per-node"))
     elif not chain:
         per_node = 1
-    per_node = draft.options.gpus or per_node or _gres(batch_options)
+    per_node = per_node or _gres(batch_options) or draft.options.gpus
     if per_node is None:
         draft.problems.append(Problem("how many GPUs the script runs on is not known: its launcher takes all of the "
                                       "machine's", f"{draft.launch.command.file}, line {draft.launch.command.line}", _FIX))  # fmt: skip
         per_node = 1
-    source = "--gpus" if draft.options.gpus else f"line {draft.launch.command.line}: {draft.launch.command.argv[0]}"
+    source = (
+        "--gpus"
+        if per_node == draft.options.gpus
+        else f"line {draft.launch.command.line}: {draft.launch.command.argv[0]}"
+    )
     draft.settings["hardware.nodes"] = Setting("hardware.nodes", nodes or 1, source)
     draft.settings["hardware.ranks_per_node"] = Setting("hardware.ranks_per_node", per_node, source)
     if (nodes or 1) * per_node > 1 and draft.launch.chain:

@@ -140,7 +140,9 @@ class Draft:
         if given:
             source = f"line {given[0].line}: {' '.join(flag.text for flag in given)}"
         else:
-            source = note or (f"default of {title(self.family)}" + (f" (--{flags[0]})" if flags and flags[0] in self.table else ""))
+            source = note or (
+                f"default of {title(self.family)}" + (f" (--{flags[0]})" if flags and flags[0] in self.table else "")
+            )
         self.settings[key] = Setting(key, value, f"{source}; {note}" if note and given else source, flags)
         for name in flags:
             self.settle(name, "taken", f"{key}: {value}" if not note else f"{key}: {value} ({note})")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.importers.launch import Launch, table
 from vlmrun.importers.meaning.draft import title
 
 _KOREAN = ("kollava", "ko_chat", "ko_llava", "ko-vicuna", "ko_vicuna", "llama-2-ko", "synatra")
-_HF = {"per_device_train_batch_size", "learning_rate", "output_dir", "num_train_epochs", "max_steps", "deepspeed"}
 
 
 def is_training(launch: Launch) -> bool:
@@ -30,7 +31,7 @@ def detect(launch: Launch, asked: str | None = None) -> str:
     Raises:
         ConfigError: when flags of two families stand side by side, or the asked one does not exist.
     """
-    families = table("flags")["families"]
+    families: dict[str, Any] = table("flags")["families"]
     if asked is not None:
         if asked not in families:
             raise ConfigError(f"no family {asked!r}", "--family", suggest(asked, families, noun="families"))

@@ -87,8 +87,7 @@ def deepspeed(draft: Draft) -> None:
     clip = draft.number_of("max_grad_norm")
     if path is None and fsdp is None:
         draft.set("stage.optim.max_grad_norm", clip, "max_grad_norm")
-        draft.set("stage.zero", 0 if draft.settings["hardware.ranks_per_node"].value == 1 else 1,
-                  note="no DeepSpeed file: plain data parallelism, the same arithmetic")  # fmt: skip
+        draft.set("stage.zero", 2, note="no DeepSpeed file: the same arithmetic, its states sharded")
     elif path is not None:
         _from_json(draft, path, clip)
         draft.settle("fsdp", "no effect", "DeepSpeed is named too")

@@ -126,8 +126,12 @@ def data(draft: Draft) -> None:
     if "data_path" not in draft.table:
         return
     path, images = draft.text("data_path"), draft.text("image_folder")
-    draft.data["train"] = {"annotations": path, "images": images, "source": draft.where("data_path"),
-                           "images_source": draft.where("image_folder")}
+    draft.data["train"] = {
+        "annotations": path,
+        "images": images,
+        "source": draft.where("data_path"),
+        "images_source": draft.where("image_folder"),
+    }
     draft.settle("data_path", "taken", f"data.NAME.annotations: {path}")
     draft.settle("image_folder", "taken", f"data.NAME.images: {images}")
 

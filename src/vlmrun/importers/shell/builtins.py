@@ -1,4 +1,4 @@
-"""Commands of the shell itself, as far as they change what is started; each takes its arguments and answers a status."""
+"""Commands of the shell itself, as far as they change what is started; each takes its arguments."""
 
 from __future__ import annotations
 
@@ -12,8 +12,53 @@ from vlmrun.importers.shell.scope import Scope
 
 # Write nothing that counts and start nothing.
 QUIET = frozenset(
-    ": mkdir rm touch chmod sleep wait ulimit umask trap alias unalias shopt hash module conda mamba deactivate pip "
-    "pip3 apt apt-get clear date hostname nvidia-smi ls type which command jobs kill ln wandb git wget curl unzip tar tee grep awk sed head tail cat set_env export".split()
+    (
+        *(
+            ":",
+            "mkdir",
+            "rm",
+            "touch",
+            "chmod",
+            "sleep",
+            "wait",
+            "ulimit",
+            "umask",
+            "trap",
+            "alias",
+            "unalias",
+            "shopt",
+        ),
+        *(
+            "hash",
+            "module",
+            "conda",
+            "mamba",
+            "deactivate",
+            "pip",
+            "pip3",
+            "apt",
+            "apt-get",
+            "clear",
+            "date",
+            "hostname",
+        ),
+        *(
+            "nvidia-smi",
+            "ls",
+            "type",
+            "which",
+            "command",
+            "jobs",
+            "kill",
+            "ln",
+            "wandb",
+            "git",
+            "wget",
+            "curl",
+            "unzip",
+        ),
+        *("tar", "tee", "grep", "awk", "sed", "head", "tail", "cat"),
+    )
 )
 Status = bool | None  # None: not known
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from tree_sitter import Node
 
@@ -52,10 +53,8 @@ class Interpreter:
     def run(self) -> None:
         """Follows the script to its end, or to where bash would stop."""
         self._batch_options()
-        try:
+        with suppress(_Flow):
             self._body(parse(marks.encode(self.text)).children)
-        except _Flow:
-            pass
 
     def _batch_options(self) -> None:
         for found in re.finditer(r"^#SBATCH\s+(--?[\w-]+)(?:[=\s]+(\S+))?", self.text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""Private characters inside strings: blanks that a backslash made literal, and values that only a program could give."""
+"""Private characters inside strings: blanks that a backslash made literal, values that only a program could give."""
 
 from __future__ import annotations
 

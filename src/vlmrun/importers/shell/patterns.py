@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 MAX_WORDS = 1000  # that one word in braces may become
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
     """A shell pattern as a regular expression. A backslash makes the next character literal."""
-    out, place = [], 0
+    out: list[str] = []
+    place = 0
     while place < len(pattern):
         char = pattern[place]
         place += 1
@@ -90,7 +92,7 @@ def _first_braces(word: str) -> tuple[str, list[str], str] | None:
         inside = word[start + 1 : end]
         if commas:
             edges = [start, *commas, end]
-            options = [word[a + 1 : b] for a, b in zip(edges, edges[1:], strict=False)]
+            options = [word[a + 1 : b] for a, b in pairwise(edges)]
         elif numbers := re.fullmatch(r"(-?\d{1,9})\.\.(-?\d{1,9})(?:\.\.(-?\d{1,9}))?", inside):
             low, high, step = int(numbers[1]), int(numbers[2]), abs(int(numbers[3] or 1)) or 1
             run = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)

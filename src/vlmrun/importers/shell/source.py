@@ -98,7 +98,8 @@ def as_meant(text: str) -> str:
         lines[broken.line - 1] = _TRAP.sub(r"\\", lines[broken.line - 1])
     for _ in range(min(len(lines), 50)):
         orphans = _orphans("\n".join(lines))
-        if not any([_join(lines, row) for row in orphans]):
+        joined = [_join(lines, row) for row in orphans]
+        if not any(joined):
             break
     return "\n".join(lines)
 
@@ -131,7 +132,7 @@ def cause(text: str, row: int) -> Broken:
     for broken in traps(text):
         if broken.line == row:
             return broken
-    above = row - 1
+    above = min(row, len(lines)) - 1
     if above >= 0 and lines[above].lstrip().startswith("#"):
         return Broken(above + 1, "a comment line ends the command before it")
     if above >= 0 and not lines[above].strip():

@@ -198,10 +198,9 @@ def _split(pieces: Iterator[Piece]) -> list[str]:
             current = None
         elif piece.kind == "split" and not marks.is_unknown(piece.text):
             parts = piece.text.split()
-            if not parts or piece.text[0].isspace():
-                if current is not None and piece.text:
-                    fields.append(current)
-                    current = None
+            if current is not None and piece.text and (not parts or piece.text[0].isspace()):
+                fields.append(current)
+                current = None
             for number, part in enumerate(parts):
                 if number:
                     fields.append(current or "")
