@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlmrun.errors import ConfigError
 from vlmrun.importers import compare, report, write
+from vlmrun.importers.arguments import READERS
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.plan import Plan
 from vlmrun.importers.script import Request, plan
@@ -16,7 +17,11 @@ from vlmrun.importers.shell.commands import Reading
 
 def main(arguments: list[str]) -> int:
     """`vlmrun import FILE.sh ...`"""
-    options = _parser().parse_args(arguments)
+    rest = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
+    options = _parser().parse_args(arguments[: len(arguments) - len(rest) - 1] if "--" in arguments else arguments)
+    options.files += rest
+    if not options.files:
+        raise ConfigError("nothing to import", "command line", "vlmrun import FILE.sh")
     found, reading = plan(_request(options))
     folder = Path(options.out)
     files: list[Path] = []
@@ -60,6 +65,8 @@ def _request(options: argparse.Namespace) -> Request:
         meant=options.as_meant,
         options=Options(options.gpus, options.quirks, options.family),
         allow_unsupported=options.allow_unsupported,
+        source=options.source,
+        words=options.files,
     )
 
 
@@ -69,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Read a training script, never run it, and write a recipe that composes to the same training.",
         epilog="docs/guides/import.md",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="scripts, in the order in which they run")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="scripts, in the order in which they run")
+    parser.add_argument("--from", dest="source", choices=("script", *READERS), default="script", help="what FILE is")
     parser.add_argument("--name", help="the recipe's name (default: the file's)")
     parser.add_argument("--out", default="conf", help="folder of configurations to write to (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlmrun.errors import ConfigError, Problem, VlmrunError
 from vlmrun.importers import options as parts
-from vlmrun.importers.launch import Launch, take_apart
-from vlmrun.importers.meaning import batch, megatron, model, trainer, tuning
+from vlmrun.importers.launch import Launch, table, take_apart
+from vlmrun.importers.meaning import batch, factory, megatron, model, trainer, tuning
 from vlmrun.importers.meaning.draft import Account, Draft, Options, Setting
 from vlmrun.importers.meaning.family import detect, is_training
 from vlmrun.importers.others import Other, recognize
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Command, Reading
+
+FACTORIES = ("llamafactory", "swift")  # families with arguments and models of their own
 
 
 @dataclass
@@ -72,12 +74,15 @@ class Planner:
         self.plan = Plan()
         self._owner: dict[str, tuple[Recipe, str]] = {}  # path written -> recipe and stage
 
-    def run(self) -> Plan:
-        """All commands of the reading.
+    def run(self, launches: Sequence[Launch] = ()) -> Plan:
+        """All commands of the reading, after launches that are known to train.
 
         Raises:
             ConfigError: when none of them trains.
         """
+        for launch in launches:
+            self._count(launch)
+            self._training(launch)
         for command in self.reading.commands:
             self._take(command)
         if not any(stage.preset == "_train" for recipe in self.plan.recipes for stage in recipe.stages):
@@ -106,12 +111,15 @@ class Planner:
                 f"{command.file}, line {command.line}: `{words}` is no part of a training; passed over"
             )
             return
-        self.plan.commands += 1
-        self.plan.flags += len(launch.flags) + len(launch.words) + sum(len(link.flags) for link in launch.chain)
+        self._count(launch)
         if is_training(launch):
             self._training(launch)
         else:
             self._other(recognize(launch, self.plan.commands, self._read_file(command)), launch)
+
+    def _count(self, launch: Launch) -> None:
+        self.plan.commands += 1
+        self.plan.flags += len(launch.flags) + len(launch.words) + sum(len(link.flags) for link in launch.chain)
 
     def _copied(self, command: Command) -> None:
         *_, source, target = command.argv
@@ -273,9 +281,16 @@ def draft_rules(draft: Draft, reading: Reading) -> None:
         megatron.settle(draft)
         trainer.direct(draft)
         return
-    tuning.kind(draft)
+    (factory if draft.family in FACTORIES else tuning).kind(draft)
     batch.sizes(draft)
-    rules = (*model.RULES, *tuning.RULES, *trainer.RULES) if draft.family != "hf" else trainer.RULES
+    if draft.family in FACTORIES:
+        factory.settle(draft)
+    tables = table("flags")["families"][draft.family]["tables"]
+    rules = (
+        (*model.RULES, *tuning.RULES, *trainer.RULES)
+        if "llava" in tables or draft.family == "minicpm"
+        else trainer.RULES
+    )
     for rule in rules:
         rule(draft)
     trainer.direct(draft)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlmrun.errors import ConfigError, Problem
+from vlmrun.importers.arguments import read as read_arguments
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.plan import Plan, Planner
 from vlmrun.importers.shell.commands import Reading
@@ -29,6 +30,8 @@ class Request:
     meant: bool = False
     options: Options = field(default_factory=Options)
     allow_unsupported: bool = False
+    source: str = "script"  # or a kind of argument file
+    words: Sequence[str] = ()  # of such a file: its path, or swift's options
 
 
 def plan(request: Request) -> tuple[Plan, Reading]:
@@ -37,21 +40,18 @@ def plan(request: Request) -> tuple[Plan, Reading]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    reading = Reading()
-    for path in request.files:
-        one = read_script(path, request.arguments, request.environment, request.root, request.meant)
-        reading.commands += one.commands
-        reading.notes += one.notes
-        reading.broken += one.broken
-        reading.files |= one.files
-        reading.batch |= one.batch
-    if reading.broken:
-        fix = "--as-meant takes the flags that were meant; or mend the line"
-        raise ConfigError([Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
-                           for file, item in reading.broken])  # fmt: skip
-    first = request.files[0]
-    root = request.root or first.parent
-    result = Planner(request.name or recipe_name(first), reading, request.options, _loader(root)).run()
+    if request.source != "script":
+        launch = read_arguments(request.source, request.words)
+        family = {"llamafactory": "llamafactory", "swift": "swift"}.get(request.source, "hf")
+        reading = Reading()
+        options = replace(request.options, family=request.options.family or family)
+        name = request.name or recipe_name(Path(launch.command.file))
+        result = Planner(name, reading, options, _loader(Path())).run([launch])
+    else:
+        reading = _read(request)
+        first = request.files[0]
+        loader = _loader(request.root or first.parent)
+        result = Planner(request.name or recipe_name(first), reading, request.options, loader).run()
     problems = list(result.problems)
     if not request.allow_unsupported:
         problems += [
@@ -62,6 +62,27 @@ def plan(request: Request) -> tuple[Plan, Reading]:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return result, reading
+
+
+def _read(request: Request) -> Reading:
+    """All scripts, in the order given."""
+    reading = Reading()
+    for path in request.files:
+        one = read_script(path, request.arguments, request.environment, request.root, request.meant)
+        reading.commands += one.commands
+        reading.notes += one.notes
+        reading.broken += one.broken
+        reading.files |= one.files
+        reading.batch |= one.batch
+    if reading.broken:
+        fix = "--as-meant takes the flags that were meant; or mend the line"
+        raise ConfigError(
+            [
+                Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
+                for file, item in reading.broken
+            ]
+        )
+    return reading
 
 
 def _loader(root: Path) -> Callable[[str], str | None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vlmrun import artifact
 from vlmrun.errors import ConfigError
 from vlmrun.importers import options
 from vlmrun.importers.plan import Recipe
@@ -126,11 +125,7 @@ def save(folder: Path, contents: dict[str, str], *, overwrite: bool) -> list[Pat
     for name, content in contents.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, suffix=".tmp", delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(target)
+        with artifact.writing(target) as temporary:
+            temporary.write_text(content, encoding="utf-8")
         written.append(target)
     return written

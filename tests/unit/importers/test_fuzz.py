@@ -79,9 +79,7 @@ def watched():
             "os.fork",
             "socket.connect",
             "pty.spawn",
-        ):
-            seen.append((event, arguments))
-        elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        ) or (event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
             seen.append((event, arguments))
 
     sys.addaudithook(hook)
