@@ -6,9 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlmrun.config.compose import compose
+from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError
 from vlmrun.importers import compare, report, write
 from vlmrun.importers.arguments import READERS
+from vlmrun.importers.export import FAMILIES, script
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.plan import Plan
 from vlmrun.importers.script import Request, plan
@@ -26,8 +29,8 @@ def main(arguments: list[str]) -> int:
     folder = Path(options.out)
     files: list[Path] = []
     if not options.check:
-        script = ", ".join(options.files)
-        contents = {k: v for recipe in found.recipes for k, v in write.files(recipe, script, options.hardware).items()}
+        origin = ", ".join(options.files)
+        contents = {k: v for recipe in found.recipes for k, v in write.files(recipe, origin, options.hardware).items()}
         files = write.save(folder, contents, overwrite=options.overwrite)
     _print(found, reading, [str(file) for file in files], options)
     problems = [problem for recipe in found.recipes for problem in compare.differences(recipe, folder)]
@@ -35,6 +38,23 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(problems)
     if options.check:
         print("the composed run has every value of the script", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """`vlmrun export-script RECIPE --for FAMILY`"""
+    parser = argparse.ArgumentParser("vlmrun export-script", description="A recipe as another project's launch script.")
+    parser.add_argument("recipe", help="a recipe's name; further overrides behind it")
+    parser.add_argument("overrides", nargs="*", help="as for a run: data.NAME.images=FOLDER")
+    parser.add_argument("--for", dest="family", required=True, help=f"whose script: {', '.join(FAMILIES)}")
+    parser.add_argument("--config-dir", help="a folder with configurations of your own")
+    options = parser.parse_intermixed_args(arguments)
+    folders = [Path(options.config_dir)] if options.config_dir else []
+    composed = compose([f"+recipe={options.recipe}", *options.overrides], folders)
+    run, problems = validate(composed.tree, composed.problems)
+    if run is None or composed.problems:
+        raise ConfigError([*composed.problems, *problems])
+    sys.stdout.write(script(run, options.family))
     return 0
 
 

@@ -202,6 +202,11 @@ class Planner:
                 note = source["images_source"] if images else "MiniCPM-V's records hold absolute paths"
                 values["images"] = Setting("images", images or "/", note)
             recipe.data.setdefault(entry, (option, values))
+        if "data" not in settings and "train" not in names:
+            recipe.data.setdefault("records", ("llava", {}))
+            settings["data"] = Setting(
+                "data", ["records"], "no data is named: give data.records.annotations and images"
+            )
         if "train" in names:
             settings["data"] = Setting("data", [names["train"]], draft.data["train"]["source"])
         held_out = settings.get("eval")

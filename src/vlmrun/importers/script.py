@@ -53,7 +53,7 @@ def plan(request: Request) -> tuple[Plan, Reading]:
         loader = _loader(request.root or first.parent)
         result = Planner(request.name or recipe_name(first), reading, request.options, loader).run()
     problems = list(result.problems)
-    if not request.allow_unsupported:
+    if not request.allow_unsupported and not request.source.startswith("trainer_"):  # every field is in those
         problems += [
             Problem(f"{account.flag} is not supported: {account.detail}", f"line {account.line}", _UNSUPPORTED)
             for account in result.accounts

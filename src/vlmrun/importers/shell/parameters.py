@@ -40,7 +40,7 @@ def expand(body: str, words: Words) -> str | list[str]:
         return marks.unknown(f"${name}")
     listed = _listed(name, index, words)
     if listed is not None:
-        return _each(listed, rest, words)
+        return _each(listed, rest, words, first=0 if index else 1)
     return _one(name, _element(name, index, words), rest, words)
 
 
@@ -50,9 +50,9 @@ def _listed(name: str, index: str | None, words: Words) -> list[str] | None:
     return None
 
 
-def _each(values: list[str], rest: str, words: Words) -> list[str]:
+def _each(values: list[str], rest: str, words: Words, first: int) -> list[str]:
     if slice_ := re.fullmatch(r":(\d+)(?::(\d+))?", rest):
-        start = max(int(slice_[1]) - 1, 0)
+        start = max(int(slice_[1]) - first, 0)
         return values[start : start + int(slice_[2])] if slice_[2] else values[start:]
     if rest.startswith((":-", "-")) and not values:
         return [words.text(rest.lstrip(":")[1:])]

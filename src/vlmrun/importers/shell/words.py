@@ -123,6 +123,8 @@ class Words:
             if not body:
                 return place + 1, [Piece("$", "fixed")]
         values = parameters.expand(body, self.deeper())
+        if inside and isinstance(values, list) and (body.startswith("*") or "[*]" in body):
+            values = " ".join(values)
         if isinstance(values, str):
             return end, [Piece(values, kind)]
         joined: list[Piece] = []
