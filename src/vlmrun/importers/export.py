@@ -18,6 +18,7 @@ from vlmrun.importers.launch import table
 
 FAMILIES = ("llava", "bunny", "minicpm")
 _ENTRIES = {"llava": "llava/train/train_mem.py", "bunny": "bunny/train/train.py", "minicpm": "finetune.py"}
+_WHOLE = "openbmb/MiniCPM-Llama3-V-2_5"
 _MERGE = {"llava": "scripts/merge_lora_weights.py", "bunny": "script/merge_lora_weights.py"}
 # What a stage of ours has and no flag of theirs says: neutral value of each.
 _NEUTRAL: dict[str, Any] = {
@@ -42,7 +43,7 @@ def script(run: RunConfig, family: str) -> str:
         name, stage = item.name, item.stage
         if isinstance(stage, TrainStage):
             commands.append(_training(run, name, stage, family, unsaid))
-        elif isinstance(stage, MergeStage) and family in _MERGE:
+        elif isinstance(stage, MergeStage):
             commands.append(_merging(run, name, stage, family))
         elif isinstance(stage, AverageStage) and stage.weights and stage.method.name == "linear":
             commands.append(_averaging(run, name, stage))
@@ -221,7 +222,7 @@ def _minicpm(run: RunConfig, stage: TrainStage, family: str, unsaid: list[str]) 
     if run.model.template != "minicpm_v25" or slices is None:
         unsaid.append(f"model {run.model.template}: MiniCPM-V 2.5 alone is said")
     flags: dict[str, Any] = {
-        "model_name_or_path": "openbmb/MiniCPM-Llama3-V-2_5", "llm_type": "llama3", "remove_unused_columns": False,
+        "model_name_or_path": _WHOLE, "llm_type": "llama3", "remove_unused_columns": False,
         "label_names": "labels", "tune_vision": stage.tune.tower == "full", "tune_llm": stage.tune.llm == "full",
         "max_slice_nums": slices.max_slices if slices else 9,
     }  # fmt: skip
@@ -236,6 +237,14 @@ def _minicpm(run: RunConfig, stage: TrainStage, family: str, unsaid: list[str]) 
 
 
 def _merging(run: RunConfig, name: str, stage: MergeStage, family: str) -> str:
+    if family == "minicpm":
+        body = (
+            "from peft import PeftModel\nfrom transformers import AutoModel\n"
+            f"base = AutoModel.from_pretrained('{_WHOLE}', trust_remote_code=True)\n"
+            f"model = PeftModel.from_pretrained(base, '{_folder(run, stage.init_from)}').merge_and_unload()\n"
+            f"model.save_pretrained('{_folder(run, name)}')\n"
+        )
+        return f"python - <<'EOF'\n{body}EOF\n"
     lines = [f"python {_MERGE[family]}", f"--model-path {_folder(run, stage.init_from)}",
              f"--model-base {shlex.quote(str(run.model.llm.arguments['path']))}", f"--save-model-path {_folder(run, name)}"]  # fmt: skip
     return " \\\n    ".join(lines) + "\n"

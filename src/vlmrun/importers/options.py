@@ -84,3 +84,12 @@ def data_names() -> dict[str, str]:
         if annotations != "???" and _read(file).get("about"):
             found[annotations.rpartition("/")[2]] = file.stem
     return found
+
+
+def preset(key: str) -> object:
+    """What conf/ has for a key of a training stage or of the run, before a script says anything."""
+    part, _, rest = key.partition(".")
+    values: object = _read(conf_dir() / ("stage/_train.yaml" if part == "stage" else "config.yaml"))
+    for name in (rest or part).split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values

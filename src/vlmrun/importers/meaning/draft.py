@@ -93,7 +93,11 @@ class Draft:
             default = self.table.get(name, {}).get("default")
             return None if default is None else str(default)
         if not flag.values:
-            self._problem(name, f"--{name} has no value", "a variable that is set nowhere? --env NAME=VALUE")
+            self._problem(
+                name,
+                f"--{name} has no value",
+                "a variable that is set nowhere? --env NAME=VALUE; an argument? --arg VALUE",
+            )
             return None
         if len(flag.values) > 1:
             self._problem(name, f"--{name} takes one value and has {len(flag.values)}", "quote it, or use --as-meant")

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from vlmrun.errors import Problem
+from vlmrun.importers import options
 from vlmrun.importers.launch import table
 from vlmrun.importers.meaning.draft import Draft
 
@@ -235,7 +236,7 @@ def direct(draft: Draft) -> None:
             value = draft.boolean(name) if entry["kind"] == "bool" else draft.number_of(name, kinds[entry["kind"]])
             if value is not None:
                 draft.set(entry["key"], value, name)
-        elif "key" in entry and "default" in entry:
+        elif "key" in entry and "default" in entry and options.preset(entry["key"]) != entry["default"]:
             draft.defaults.append((name, entry["default"], entry["key"]))
 
 
