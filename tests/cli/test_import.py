@@ -10,17 +10,22 @@ import yaml
 
 from vlmrun.cli.app import main
 
-TRAIN = """deepspeed --num_gpus 8 llava/train/train_mem.py --deepspeed ./zero2.json --model_name_or_path lmsys/vicuna-7b-v1.5 \\
-    --version plain --data_path ./captions.json --image_folder ./pics --vision_tower openai/clip-vit-large-patch14-336 \\
-    --mm_projector_type mlp2x_gelu --tune_mm_mlp_adapter True --mm_vision_select_layer -2 --bf16 True --output_dir ./out/align \\
-    --num_train_epochs 1 --per_device_train_batch_size 32 --learning_rate 1e-3 --warmup_ratio 0.03 --lr_scheduler_type cosine \\
-    --model_max_length 2048 --save_total_limit 1 --report_to wandb --image_aspect_ratio square --mm_use_im_patch_token False
+TRAIN = """deepspeed --num_gpus 8 llava/train/train_mem.py --deepspeed ./zero2.json \\
+    --model_name_or_path lmsys/vicuna-7b-v1.5 --version plain --data_path ./captions.json \\
+    --image_folder ./pics --vision_tower openai/clip-vit-large-patch14-336 \\
+    --mm_projector_type mlp2x_gelu --tune_mm_mlp_adapter True --mm_vision_select_layer -2 --bf16 True \\
+    --output_dir ./out/align --num_train_epochs 1 --per_device_train_batch_size 32 \\
+    --learning_rate 1e-3 --warmup_ratio 0.03 --lr_scheduler_type cosine --model_max_length 2048 \\
+    --save_total_limit 1 --report_to wandb --image_aspect_ratio square --mm_use_im_patch_token False
 """
 TUNE = TRAIN.replace(
     "--tune_mm_mlp_adapter True", "--pretrain_mm_mlp_adapter ./out/align/mm_projector.bin --lora_enable True"
 )
 TUNE = TUNE.replace("plain", "v1").replace("./out/align ", "./out/lora ").replace("captions", "talk")
-MERGE = "python scripts/merge_lora_weights.py --model-path out/lora --model-base lmsys/vicuna-7b-v1.5 --save-model-path out/merged\n"
+MERGE = """python scripts/merge_lora_weights.py --model-path out/lora --model-base lmsys/vicuna-7b-v1.5 \\
+    --save-model-path out/merged
+"""
+BROKEN = TRAIN.replace("\\\n    --mm_proj", "@\n    --mm_proj")
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_a_chain_becomes_stages_that_refer_to_one_another(here, capsys):
 def test_every_value_names_its_line(here):
     _import(here, "# a\n\n" + TRAIN)
     text = (here / "conf/recipe/train.yaml").read_text("utf-8")
-    assert re.search(r"micro_batch: 32 +# line 6: --per_device_train_batch_size 32", text)
+    assert re.search(r"micro_batch: 32 +# line 7: --per_device_train_batch_size 32", text)
     assert re.search(r"connector: full +# default of LLaVA", text)
 
 
@@ -109,14 +114,14 @@ def test_the_deepspeed_file_beside_the_script_counts(here):
         ("#!/usr/bin/env python3\nprint(1)\n", [], ["not a shell script", "vlmrun import train.sh"]),
         ("echo hello\nls\n", [], ["no training command", "give the script that starts"]),
         (TRAIN.replace("--bf16 True", "--model_type phi-2 --llm_type llama3"), [], ["two families", "--family"]),
-        (TRAIN.replace("--bf16", "--bf15"), [], ["--bf15 True is not supported", "--bf16 is near", "line 3", "--allow-unsupported"]),
+        (TRAIN.replace("--bf16", "--bf15"), [], ["--bf15 True is not", "--bf16 is near", "line 4"]),
         (TRAIN.replace("plain", "$V"), [], ["--version has no value", "line 2", "--env NAME=VALUE"]),
         (TRAIN.replace("1e-3", "fast"), [], ["'fast' is no float", "--learning_rate fast"]),
         (TRAIN.replace("--bf16 True", "--bf16 maybe"), [], ["--bf16 is true or false, not 'maybe'"]),
         (TRAIN.replace(" --num_gpus 8", ""), [], ["how many GPUs", "--gpus 8"]),
         (TRAIN.replace("zero2.json", "mine.json"), [], ["mine.json is not there", "--root"]),
-        (TRAIN.replace("\\\n    --mm_proj", "\\ # a note\n    --mm_proj"), [], ["a comment behind the backslash", "line 2", "--as-meant"]),
-        (TRAIN.replace("\\\n    --mm_proj", "\n    --mm_proj"), [], ["the backslash at the end of the line is missing", "line 2"]),
+        (BROKEN.replace("@", "\\ # a note"), [], ["a comment behind the backslash", "line 3", "--as-meant"]),
+        (BROKEN.replace("@", ""), [], ["the backslash at the end of the line is missing", "line 3"]),
         ("bash train.sh\n", [], ["a cycle of calls: train.sh -> train.sh"]),
         (TRAIN.replace("openai/clip-vit-large-patch14-336", "acme/eye"), [], ["no tower fits 'acme/eye'"]),
         ("while true; do X=1; done\n" + TRAIN, [], ["more than 20,000 statements"]),
@@ -132,7 +137,7 @@ def test_bad_input_says_what_where_and_how_to_mend_it(here, capsys, text, option
 
 
 def test_a_broken_continuation_is_taken_as_meant_when_asked(here):
-    assert _import(here, TRAIN.replace("\\\n    --mm_proj", "\\ # a (note)\n    --mm_proj"), "--as-meant") == 0
+    assert _import(here, BROKEN.replace("@", "\\ # a (note)"), "--as-meant") == 0
     assert main(["import", "train.sh", "--as-meant", "--check"]) == 0
     assert _import(here, TRAIN, "--name", "plain") == 0
     meant, plain = ((here / f"conf/recipe/{name}.yaml").read_text("utf-8") for name in ("train", "plain"))
@@ -143,8 +148,8 @@ def test_what_is_not_supported_can_be_left_out_and_is_listed(here, capsys):
     text = TRAIN.replace("--bf16 True", "--bf16 True --torch_compile True --frames 8")
     assert _import(here, text, "--allow-unsupported") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"unsupported +line 3 +--torch_compile True: nothing is compiled", shown)
-    assert re.search(r"unknown +line 3 +--frames 8", shown)
+    assert re.search(r"unsupported +line 4 +--torch_compile True: nothing is compiled", shown)
+    assert re.search(r"unknown +line 4 +--frames 8", shown)
 
 
 def test_llamafactory_swift_and_trainer_files(here, capsys):

@@ -13,7 +13,7 @@ from vlmrun.importers import compare, report, write
 from vlmrun.importers.arguments import READERS
 from vlmrun.importers.export import FAMILIES, script
 from vlmrun.importers.meaning.draft import Options
-from vlmrun.importers.plan import Plan
+from vlmrun.importers.recipe import Plan
 from vlmrun.importers.script import Request, plan
 from vlmrun.importers.shell.commands import Reading
 

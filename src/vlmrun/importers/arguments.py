@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vlmrun import back
 from vlmrun.errors import ConfigError
 from vlmrun.importers.launch import Flag, Launch, Launcher
 from vlmrun.importers.shell.commands import Command
@@ -96,8 +96,7 @@ def _trainer_args(words: Sequence[str]) -> tuple[Values, str]:
     if path.suffix == ".json":
         values = _json(path)
     else:
-        # A string, so that the front half does not depend on what loads torch.
-        values = importlib.import_module("vlmrun.formats.training_args").read(path)
+        values = back.training_args(path)
     return [(name, value, 1) for name, value in values.items() if _says_something(name, value)], path.name
 
 
@@ -106,8 +105,8 @@ def _says_something(name: str, value: Any) -> bool:
     return not name.startswith("_") and value not in (None, "", [], {}) and name not in ("distributed_state", "n_gpu")
 
 
-_STATE = {"max_steps": "max_steps", "num_train_epochs": "num_train_epochs", "logging_steps": "logging_steps",
-          "train_batch_size": "per_device_train_batch_size", "save_steps": "save_steps", "eval_steps": "eval_steps"}  # fmt: skip
+_SAME = ("max_steps", "num_train_epochs", "logging_steps", "save_steps", "eval_steps")
+_STATE = {"train_batch_size": "per_device_train_batch_size", **{name: name for name in _SAME}}
 
 
 def _trainer_state(words: Sequence[str]) -> tuple[Values, str]:

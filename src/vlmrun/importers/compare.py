@@ -9,7 +9,7 @@ from typing import Any
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
 from vlmrun.errors import Problem
-from vlmrun.importers.plan import Recipe
+from vlmrun.importers.recipe import Recipe
 
 
 def differences(recipe: Recipe, folder: Path) -> Iterator[Problem]:

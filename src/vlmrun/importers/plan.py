@@ -3,67 +3,18 @@
 from __future__ import annotations
 
 import posixpath
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlmrun.errors import ConfigError, Problem, VlmrunError
-from vlmrun.importers import options as parts
-from vlmrun.importers.launch import Launch, table, take_apart
-from vlmrun.importers.meaning import batch, factory, megatron, model, trainer, tuning
-from vlmrun.importers.meaning.draft import Account, Draft, Options, Setting
+from vlmrun.importers.launch import Launch, take_apart
+from vlmrun.importers.meaning.draft import Draft, Options, Setting
 from vlmrun.importers.meaning.family import detect, is_training
+from vlmrun.importers.meaning.rules import settle
 from vlmrun.importers.others import Other, recognize
+from vlmrun.importers.recipe import Plan, Recipe, Stage, distinct, entry, free, slug
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Command, Reading
-
-FACTORIES = ("llamafactory", "swift")  # families with arguments and models of their own
-
-
-@dataclass
-class Stage:
-    """A stage of a recipe: the option of conf/stage it starts from, and its settings below `stage.NAME`."""
-
-    name: str
-    preset: str
-    settings: dict[str, Setting]
-
-
-@dataclass
-class Recipe:
-    """One recipe to be written."""
-
-    name: str
-    model: dict[str, Setting] = field(default_factory=dict)  # options of model/llm, tower, connector, or `model` itself
-    data: dict[str, tuple[str, dict[str, Setting]]] = field(default_factory=dict)  # entry -> option, settings
-    shared: dict[str, Setting] = field(default_factory=dict)  # model.*, hardware.*, tracking, seed
-    stages: list[Stage] = field(default_factory=list)
-
-    def settings(self) -> Iterable[Setting]:
-        """All values, by their full keys."""
-        yield from self.shared.values()
-        for name, (_, values) in self.data.items():
-            yield from (Setting(f"data.{name}.{key}", item.value, item.source) for key, item in values.items())
-        for stage in self.stages:
-            yield from (
-                Setting(f"stage.{stage.name}.{key}", item.value, item.source) for key, item in stage.settings.items()
-            )
-
-
-@dataclass
-class Plan:
-    """What a script becomes."""
-
-    recipes: list[Recipe] = field(default_factory=list)
-    accounts: list[Account] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    defaults: list[tuple[str, Any, str]] = field(default_factory=list)
-    families: list[str] = field(default_factory=list)
-    training: set[int] = field(default_factory=set)  # numbers of the commands that train
-    commands: int = 0
-    flags: int = 0
 
 
 class Planner:
@@ -88,8 +39,8 @@ class Planner:
         if not any(stage.preset == "_train" for recipe in self.plan.recipes for stage in recipe.stages):
             names = ", ".join(dict.fromkeys(marks.shown(command.argv[0]) for command in self.reading.commands))
             found = f"; it starts {names}" if names else ""
-            raise ConfigError([*self.plan.problems, Problem(f"no training command{found}", self.name,
-                              "give the script that starts deepspeed, torchrun, accelerate or python with a learning rate")])  # fmt: skip
+            fix = "give the script that starts deepspeed, torchrun, accelerate or python with a learning rate"
+            raise ConfigError([*self.plan.problems, Problem(f"no training command{found}", self.name, fix)])
         self._balance()
         return self.plan
 
@@ -141,12 +92,12 @@ class Planner:
         self.plan.families.append(family)
         self.plan.training.add(self.plan.commands)
         draft = Draft(launch, family, self.plan.commands, self.options, self._read_file(launch.command))
-        draft_rules(draft, self.reading)
+        settle(draft, self.reading.batch)
         where = f"command {draft.number}, line {launch.command.line}"
         self.plan.notes += [f"{where}: {note}" for note in draft.notes]
         self.plan.problems += draft.problems
         recipe, start = self._recipe(draft)
-        name = _free(draft.kind, recipe)
+        name = free(draft.kind, recipe)
         settings = {
             key.removeprefix("stage."): item for key, item in draft.settings.items() if key.startswith("stage.")
         }
@@ -193,15 +144,15 @@ class Planner:
         names = {}
         for role, source in draft.data.items():
             annotations = source["annotations"]
-            entry, option = _entry(annotations or role, draft.family, role)
-            entry = _distinct(entry, annotations, recipe)
-            names[role] = entry
+            known, option = entry(annotations or role, draft.family, role)
+            name = distinct(known, annotations, recipe)
+            names[role] = name
             values = {"annotations": Setting("annotations", annotations, source["source"])} if annotations else {}
             images = source.get("images")
             if images or draft.family == "minicpm":
                 note = source["images_source"] if images else "MiniCPM-V's records hold absolute paths"
                 values["images"] = Setting("images", images or "/", note)
-            recipe.data.setdefault(entry, (option, values))
+            recipe.data.setdefault(name, (option, values))
         if "data" not in settings and "train" not in names:
             recipe.data.setdefault("records", ("llava", {}))
             settings["data"] = Setting(
@@ -243,8 +194,8 @@ class Planner:
             sources = [self._find(path, folder) for path in product.reads]
             recipe = next((found[0] for found in sources if found), None)
             if recipe is None:
-                self.plan.notes.append(f"line {launch.command.line}: {product.kind} of {', '.join(product.reads)}, which no "
-                                       "command of this script writes: no stage")  # fmt: skip
+                where, read = f"line {launch.command.line}", ", ".join(product.reads)
+                self.plan.notes.append(f"{where}: no stage for this {product.kind}: no command here writes {read}")
                 continue
             names = [found[1] if found else path for found, path in zip(sources, product.reads, strict=True)]
             settings = {
@@ -257,11 +208,11 @@ class Planner:
                 settings["models"] = Setting("models", names, source)
             else:
                 settings["init_from"] = Setting("init_from", names[0], source)
-            name = _free(product.kind, recipe)
+            name = free(product.kind, recipe)
             if product.data:
-                entry = _distinct(_slug(product.data["annotations"]), product.data["annotations"], recipe)
-                recipe.data[entry] = ("vqa", {key: Setting(key, value, source) for key, value in product.data.items()})
-                settings["data"] = Setting("data", [entry], source)
+                held = distinct(slug(product.data["annotations"]), product.data["annotations"], recipe)
+                recipe.data[held] = ("vqa", {key: Setting(key, value, source) for key, value in product.data.items()})
+                settings["data"] = Setting("data", [held], source)
             recipe.stages.append(Stage(name, product.kind, settings))
             if product.writes:
                 # A projector taken out of a stage is that stage, for those that begin with it.
@@ -279,28 +230,6 @@ class Planner:
         return name
 
 
-def draft_rules(draft: Draft, reading: Reading) -> None:
-    """Settles every flag of a training command."""
-    batch.ranks(draft, reading.batch)
-    if draft.family == "megatron":
-        megatron.settle(draft)
-        trainer.direct(draft)
-        return
-    (factory if draft.family in FACTORIES else tuning).kind(draft)
-    batch.sizes(draft)
-    if draft.family in FACTORIES:
-        factory.settle(draft)
-    tables = table("flags")["families"][draft.family]["tables"]
-    rules = (
-        (*model.RULES, *tuning.RULES, *trainer.RULES)
-        if "llava" in tables or draft.family == "minicpm"
-        else trainer.RULES
-    )
-    for rule in rules:
-        rule(draft)
-    trainer.direct(draft)
-
-
 def _normal(path: str, folder: str) -> str:
     return posixpath.normpath(posixpath.join(folder, path)) if path else ""
 
@@ -310,37 +239,3 @@ def _signature(groups: dict[str, Setting], settings: dict[str, Setting]) -> dict
     for key in ("model.max_length", "model.template"):
         own.pop(key, None)
     return {**{name: item.value for name, item in groups.items()}, **own}
-
-
-def _free(kind: str, recipe: Recipe) -> str:
-    taken = {stage.name for stage in recipe.stages}
-    number = 1
-    while (name := kind if number == 1 else f"{kind}{number}") in taken:
-        number += 1
-    return name
-
-
-def _slug(path: str) -> str:
-    name = (
-        re.sub(r"[^A-Za-z0-9]+", "_", posixpath.basename(marks.shown(path)).rpartition(".")[0] or path)
-        .strip("_")
-        .lower()
-    )
-    return (name or "records")[:60]
-
-
-def _entry(path: str, family: str, role: str) -> tuple[str, str]:
-    """The name of a data entry, and the option of conf/data it starts from."""
-    if family == "minicpm":
-        return ("minicpm", "minicpm") if role == "train" else ("minicpm_eval", "minicpm_eval")
-    known = parts.data_names().get(posixpath.basename(path))
-    return (known, known) if known else (_slug(path), "llava")
-
-
-def _distinct(entry: str, annotations: str | None, recipe: Recipe) -> str:
-    """The entry's name, numbered where another file has it already."""
-    number, name = 1, entry
-    while name in recipe.data and getattr(recipe.data[name][1].get("annotations"), "value", None) != annotations:
-        number += 1
-        name = f"{entry}_{number}"
-    return name

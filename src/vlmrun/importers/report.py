@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmrun.importers.meaning.draft import Verdict, title
-from vlmrun.importers.plan import Plan
+from vlmrun.importers.recipe import Plan
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Reading
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from vlmrun.errors import ConfigError, Problem
 from vlmrun.importers.arguments import read as read_arguments
 from vlmrun.importers.meaning.draft import Options
-from vlmrun.importers.plan import Plan, Planner
+from vlmrun.importers.plan import Planner
+from vlmrun.importers.recipe import Plan
 from vlmrun.importers.shell.commands import Reading
 from vlmrun.importers.shell.reader import read_script
 from vlmrun.importers.shell.source import MAX_SIZE

@@ -11,7 +11,7 @@ import yaml
 from vlmrun import artifact
 from vlmrun.errors import ConfigError
 from vlmrun.importers import options
-from vlmrun.importers.plan import Recipe
+from vlmrun.importers.recipe import Recipe
 from vlmrun.importers.shell import marks
 
 _NEUTRAL: dict[str, Any] = {"max_length": 2048, "image_markers": None, "new_tokens": [], "tiles": None}

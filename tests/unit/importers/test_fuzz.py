@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vlmrun.errors import VlmrunError
+from vlmrun.errors import ConfigError
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.script import Request, plan
 
@@ -32,7 +32,7 @@ done
 """,
     r"""N=`nvidia-smi -L | wc -l`
 run() { local x=$1; shift; torchrun --nproc_per_node 8 bunny/train/train.py --model_type phi-2 "$@" --x ${x//a/b}; }
-case $M in a|b) run q --learning_rate 1e-3;; *) run "${A[@]}" --lora_enable True --vision_tower siglip-so400m-patch14-384;; esac
+case $M in a|b) run q --learning_rate 1e-3;; *) run "${A[@]}" --lora_enable True --vision_tower siglip;; esac
 while [ $I -lt 5 ]; do I=$((I+1)); done
 eval "run z --per_device_train_batch_size ${B%.*} \
    --report_to none"
@@ -42,9 +42,12 @@ os.system("touch hacked")
 EOF
 """,
 ]
-PIECES = list("'\"`$(){}[]<>|&;\\#\n \t=*?~!@%^,.-") + [
-    "$(", "${", "$((", "))", "<<EOF\n", "done", "do ", "fi\n", "then ", "if ", "while :; do ", "eval ", "\\\n", "\\ # x\n",
-    "source x.sh\n", "bash x.sh\n", "$(rm -rf /)", "{1..99999}", "{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}", "f() { f; }; f\n", "((((((((",
+PIECES = [
+    *"'\"`$(){}[]<>|&;\\#\n \t=*?~!@%^,.-",
+    "$(", "${", "$((", "))", "<<EOF\n", "done", "do ", "fi\n", "then ", "if ", "while :; do ", "eval ", "\\\n",
+    "\\ # x\n",
+    "source x.sh\n", "bash x.sh\n", "$(rm -rf /)", "{1..99999}", "{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}",
+    "f() { f; }; f\n", "((((((((",
     "exec 3<>/dev/tcp/1.1.1.1/80\n", "\0", "é", "\ue000", "--deepspeed /etc/passwd ", "X+=$X$X$X$X;",
 ]  # fmt: skip
 
@@ -109,8 +112,8 @@ def test_mutated_scripts_are_read_or_refused(tmp_path, watched, meant):
         try:
             found, _ = plan(Request([path], meant=meant, options=Options(gpus=8), allow_unsupported=True))
             imported += bool(found.recipes)
-        except VlmrunError as error:
-            assert error.exit_code == 2, (number, str(error))
+        except ConfigError:
+            pass
         finally:
             on.clear()
         assert time.process_time() - started < 1, (number, path.read_text("utf-8"))

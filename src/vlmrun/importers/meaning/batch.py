@@ -40,8 +40,8 @@ def ranks(draft: Draft, batch_options: dict[str, str]) -> None:
         per_node = 1
     per_node = per_node or _gres(batch_options) or draft.options.gpus
     if per_node is None:
-        draft.problems.append(Problem("how many GPUs the script runs on is not known: its launcher takes all of the "
-                                      "machine's", f"{draft.launch.command.file}, line {draft.launch.command.line}", _FIX))  # fmt: skip
+        where = f"{draft.launch.command.file}, line {draft.launch.command.line}"
+        draft.problems.append(Problem("how many GPUs the launcher finds on a node is not known", where, _FIX))
         per_node = 1
     source = (
         "--gpus"

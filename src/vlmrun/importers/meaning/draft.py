@@ -203,14 +203,17 @@ class Draft:
 _ORDER: list[Verdict] = ["no effect", "taken", "differs", "unsupported", "unknown"]
 
 
+_RANKS = ("nproc_per_node", "num_gpus", "include", "num_processes", "ntasks_per_node")
+_NODES = ("nnodes", "num_nodes", "num_machines", "nodes", "N")
+_LAUNCHER = {
+    **dict.fromkeys(_RANKS, "hardware.ranks_per_node"),
+    **dict.fromkeys(_NODES, "hardware.nodes"),
+    "hostfile": "hardware.hostfile",
+}
+
+
 def _launcher_key(name: str) -> str:
-    keys = {
-        "nproc_per_node": "hardware.ranks_per_node", "num_gpus": "hardware.ranks_per_node", "include": "hardware.ranks_per_node",
-        "num_processes": "hardware.ranks_per_node", "nnodes": "hardware.nodes", "num_nodes": "hardware.nodes",
-        "num_machines": "hardware.nodes", "nodes": "hardware.nodes", "N": "hardware.nodes", "hostfile": "hardware.hostfile",
-        "ntasks_per_node": "hardware.ranks_per_node", "mixed_precision": "hardware.precision",
-    }  # fmt: skip
-    return keys.get(name.lstrip("-").replace("-", "_"), "")
+    return _LAUNCHER.get(name.lstrip("-").replace("-", "_"), "")
 
 
 def known(family: str) -> dict[str, dict[str, Any]]:

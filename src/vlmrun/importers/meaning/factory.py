@@ -1,4 +1,4 @@
-"""LLaMA-Factory's and ms-swift's own arguments: their models are Hugging Face ones, whose parts they find themselves."""
+"""LLaMA-Factory's and ms-swift's own arguments; both find the parts of a Hugging Face model themselves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ _ATTENTION = {"fa2": "flash_attention_2", "flash_attn": "flash_attention_2", "fl
               "sdpa": "sdpa", "eager": "eager", "disabled": "eager"}  # fmt: skip
 # Ours: LLaMA-Factory's name, ms-swift's.
 _NAMES = {
-    "type": ("finetuning_type", "train_type"), "targets": ("lora_target", "target_modules"), "bits": ("quantization_bit", "quant_bits"),
-    "llm": ("freeze_language_model", "freeze_llm"), "tower": ("freeze_vision_tower", "freeze_vit"),
-    "connector": ("freeze_multi_modal_projector", "freeze_aligner"), "attention": ("flash_attn", "attn_impl"),
+    "type": ("finetuning_type", "train_type"),
+    "targets": ("lora_target", "target_modules"),
+    "bits": ("quantization_bit", "quant_bits"),
+    "llm": ("freeze_language_model", "freeze_llm"),
+    "tower": ("freeze_vision_tower", "freeze_vit"),
+    "connector": ("freeze_multi_modal_projector", "freeze_aligner"),
+    "attention": ("flash_attn", "attn_impl"),
     "model": ("model_name_or_path", "model"),
-}  # fmt: skip
+}
 
 
 def _flag(draft: Draft, ours: str) -> str:

@@ -59,13 +59,10 @@ def _precision(draft: Draft) -> None:
 
 
 def _parallel(draft: Draft) -> None:
-    stages = draft.number_of("pipeline-model-parallel-size", int)
-    verdict = (
-        ("no effect", "one: no pipeline")
-        if stages in (None, 1)
-        else ("unsupported", "ZeRO-3 shards the layers instead")
-    )
-    draft.settle("pipeline-model-parallel-size", *verdict)
+    if draft.number_of("pipeline-model-parallel-size", int) in (None, 1):
+        draft.settle("pipeline-model-parallel-size", "no effect", "one: no pipeline")
+    else:
+        draft.settle("pipeline-model-parallel-size", "unsupported", "ZeRO-3 shards the layers instead")
     tensor = draft.number_of("tensor-model-parallel-size", int) or 1
     if "use-distributed-optimizer" in draft.given and tensor > 1:
         draft.differ("use-distributed-optimizer", "stage.zero", 2, "ZeRO-1 in bf16 does not go with shared layers")

@@ -30,9 +30,9 @@ def parts(draft: Draft) -> None:
 def _minicpm(draft: Draft) -> None:
     path = draft.text("model_name_or_path") or ""
     if options.plain(path) not in ("minicpmllama3v25", "minicpmv25"):
-        draft.problems.append(Problem(
-            f"no published model for {path!r}: MiniCPM-V 2.5 alone has an entry", draft.where("model_name_or_path"),
-            "convert it (docs/guides/convert.md) and write a conf/model entry, then import with --allow-unsupported"))  # fmt: skip
+        what = f"no published model for {path!r}: MiniCPM-V 2.5 alone has an entry"
+        fix = "convert it (docs/guides/convert.md) and write a conf/model entry"
+        draft.problems.append(Problem(what, draft.where("model_name_or_path"), fix))
         draft.settle("model_name_or_path", "unsupported", "no such model")
     draft.group("model", "minicpm_v25", "model_name_or_path")
     draft.notes.append("the published MiniCPM-V 2.5 is taken apart first: docs/guides/minicpm.md")
@@ -84,8 +84,10 @@ def _unnamed(draft: Draft, part: str) -> Setting:
 def _tower(draft: Draft) -> None:
     path = draft.text("vision_tower") if "vision_tower" in draft.given else None
     if path is None:
-        draft.problems.append(Problem("no --vision_tower: a model without one is a plain LLM", draft.where("vision_tower"),
-                                      "import a script that names a tower; --env NAME=VALUE where it is a variable"))  # fmt: skip
+        fix = "import a script that names a tower; --env NAME=VALUE where it is a variable"
+        draft.problems.append(
+            Problem("no --vision_tower: a model without one is a plain LLM", draft.where("vision_tower"), fix)
+        )
         return
     s2 = draft.boolean("use_s2") if "use_s2" in draft.table else False
     name = options.plain(path)

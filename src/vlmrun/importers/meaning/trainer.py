@@ -49,7 +49,7 @@ def schedule(draft: Draft) -> None:
     draft.settle("max_steps", "no effect", "not positive: num_train_epochs decides the length")
 
 
-LENGTH = "max_steps decides the length upstream, however many epochs that is; give stage.STAGE.epochs if yours are more than one"
+LENGTH = "max_steps alone decides the length upstream; raise stage.STAGE.epochs where your data is gone through again"
 
 
 def precision(draft: Draft) -> None:

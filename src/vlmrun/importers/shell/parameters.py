@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from vlmrun.importers.shell import arithmetic, marks, patterns
-
-if TYPE_CHECKING:
-    from vlmrun.importers.shell.words import Words
+from vlmrun.importers.shell.scope import Scope
 
 _NAME = re.compile(r"[A-Za-z_]\w*|\d|[@*#?$!-]")
 _BRACED = re.compile(r"([#!]?)([A-Za-z_]\w*|\d+|[@*#?$!-])(\[[^\]]*\])?", re.DOTALL)
 _DEFAULTS = (":-", ":=", ":?", ":+", "-", "=", "?", "+")
 _STRIPS = ("##", "#", "%%", "%")
 _CASES = {"^^": str.upper, ",,": str.lower}
+
+
+class Words(Protocol):
+    """What expands the words inside a parameter."""
+
+    scope: Scope
+
+    def text(self, raw: str) -> str:
+        """A word where nothing is split."""
+
+    def pattern(self, raw: str) -> str:
+        """A word as a shell pattern."""
+
+    def arithmetic(self, raw: str) -> str:
+        """`$((raw))`."""
 
 
 def name_length(text: str) -> int:
