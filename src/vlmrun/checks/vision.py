@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vlmrun.arch import config_files, connectors, tiles, towers
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import Reading, RunConfig, Slices, Target, Tiles, TrainStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
@@ -167,3 +168,10 @@ def _length(run: RunConfig, facts: towers.Facts, connector: connectors.Arithmeti
             "model.max_length",
             f"more than {tokens}" + (", or a smaller model.tiles" if tokens != per_tile else ""),
         )
+
+
+RULES = (
+    Rule("vision", "Tower, connector and tiles fit together, and an image leaves room for text in the longest sample.",
+         ("model.tower", "model.connector", "model.tiles", "model.max_length", "stage.*.image_aspect"), check,
+         here=True),
+)  # fmt: skip

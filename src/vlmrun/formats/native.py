@@ -10,11 +10,10 @@ from vlmrun import artifact
 from vlmrun.errors import Problem
 from vlmrun.formats.base import ADAPTER, How, Model, of_part, write_tensors
 from vlmrun.formats.bitsandbytes import tensors_of
-from vlmrun.formats.load import describe, weights_folder
 from vlmrun.model.pretrained import read_json
 from vlmrun.names import MODEL, PARTS, WEIGHTS
 from vlmrun.weights import folder as files
-from vlmrun.weights.native import FORMAT
+from vlmrun.weights.native import FORMAT, describe, weights_folder
 
 
 def detect(folder: Path) -> bool:

@@ -22,22 +22,13 @@ from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
+from vlmrun.inspect.sizes import Sizes
 from vlmrun.model.parts import added_tokens
 from vlmrun.model.tiles import tiling
 from vlmrun.model.tokenizers import load_tokenizer
 from vlmrun.train.samples import template_of
 
 _UNLIMITED = 1 << 60
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What `config.json` tells of the parts; `run.parts` reads it."""
-
-    vision_dim: int
-    llm_dim: int
-    n_patches: int
-    image_size: int
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlmrun import graph
+from vlmrun import back, graph
 from vlmrun.arch import connectors, families, towers
 from vlmrun.arch.published import config_of
 from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
 from vlmrun.arch.tiles import most
-from vlmrun.checks import engines
-from vlmrun.checks import values as config_checks
+from vlmrun.checks import rules
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig, RunConfig, Slices, Tiles, TrainStage
-from vlmrun.errors import ConfigError, Problem, VlmrunError
+from vlmrun.config.schema import ModelConfig, PrepareStage, RunConfig, Slices, Tiles, TrainStage
+from vlmrun.errors import ConfigError, VlmrunError
 from vlmrun.plan import advice, lengths, stage, time
 from vlmrun.plan.lengths import Known
 from vlmrun.plan.stage import OtherPlan, Read, TrainPlan
@@ -41,8 +39,7 @@ def shapes(model: ModelConfig, *, exact: bool = False) -> tuple[Shapes | None, l
     found = _computed(model, llm.values, tower.values)
     if found is None and exact:
         n_added = len([*(model.image_markers or []), *model.new_tokens])
-        # A string, so that the front half does not depend on what loads torch.
-        found = importlib.import_module("vlmrun.plan.meta").shapes_of(model, llm.values, tower.values, n_added)
+        found = back.shapes_of(model, llm.values, tower.values, n_added)
     return found, stood_in
 
 
@@ -99,17 +96,12 @@ def plan(run: RunConfig, options: Options) -> Plan:
     Raises:
         VlmrunError: when a config.json is missing, or nothing tells how many records there are.
     """
-    planned, problems = graph.plan(run)
-    graph.require([*problems, *_problems(run)])
+    graph.require(rules.check(run, here=False))
+    planned, _ = graph.plan(run)
     found, stood_in = shapes(run.model, exact=True)
     assert found is not None
-    chosen = [item for item in graph.selected(planned, run.only) if item.stage.kind != "prepare"]
+    chosen = [item for item in graph.selected(planned, run.only) if not isinstance(item.stage, PrepareStage)]
     return Plan(run, tuple(_stage(run, item.name, found, options) for item in chosen), tuple(stood_in))
-
-
-def _problems(run: RunConfig) -> list[Problem]:
-    """Rules between values; whether this machine has what the run needs is no matter here."""
-    return [*config_checks.check(run), *engines.check(run, here=False)]
 
 
 def warnings(run: RunConfig) -> list[str]:
@@ -119,7 +111,7 @@ def warnings(run: RunConfig) -> list[str]:
         room = advice.capacity(run.hardware)
     except VlmrunError:
         return []  # a problem of its own
-    if found is None or room is None or _problems(run):
+    if found is None or room is None or rules.check(run, here=False):
         return []
     said = []
     for name, one in run.stage.items():

@@ -25,7 +25,7 @@ from vlmrun.eval.vqa import score
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import Loaded
 from vlmrun.names import ANSWERS, SCORES, SHUFFLED, SKIPPED
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 from vlmrun.train import dist
 from vlmrun.weights.reader import DTYPES
 

@@ -12,7 +12,7 @@ from vlmrun.config.schema import MergeStage
 from vlmrun.eval.progress import progress
 from vlmrun.merging import merge
 from vlmrun.names import WEIGHTS
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 
 log = logs.get(__name__)
 

@@ -19,7 +19,8 @@ from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.merging import average as weights
 from vlmrun.names import ANSWERS, BEST, POINTS, SKIPPED, WEIGHTS
-from vlmrun.stages import Result, average, evaluate
+from vlmrun.outcome import Result
+from vlmrun.stages import average, evaluate
 
 log = logs.get(__name__)
 

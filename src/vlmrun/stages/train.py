@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmrun.config.job import StageJob
 from vlmrun.names import HELD_OUT, METRICS, SAMPLES, SKIPPED, WEIGHTS
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 from vlmrun.train import setup
 from vlmrun.train.log import data_wait
 
