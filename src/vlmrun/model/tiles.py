@@ -53,7 +53,7 @@ class Tiling(Counting):
         columns, rows = layout.grid
         side = self.side
         tiles = part[1:].unflatten(1, (side, side)).unflatten(0, (rows, columns))  # [rows, columns, y, x, D]
-        # A line of the map runs through a row of tiles: [rows, y, columns, x, D] -> [Y, X, D], Y = rows y.
+        # A line of the map crosses a row of tiles: [rows, y, columns, x, D] -> [Y, X, D], Y = rows y, X = columns x.
         whole = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         if self.merge == "spatial_unpad":
             top, bottom, left, right = self.kept(layout)
