@@ -122,5 +122,5 @@ def _llm_width(job: StageJob, stage: TrainStage) -> int:
     """
     if stage.init_from is None:
         return config_files.width_of(config_files.config_of(job.model.llm))
-    weights = saved.weights_folder(Path(job.parents[stage.init_from]))
+    weights = weights_folder(Path(job.parents[stage.init_from]))
     return config_files.width_of(read_config(str(weights / "llm")))
