@@ -118,7 +118,7 @@ class VLM(nn.Module):
         blank = self._is_blank(mask, pixels)
         if pixels is None:
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
-        features = self._features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)
+        features = self.features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
         embeds = embedding(input_ids.masked_fill(mask, 0))
         if blank:
@@ -190,8 +190,8 @@ class VLM(nn.Module):
     def _trains_tower(self) -> bool:
         return any(parameter.requires_grad for parameter in self.tower.parameters())
 
-    def _features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
-        """Rows for the image positions, of all pictures one after another."""
+    def features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
+        """Rows for the image positions, of all pictures one after another, [positions, D]."""
         wanted = self._trains_tower() and not self.tower_no_grad
         # Pictures of their own shapes; a tower and a connector that take them are told.
         shapes = () if (grids := grids_of(layouts)) is None else (grids,)

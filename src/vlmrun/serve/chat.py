@@ -27,7 +27,7 @@ def main(artifact: Path, image: Path | None, prompt: str | None, max_new_tokens:
     picture = None if image is None else load_image(image)
     dialogue = open_dialogue(artifact, max_new_tokens)
     if prompt is not None:
-        sys.stdout.write(dialogue.ask(_readable(prompt), picture) + "\n")
+        sys.stdout.write(dialogue.ask(_readable(prompt), [] if picture is None else [picture]) + "\n")
         return
     talk(dialogue, picture)
 
@@ -62,7 +62,7 @@ def talk(dialogue: Dialogue, picture: Image.Image | None) -> None:
             elif line.startswith("/"):
                 sys.stderr.write(HELP + "\n")
             elif line:
-                dialogue.ask(_readable(line), picture, _show)
+                dialogue.ask(_readable(line), [] if picture is None else [picture], _show)
                 sys.stdout.write("\n")
                 picture = None
         except DataError as error:

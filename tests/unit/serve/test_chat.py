@@ -35,14 +35,14 @@ def test_one_shot_prints_the_answer_alone(artifact, picture, capsys):
     chat.main(artifact, picture, "What is it?", 6)
     out = capsys.readouterr()
     dialogue = chat.open_dialogue(artifact, 6)
-    assert dialogue.prompts.encoder.aspect == "pad"  # as saved
-    assert out.out == dialogue.ask("What is it?", Image.open(picture).convert("RGB")) + "\n"
+    assert dialogue.model.prompts.encoder.aspect == "pad"  # as saved
+    assert out.out == dialogue.ask("What is it?", [Image.open(picture).convert("RGB")]) + "\n"
     assert out.err == ""
 
 
 def test_a_dialogue(artifact, picture, typed, capsys):
     dialogue = chat.open_dialogue(artifact, 5)
-    first = dialogue.ask("What is it?", Image.open(picture).convert("RGB"))
+    first = dialogue.ask("What is it?", [Image.open(picture).convert("RGB")])
     second = dialogue.ask("Sure?")
     typed("What is it?", "", "Sure?", "/reset", f"/image {picture}", "What is it?", "/quit", "never asked")
     chat.main(artifact, picture, None, 5)
@@ -74,7 +74,7 @@ def test_input_that_is_not_utf8(artifact, picture, monkeypatch, capsys, errors):
     lines = b"/image " + bytes(odd) + b"\nWhat \xff?\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8", errors))
     chat.main(artifact, None, None, 5)
-    expected = chat.open_dialogue(artifact, 5).ask("What \ufffd?", Image.open(odd).convert("RGB"))
+    expected = chat.open_dialogue(artifact, 5).ask("What \ufffd?", [Image.open(odd).convert("RGB")])
     assert capsys.readouterr().out == expected + "\n"
 
 
