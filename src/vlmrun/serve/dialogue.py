@@ -12,7 +12,7 @@ from vlmrun.errors import VlmrunError
 from vlmrun.model.parts import Loaded
 from vlmrun.serve import engine
 from vlmrun.serve.engine import Engine
-from vlmrun.serve.sampling import Sampling
+from vlmrun.serve.messages import Sampling
 from vlmrun.serve.served import Picture, Served, question
 
 Show = Callable[[str], None]

@@ -11,18 +11,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from vlmrun.errors import DataError, LaunchError, VlmrunError
 from vlmrun.serve import rows
 from vlmrun.serve.growing import Growing
+from vlmrun.serve.messages import Finish, Sampling
 from vlmrun.serve.remembered import Features, Prefixes
-from vlmrun.serve.sampling import Chosen, Sampler, Sampling
+from vlmrun.serve.sampling import Chosen, Sampler
 from vlmrun.serve.served import Prompt, Served
 
-Finish = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Question:
 
     Attributes:
         cancelled: set from anywhere; the answer ends with the next token.
+        answered: tokens of the answer so far.
+        reused: tokens of the prompt that were not computed again.
         image_seconds, first_seconds: spent on the images, and from being submitted to the first token.
     """
 
@@ -56,6 +58,7 @@ class Question:
     stop: tuple[str, ...] = ()
     as_written: bool = False
     cancelled: bool = False
+    answered: int = 0
     reused: int = 0
     image_seconds: float = 0.0
     first_seconds: float = 0.0

@@ -7,27 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. The neutral values choose greedily, as `vlmrun chat` and evaluations do.
-
-    Args:
-        temperature: 0 takes the likeliest token and reads neither `top_p`, `top_k` nor `seed`.
-        top_k: 0 keeps all tokens.
-        repetition_penalty: divides the logits of tokens that the answer has, as transformers does for embeddings.
-        frequency_penalty, presence_penalty: taken off the logits of tokens that the answer has, as OpenAI documents.
-        top_logprobs: how many alternatives are reported beside each token; None reports no log-probability.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    top_logprobs: int | None = None
+from vlmrun.serve.messages import Sampling
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.serve import rows
 from vlmrun.serve.engine import Engine, Question
-from vlmrun.serve.sampling import Sampling
+from vlmrun.serve.messages import Sampling
 from vlmrun.serve.served import Served, question
 
 
