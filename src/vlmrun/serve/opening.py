@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from vlmrun import artifact
-from vlmrun.checkpoints.adapter import Adapter
-from vlmrun.checkpoints.load import describe, fill_connector, load, weights_folder
-from vlmrun.checkpoints.tensors import DTYPES
+from vlmrun.weights.adapter import Adapter
+from vlmrun.formats.load import describe, fill_connector, load, weights_folder
+from vlmrun.weights.reader import DTYPES
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tune import wrap
 from vlmrun.model.vlm import VLM

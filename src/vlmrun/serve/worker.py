@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vlmrun.data.images import image_of
+from vlmrun.data.images.open import image_of
 from vlmrun.errors import DataError, VlmrunError
 from vlmrun.serve import messages
 from vlmrun.serve.engine import Engine, Progress, Question
