@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from vlmrun.cli.options import at_least_one
 from vlmrun.errors import LaunchError, VlmrunError, suggest
 
 # verb -> module:function taking the remaining arguments and returning an exit code
@@ -23,7 +24,8 @@ VERBS = {
     "plan": "vlmrun.cli.plan:main",
     "recipes": "vlmrun.cli.app:recipes",
     "ls": "vlmrun.cli.app:ls",
-    "chat": "vlmrun.cli.app:chat",
+    "chat": "vlmrun.cli.chat:main",
+    "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.app:convert",
     "data": "vlmrun.cli.data:main",
     "merge": "vlmrun.cli.weights:merge",
@@ -44,6 +46,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+       vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page
        vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
        vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
        vlmrun convert SRC DST --to FORMAT  a model in another format: Hugging Face, upstream's, Megatron, ...
@@ -128,30 +131,6 @@ def ls(arguments: list[str]) -> int:
     return 0
 
 
-def chat(arguments: list[str]) -> int:
-    """`vlmrun chat`."""
-    parser = argparse.ArgumentParser("vlmrun chat", description="Talk with a model about a picture.")
-    parser.add_argument("artifact", help="a stage name, name-key, key, or folder")
-    parser.add_argument("--image", help="picture to talk about")
-    parser.add_argument("--prompt", help="ask this, print the answer, and stop")
-    parser.add_argument("--max-new-tokens", type=_at_least_one, default=64)
-    parser.add_argument(
-        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    from pathlib import Path
-
-    from vlmrun import store
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    folder = store.find(Path(options.output), options.artifact)
-    image = Path(options.image) if options.image else None
-    # A string, so that the front half does not depend on what loads torch.
-    talk = importlib.import_module("vlmrun.serve.chat").main
-    talk(folder, image, options.prompt, options.max_new_tokens)
-    return 0
-
-
 def convert(arguments: list[str]) -> int:
     """`vlmrun convert`."""
     parser = argparse.ArgumentParser(
@@ -167,7 +146,7 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("--tower", help="folder of the vision tower, if the source names one that is not here")
     parser.add_argument("--template", help="a built-in template, if the source's format does not say which")
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
-    parser.add_argument("--tp", type=_at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
+    parser.add_argument("--tp", type=at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
     parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
     parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
     parser.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
@@ -188,13 +167,6 @@ def convert(arguments: list[str]) -> int:
     run = importlib.import_module("vlmrun.formats.command").main
     code: int = run(source, Path(options.destination).expanduser(), options)
     return code
-
-
-def _at_least_one(text: str) -> int:
-    """An argument's number, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _refuse_unknown_verb(word: str) -> None:

@@ -257,9 +257,7 @@ def _event(value: Any) -> str:
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 
-def make_app(
-    service: Service, *, key: str | None, hosts: Sequence[str], more: Sequence[Route] = ()
-) -> Starlette:
+def make_app(service: Service, *, key: str | None, hosts: Sequence[str], more: Sequence[Route] = ()) -> Starlette:
     """The server's application.
 
     Args:

@@ -61,6 +61,11 @@ class Dialogue:
         self.pictures = pictures
         return answer
 
+    def recall(self, text: str, images: Sequence[Image.Image], answer: str) -> None:
+        """Remembers a question and its answer of another day."""
+        self.turns += [question(text, len(images)), Turn("assistant", answer)]
+        self.pictures += [self.model.picture(image) for image in images]
+
     def _answer(self, turns: list[Turn], pictures: list[Picture], show: Show | None) -> str:
         parts: list[str] = []
 

@@ -24,7 +24,6 @@ from vlmrun.serve.sampling import Chosen, Sampler
 from vlmrun.serve.served import Prompt, Served
 
 
-
 @dataclass(frozen=True)
 class Progress:
     """What is new of an answer: text that is sure to stay, the tokens chosen, and at the end why it ended."""

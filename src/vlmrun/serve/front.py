@@ -139,6 +139,8 @@ def _bind(address: Address) -> socket.socket:
     except OSError as error:
         bound.close()
         raise LaunchError(
-            f"cannot listen there: {error.strerror or error}", f"{address.host}:{address.port}", "--port 0 takes a free one"
+            f"cannot listen there: {error.strerror or error}",
+            f"{address.host}:{address.port}",
+            "--port 0 takes a free one",
         ) from error
     return bound

@@ -80,7 +80,9 @@ class Guard:
             if self.allows(scope):
                 await self.app(scope, receive, noting)
             else:
-                error = Refused(401, Problem("no valid API key", "", "send Authorization: Bearer KEY"), "invalid_api_key")
+                error = Refused(
+                    401, Problem("no valid API key", "", "send Authorization: Bearer KEY"), "invalid_api_key"
+                )
                 response = JSONResponse(error.body, 401, {"WWW-Authenticate": "Bearer"})
                 await response(scope, receive, noting)
         finally:

@@ -107,7 +107,9 @@ async def _read(pool: httpcore.AsyncConnectionPool, url: str, where: str, limits
         async for part in response.aiter_stream():
             data += part
             if len(data) > limits.body_mb * 2**20:
-                raise bad("the image's file is too large", where, f"at most {limits.body_mb} MiB", 413, "image_too_large")
+                raise bad(
+                    "the image's file is too large", where, f"at most {limits.body_mb} MiB", 413, "image_too_large"
+                )
     return bytes(data)
 
 

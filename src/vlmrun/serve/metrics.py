@@ -20,7 +20,9 @@ class Metrics:
         self.prompt = Counter("prompt_tokens", "Tokens of prompts.", ["model"], **made)
         self.reused = Counter("reused_tokens", "Tokens of prompts that were not computed again.", ["model"], **made)
         self.completion = Counter("completion_tokens", "Tokens of answers.", ["model"], **made)
-        self.first = Histogram("first_token_seconds", "From asking to the first token.", ["model"], buckets=_SECONDS, **made)
+        self.first = Histogram(
+            "first_token_seconds", "From asking to the first token.", ["model"], buckets=_SECONDS, **made
+        )
         self.images = Histogram("image_seconds", "Spent on a request's images.", ["model"], buckets=_SECONDS, **made)
         self.restarts = Counter("worker_restarts", "Workers that died and were started again.", **made)
         self.cancelled = Counter("cancelled", "Requests whose client left before the end.", **made)

@@ -82,7 +82,11 @@ class _Asked(_Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[str, Field(min_length=1, max_length=200)] | list[Annotated[str, Field(min_length=1, max_length=200)]] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | list[Annotated[str, Field(min_length=1, max_length=200)]]
+        | None
+    ) = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -211,7 +215,9 @@ def _parts(message: Message, where: str) -> tuple[list[str], list[tuple[str, str
     if any(IMAGE_TAG in text for text in texts):
         raise bad(f"{IMAGE_TAG} stands in the text", where, "leave it out and send the image itself")
     urls = [
-        (part.image_url.url, f"{where}.{at}.image_url.url") for at, part in enumerate(parts) if isinstance(part, ImagePart)
+        (part.image_url.url, f"{where}.{at}.image_url.url")
+        for at, part in enumerate(parts)
+        if isinstance(part, ImagePart)
     ]
     return texts, urls
 
@@ -237,7 +243,12 @@ class Shape:
     def whole(self, answers: Sequence[tuple[str, list[Token], str]], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer of a request that is not streamed: text, tokens and reason of the end of every choice."""
         choices = [
-            {"index": index, **self._content(text, whole=True), "logprobs": self._logprobs(tokens), "finish_reason": end}
+            {
+                "index": index,
+                **self._content(text, whole=True),
+                "logprobs": self._logprobs(tokens),
+                "finish_reason": end,
+            }
             for index, (text, tokens, end) in enumerate(answers)
         ]
         kind = "chat.completion" if self.is_chat else "text_completion"
@@ -280,7 +291,9 @@ class Shape:
         if not self.wants_logprobs:
             return None
         if self.is_chat:
-            return {"content": [{**_entry(t.text, t.logprob), "top_logprobs": [_entry(*o) for o in t.top]} for t in tokens]}
+            return {
+                "content": [{**_entry(t.text, t.logprob), "top_logprobs": [_entry(*o) for o in t.top]} for t in tokens]
+            }
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],

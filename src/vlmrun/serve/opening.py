@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from vlmrun import artifact
-from vlmrun.weights.adapter import Adapter
 from vlmrun.formats.load import describe, fill_connector, load, weights_folder
-from vlmrun.weights.reader import DTYPES
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tune import wrap
 from vlmrun.model.vlm import VLM
 from vlmrun.serve.messages import Plan
 from vlmrun.serve.served import Served
-
+from vlmrun.weights.adapter import Adapter
+from vlmrun.weights.reader import DTYPES
 
 
 def open_model(folder: Path, *, dtype: str = "auto", attention: str = "sdpa", bits: int | None = None) -> Loaded:
@@ -112,12 +111,14 @@ def _base(folder: Path, description: dict[str, Any]) -> Any:
 
 def _is_lora(adapter: Adapter) -> bool:
     """Whether it is LoRA and nothing else: it changes no weight of the LLM itself."""
-    return bool(adapter.plain) and adapter.config.get("bias", "none") == "none" and not adapter.config.get("modules_to_save")
+    return (
+        bool(adapter.plain)
+        and adapter.config.get("bias", "none") == "none"
+        and not adapter.config.get("modules_to_save")
+    )
 
 
-def _beside(
-    shared: _Shared, folder: Path, description: dict[str, Any], name: str
-) -> tuple[Loaded, str | None]:
+def _beside(shared: _Shared, folder: Path, description: dict[str, Any], name: str) -> tuple[Loaded, str | None]:
     """A model on an LLM and a tower that are there already, and its adapter's name in the LLM."""
     first = shared.first
     weights = weights_folder(folder)

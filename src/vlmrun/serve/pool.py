@@ -216,7 +216,9 @@ class Pool:
             return
         worker.process.join(1)
         code = worker.process.exitcode
-        log.warning("worker %d died (exit code %s) with %d questions; starting it again", worker.number, code, len(lost))
+        log.warning(
+            "worker %d died (exit code %s) with %d questions; starting it again", worker.number, code, len(lost)
+        )
         self.restarts += 1
         delay = _AGAIN_SECONDS[min(worker.deaths, len(_AGAIN_SECONDS) - 1)]
         worker.deaths += 1

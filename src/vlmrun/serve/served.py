@@ -16,9 +16,9 @@ from vlmrun.config import derived
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder, Item
 from vlmrun.data.images.open import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
-from vlmrun.data.images.patch_strips import joined
 from vlmrun.errors import DataError
 from vlmrun.model.head import causal_lm
 from vlmrun.model.parts import Loaded

@@ -96,9 +96,7 @@ class _Worker:
 
     def _question(self, ask: Ask) -> Question:
         model = self.models[ask.model]
-        pictures = [
-            model.picture(image_of(data, f"image {number}")) for number, data in enumerate(ask.images, start=1)
-        ]
+        pictures = [model.picture(image_of(data, f"image {number}")) for number, data in enumerate(ask.images, start=1)]
         if ask.turns is None:
             prompt = model.continuation(ask.prompt, pictures)
         else:

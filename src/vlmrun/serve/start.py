@@ -1,0 +1,70 @@
+"""`vlmrun serve` behind its command line: plans for the workers, and the doors that were asked for. Free of torch."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import glob
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vlmrun.serve.front import Address, Routes, serve
+from vlmrun.serve.limits import Limits
+from vlmrun.serve.messages import Plan
+
+
+def main(
+    options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str], key: str | None
+) -> int:
+    """Serves until stopped; raises as `front.serve`."""
+    workers = plans(options, models)
+    limits = Limits(
+        running=options.batch * len(workers),
+        queue=options.queue,
+        body_mb=options.max_body_mb,
+        megapixels=options.max_megapixels,
+        images=options.max_images,
+        tokens=options.max_tokens,
+        seconds=options.timeout,
+        image_hosts=tuple(host for host in options.image_hosts.split(",") if host),
+    )
+    address = Address(options.host, options.port, key, tuple(options.server_name))
+    asyncio.run(serve(workers, address, limits, aliases, routes=_doors(options), started=_say))
+    return 0
+
+
+def _doors(options: argparse.Namespace) -> list[Routes]:
+    return []
+
+
+def plans(options: argparse.Namespace, models: Sequence[tuple[str, Path]]) -> list[Plan]:
+    """What each worker does: one for every GPU, or as many as asked for, going round the GPUs."""
+    gpus = count_gpus()
+    number = options.workers or max(1, gpus)
+    return [
+        Plan(
+            tuple((name, str(folder.resolve())) for name, folder in models),
+            options.dtype,
+            options.attention,
+            options.bits,
+            options.batch,
+            options.remember_mb * 2**20,
+            worker % gpus if gpus else None,
+        )
+        for worker in range(number)
+    ]
+
+
+def count_gpus() -> int:
+    """GPUs that a worker may use, known without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    return len(glob.glob("/dev/nvidia[0-9]*"))  # noqa: PTH207 - device files, not a folder of ours
+
+
+def _say(url: str) -> None:
+    sys.stderr.write(f"serving at {url} (Ctrl-C drains and stops)\n")
+    sys.stderr.flush()
