@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlmrun import logs
-from vlmrun.errors import LaunchError, Problem, VlmrunError, suggest
+from vlmrun.errors import Problem, VlmrunError, suggest
 from vlmrun.serve import image_parts, openai
 from vlmrun.serve.guard import Bodies, Guard, Scope
 from vlmrun.serve.limits import Limits, Refused, bad, refused
@@ -80,7 +81,7 @@ class Service:
             self.metrics.running.set(self.admitted)
             if status == 499:
                 self.metrics.cancelled.inc()
-        known = scope["path"] if scope.get("route") or scope["path"] in _PATHS else "other"
+        known = scope["path"] if scope["path"] in _PATHS else "other"
         self.metrics.requests.labels(known, str(status)).inc()
         access.info("%s %s %d %s", scope["method"], known, status, scope.get("vlmrun.user", "-"))
 
@@ -219,8 +220,6 @@ class OpenAI:
 
 def _seeded(sampling: Any, choice: int) -> Any:
     """Every choice of a request has a seed of its own, the first one the request's."""
-    import dataclasses
-
     return sampling if sampling.seed is None else dataclasses.replace(sampling, seed=sampling.seed + choice)
 
 
@@ -310,6 +309,3 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
-
-
-__all__ = ["LaunchError", "Service", "make_app"]
