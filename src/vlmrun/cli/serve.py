@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     doors.add_argument("--web-port", type=int, default=7860, help="(default: %(default)s)")
     doors.add_argument("--web-log", metavar="FILE", help="write conversations and votes there; the page says so")
     doors.add_argument("--llava-protocol", action="store_true", help="also the routes of LLaVA's controller and worker")
+    doors.add_argument("--llava-workers", default="", metavar="HOST,HOST", help="where its workers may register from")
+    doors.add_argument("--llava-dispatch", choices=("shortest_queue", "lottery"), default="shortest_queue")
     return parser
 
 

@@ -36,7 +36,12 @@ def main(
 
 
 def _doors(options: argparse.Namespace) -> list[Routes]:
-    return []
+    if not options.llava_protocol:
+        return []
+    from vlmrun.serve.llava import Door
+
+    hosts = tuple(host for host in options.llava_workers.split(",") if host)
+    return [lambda service: Door(service, hosts, options.llava_dispatch).routes()]
 
 
 def plans(options: argparse.Namespace, models: Sequence[tuple[str, Path]]) -> list[Plan]:
