@@ -25,6 +25,10 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise LaunchError("the server's packages are not installed", "vlmrun serve", _INSTALL)
+    if options.web and find_spec("gradio") is None:
+        raise LaunchError("the page's package is not installed", "--web", "pip install 'vlmrun-trainer[web]'")
+    if options.web_log and not options.web:
+        raise ConfigError("--web-log is of --web", "command line", "leave it out, or add --web")
     models = _models(Path(options.output), options.artifacts)
     aliases = _aliases(options.alias, [name for name, _ in models])
     key = _key(options)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import glob
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from vlmrun.serve.front import Address, Routes, serve
 from vlmrun.serve.limits import Limits
 from vlmrun.serve.messages import Plan
+
+PAGE_KEY = "VLMRUN_WEB_KEY"  # as `web.page` reads it
 
 
 def main(
@@ -31,8 +34,35 @@ def main(
         image_hosts=tuple(host for host in options.image_hosts.split(",") if host),
     )
     address = Address(options.host, options.port, key, tuple(options.server_name))
-    asyncio.run(serve(workers, address, limits, aliases, routes=_doors(options), started=_say))
+    pages: list[subprocess.Popen[bytes]] = []
+
+    def started(url: str) -> None:
+        sys.stderr.write(f"serving at {url} (Ctrl-C drains and stops)\n")
+        if options.web:
+            pages.append(_open_page(options, url, key))
+        sys.stderr.flush()
+
+    try:
+        asyncio.run(serve(workers, address, limits, aliases, routes=_doors(options), started=started))
+    finally:
+        for page in pages:
+            page.terminate()
+            page.wait()
     return 0
+
+
+def _open_page(options: argparse.Namespace, url: str, key: str | None) -> subprocess.Popen[bytes]:
+    """Starts the page's process; under a key it asks for it as the password of `user`."""
+    near = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+    command = [sys.executable, "-m", "vlmrun.serve.web.page", f"--server={near}", f"--host={options.host}"]
+    command += [
+        f"--port={options.web_port}",
+        f"--max-tokens={options.max_tokens}",
+        f"--max-body-mb={options.max_body_mb}",
+    ]
+    command += [f"--log={options.web_log}"] if options.web_log else []
+    sys.stderr.write(f"page at http://{options.host}:{options.web_port}\n")
+    return subprocess.Popen(command, env={**os.environ, **({} if key is None else {PAGE_KEY: key})})
 
 
 def _doors(options: argparse.Namespace) -> list[Routes]:
@@ -68,8 +98,3 @@ def count_gpus() -> int:
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
     return len(glob.glob("/dev/nvidia[0-9]*"))  # noqa: PTH207 - device files, not a folder of ours
-
-
-def _say(url: str) -> None:
-    sys.stderr.write(f"serving at {url} (Ctrl-C drains and stops)\n")
-    sys.stderr.flush()
