@@ -5,6 +5,8 @@ import base64
 import json
 import shutil
 
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -64,25 +66,26 @@ class Counted:
 def test_answers_over_http_are_those_of_the_evaluation(tiny_run, tmp_path):
     """And so are its scores: they are made from the answers."""
     rows = [json.loads(line) for line in (tiny_run.stage("eval_merge") / "answers.jsonl").read_text().splitlines()]
+    rows = rows[:12]
     assert rows
     job = json.loads((tiny_run.stage("eval_merge") / "job.json").read_text())
     with serving(tmp_path, "merge", f"--output={tiny_run.output}") as server:
         for row in rows:
-            image = next(iter(sorted(tiny_run.folder.glob(f"**/{row['image']}"))), None) if row["image"] else None
             images = images_of(job, row)
-            assert image is None or images, row
             content = [
                 *({"type": "image_url", "image_url": {"url": url}} for url in images),
                 {"type": "text", "text": row["text"]},
             ]
-            body = {"model": "merge", "max_tokens": 4, "messages": [{"role": "user", "content": content}]}
+            body = {
+                "model": "merge",
+                "max_tokens": job["stage"]["max_new_tokens"],
+                "messages": [{"role": "user", "content": content}],
+            }
             found = httpx.post(server.url + "/v1/chat/completions", json=body, timeout=60).json()
             assert found["choices"][0]["message"]["content"] == row["answer"]
 
 
 def images_of(job, row):
-    from pathlib import Path
-
     if not row["image"]:
         return []
     root = Path(job["data"][row["data"]]["images"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlmrun import artifact
+from vlmrun import artifact, store
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import convert
 from vlmrun.formats.load import describe, fill_connector, load, weights_folder
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tune import wrap
@@ -32,10 +36,23 @@ def open_model(folder: Path, *, dtype: str = "auto", attention: str = "sdpa", bi
     chosen = (torch.bfloat16 if on_gpu else torch.float32) if dtype == "auto" else DTYPES[dtype]
     # As QLoRA holds them by default; `type` and `double` are of 4 bits only.
     quantized = None if bits is None else {"bits": bits, "type": "nf4", "double": True, "head": False}
-    loaded = load(folder, dtype=chosen, attention=attention, quantized=quantized)
+    with _loadable(folder) as place:
+        loaded = load(place, dtype=chosen, attention=attention, quantized=quantized)
     if on_gpu:
         loaded.vlm.to("cuda")
     return loaded
+
+
+@contextlib.contextmanager
+def _loadable(folder: Path) -> Iterator[Path]:
+    """The folder, or, of a training checkpoint, a whole model put together from it for the time being."""
+    if not store.is_checkpoint(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="vlmrun-checkpoint-") as place:
+        whole = Path(place) / "weights"
+        convert(folder, whole, "native", How())
+        yield whole
 
 
 @dataclass

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlmrun.serve import handover
 from vlmrun.serve.front import Address, Routes, serve
 from vlmrun.serve.limits import Limits
 from vlmrun.serve.messages import Plan
@@ -23,6 +24,10 @@ def main(
 ) -> int:
     """Serves until stopped; raises as `front.serve`."""
     workers = plans(options, models)
+    handed_over, reason = handover.choose(options, models, aliases)
+    sys.stderr.write(f"{reason}\n")
+    if handed_over:
+        return handover.serve(options, models[0], aliases, key, workers[0])
     limits = Limits(
         running=options.batch * len(workers),
         queue=options.queue,
