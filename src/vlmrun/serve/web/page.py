@@ -26,7 +26,7 @@ from vlmrun.serve.web.talk import Exchange, Log, Server, Talk, Values
 KEY = "VLMRUN_WEB_KEY"
 _MAX_TEXT = 20_000
 _CSS = """
-footer, button[aria-label="Share"], button[title="Share"] { display: none !important }
+footer, :is([aria-label="Share"], [title="Share"], [aria-label="공유"], [title="공유"]) { display: none !important }
 @media (max-width: 640px) { .gradio-container { padding: 4px !important } }
 """
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -50,7 +50,7 @@ def build(server: Server, log: Log, translate: gr.I18n, most_tokens: int) -> gr.
         with gr.Row():
             chats = [_chatbot(side) for side in range(2)]
         box = gr.MultimodalTextbox(
-            placeholder=words.ENGLISH["ask"],
+            placeholder="",
             label=translate("ask"),
             file_types=["image"],
             file_count="multiple",
