@@ -42,7 +42,7 @@ KIND = Count()
 BACK = """
 import json
 
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 
 
 def execute(job):

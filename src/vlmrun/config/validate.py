@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vlmrun.config.schema import RunConfig, StageNode
+from vlmrun.config.schema import DataConfig, RunConfig, StageNode
 from vlmrun.errors import Problem, suggest
 
 
@@ -95,9 +95,8 @@ def _fields(path: str, tree: dict[str, Any]) -> list[str]:
 
 def _step(model: Any, part: str, node: Any) -> Any:
     if model is dict:  # the value below a named stage or data source
-        return (
-            StageNode.classes.get(node.get("kind", "")) if isinstance(node, dict) and "kind" in node else _data_model()
-        )
+        is_stage = isinstance(node, dict) and "kind" in node
+        return StageNode.classes.get(node["kind"]) if is_stage else DataConfig
     annotation = model.model_fields[part].annotation if part in model.model_fields else None
     given = node.keys() if isinstance(node, dict) else set()
     options = list(_models(annotation))
@@ -113,9 +112,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     elif typing.get_origin(annotation) is not dict:
         for option in typing.get_args(annotation):
             yield from _models(option)
-
-
-def _data_model() -> Any:
-    from vlmrun.config.schema import DataConfig
-
-    return DataConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vlmrun import graph
+from vlmrun import back, graph
 from vlmrun.arch import config_files, linears
 from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
 from vlmrun.checks import rules, vision
@@ -73,8 +72,7 @@ def shapes(model: ModelConfig, *, exact: bool = False) -> tuple[Shapes | None, l
     found = _computed(model, llm.values, tower.values)
     if found is None and exact:
         n_added = len([*(model.image_markers or []), *model.new_tokens])
-        # A string, so that the front half does not depend on what loads torch.
-        found = importlib.import_module("vlmrun.plan.meta").shapes_of(model, llm.values, tower.values, n_added)
+        found = back.shapes_of(model, llm.values, tower.values, n_added)
     return found, stood_in
 
 

@@ -4,7 +4,7 @@ A checkpoint holds trained weights and optimizer state only. Its stage's job.jso
 so the model is put together exactly as the trainer did, given the checkpoint's weights, and saved as a stage's weights
 are: the last checkpoint of a stage gives the stage's own weights, to the bit.
 
-This is a format of `checkpoints.formats` (`training`). DeepSpeed's own reader of its shards is used, which unpickles:
+`format` makes this a format. DeepSpeed's own reader of its shards is used, which unpickles:
 their digests are compared with the manifest first, but a checkpoint is to be trusted like a program (ADR 26).
 """
 
@@ -25,7 +25,7 @@ import torch
 from vlmrun import artifact
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.errors import CheckpointError, Problem
+from vlmrun.errors import CheckpointError
 from vlmrun.formats import native as native_format
 from vlmrun.formats.base import How, Model
 from vlmrun.model import tune
@@ -41,11 +41,6 @@ from vlmrun.weights import native
 from vlmrun.weights.reader import DTYPES
 
 _MODULE = "mp_rank_00_model_states.pt"
-
-
-def detect(folder: Path) -> bool:
-    """Whether it is a step's folder within a stage's."""
-    return (folder / MANIFEST).is_file() and (folder.parent.parent / JOB_FILE).is_file()
 
 
 def read(folder: Path, how: How) -> Model:
@@ -85,11 +80,6 @@ class _Temporary:
 
     def __init__(self, place: Path) -> None:
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
-
-
-def refuse(model: Model, how: How) -> list[Problem]:
-    """Training writes it."""
-    return [Problem("training checkpoints are written by training only", "", "--to native")]
 
 
 def _verify(folder: Path) -> None:
