@@ -102,7 +102,13 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConfigError(
             "one of --to FORMAT and --check is needed", "command line", "vlmrun convert SRC DST --to hf_llava"
         )
-    asked = {"to": options.to or "native", "tp": options.tp, "skip": options.skip, "base_model": options.base}
+    asked = {
+        "kind": "convert",
+        "to": options.to or "native",
+        "tp": options.tp,
+        "skip": options.skip,
+        "base_model": options.base,
+    }
     graph.require(rules.check_stage(ConvertStage.model_construct(**asked), "convert"))
 
 

@@ -59,14 +59,17 @@ def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
         if not parent:
             fix = f"choose a recipe, as +recipe=smoke, or give {name}=..."
         return Problem(f"{path} is missing", parent or "the run", fix)
-    if kind == "no_kind":
+    if kind == "not_chosen" and detail["ctx"]["by"] != "kind":
+        by = detail["ctx"]["by"]
+        return Problem(f"{path} has no {by}", path, f"add {by}: ... or choose an option that has it")
+    if kind == "not_chosen":
         return Problem(
             f"stage {name!r} has no kind",
             path,
             "it is not among the selected stages, but something sets values of it: to run part of a recipe use "
             f"only=[...] instead of stage=[...], or take out the values of {path}",
         )
-    if kind == "bad_kind":
+    if kind == "unknown_choice":
         return Problem(detail["ctx"]["what"], path, detail["ctx"]["fix"])
     if kind == "model_type" and detail["input"] is None:
         return Problem(f"{path} is not chosen", path, f"choose one: {path}=..., or a recipe: +recipe=smoke")
