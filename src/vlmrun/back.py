@@ -28,7 +28,7 @@ Progress = Callable[[int, int, str], None]  # tensors done, tensors in all, the 
 
 
 class Stage(Protocol):
-    """A module of `stages/` or of a plugin, which its kind names."""
+    """A module of `stages/`, or of a plugin: the back half of a kind of stage."""
 
     def execute(self, job: StageJob) -> Result | None:
         """Does the work of one rank; a result on rank 0."""
