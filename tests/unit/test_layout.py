@@ -35,8 +35,6 @@ LONG = {
     "train/loop.py": (348, "is split next"),
     "weights/writer.py": (342, "is split next"),
     "arch/linears.py": (280, "one table of formulas, soon one row for each family"),
-    "checks/engines.py": (260, "moves into the table of rules"),
-    "checks/run.py": (330, "moves into the table of rules"),
     "cli/data.py": (280, "five actions of one verb and their tables"),
     "data/templates.py": (360, "the built-in templates, a table, and the one function that renders them"),
     "formats/upstream.py": (260, "one reader and writer of four codes that differ in names"),
