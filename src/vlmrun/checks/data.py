@@ -74,8 +74,9 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
         missing.append(("images", f"no folder {data.images!r}"))
     if missing and data.about is not None:
         about = data.about
+        terms = about.licence
         records = f", {about.records:,} records" if about.records else ""
-        fix = f"from {about.url} (licence: {about.licence}{records}): {about.fetch}; VLMRUN_DATA names the data folder"
+        fix = f"from {about.url} (license: {terms}{records}): {about.fetch}; VLMRUN_DATA names the data folder"
         yield Problem(" and ".join(what for _, what in missing), where, fix)
         return
     for key, what in missing:

@@ -23,7 +23,7 @@ def _heads(run: RunConfig) -> Iterator[Problem]:
         part = getattr(run.model, name)
         try:
             size = parts.head_dim(part) if parts.is_told(part) else None
-        except CheckpointError:  # told where the part is looked at
+        except CheckpointError:  # reported where the part is looked at
             continue
         if size is not None:
             yield from attention.check_head(run.hardware, size, "LLM" if name == "llm" else "vision tower")
@@ -103,7 +103,7 @@ def _vocabulary(run: RunConfig, llm: parts.LlmFacts, tokenizer: parts.TokenizerF
     marks = set() if rules is None else set(grid.marks_of(rules))
     if "<image>" in tokenizer.tokens and "<image>" not in marks:
         yield Problem(
-            "the tokenizer has a token <image> of its own, which marks the place of pictures here",
+            "the tokenizer has a token <image> of its own, which marks the place of images here",
             "model.llm",
             "use the tokenizer of the LLM alone, before a VLM was made of it",
         )

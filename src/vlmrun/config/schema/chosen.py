@@ -1,4 +1,4 @@
-"""Nodes of which there are several classes, built in or a plugin's, told apart by the literal of one field."""
+"""Nodes of which there are several classes, built in or a plugin's, which the literal of one field distinguishes."""
 
 from __future__ import annotations
 
