@@ -60,7 +60,7 @@ def stage(job: StageJob) -> Stage:
     """What executes this job's kind of stage, with everything loaded that it needs."""
     if job.parents:  # models that it starts from
         know_checkpoints()
-    return cast(Stage, build.module(kinds.of(job.stage).back, "kind"))
+    return cast(Stage, build.module(kinds.of(job.stage).back, f"stage.{job.name}.kind"))
 
 
 def make(stage: MergeStage | AverageStage, sources: Mapping[str, str], folder: Path) -> Result:
