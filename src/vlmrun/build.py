@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from vlmrun import signature
@@ -28,6 +29,23 @@ def allowed_prefixes() -> tuple[str, ...]:
 def is_allowed(dotted: str) -> bool:
     """Whether a dotted path lies below an allowed prefix."""
     return any(dotted == prefix or dotted.startswith(prefix + ".") for prefix in allowed_prefixes())
+
+
+def module(dotted: str, where: str) -> ModuleType:
+    """Imports a module that lies below an allowed prefix.
+
+    Raises:
+        ConfigError: when it is not allowed, or not there.
+    """
+    if not is_allowed(dotted):
+        allowed = ", ".join(allowed_prefixes())
+        fix = f"allowed packages: {allowed}; allow one of your own with VLMRUN_ALLOW=its_name"
+        raise ConfigError(f"module {dotted!r} is not allowed", where, fix)
+    try:
+        return importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        fix = "check its name; the folder it lies in must be on PYTHONPATH"
+        raise ConfigError(f"no module {error.name!r}", where, fix) from error
 
 
 def check(target: str, arguments: dict[str, Any], where: str, supplied: frozenset[str] = frozenset()) -> list[Problem]:

@@ -382,6 +382,9 @@ def test_stage_files_named_in_the_readme_are_made(tiny_run):
 
 def test_the_configuration_reference_is_not_stale():
     assert make_reference.render() == make_reference.PAGE.read_text(), "run: python scripts/make_reference.py"
+    assert make_reference.render_rules() == make_reference.RULES_PAGE.read_text(), (
+        "run: python scripts/make_reference.py"
+    )
 
 
 def test_exit_codes_are_those_of_the_errors():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.arch import config_files
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import Reading, RunConfig, Slices, Target, Tiles, TrainStage
 from vlmrun.errors import CheckpointError, Problem
@@ -218,3 +219,10 @@ def most_tokens(tiles: Tiles, grid: list[int], per_tile: int, image_size: int) -
     columns, rows = grid[0] // image_size, grid[1] // image_size
     whole = per_tile * (1 + columns * rows)
     return whole if tiles.merge == "flat" else whole + (_side(per_tile) * rows if tiles.merge == "spatial_unpad" else 0)
+
+
+RULES = (
+    Rule("vision", "Tower, connector and tiles fit together, and an image leaves room for text in the longest sample.",
+         ("model.tower", "model.connector", "model.tiles", "model.max_length", "stage.*.image_aspect"), check,
+         here=True),
+)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -39,19 +40,24 @@ class Recipe:
     source: str
 
 
-def main(name: str | None, *, as_json: bool) -> None:
+def main(arguments: list[str]) -> int:
     """Lists recipes, or shows one.
 
     Raises:
         ConfigError: with the nearest name, when there is no such recipe.
     """
-    found = recipes()
+    parser = argparse.ArgumentParser("vlmrun recipes", description="List recipes, or show what one does and needs.")
+    parser.add_argument("name", nargs="?", help="a recipe's name")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(arguments)
+    name, found = options.name, recipes()
     if name is None:
-        _list(list(found.values()), as_json=as_json)
+        _list(list(found.values()), as_json=options.json)
     elif name not in found:
         raise ConfigError(f"no recipe {name!r}", "vlmrun recipes", suggest(name, found, noun="recipes"))
     else:
-        _show(found[name], as_json=as_json)
+        _show(found[name], as_json=options.json)
+    return 0
 
 
 def recipes() -> dict[str, Recipe]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -95,7 +95,7 @@ class How:
 
 
 class Format(Protocol):
-    """What a module of this package offers. A format that is only read has no `write`."""
+    """What a module of this package offers."""
 
     def detect(self, folder: Path) -> bool:
         """Whether the folder's content is of this format."""
@@ -104,7 +104,12 @@ class Format(Protocol):
         """Names, shapes and configurations; tensors follow when asked for."""
 
     def refuse(self, model: Model, how: How) -> list[Problem]:
-        """Everything of the model that this format cannot express."""
+        """Everything of the model that this format cannot express; a format that is only read refuses all."""
+
+
+@runtime_checkable
+class WrittenFormat(Format, Protocol):
+    """A format that is written as well."""
 
     def write(self, model: Model, folder: Path, how: How) -> None:
         """Fills a folder that is there and empty."""

@@ -10,10 +10,9 @@ from vlmrun import artifact
 from vlmrun.errors import Problem
 from vlmrun.formats.base import ADAPTER, PARTS, How, Model, of_part, write_tensors
 from vlmrun.formats.bitsandbytes import tensors_of
-from vlmrun.formats.load import describe, weights_folder
 from vlmrun.model.pretrained import read_json
 from vlmrun.weights import folder as files
-from vlmrun.weights.native import DESCRIPTION, FORMAT
+from vlmrun.weights.native import DESCRIPTION, FORMAT, describe, weights_folder
 
 
 def detect(folder: Path) -> bool:

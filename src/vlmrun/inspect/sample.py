@@ -23,6 +23,7 @@ from vlmrun.data.images.open import ImageLayout, ImageTransform, best_grid, open
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
+from vlmrun.inspect.sizes import Sizes
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.parts import added_tokens
 from vlmrun.model.tiles import tiling
@@ -30,16 +31,6 @@ from vlmrun.model.tokenizers import load_tokenizer
 from vlmrun.train.samples import template_of
 
 _UNLIMITED = 1 << 60
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What `config.json` tells of the parts; `run.parts` reads it."""
-
-    vision_dim: int
-    llm_dim: int
-    n_patches: int
-    image_size: int
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.schema import AverageStage
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats.load import describe, weights_folder
+from vlmrun.formats.load import describe
 from vlmrun.merging import methods
 from vlmrun.merging.compatible import PARTS, differences, same_files
 from vlmrun.merging.methods.blocks import Piece, Source
 from vlmrun.weights import folder as files
-from vlmrun.weights.native import DESCRIPTION
+from vlmrun.weights.native import DESCRIPTION, weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
 from vlmrun.weights.writer import Report, Shape, Writer, cast, counting, silent
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from vlmrun import artifact
 from vlmrun.config.schema import AverageStage, Linear, MergeStage
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats.load import describe, weights_folder
+from vlmrun.formats.load import describe
 from vlmrun.merging.average import Plan, write_part
 from vlmrun.merging.compatible import differences, same_content
 from vlmrun.model.pretrained import read_json
 from vlmrun.weights import folder as files
 from vlmrun.weights.adapter import Adapter, Base, fold, trained_base
-from vlmrun.weights.native import DESCRIPTION
+from vlmrun.weights.native import DESCRIPTION, weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
 from vlmrun.weights.writer import AT_ONCE, Report, Shape, Writer, blocks, cast, counting, silent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,14 +10,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vlmrun import graph
+from vlmrun import back, graph
 from vlmrun.arch import config_files, linears
 from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
-from vlmrun.checks import engines, vision
-from vlmrun.checks import values as config_checks
+from vlmrun.checks import rules, vision
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig, RunConfig, Slices, Target, Tiles, TrainStage
-from vlmrun.errors import CheckpointError, Problem, VlmrunError
+from vlmrun.config.schema import ModelConfig, PrepareStage, RunConfig, Slices, Target, Tiles, TrainStage
+from vlmrun.errors import CheckpointError, VlmrunError
 from vlmrun.plan import advice, lengths, stage, time
 from vlmrun.plan.lengths import Known
 from vlmrun.plan.stage import OtherPlan, Read, TrainPlan
@@ -74,8 +72,7 @@ def shapes(model: ModelConfig, *, exact: bool = False) -> tuple[Shapes | None, l
     found = _computed(model, llm.values, tower.values)
     if found is None and exact:
         n_added = len([*(model.image_markers or []), *model.new_tokens])
-        # A string, so that the front half does not depend on what loads torch.
-        found = importlib.import_module("vlmrun.plan.meta").shapes_of(model, llm.values, tower.values, n_added)
+        found = back.shapes_of(model, llm.values, tower.values, n_added)
     return found, stood_in
 
 
@@ -134,17 +131,12 @@ def plan(run: RunConfig, options: Options) -> Plan:
     Raises:
         VlmrunError: when a config.json is missing, or nothing tells how many records there are.
     """
-    planned, problems = graph.plan(run)
-    graph.require([*problems, *_problems(run)])
+    graph.require(rules.check(run, here=False))
+    planned, _ = graph.plan(run)
     found, stood_in = shapes(run.model, exact=True)
     assert found is not None
-    chosen = [item for item in graph.selected(planned, run.only) if item.stage.kind != "prepare"]
+    chosen = [item for item in graph.selected(planned, run.only) if not isinstance(item.stage, PrepareStage)]
     return Plan(run, tuple(_stage(run, item.name, found, options) for item in chosen), tuple(stood_in))
-
-
-def _problems(run: RunConfig) -> list[Problem]:
-    """Rules between values; whether this machine has what the run needs is no matter here."""
-    return [*config_checks.check(run), *engines.check(run, here=False)]
 
 
 def warnings(run: RunConfig) -> list[str]:
@@ -154,7 +146,7 @@ def warnings(run: RunConfig) -> list[str]:
         room = advice.capacity(run.hardware)
     except VlmrunError:
         return []  # a problem of its own
-    if found is None or room is None or _problems(run):
+    if found is None or room is None or rules.check(run, here=False):
         return []
     said = []
     for name, one in run.stage.items():

@@ -11,7 +11,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage
 from vlmrun.eval.progress import progress
 from vlmrun.merging import average
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 
 log = logs.get(__name__)
 

@@ -24,7 +24,7 @@ from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import Loaded
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 from vlmrun.train import dist
 from vlmrun.weights.reader import DTYPES
 

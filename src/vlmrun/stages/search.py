@@ -18,7 +18,8 @@ from vlmrun.errors import DataError
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.merging import average as weights
-from vlmrun.stages import Result, average, evaluate
+from vlmrun.outcome import Result
+from vlmrun.stages import average, evaluate
 
 log = logs.get(__name__)
 

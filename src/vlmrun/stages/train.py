@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmrun.config.job import StageJob
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 from vlmrun.train import setup
 from vlmrun.train.log import METRICS, data_wait
 from vlmrun.train.samples import SKIPPED

@@ -20,6 +20,7 @@ from vlmrun.model.towers import fp16
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
 from vlmrun.train.engine.deepspeed import require_drive, start_deepspeed
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES
 from vlmrun.zero import config as zero
 from vlmrun.zero import user_json
@@ -119,7 +120,7 @@ def _hidden_dim(job: StageJob, stage: TrainStage) -> int:
     """The LLM's width, read before anything is loaded: ZeRO-3's thresholds follow from it."""
     arguments = job.model.llm.arguments
     if stage.init_from is not None:
-        config = read_config(str(saved.weights_folder(Path(job.parents[stage.init_from])) / "llm"))
+        config = read_config(str(weights_folder(Path(job.parents[stage.init_from])) / "llm"))
     elif arguments.get("path"):
         config = read_config(str(arguments["path"]))
     else:

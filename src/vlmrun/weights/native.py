@@ -17,7 +17,9 @@ from torch import nn
 from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
+from vlmrun.errors import CheckpointError
 from vlmrun.model.parts import Loaded
+from vlmrun.model.pretrained import read_json
 from vlmrun.model.tune import has_adapter
 from vlmrun.weights import adapter as adapters
 from vlmrun.weights import folder as files
@@ -30,6 +32,36 @@ PREPROCESSOR = "preprocessor_config.json"
 _LLM_CONFIG = ("config.json", "generation_config.json")
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
+
+
+def weights_folder(folder: Path) -> Path:
+    """The weights folder of an artifact, or the folder itself when it is one."""
+    folder = Path(folder)
+    for candidate in (folder / "weights", folder):
+        if (candidate / DESCRIPTION).is_file():
+            return candidate
+    raise CheckpointError(
+        f"there is no model here ({DESCRIPTION} is missing)",
+        str(folder),
+        "give the folder of a finished training, merge or average stage: `vlmrun ls` lists them",
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The `model.json` of an artifact or a weights folder.
+
+    Raises:
+        CheckpointError: when there is none, or it is of another version.
+    """
+    path = weights_folder(folder) / DESCRIPTION
+    description = read_json(path, "the model is incomplete: make the stage again")
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"unknown format {description.get('format')!r}",
+            str(path),
+            f"this version reads {FORMAT}: use the one that wrote it",
+        )
+    return description
 
 
 def save(
