@@ -27,13 +27,6 @@ LATE_IMPORTS = 3
 MAX_LINES = 250
 # Files that read better in one piece than in two, with the lines they have now.
 LONG = {
-    "data/compat/settings.py": (342, "is split next"),
-    "data/dataset.py": (357, "is split next"),
-    "data/images/open.py": (400, "is split next"),
-    "data/lint.py": (254, "is split next"),
-    "train/checkpoint/commit.py": (299, "is split next"),
-    "train/loop.py": (348, "is split next"),
-    "weights/writer.py": (342, "is split next"),
     "arch/linears.py": (280, "one table of formulas, soon one row for each family"),
     "checks/engines.py": (260, "moves into the table of rules"),
     "checks/run.py": (330, "moves into the table of rules"),

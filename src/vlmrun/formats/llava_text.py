@@ -168,4 +168,5 @@ def n_image_tokens(model: Model) -> int:
     """Positions a picture takes."""
     vision = model.json[TOWER_CONFIG]
     n_class = int(vision["model_type"] == "clip_vision_model")
-    return (vision["image_size"] // vision["patch_size"]) ** 2 + n_class - (strategy(model) == "default")
+    side: int = vision["image_size"] // vision["patch_size"]
+    return side**2 + n_class - (strategy(model) == "default")

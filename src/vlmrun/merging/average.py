@@ -21,9 +21,10 @@ from vlmrun.merging import methods
 from vlmrun.merging.compatible import PARTS, differences, same_files
 from vlmrun.merging.methods.blocks import Piece, Source
 from vlmrun.weights import folder as files
+from vlmrun.weights.blocks import Shape, cast
 from vlmrun.weights.native import DESCRIPTION, weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
-from vlmrun.weights.writer import Report, Shape, Writer, cast, counting, silent
+from vlmrun.weights.writer import Report, Writer, counting, silent
 
 
 def average(

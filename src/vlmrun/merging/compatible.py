@@ -10,9 +10,9 @@ import torch
 
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats.load import describe
+from vlmrun.weights.blocks import blocks
 from vlmrun.weights.native import DESCRIPTION, PREPROCESSOR
 from vlmrun.weights.reader import Reader
-from vlmrun.weights.writer import blocks
 
 PARTS = ("llm", "tower", "connector")
 # Keys of config.json that say how a file was written, not what the model is.

@@ -20,9 +20,11 @@ from vlmrun.merging.compatible import differences, same_content
 from vlmrun.model.pretrained import read_json
 from vlmrun.weights import folder as files
 from vlmrun.weights.adapter import Adapter, Base, fold, trained_base
+from vlmrun.weights.blocks import Shape, blocks, cast
 from vlmrun.weights.native import DESCRIPTION, weights_folder
+from vlmrun.weights.parallel import AT_ONCE
 from vlmrun.weights.reader import DTYPES, Reader
-from vlmrun.weights.writer import AT_ONCE, Report, Shape, Writer, blocks, cast, counting, silent
+from vlmrun.weights.writer import Report, Writer, counting, silent
 
 
 def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: Report = silent) -> dict[str, Any]:

@@ -108,7 +108,8 @@ class Tiling:
         return 0, high, border, wide - border
 
     def _side(self) -> int:
-        return round(self.per_tile**0.5)
+        side: int = round(self.per_tile**0.5)
+        return side
 
 
 def tiling(per_tile: int, tiles: Tiles | Slices | None) -> Tiling:

@@ -120,7 +120,7 @@ class VLM(nn.Module):
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
         features = self._features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
-        embeds = embedding(input_ids.masked_fill(mask, 0))
+        embeds: torch.Tensor = embedding(input_ids.masked_fill(mask, 0))
         if blank:
             # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
             return embeds + features.sum().to(embeds.dtype) * 0
@@ -154,14 +154,16 @@ class VLM(nn.Module):
         assert not self.training, "generate in eval mode: dropout would change the answers"
         embeds = self.embed(input_ids, pixels, layouts)
         # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
-        llm: Any = self.llm.get_base_model() if hasattr(self.llm, "peft_config") else self.llm
+        llm: Any = self.llm
+        if hasattr(llm, "peft_config"):
+            llm = llm.get_base_model()
         # A hub folder's generation_config.json (sampling, penalties) fills whatever is unset, so it is set aside.
         kept = llm.generation_config
         llm.generation_config = GenerationConfig()
         alone = contextlib.nullcontext() if self.sequence is None else self.sequence.apart()
         try:
             with alone:
-                ids = llm.generate(
+                ids: torch.Tensor = llm.generate(
                     inputs_embeds=embeds,
                     attention_mask=attention_mask.long(),
                     generation_config=GenerationConfig(

@@ -11,6 +11,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage
 from vlmrun.eval.progress import progress
 from vlmrun.merging import average
+from vlmrun.merging.compatible import PARTS
 from vlmrun.outcome import Result
 
 log = logs.get(__name__)
@@ -42,7 +43,7 @@ def check(stage: AverageStage, parents: Mapping[str, str]) -> str:
     """Proves, without writing, that an average would lose nothing; what was compared, in words."""
     sources, base = places(stage, parents)
     names = average.prepare(stage, sources, base).names()
-    by_part = {part: sum(name.startswith(f"{part}.") for name in names) for part in average.PARTS}
+    by_part = {part: sum(name.startswith(f"{part}.") for name in names) for part in PARTS}
     counted = ", ".join(f"{part} {count}" for part, count in by_part.items())
     return f"{len(sources)} models with the same {len(names)} tensors ({counted}), configurations and templates"
 

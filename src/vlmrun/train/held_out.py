@@ -99,7 +99,8 @@ class Evaluator:
         batch = self._prompts.collate(items)
         place = next(self._engine.vlm.parameters()).device
         with self._engine.readable(), torch.autocast(place.type, torch.bfloat16, enabled=self._autocast):
-            new = self._engine.vlm.generate(
+            vlm: Any = self._engine.vlm
+            new = vlm.generate(
                 batch["input_ids"].to(place),
                 batch["attention_mask"].to(place),
                 batch["pixels"].to(place),

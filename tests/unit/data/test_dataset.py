@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlmrun.data.dataset import open_datasets
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
 from vlmrun.data.reading import MAX_LISTED, list_skipped
+from vlmrun.data.records import open_datasets
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError
 

@@ -55,7 +55,7 @@ class Connector(nn.Module):
 
 def side_of(n_patches: int, name: str) -> int:
     """Edge of the square map that the patches form."""
-    side = round(n_patches**0.5)
+    side: int = round(n_patches**0.5)
     if side * side != n_patches:
         raise ConfigError(
             f"{name} needs a square map of patches, the tower gives {n_patches}",

@@ -51,7 +51,7 @@ class Dense(Connector):
         self.layers = stacked(vision_dim * wide, llm_dim, depth)
 
     @classmethod
-    def wanted_layers(
+    def wanted_layers(  # type: ignore[override] # `kind` is required of this one
         cls, n_layers: int, *, kind: str, shallow: Sequence[int] = (7, 15), **arguments: Any
     ) -> list[int]:
         """The selected layer first, then the others in ascending order."""
@@ -61,13 +61,14 @@ class Dense(Connector):
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Joins and projects."""
         base, *others = layers
+        dim = -1
         if self.kind == "sti":
-            pooled = [F.avg_pool1d(other.transpose(1, 2), _POOL).transpose(1, 2) for other in others]
-            return self.layers(torch.cat([base, *pooled], dim=1))
+            others, dim = [F.avg_pool1d(other.transpose(1, 2), _POOL).transpose(1, 2) for other in others], 1
         if self.kind == "dci":
             half = len(others) // 2
             others = [sum(part[1:], part[0]) / half for part in (others[:half], others[half:])]
-        return self.layers(torch.cat([base, *others], dim=-1))
+        projected: torch.Tensor = self.layers(torch.cat([base, *others], dim=dim))
+        return projected
 
     def tokens(self, n_patches: int) -> int:
         """One for each patch, and under sti the averages, of which an incomplete last one is left out."""

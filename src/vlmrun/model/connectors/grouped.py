@@ -35,7 +35,8 @@ class Grouped(Connector):
         groups = features.unflatten(1, (self.tokens(features.shape[1]), _GROUP))
         if self.order == "channel":
             groups = groups.transpose(2, 3)
-        return self.linear(groups.flatten(2))
+        projected: torch.Tensor = self.linear(groups.flatten(2))
+        return projected
 
     def tokens(self, n_patches: int) -> int:
         """A quarter of the patches."""

@@ -29,7 +29,8 @@ class LDP(Connector):
         value = self.model["mlp"](torch.cat(layers, dim=-1))
         side = side_of(value.shape[1], "ldp")
         map_ = value.transpose(1, 2).unflatten(2, (side, side))
-        return self.model["mb_block"](map_).flatten(2).transpose(1, 2)
+        mixed: torch.Tensor = self.model["mb_block"](map_)
+        return mixed.flatten(2).transpose(1, 2)
 
     def tokens(self, n_patches: int) -> int:
         """A quarter of the map, an odd edge rounded up."""
@@ -51,7 +52,7 @@ class _Block(nn.Module):
         self.is_residual = stride == 1
 
     def forward(self, map_: torch.Tensor) -> torch.Tensor:
-        found = self.block(map_)
+        found: torch.Tensor = self.block(map_)
         return found + map_ if self.is_residual else found
 
 

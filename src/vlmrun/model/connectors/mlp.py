@@ -46,4 +46,5 @@ class MLP(Connector):
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Concatenates the tower's layers on channels and projects them."""
-        return self.layers(torch.cat(layers, dim=-1))
+        projected: torch.Tensor = self.layers(torch.cat(layers, dim=-1))
+        return projected

@@ -40,7 +40,8 @@ class _Attention(nn.Module):
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in given)
         mask = None if real is None else real[:, None, None]
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(found.transpose(1, 2).flatten(2))
+        out: torch.Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
+        return out
 
 
 class Resampler(Connector):
@@ -89,7 +90,8 @@ class Resampler(Connector):
         query = self.ln_q(self.query) + self._query_places(found)
         query = query.expand(len(found), -1, -1)
         found = self.attn(query, found + places, found, None if bool(real.all()) else real)
-        return self.ln_post(found) @ self.proj
+        out: torch.Tensor = self.ln_post(found) @ self.proj
+        return out
 
     def tokens(self, n_patches: int) -> int:
         """The queries, whatever the picture."""

@@ -6,7 +6,7 @@ from PIL import Image
 
 from vlmrun.config.schema import Slices
 from vlmrun.data.images import grid as slices
-from vlmrun.data.images.open import ImageTransform, n_tiles
+from vlmrun.data.images.transform import ImageTransform, n_tiles
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.data.templates import Piece
 from vlmrun.errors import ConfigError
