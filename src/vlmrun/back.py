@@ -7,12 +7,12 @@ that leaves here, each with its reason, and `tests/unit/test_layout.py` counts.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from vlmrun import build, kinds
 from vlmrun.arch.sizes import Shapes
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, Kept, MergeStage, ModelConfig
@@ -28,7 +28,7 @@ Progress = Callable[[int, int, str], None]  # tensors done, tensors in all, the 
 
 
 class Stage(Protocol):
-    """A module of `stages/`, one for each kind, called as its kind is."""
+    """A module of `stages/`, or of a plugin: the back half of a kind of stage."""
 
     def execute(self, job: StageJob) -> Result | None:
         """Does the work of one rank; a result on rank 0."""
@@ -59,7 +59,7 @@ def stage(job: StageJob) -> Stage:
     """What executes this job's kind of stage, with everything loaded that it needs."""
     if job.parents:  # models that it starts from
         _know_checkpoints()
-    return cast(Stage, importlib.import_module(f"vlmrun.stages.{job.stage.kind}"))
+    return cast(Stage, build.module(kinds.of(job.stage).back, "kind"))
 
 
 def make(stage: MergeStage | AverageStage, sources: Mapping[str, str], folder: Path) -> Result:

@@ -13,10 +13,10 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from vlmrun import artifact, back, heartbeat, logs
+from vlmrun import artifact, back, heartbeat, kinds, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import DataError, VlmrunError, error_from_dict, is_lost
+from vlmrun.errors import DataError, VlmrunError
 from vlmrun.outcome import Result
 
 log = logs.get(__name__)
@@ -43,7 +43,7 @@ def _run(job: StageJob) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
     try:
         logs.setup(rank=rank, folder=job.path / "logs")
-        if job.stage.kind == "train":
+        if kinds.of(job.stage).trains:
             _be_watched(job.path / "logs", rank)
         stage = back.stage(job)
         # Only now: while modules load there is nothing to save, and SIGTERM ends us as it is.
@@ -118,7 +118,7 @@ def _leave(job: StageJob, error: VlmrunError) -> int:
     """
     path = job.path / FAILURE_FILE
     try:
-        if not path.exists() or is_lost(error_from_dict(json.loads(path.read_text("utf-8")))):
+        if not path.exists() or json.loads(path.read_text("utf-8")).get("reason") == "lost_rank":
             artifact.write_json(path, error.to_dict())
     except OSError:
         print(error, file=sys.stderr)  # noqa: T201 - the disk that is full is the one the error would be left on

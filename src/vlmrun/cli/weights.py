@@ -16,20 +16,20 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vlmrun import artifact, back, graph, logs, store
+from vlmrun import artifact, back, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
-from vlmrun.checks import merging
+from vlmrun.checks import rules
 from vlmrun.cli.options import output_option
 from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.run import identity
 
 log = logs.get(__name__)
 
 Kind = TypeVar("Kind", MergeStage, AverageStage)
-_MODEL = "model.json"
 _OURS = {"weights", "lock", "logs", ".weights.part", ".weights.old"}  # what an interrupted attempt may have left
 
 
@@ -48,7 +48,7 @@ def merge(arguments: list[str]) -> int:
     given = {"weights": options.weights, "base": options.base, "arithmetic": options.arithmetic, "dtype": options.dtype}
     values = _preset("merge", []) | {key: value for key, value in given.items() if value is not None}
     stage = _typed(MergeStage, values | {"init_from": names[0], "adapters": names[1:]})
-    graph.require(list(merging.merge(stage, "merge")))
+    graph.require(rules.check_stage(stage, "merge"))
     return _carry_out(stage, places, options)
 
 
@@ -81,7 +81,7 @@ def average(arguments: list[str]) -> int:
         "base_model": None if base is None else str(base),
     }
     stage = _typed(AverageStage, values | ({"dtype": options.dtype} if options.dtype else {}))
-    graph.require(list(merging.average(stage, "average")))
+    graph.require(rules.check_stage(stage, "average"))
     return _carry_out(stage, [*places, *([base] if base else [])], options)
 
 
@@ -104,7 +104,7 @@ def _resolve(root: Path, text: str) -> Path:
 
 
 def _is_ours(place: Path) -> bool:
-    return any((folder / _MODEL).is_file() for folder in (place, place / "weights"))
+    return any((folder / MODEL).is_file() for folder in (place, place / WEIGHTS))
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, s
             if not _is_ours(place):
                 made = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix=".vlmrun-source-", dir=beside)))
                 log.info("%s: brought into our own format first", place)
-                back.convert(place, made / "weights", "native", back.Conversion(), prove=False)
+                back.convert(place, made / WEIGHTS, "native", back.Conversion(), prove=False)
                 found[str(place)] = str(made)
         yield found
 
@@ -210,7 +210,7 @@ def _carry_out(stage: MergeStage | AverageStage, places: list[Path], options: ar
 
 def _key(stage: Any, parents: list[str]) -> str:
     """As a stage's in a run: its values and its parents' keys."""
-    content = {"version": identity.KIND_VERSION[stage.kind], "stage": identity.stable(stage), "parents": parents}
+    content = {"version": kinds.of(stage).version, "stage": identity.stable(stage), "parents": parents}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmrun.data.encode import IGNORE, Encoded
+from vlmrun.data.encode import Encoded
 from vlmrun.data.encoder import Encoder, Layouts
 from vlmrun.data.index import Index
 from vlmrun.data.sample import Sample, locate_record
 from vlmrun.errors import DataError
+from vlmrun.ids import IGNORE
 
 
 @dataclass(frozen=True)

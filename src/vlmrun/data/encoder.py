@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmrun.arch.tiles import n_tiles
 from vlmrun.config.schema import Compat, Slices
 from vlmrun.data.compat import labels, minicpm
 from vlmrun.data.compat.settings import Project
@@ -17,7 +18,7 @@ from vlmrun.data.images import grid as slices
 from vlmrun.data.images.cache import Fitted, PictureCache
 from vlmrun.data.images.open import find_image, image_size, load_image
 from vlmrun.data.images.patch_strips import joined
-from vlmrun.data.images.transform import Aspect, ImageLayout, ImageTransform, n_tiles
+from vlmrun.data.images.transform import Aspect, ImageLayout, ImageTransform
 from vlmrun.data.sample import Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError

@@ -20,13 +20,14 @@ import numpy as np
 from PIL import Image
 
 from vlmrun.data import formats
-from vlmrun.data.encode import IMAGE_TOKEN, encode, misfit
+from vlmrun.data.encode import encode, misfit
 from vlmrun.data.findings import Finding, Tally
 from vlmrun.data.images.open import find_image
 from vlmrun.data.marks import COMMON_MARKS
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 
 # A reader's rejection is told apart by its words; a test goes through all of them.
 _WORDS = (

@@ -9,8 +9,8 @@ import torch
 
 from vlmrun import heartbeat
 from vlmrun.errors import VlmrunError
-from vlmrun.model.loss import IGNORE, count
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
+from vlmrun.model.loss import count
 from vlmrun.train import dist, loss
 from vlmrun.train.engine import Engine
 from vlmrun.train.plan import Batch, Plan

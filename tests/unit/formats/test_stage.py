@@ -7,7 +7,7 @@ import pytest
 from tests.integration.jobs import HARDWARE
 from tests.pico import pico_model_config
 from vlmrun import back, graph
-from vlmrun.checks.values import check
+from vlmrun.checks.rules import check
 from vlmrun.config.compose import compose
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import RunConfig

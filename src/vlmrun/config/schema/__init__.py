@@ -1,11 +1,13 @@
 """The typed shape of a composed run. No defaults live here: every value stands in `conf/`, so `--cfg job` shows it.
 
 A field marked `Volatile` moves work about without changing the result (how a batch is cut, how often to save); it is
-left out of a stage's key, so changing it reuses or continues what exists (see `run/identity.py`).
+left out of a stage's key, so changing it reuses or resumes what exists (see `run/identity.py`). The other marks are in
+`marks.py`: what names a parent, a data source, a file.
 """
 
 from __future__ import annotations
 
+from vlmrun.config.marks import Volatile
 from vlmrun.config.schema.average import (
     AverageStage,
     Breadcrumbs,
@@ -24,11 +26,12 @@ from vlmrun.config.schema.average import (
     Vectors,
     Weights,
 )
-from vlmrun.config.schema.base import Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target, Volatile
+from vlmrun.config.schema.base import Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
 from vlmrun.config.schema.data import About, DataConfig
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
 from vlmrun.config.schema.run import RunConfig, Tracker
+from vlmrun.config.schema.stage import Stage, StageNode, UserStage, stage_class
 from vlmrun.config.schema.stages import (
     Asking,
     ConvertStage,
@@ -38,8 +41,6 @@ from vlmrun.config.schema.stages import (
     PrepareStage,
     Reading,
     SearchStage,
-    Stage,
-    UserStage,
 )
 from vlmrun.config.schema.train import (
     Compat,
@@ -100,6 +101,7 @@ __all__ = [
     "Slerp",
     "Slices",
     "Stage",
+    "StageNode",
     "Target",
     "TaskArithmetic",
     "Ties",
@@ -112,4 +114,5 @@ __all__ = [
     "Vectors",
     "Volatile",
     "Weights",
+    "stage_class",
 ]

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vlmrun.config.marks import Parent
 from vlmrun.config.schema.base import Count, Kept, Node
+from vlmrun.config.schema.stage import StageNode
 
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Weights = Annotated[list[float], Field(min_length=2)]
@@ -101,14 +103,14 @@ class Rule(Node):
     weights: Weights
 
 
-class AverageStage(Node):
+class AverageStage(StageNode):
     """One model made of several finished ones with equal tensors."""
 
     kind: Literal["average"]
-    models: Annotated[list[str], Field(min_length=2)]
+    models: Annotated[list[str], Field(min_length=2), Parent]
     weights: Weights | None  # one for each model
     ema: Decay | None  # in place of weights: models from old to new, older ones fade
     rules: list[Rule]  # the first that fits a tensor's name gives its weights
     method: Method
-    base_model: str | None  # what changes are counted from: a stage or an artifact folder
+    base_model: Annotated[str | None, Parent]  # what changes are counted from: a stage or an artifact folder
     dtype: Kept

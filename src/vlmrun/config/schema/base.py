@@ -1,17 +1,10 @@
-"""What every configuration node stands on: the base classes, numbers and names, and the mark `Volatile`."""
+"""What every configuration node stands on: the base classes, numbers and names."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-
-class _VolatileMark:
-    """Marker in a field's metadata: not part of a stage's identity."""
-
-
-Volatile = _VolatileMark()
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]

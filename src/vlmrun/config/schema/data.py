@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from vlmrun.config.schema.base import Node, Positive, Target, Volatile
+from vlmrun.config.marks import Volatile
+from vlmrun.config.schema.base import Node, Positive, Target
 
 
 class About(Node):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from vlmrun.config.schema.base import Count, Node, Positive, Precision, Volatile
+from vlmrun.config.marks import Volatile
+from vlmrun.config.schema.base import Count, Node, Positive, Precision
 
 
 class HardwareConfig(Node):
@@ -25,3 +26,8 @@ class HardwareConfig(Node):
     timeout_seconds: Annotated[Positive, Volatile]  # longest wait for another rank
     hang_seconds: Annotated[Positive | None, Volatile]  # without progress in a step: all ranks are ended; null: never
     max_restarts: Annotated[Count, Volatile]  # of a job whose rank died or hung, from its last checkpoint
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks, or groups of ranks that share a model or a sequence, that read samples of their own."""
+        return self.nodes * self.ranks_per_node // (self.tensor_parallel * self.sequence_parallel)

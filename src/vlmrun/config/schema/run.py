@@ -10,7 +10,7 @@ from vlmrun.config.schema.base import Count, Name, Node
 from vlmrun.config.schema.data import DataConfig
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import ModelConfig
-from vlmrun.config.schema.stages import UserStage
+from vlmrun.config.schema.stage import UserStage
 
 Tracker = Literal["tensorboard", "wandb", "wandb_online"]
 

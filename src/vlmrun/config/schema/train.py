@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate, Volatile
+from vlmrun.config.marks import Parent, Source, Volatile
+from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate
+from vlmrun.config.schema.stage import StageNode
 
 Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 
@@ -123,7 +125,7 @@ class HeldOut(Node):
     """Evaluation during training, on data that is not trained on; it never changes what is trained."""
 
     steps: Positive  # every so many updates, and after the last
-    data: Annotated[list[str], Field(min_length=1)]
+    data: Annotated[list[str], Field(min_length=1), Source]
     max_samples: Positive | None  # a fixed choice of so many; null: all
     generate: Count  # of the first so many the answer is generated and kept in samples.jsonl
     max_new_tokens: Positive
@@ -137,12 +139,39 @@ class Packing(Node):
     window: Positive  # samples that are sorted into rows together; in_order: of no meaning
 
 
-class TrainStage(Node):
+def _cut(stage: TrainStage, run: Any) -> dict[str, Any]:
+    """How the batch is cut matters to a mean of means, to an order of micro batches, and to images that see padding."""
+    tower = run.model.tower.arguments
+    together = tower.get("sees_padding") is True or tower.get("positions") == "strip"
+    ordered = stage.group_by_modality_length or stage.compat.transformers_order is not None
+    if stage.loss != "micro_mean" and not ordered and not together:
+        return {}
+    return {"cut": [stage.micro_batch, run.hardware.data_ranks]}
+
+
+def _engine(stage: TrainStage, run: Any) -> dict[str, Any]:
+    """DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast."""
+    return {} if run.hardware.precision == "fp32" else {"engine": stage.engine}
+
+
+def _rounded(stage: TrainStage, run: Any) -> dict[str, Any]:
+    """ZeRO++ rounds what ranks send each other."""
+    numbers = stage.deepspeed
+    rounded = [numbers.zero_quantized_weights, numbers.zero_quantized_gradients]
+    return {"rounded": rounded} if stage.engine == "deepspeed" and stage.zero == 3 and any(rounded) else {}
+
+
+def _evaluations(stage: TrainStage, run: Any) -> dict[str, Any]:
+    """Evaluations never change what is trained, but with keep_best they choose the model that is kept."""
+    return {} if stage.keep_best is None else {"eval": stage.eval}
+
+
+class TrainStage(StageNode):
     """Train some parts on some data."""
 
     kind: Literal["train"]
-    init_from: str | None  # a stage, an artifact folder, or null: the parts as `model` names them
-    data: Annotated[list[str], Field(min_length=1)]
+    init_from: Annotated[str | None, Parent]  # a stage, an artifact folder, or null: the parts as `model` names them
+    data: Annotated[list[str], Field(min_length=1), Source]
     data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, pictures and text apart
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
@@ -161,17 +190,17 @@ class TrainStage(Node):
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Positive | None
     global_batch: Positive
-    micro_batch: Annotated[Positive, Volatile]  # samples per forward and rank; in the key only under micro_mean
+    micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
     offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
-    engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile]
-    deepspeed: Annotated[DeepSpeed, Volatile]
+    engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
+    deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
     gradient_checkpointing: Annotated[bool, Volatile]
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
     save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training goes on
-    eval: Annotated[HeldOut | None, Volatile]  # in the key only with keep_best
+    eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key only with keep_best
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[Count, Volatile]  # loader processes per rank

@@ -13,10 +13,11 @@ from typing import Any
 from vlmrun.data.compat.rendering import header_turn, render_llama_2, render_two, roles_of, separator_of
 from vlmrun.data.compat.settings import HASHES, Project
 from vlmrun.data.compat.text import UpstreamText, is_legacy
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, kept_tokens
+from vlmrun.data.encode import Encoded, kept_tokens
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 _TWO = ("vicuna_v1", "llava_v1", "v1_mmtag")
 _BUNNY = ("bunny", "bunny_llama", "vicuna_v1")
