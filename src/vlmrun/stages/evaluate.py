@@ -13,8 +13,8 @@ from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, EvaluateStage
 from vlmrun.data import templates
-from vlmrun.data.dataset import Encoder
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected
