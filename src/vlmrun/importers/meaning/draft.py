@@ -185,6 +185,8 @@ class Draft:
             found.append((place[id(flag)], self._account(flag, "unknown", detail)))
         for name, flag in self.given.items():
             verdicts = self._settled.get(name, [])
+            if self.problems and not verdicts:
+                verdicts = [("unknown", "not settled: the command has problems")]
             if verdicts:
                 worst = max(verdicts, key=lambda item: _ORDER.index(item[0]))[0]
                 details = list(dict.fromkeys(detail for _, detail in verdicts))
