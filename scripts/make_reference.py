@@ -25,7 +25,7 @@ RULES_PAGE = ROOT / "docs" / "reference" / "rules.md"
 # Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
 NODES = {
     "RunConfig": ("", "config.yaml"),
-    "ModelConfig": ("model", "model/micro.yaml"),
+    "ModelConfig": ("model", "model/_vlm.yaml"),
     "Target": ("model.llm, model.tower, model.connector, data.NAME.prepare", ""),
     "Tiles": ("model.tiles", ""),
     "Slices": ("model.tiles, for image_aspect: slices", ""),
@@ -59,7 +59,10 @@ NODES = {
     "HardwareConfig": ("hardware", "hardware/cpu.yaml"),
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "min_length": "items at least", "max_length": "at most"}
-GROUPS = ("recipe", "model", "model/llm", "model/tower", "model/connector", "data", "stage", "stage/method", "hardware")
+GROUPS = (
+    *("recipe", "pipeline", "model", "model/llm", "model/tower", "model/connector"),
+    *("data", "stage", "stage/method", "hardware"),
+)
 HEAD = """\
 # Every key and option
 

@@ -8,6 +8,7 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
+from vlmrun.arch import families
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.paths import read_config
@@ -21,12 +22,6 @@ from vlmrun.zero import user_json
 _ANY_WIDTH = 1024
 AIO = "apt-get install libaio-dev (and gcc, ninja: DeepSpeed compiles async_io at its first use), or offload: cpu"
 
-
-# Families that transformers plans as whole columns and rows, which is what `train/engine/tensor_parallel.py` cuts;
-# MiniCPM is held as Granite. A test compares with transformers.
-TENSOR_PARALLEL = ("gemma2", "granite", "llama", "minicpm", "mistral", "phi", "qwen2")
-# Families whose attention is not transformers' exchangeable one, or does more than sdpa (Gemma 2 caps its scores).
-_OWN_ATTENTION = ("gemma2", "mpt")
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
@@ -70,16 +65,16 @@ def _groups(run: RunConfig) -> Iterator[Problem]:
                     f"hardware.{name}",
                     f"hardware.{name}={' or '.join(map(str, fits))}",
                 )
-    family = shape.get("model_type")
-    if tensor > 1 and family and family not in TENSOR_PARALLEL:
+    family = families.find(str(shape.get("model_type") or ""))
+    if tensor > 1 and family.name and not family.tensor_parallel:
         yield Problem(
-            f"how the layers of {family} can be shared is not known",
+            f"how the layers of {family.name} can be shared is not known",
             "hardware.tensor_parallel",
-            f"hardware.tensor_parallel=1 and ZeRO-3; known: {', '.join(TENSOR_PARALLEL)}",
+            f"hardware.tensor_parallel=1 and ZeRO-3; known: {', '.join(families.having('tensor_parallel'))}",
         )
-    if sequence > 1 and family in _OWN_ATTENTION:
+    if sequence > 1 and family.own_attention:
         yield Problem(
-            f"{family} attends in its own way, which ranks cannot share",
+            f"{family.name} attends in its own way, which ranks cannot share",
             "hardware.sequence_parallel",
             "hardware.sequence_parallel=1",
         )

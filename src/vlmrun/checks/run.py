@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmrun import build, graph, kinds
-from vlmrun.arch import attention
+from vlmrun.arch import attention, families
 from vlmrun.arch import config_files as parts
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
@@ -18,6 +18,7 @@ from vlmrun.data.images import grid
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 from vlmrun.hardware import packages
+from vlmrun.names import MODEL, PARTS, WEIGHTS
 
 # Arguments that model/parts.py supplies itself when it builds a part.
 _SUPPLIED = {
@@ -53,7 +54,7 @@ def _heads(run: RunConfig) -> Iterator[Problem]:
 
 
 def _targets(run: RunConfig) -> Iterator[Problem]:
-    for name in ("llm", "tower", "connector"):
+    for name in PARTS:
         part = getattr(run.model, name)
         if name == "connector":
             part, _ = derived.connector_weights(part)
@@ -165,19 +166,20 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
             "model.max_length",
             f"model.max_length={facts.max_positions} or less",
         )
-    known = parts.ATTENTION.get(facts.family, (run.hardware.attention,))
-    if run.hardware.attention not in known:
+    family = families.find(facts.family)
+    known = family.attention
+    if known is not None and run.hardware.attention not in known:
         yield Problem(
             f"{facts.family} knows no attention {run.hardware.attention!r} in transformers",
             "hardware.attention",
             f"hardware.attention={' or '.join(known)}",
         )
     for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage) and stage.packing is not None and facts.family not in derived.PACKABLE:
+        if isinstance(stage, TrainStage) and stage.packing is not None and not family.packable:
             yield Problem(
                 f"samples of one row are not known to stay apart in {facts.family or 'this LLM'}",
                 f"stage.{name}.packing",
-                f"stage.{name}.packing=null; known: {', '.join(sorted(derived.PACKABLE))}",
+                f"stage.{name}.packing=null; known: {', '.join(families.having('packable'))}",
             )
     yield from _roles(run, tokenizer)
     if tokenizer is not None:
@@ -273,7 +275,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
     """A model of another run that a stage starts from must be of the parts that this run describes."""
     for name, stage in run.stage.items():
         reference = getattr(stage, "init_from", None)
-        saved = Path(reference or "").expanduser() / "weights" / "model.json"
+        saved = Path(reference or "").expanduser() / WEIGHTS / MODEL
         if not reference or reference in run.stage or not saved.is_file():
             continue
         try:
@@ -286,7 +288,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
 
 def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
     held = json.loads(saved.read_text("utf-8"))["model"]
-    for part in ("llm", "tower", "connector"):
+    for part in PARTS:
         target = getattr(run.model, part)
         ours = {"_target_": target.target, **target.arguments}
         theirs = held[part]

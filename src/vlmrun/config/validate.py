@@ -90,7 +90,7 @@ def _fields(path: str, tree: dict[str, Any]) -> list[str]:
         if model is None:
             return []
     names = [field.alias or name for name, field in model.model_fields.items()]
-    return names if path else [*names, "recipe"]
+    return names if path else [*names, "recipe", "pipeline"]
 
 
 def _step(model: Any, part: str, node: Any) -> Any:
