@@ -16,6 +16,8 @@ from vlmrun.importers.recipe import Plan, Recipe, Stage, distinct, entry, free, 
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Command, Reading
 
+MAX_TRAININGS = 32
+
 
 class Planner:
     """Takes commands in order."""
@@ -38,6 +40,9 @@ class Planner:
             found = f"; it starts {names}" if names else ""
             fix = "give the script that starts deepspeed, torchrun, accelerate or python with a learning rate"
             self.plan.problems.append(Problem(f"no training command{found}", self.name, fix))
+        if len(self.plan.training) > MAX_TRAININGS:
+            what = f"{len(self.plan.training):,} trainings in one script; at most {MAX_TRAININGS} are taken"
+            self.plan.problems.append(Problem(what, self.name, "import one, and sweep: vlmrun -m key=a,b"))
         self._balance()
         return self.plan
 
@@ -54,10 +59,12 @@ class Planner:
             return
         launch = take_apart(command)
         if launch is None:
-            words = marks.shown(" ".join(command.argv))[:80]
+            words = f"`{marks.shown(' '.join(command.argv))[:80]}`"
             self.plan.notes.append(
-                f"{command.file}, line {command.line}: `{words}` is no part of a training; passed over"
+                f"{command.file}, line {command.line}: {words} is no part of a training; passed over"
             )
+            return
+        if len(self.plan.training) > MAX_TRAININGS:
             return
         self._count(launch)
         other = recognize(launch, self.plan.commands, self._read_file(command))
@@ -101,9 +108,8 @@ class Planner:
         self.plan.problems += draft.problems
         recipe, start = self._recipe(draft)
         name = free(draft.kind, recipe)
-        settings = {
-            key.removeprefix("stage."): item for key, item in draft.settings.items() if key.startswith("stage.")
-        }
+        own = {key: item for key, item in draft.settings.items() if key.startswith("stage.")}
+        settings = {key.removeprefix("stage."): item for key, item in own.items()}
         if start is not None:
             settings["init_from"] = Setting("init_from", start[0], start[1])
         self._data(draft, recipe, settings)
