@@ -215,6 +215,17 @@ def scienceqa(base: Path, split: str, prompt_format: str, *, escape_newlines: bo
     return scienceqa.convert(base, split, prompt_format, escape_newlines=escape_newlines)
 
 
+def training_args(path: Path) -> dict[str, Any]:
+    """The values in a training_args.bin; no class that it names is imported.
+
+    Raises:
+        CheckpointError: when it is no such file.
+    """
+    from vlmrun.formats.training_args import read
+
+    return read(path)
+
+
 def _how(options: Conversion) -> How:
     from vlmrun.formats.base import How
     from vlmrun.weights.reader import DTYPES
