@@ -111,6 +111,38 @@ def find(target: Any, base: type | None = None, **extra: Any) -> Any:
     return found
 
 
+def attribute(target: str, name: str, base: type) -> Any:
+    """What a target's class assigns to an attribute: a class that its source names, imported from where that lies.
+
+    The class itself is not imported, nor what it imports, unless both are in one file.
+
+    Args:
+        target: that `check` has no problem with.
+        base: the class that the attribute's value must be derived from.
+
+    Returns:
+        None when the class, and what can be read of its bases, assign nothing.
+
+    Raises:
+        ConfigError: when it cannot be imported, is not allowed, or is of another kind.
+    """
+    module, _, kind = target.rpartition(".")
+    dotted = signature.assigned(module, kind, name, is_allowed)
+    if dotted is None:
+        return None
+    if not is_allowed(dotted):
+        raise ConfigError([_forbidden(dotted, f"{target}.{name}")])
+    origin, _, last = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(origin), last)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{dotted} cannot be imported: {error}", f"{target}.{name}", "mend that import") from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        fix = f"name a subclass of {base.__module__}.{base.__name__}"
+        raise ConfigError(f"{dotted} is not a {base.__name__}", f"{target}.{name}", fix)
+    return found
+
+
 def _forbidden(target: str, where: str) -> Problem:
     return Problem(
         f"target {target!r} is not allowed",

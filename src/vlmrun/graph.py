@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from vlmrun import artifact, kinds
@@ -111,26 +112,34 @@ def _parents(name: str, stage: StageNode, run: RunConfig, problems: list[Problem
 
 
 def _ordered(planned: dict[str, Planned], problems: list[Problem]) -> list[Planned]:
-    """Depth-first, keeping the order of the configuration where references leave a choice."""
-    done: dict[str, Planned] = {}
-    path: list[str] = []
+    """Parents first; where references leave a choice, in the order of the configuration."""
+    sorter = _sorter(planned, problems)
+    place = {name: number for number, name in enumerate(planned)}
+    ordered: list[Planned] = []
+    ready: set[str] = set()
+    while sorter.is_active():
+        ready.update(sorter.get_ready())
+        name = min(ready, key=place.__getitem__)
+        ready.remove(name)
+        ordered.append(planned[name])
+        sorter.done(name)
+    return ordered
 
-    def visit(name: str) -> None:
-        if name in done or name not in planned:
-            return
-        if name in path:
-            circle = " -> ".join([*path[path.index(name) :], name])
-            problems.append(Problem(f"stages wait for each other: {circle}", f"stage.{name}", "break the circle"))
-            return
-        path.append(name)
-        for need in planned[name].needs:
-            visit(need)
-        path.pop()
-        done[name] = planned[name]
 
-    for name in planned:
-        visit(name)
-    return list(done.values())
+def _sorter(planned: dict[str, Planned], problems: list[Problem]) -> TopologicalSorter[str]:
+    """Of all stages but those of a cycle, each of which is a problem."""
+    left = planned
+    while True:
+        sorter = TopologicalSorter({name: set(item.needs) & left.keys() for name, item in left.items()})
+        try:
+            sorter.prepare()
+            return sorter
+        except CycleError as error:
+            cycle: list[str] = error.args[1][::-1]  # it lists what comes first first
+            problems.append(
+                Problem(f"stages wait for each other: {' -> '.join(cycle)}", f"stage.{cycle[0]}", "break the circle")
+            )
+            left = {name: item for name, item in left.items() if name not in cycle}
 
 
 def require(problems: list[Problem]) -> None:

@@ -17,6 +17,7 @@ from vlmrun.config.compose import compose, conf_dir, search_path
 from vlmrun.config.schema import DataConfig, RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, suggest
+from vlmrun.names import PARTS
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
@@ -145,7 +146,7 @@ def _show(recipe: Recipe, *, as_json: bool) -> None:
     write = sys.stdout.write
     write(f"{recipe.name}: {recipe.about}\nsource: {recipe.source}\nhardware: {recipe.gpus}, ")
     write(f"{run.hardware.precision}\n\nmodel {recipe.model}\n")
-    for part in ("llm", "tower", "connector"):
+    for part in PARTS:
         target = getattr(run.model, part)
         write(f"  {part:9}  {target.arguments.get('path') or target.target.rpartition('.')[2]}\n")
     write(f"  template   {run.model.template}, at most {run.model.max_length} tokens\n\nstages\n")

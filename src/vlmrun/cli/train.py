@@ -17,6 +17,7 @@ from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
+from vlmrun.names import WEIGHTS
 from vlmrun.plan import run as planning
 from vlmrun.run import pipeline, plugins, sweep
 
@@ -185,7 +186,7 @@ def _text(config: RunConfig) -> str:
 
 
 def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
-    models = [item for item in planned.outcomes if (item.folder / "weights").is_dir()]
+    models = [item for item in planned.outcomes if (item.folder / WEIGHTS).is_dir()]
     if not models:
         return
     best = models[-1].name

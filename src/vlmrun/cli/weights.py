@@ -24,12 +24,12 @@ from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.run import identity
 
 log = logs.get(__name__)
 
 Kind = TypeVar("Kind", MergeStage, AverageStage)
-_MODEL = "model.json"
 _OURS = {"weights", "lock", "logs", ".weights.part", ".weights.old"}  # what an interrupted attempt may have left
 
 
@@ -104,7 +104,7 @@ def _resolve(root: Path, text: str) -> Path:
 
 
 def _is_ours(place: Path) -> bool:
-    return any((folder / _MODEL).is_file() for folder in (place, place / "weights"))
+    return any((folder / MODEL).is_file() for folder in (place, place / WEIGHTS))
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, s
             if not _is_ours(place):
                 made = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix=".vlmrun-source-", dir=beside)))
                 log.info("%s: brought into our own format first", place)
-                back.convert(place, made / "weights", "native", back.Conversion(), prove=False)
+                back.convert(place, made / WEIGHTS, "native", back.Conversion(), prove=False)
                 found[str(place)] = str(made)
         yield found
 

@@ -22,11 +22,6 @@ from vlmrun.config.schema import (
     TrainStage,
 )
 
-# Families whose samples stay apart when several share a row; tests/unit/model/test_packed_rows.py tries each.
-PACKABLE = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
-)
-
 
 def ranks(hardware: HardwareConfig) -> int:
     """Number of worker processes."""

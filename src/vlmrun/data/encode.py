@@ -14,9 +14,7 @@ from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError, Problem
-
-IMAGE_TOKEN = -200  # stands for an image among token ids; in no vocabulary (equals vlmrun.model.vlm.IMAGE_TOKEN)
-IGNORE = -100  # label of a token that is not learnt
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def misfit(sample: Sample, template: Template) -> Problem | None:
         f"template {template.name!r} takes one question with an image and one answer; "
         f"this record has {len(sample.turns)} turns and {len(sample.images)} images",
         sample.where,
-        "use this template for captions only, or choose another with stage.<name>.template",
+        "use this template for captions only, or choose another with stage.*.template",
     )
 
 

@@ -20,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 from vlmrun.data import formats
-from vlmrun.data.encode import IMAGE_TOKEN, encode, misfit
+from vlmrun.data.encode import encode, misfit
 from vlmrun.data.findings import Finding, Tally
 from vlmrun.data.images.open import find_image
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 
 # Marks of the common templates: what a record must not contain when it is not known which template will be used.
 _TOKENS = (

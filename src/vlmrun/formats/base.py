@@ -21,7 +21,6 @@ from vlmrun.weights.lazy import Lazy
 from vlmrun.weights.reader import dtype_name
 from vlmrun.weights.writer import Writer
 
-PARTS = ("llm", "tower", "connector", "adapter")
 LLM_CONFIG, GENERATION = "llm/config.json", "llm/generation_config.json"
 TOWER_CONFIG, PREPROCESSOR = "tower/config.json", "tower/preprocessor_config.json"
 ADAPTER_CONFIG, ADAPTER = "adapter/adapter_config.json", "adapter_model"  # PEFT's names of its files

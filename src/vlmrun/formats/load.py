@@ -16,9 +16,10 @@ from vlmrun.formats.base import How, Model
 from vlmrun.formats.instantiate import realise
 from vlmrun.model.parts import Loaded, assemble
 from vlmrun.model.tune import trained_beside, wrap
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.weights import native
 from vlmrun.weights.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
-from vlmrun.weights.native import DESCRIPTION, weights_folder
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import Reader
 from vlmrun.weights.writer import blocks
 
@@ -30,7 +31,7 @@ def _foreign(folder: Path, *, trusted: bool) -> Model | None:
         trusted: digests are not compared.
     """
     folder = Path(folder)
-    if any((place / DESCRIPTION).is_file() for place in (folder, folder / "weights")):
+    if any((place / MODEL).is_file() for place in (folder, folder / WEIGHTS)):
         return None
     place = folder / "model" if (folder / "model").is_dir() else folder
     try:
@@ -77,7 +78,7 @@ def load(
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"the description cannot be read: {error}",
-            str(weights / DESCRIPTION),
+            str(weights / MODEL),
             "restore it, or make the stage again",
         ) from error
     model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
@@ -87,7 +88,7 @@ def load(
     held = quantized if merge_adapter or folded else quantized or description.get("quantized")
     loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
     loaded.template = description.get("template")
-    _fill(loaded.vlm.connector, weights / "connector")
+    fill_connector(loaded.vlm.connector, weights / "connector")
     loaded.sources["connector"] = weights / "connector"
     if adapter is not None:
         if folded:
@@ -113,12 +114,12 @@ def _inside(target: Target, weights: Path) -> Target:
     path = (weights / str(target.arguments.get("path", ""))).resolve()
     if not path.is_relative_to(weights.resolve()):
         raise CheckpointError(
-            f"the description points outside its folder: {path}", str(weights / DESCRIPTION), "do not use it"
+            f"the description points outside its folder: {path}", str(weights / MODEL), "do not use it"
         )
     return Target.model_validate({"_target_": target.target, **target.arguments, "path": str(path)})
 
 
-def _fill(connector: nn.Module, folder: Path) -> None:
+def fill_connector(connector: nn.Module, folder: Path) -> None:
     """Loads a connector's weights, all of them and no other."""
     reader = Reader(folder)
     expected = {name: tuple(value.shape) for name, value in connector.state_dict().items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmrun import artifact, kinds
 from vlmrun.kinds.base import AnyKind
+from vlmrun.names import HELD_OUT, METRICS, SCORES
 from vlmrun.report import answers, search, svg, tables
 from vlmrun.report import html as page
 from vlmrun.report.run_table import Row, cells, columns, number, share_text, summary
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from vlmrun.outcome import Outcome
 
 NAME = "report.html"
-_METRICS = "metrics.jsonl"
-_SCORES = "scores.json"
-_SCORES_ON_THE_WAY = "eval.jsonl"
 _PICTURES = 12
 _FILES_SHOWN = 40  # of one artifact; a prepared data set may have thousands
 _MEASURES = (
@@ -89,10 +87,10 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         if not _kind(outcome).trains:
             continue
-        points = [_point(row) for row in answers.rows(outcome.folder / _METRICS)]
+        points = [_point(row) for row in answers.rows(outcome.folder / METRICS)]
         steps = number(outcome.artifact.summary, "steps")
         note = "" if steps is None else f"{steps:.0f} steps"
-        tried = [_point(row) for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)]
+        tried = [_point(row) for row in answers.rows(outcome.folder / HELD_OUT)]
         curve = svg.curve([point for point in points if point], outcome.name, [point for point in tried if point])
         cards.append(page.card(outcome.name, curve, note))
     note = (
@@ -148,7 +146,7 @@ def _categories(outcomes: Sequence[Outcome]) -> str:
 
 def _seen(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        categories = json.loads((folder / _SCORES).read_text("utf-8"))["seen"]["categories"]
+        categories = json.loads((folder / SCORES).read_text("utf-8"))["seen"]["categories"]
         return {name: part for name, part in categories.items() if isinstance(part, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -173,7 +171,7 @@ def _on_the_way(outcomes: Sequence[Outcome]) -> str:
         if shown:
             shares = [
                 f"step {row.get('step')}: {share_text(number(row, 'exact_match'))}"
-                for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)
+                for row in answers.rows(outcome.folder / HELD_OUT)
             ]
             cards.append(page.card(f"{outcome.name}, step {step}", page.gallery(shown), "right: " + ", ".join(shares)))
     return page.section("Answers during training", "On held-out data.", *cards)

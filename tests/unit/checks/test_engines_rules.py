@@ -5,7 +5,8 @@ from functools import lru_cache
 
 import pytest
 
-from vlmrun.checks import engines, rules, table
+from vlmrun.arch import families
+from vlmrun.checks import engines, offload, rules, table
 from vlmrun.config.compose import compose
 from vlmrun.config.schema import Target
 from vlmrun.config.validate import validate
@@ -40,7 +41,7 @@ def _changed(*, numbers=None, hardware=None, llm=None, tune=None, **stage):
 def _found(**changes):
     return [
         f"{problem.where}: {problem.what} | {problem.fix}"
-        for problem in table.problems(engines.RULES, _changed(**changes))
+        for problem in table.problems([*engines.RULES, *offload.RULES], _changed(**changes))
     ]
 
 
@@ -150,7 +151,7 @@ def test_the_checks_of_a_run_include_these():
 def test_the_families_that_can_be_shared_are_those_transformers_plans_so():
     from transformers import CONFIG_MAPPING
 
-    for family in {*engines.TENSOR_PARALLEL} - {"minicpm"}:
+    for family in {*families.having("tensor_parallel")} - {"minicpm"}:
         assert set(CONFIG_MAPPING[family].base_model_tp_plan.values()) == {"colwise", "rowwise"}, family
     assert set(CONFIG_MAPPING["phi3"].base_model_tp_plan.values()) - {"colwise", "rowwise"}
 

@@ -7,10 +7,10 @@ from tests.pico import IMAGE_SIZE, N_PATCHES, pico_llm, pico_loaded, pico_model_
 from vlmrun.config.schema import Tune
 from vlmrun.errors import ConfigError
 from vlmrun.formats import load as saved
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import new_tokens, tune
 from vlmrun.model.llm import load
 from vlmrun.model.parts import assemble
-from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.weights import native
 
 HOW = {"dtype": torch.float32, "attention": "sdpa"}
@@ -90,5 +90,5 @@ def test_rows_that_cannot_learn_alone_are_refused(tmp_path):
 def test_sharded_weights_are_refused(tmp_path):
     loaded = load(str(pico_llm(tmp_path)), **HOW)
     next(loaded.model.parameters()).ds_id = 0
-    with pytest.raises(ConfigError, match=r"sharded weights(.|\n)*zero: 2"):
+    with pytest.raises(ConfigError, match=r"sharded weights(.|\n)*zero=2"):
         new_tokens.add(loaded.model, loaded.tokenizer, ADDED)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vlmrun.data.encode import IGNORE
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError
+from vlmrun.ids import IGNORE
 
 Relabel = Callable[[list[int]], list[int]]
 
@@ -39,7 +39,7 @@ def relabel(template: Template, tokenizer: Any) -> Relabel | None:
         return lambda ids: _labels(ids, _spans(ids, _after(ids, word, start), 2, end), tokenizer.eos_token_id)
     raise ConfigError(
         f"MiniCPM-V has no template {template.name!r} whose labels could be reproduced",
-        "stage.<name>.compat.labels",
+        "stage.*.compat.labels",
         "minicpm_v2, minicpm_v25 or minicpm_v26, or leave compat.labels null",
     )
 

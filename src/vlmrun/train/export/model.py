@@ -32,6 +32,7 @@ from vlmrun.formats import native as native_format
 from vlmrun.formats.base import How, Model
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
+from vlmrun.names import WEIGHTS
 from vlmrun.train import model as training_model
 from vlmrun.train import setup
 from vlmrun.train.checkpoint.commit import MANIFEST
@@ -68,8 +69,8 @@ def read(folder: Path, how: How) -> Model:
         loaded.vlm.to(DTYPES[job.hardware.precision])
     place = Path(tempfile.mkdtemp(prefix="vlmrun-"))
     try:
-        _save(place / "weights", loaded, job, stage)
-        model = native_format.read(place / "weights", how)
+        _save(place / WEIGHTS, loaded, job, stage)
+        model = native_format.read(place / WEIGHTS, how)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
