@@ -33,7 +33,6 @@ LONG = {
     "formats/upstream.py": (260, "one reader and writer of four codes that differ in names"),
     "merging/methods/kernels.py": (255, "loops that numba compiles together"),
     "model/tokenizers.py": (265, "what upstream's tokenizers do otherwise, one function each"),
-    "run/plugins.py": (255, "Hydra's sweepers and launchers, called as Hydra calls them"),
     "serve/app.py": (311, "one class of routes over one service"),
     "serve/llava.py": (268, "LLaVA's controller and worker routes, which share their state"),
     "serve/openai.py": (345, "OpenAI's requests and answers, a table of fields"),
