@@ -17,6 +17,7 @@ from pathlib import Path
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.errors import CheckpointError, LaunchError, suggest
+from vlmrun.names import MODEL
 
 log = logs.get(__name__)
 
@@ -118,7 +119,7 @@ def is_model(path: Path) -> bool:
 
 _MANIFEST = "MANIFEST.json"  # as `train.checkpoint.commit` writes it, last
 _JOB = "job.json"
-_MODEL_FILES = ("config.json", "model.json", "adapter_config.json", "latest_checkpointed_iteration.txt")
+_MODEL_FILES = ("config.json", MODEL, "adapter_config.json", "latest_checkpointed_iteration.txt")
 
 
 @contextlib.contextmanager

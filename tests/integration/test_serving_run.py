@@ -4,7 +4,6 @@ training can be talked to."""
 import base64
 import json
 import shutil
-
 from pathlib import Path
 
 import httpx

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 from pathlib import Path
 
-from vlmrun import store
+from vlmrun import back, store
 from vlmrun.cli.options import at_least_one, model_options
 from vlmrun.errors import ConfigError, Problem
 
@@ -19,13 +18,10 @@ def main(arguments: list[str]) -> int:
     _check(options)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folder = store.find(Path(options.output), options.artifact, training=True)
-    # A string, so that the front half does not depend on what loads torch.
-    talk = importlib.import_module("vlmrun.serve.chat").main
     with contextlib.ExitStack() as held:
         if store.is_checkpoint(folder):
             folder = held.enter_context(store.snapshot(folder))
-        code: int = talk(folder, options)
-        return code
+        return back.chat(folder, options)
 
 
 def _parser() -> argparse.ArgumentParser:

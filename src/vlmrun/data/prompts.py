@@ -9,10 +9,11 @@ import numpy as np
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Encoder, Item, Layouts
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, tokenize
+from vlmrun.data.encode import Encoded, tokenize
 from vlmrun.data.sample import IMAGE_TAG, Turn
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
 class Prompts:

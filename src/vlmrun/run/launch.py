@@ -11,16 +11,17 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, kinds, logs
 from vlmrun.cluster.channel import Guard
 from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
-from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict, is_lost
+from vlmrun.config.job import FAILURE_FILE, RENDEZVOUS, StageJob
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 from vlmrun.run import argv
 from vlmrun.run.watch import Watch
 
@@ -63,13 +64,13 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     port = _free_port()
-    if job.stage.kind == "train":
+    if kinds.of(job.stage).trains:
         crew.start(job.name, attempt, port)
     code, stopped = once(job, Start(port, attempt, crew.node), crew.guard, watch, lock_fd)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
         raise KeyboardInterrupt(_farewell(job, error))
-    if watch.dead and (error is None or is_lost(error)):
+    if watch.dead and (error is None or error.reason == "lost_rank"):
         killed = code < 0 and not watch.hung  # else it was us who ended what the dead rank had left waiting
         return watch.died(f"was killed by {signal.Signals(-code).name}" if killed else "died")
     if watch.hung:
@@ -81,16 +82,22 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
 
 def _may_pass(error: VlmrunError) -> bool:
     """Whether another start may go better: not when somebody stopped it, and not when an input is wrong."""
-    return type(error) in (VlmrunError, LaunchError) and not _was_stopped(error)
+    return type(error) in (VlmrunError, LaunchError) and error.reason != "stopped"
 
 
 def _told(error: VlmrunError, reason: str) -> VlmrunError:
     first, *others = error.problems
-    return type(error)([replace(first, what=f"{first.what} ({reason})"), *others])
+    return type(error)([replace(first, what=f"{first.what} ({reason})"), *others], reason=error.reason)
 
 
-def _was_stopped(error: VlmrunError) -> bool:
-    return isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped")
+@contextlib.contextmanager
+def _meeting_place(job: StageJob) -> Iterator[dict[str, str]]:
+    """For the ranks of one node: a folder of their own to meet in, so that they open no port others could reach."""
+    if job.hardware.nodes > 1 or job.hardware.launcher not in ("torchrun", "deepspeed"):  # srun's rank may be elsewhere
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="vlmrun-ranks-", ignore_cleanup_errors=True) as folder:
+        yield {RENDEZVOUS: folder}
 
 
 @dataclass(frozen=True)
@@ -114,10 +121,10 @@ def once(job: StageJob, start: Start, guard: Guard, watch: Watch, *held: int) ->
         The exit code, and whether we were asked to stop.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    with _signals(watch) as signals:
+    with _signals(watch) as signals, _meeting_place(job) as meeting:
         process = subprocess.Popen(
             argv.command(job, start.port, visible, start.attempt, start.node),
-            env=argv.environment(job, os.environ, start.port, start.node),
+            env=argv.environment(job, os.environ, start.port, start.node) | meeting,
             start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
             preexec_fn=_prepare_child,
             pass_fds=held,
@@ -132,7 +139,7 @@ def _farewell(job: StageJob, error: VlmrunError | None) -> str:
     """What to say to a person who stopped us."""
     if artifact.read(job.path) is not None:
         return f"stage {job.name!r} had finished when it was stopped; {_GOES_ON}"
-    if error is not None and _was_stopped(error):
+    if error is not None and error.reason == "stopped":
         return error.problems[0].what
     # Bugs and lost ranks are what a rank reports whose neighbour left first, not what the person did.
     by_the_way = error is None or type(error) in (VlmrunError, LaunchError)

@@ -16,8 +16,8 @@ import torch
 from vlmrun import heartbeat, logs
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import LaunchError, VlmrunError
-from vlmrun.model.loss import IGNORE, count
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
+from vlmrun.model.loss import count
 from vlmrun.train import dist, loss
 from vlmrun.train.audit import Proof
 from vlmrun.train.checkpoint.policy import Saver
@@ -112,7 +112,7 @@ def _keep(plan: Plan, finished: int, totals: _Totals) -> None:
         plan.saver.save(finished)
         plan.saver.finish()
         raise LaunchError(
-            f"stopped at step {finished}; checkpoint saved; the same command goes on from there", plan.name
+            f"stopped at step {finished}; checkpoint saved; the same command resumes there", plan.name, reason="stopped"
         )
     is_best = plan.evaluate(finished)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.
