@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from vlmrun import build, kinds
+from vlmrun import build, kinds, store
 from vlmrun.arch.sizes import Shapes
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, Kept, MergeStage, ModelConfig
@@ -147,7 +147,8 @@ def serve_worker(pipe: Connection, plan: Plan) -> None:
     """The work of a process of `vlmrun serve`: loads the plan's models and answers until the pipe closes."""
     from vlmrun.serve import worker
 
-    _know_checkpoints()
+    if any(store.is_checkpoint(Path(folder)) for _, folder in plan.models):
+        _know_checkpoints()  # loads DeepSpeed, which takes seconds
     worker.main(pipe, plan)
 
 

@@ -27,6 +27,7 @@ LATE_IMPORTS = 3
 MAX_LINES = 250
 # Files that read better in one piece than in two, with the lines they have now.
 LONG = {
+    "back.py": (260, "the door: a function for each way in"),
     "data/compat/settings.py": (342, "is split next"),
     "data/dataset.py": (357, "is split next"),
     "data/images/open.py": (410, "is split next"),
