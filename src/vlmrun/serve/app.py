@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -115,7 +115,7 @@ def _seeded(sampling: Any, choice: int) -> Any:
 
 
 async def _events(
-    shape: Shape, first: tuple[int, News], news: AsyncIterator[tuple[int, News]], *, with_usage: bool
+    shape: Shape, first: tuple[int, News], news: AsyncGenerator[tuple[int, News], None], *, with_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events of a stream; an error in mid-stream is one of them, and the last."""
     known: dict[int, Usage] = {}
@@ -133,8 +133,10 @@ async def _events(
         yield _event(error.body)
 
 
-async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async with contextlib.aclosing(rest):  # type: ignore[type-var]
+async def _after(
+    first: tuple[int, News], rest: AsyncGenerator[tuple[int, News], None]
+) -> AsyncIterator[tuple[int, News]]:
+    async with contextlib.aclosing(rest):
         yield first
         async for item in rest:
             yield item

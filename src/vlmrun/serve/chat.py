@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from PIL import Image
 
@@ -158,13 +158,16 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         said = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise DataError(f"the history cannot be read: {error}", str(path), "choose another file") from error
-    kinds = {"question": str, "images": list, "answer": str}
-    whole = isinstance(said, list) and all(
-        isinstance(turn, dict) and all(isinstance(turn.get(key), kind) for key, kind in kinds.items()) for turn in said
-    )
-    if not whole:
+    if not _is_history(said):
         raise DataError("this is no history of a chat", str(path), "choose another file")
     return said
+
+
+def _is_history(said: object) -> TypeGuard[list[dict[str, Any]]]:
+    kinds = {"question": str, "images": list, "answer": str}
+    return isinstance(said, list) and all(
+        isinstance(turn, dict) and all(isinstance(turn.get(key), kind) for key, kind in kinds.items()) for turn in said
+    )
 
 
 def _questions(path: Path) -> Iterator[dict[str, Any]]:

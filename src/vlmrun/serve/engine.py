@@ -219,7 +219,7 @@ class Engine:
             self._prefixes[row.question.model.name].keep(key, lane.layers(at))
 
 
-def _forward(model: Served, cache: Any, *, start: list[int], n_new: int, **inputs: torch.Tensor) -> torch.Tensor:
+def _forward(model: Served, cache: Any, *, start: list[int], n_new: int, **inputs: torch.Tensor | int) -> torch.Tensor:
     """Logits of the last position of every row, [rows, V].
 
     Args:
@@ -233,6 +233,6 @@ def _forward(model: Served, cache: Any, *, start: list[int], n_new: int, **input
     if "position_ids" in model.takes:
         inputs["position_ids"] = lengths + torch.arange(n_new, device=model.device)
     if "logits_to_keep" in model.takes:
-        inputs["logits_to_keep"] = 1  # type: ignore[assignment]
+        inputs["logits_to_keep"] = 1
     logits: torch.Tensor = model.llm(**inputs, past_key_values=cache, use_cache=True).logits
     return logits[:, -1]

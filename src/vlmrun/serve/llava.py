@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -141,7 +141,7 @@ class Door:
             else:
                 yield _chunk(error.body["error"]["message"], 1)
 
-    async def _answer(self, request: Request, asked: Generate, model: str) -> AsyncIterator[str]:
+    async def _answer(self, request: Request, asked: Generate, model: str) -> AsyncGenerator[str, None]:
         limits = self.service.limits
         images = [
             image_parts.from_base64(text, f"images.{number}", limits) for number, text in enumerate(asked.images or [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from vlmrun.serve.messages import Usage
@@ -9,12 +11,17 @@ from vlmrun.serve.messages import Usage
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
+class _Made(TypedDict):
+    registry: CollectorRegistry
+    namespace: str
+
+
 class Metrics:
     """Counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "vlmrun"}
+        made: _Made = {"registry": self.registry, "namespace": "vlmrun"}
         self.requests = Counter("requests", "Requests by route and status.", ["route", "status"], **made)
         self.running = Gauge("running", "Requests that are being answered or wait for it.", **made)
         self.prompt = Counter("prompt_tokens", "Tokens of prompts.", ["model"], **made)

@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,7 +29,7 @@ class _Pending:
     """A question on its way; `told` when its answer has begun, after which it cannot be asked again."""
 
     ask: Ask
-    put: Callable[[News | LaunchError | Exception], None]
+    put: Callable[[News | Exception], None]
     told: bool = False
 
 
@@ -162,19 +163,23 @@ class Pool:
         for worker in self.workers:
             worker.close()
 
-    async def answers(self, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, News]]:
+    async def answers(self, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, News], None]:
         """News of all questions as it comes, with the question's place; leaving early cancels what is unanswered.
 
         Raises:
             VlmrunError: when a question cannot be answered, or its worker died after the answer had begun.
         """
-        queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, News | Exception]] = asyncio.Queue()
         ids = []
+
+        def put(place: int, news: News | Exception) -> None:
+            queue.put_nowait((place, news))
+
         try:
             for place, ask in enumerate(asks):
                 numbered = replace(ask, id=next(self._ids))
                 ids.append(numbered.id)
-                self._give(_Pending(numbered, lambda news, place=place: queue.put_nowait((place, news))))
+                self._give(_Pending(numbered, partial(put, place)))
             left = len(asks)
             while left:
                 place, news = await queue.get()

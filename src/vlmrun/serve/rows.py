@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -22,8 +22,11 @@ class RoomyLayer(DynamicLayer):
     the model's configuration.
     """
 
+    keys: torch.Tensor  # None until it is initialized, as transformers has it
+    values: torch.Tensor
+
     def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers'
         if keys is not None and values is not None:
             self._take(keys, values, keys.shape[-2])
 
@@ -78,7 +81,8 @@ def cache_of(n_layers: int, start: KeysAndValues | None = None) -> Cache:
 def taken(cache: Cache, row: int, length: int) -> KeysAndValues:
     """The last `length` tokens of a row, as views."""
     rows = slice(row, row + 1)
-    return [(layer.keys[rows, :, -length:], layer.values[rows, :, -length:]) for layer in cache.layers]
+    layers = cast(list[RoomyLayer], cache.layers)  # as `cache_of` and `joined` make them
+    return [(layer.keys[rows, :, -length:], layer.values[rows, :, -length:]) for layer in layers]
 
 
 def joined(parts: Sequence[KeysAndValues]) -> Cache:

@@ -102,7 +102,7 @@ class Served:
         encoder = self.prompts.encoder
         tiles, layout = encoder.image_transform.tiles(image, encoder.aspect)
         digest = hashlib.sha256(repr((tiles.shape, layout)).encode())
-        digest.update(np.ascontiguousarray(tiles))
+        digest.update(np.ascontiguousarray(tiles).data)
         return Picture(tiles, layout, digest.digest())
 
     def conversation(self, turns: Sequence[Turn], pictures: Sequence[Picture]) -> Prompt:

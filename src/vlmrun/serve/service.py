@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -76,7 +76,7 @@ class Service:
         self.metrics.requests.labels(known, str(status)).inc()
         access.info("%s %s %d %s", scope["method"], known, status, scope.get("vlmrun.user", "-"))
 
-    async def ask(self, request: Request, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, News]]:
+    async def ask(self, request: Request, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, News], None]:
         """News of all questions; ends them when the client leaves or the time is over.
 
         Raises:
@@ -99,7 +99,8 @@ class Service:
 
     async def collect(self, request: Request, asks: Sequence[Ask]) -> tuple[list[str], list[list[Token]], list[News]]:
         """Texts, tokens and last news of all questions."""
-        texts, tokens = ["" for _ in asks], [[] for _ in asks]  # type: ignore[var-annotated]
+        texts = ["" for _ in asks]
+        tokens: list[list[Token]] = [[] for _ in asks]
         ends: dict[int, News] = {}
         async with contextlib.aclosing(self.ask(request, asks)) as news:
             async for place, new in news:

@@ -7,9 +7,10 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
+from gradio.components.chatbot import Message, MessageDict
 
 from vlmrun.serve.web.talk import Exchange, Log, Server, Talk, Values
 
@@ -114,7 +115,11 @@ class Page:
 
 
 def _seen(talk: Talk) -> tuple[Any, Any]:
-    return gr.Chatbot(talk.shown(0)), gr.Chatbot(talk.shown(1), visible=len(talk.models) > 1)
+    return gr.Chatbot(_rows(talk, 0)), gr.Chatbot(_rows(talk, 1), visible=len(talk.models) > 1)
+
+
+def _rows(talk: Talk, side: int) -> list[MessageDict | Message]:
+    return cast(list[MessageDict | Message], talk.shown(side))
 
 
 def _row(event: Any) -> int:

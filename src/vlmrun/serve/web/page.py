@@ -39,7 +39,8 @@ def build(server: Server, log: Log, translate: gr.I18n, most_tokens: int) -> gr.
         most_tokens: the longest answer that the server gives.
     """
     page = Page(server, log)
-    with gr.Blocks(title="vlmrun", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600)) as blocks:
+    blocks = gr.Blocks(title="vlmrun", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
+    with blocks:
         gr.Markdown(translate("title"))
         talk = gr.State(Talk())
         names = server.models()
@@ -61,7 +62,7 @@ def build(server: Server, log: Log, translate: gr.I18n, most_tokens: int) -> gr.
             buttons = {
                 name: gr.Button(translate(name), elem_id=name) for name in ("stop", "retry", "undo", "clear", "flag")
             }
-            download = gr.DownloadButton(translate("download"), elem_id="download")
+            download = gr.DownloadButton(translate("download"), elem_id="download")  # type: ignore[arg-type]  # as Button's
         with gr.Accordion(translate("camera"), open=False):
             camera = gr.Image(sources=["webcam", "clipboard"], type="filepath", label=translate("camera"))
         with gr.Accordion(translate("values"), open=False):
