@@ -359,6 +359,11 @@ def test_the_scores_shown_in_the_readme_are_those_of_a_run(shown, smoke_keys):
             assert float(rows[name]["loss"]) == pytest.approx(summary["loss"], abs=0.02), name
 
 
+def test_the_number_of_recipes_in_the_readme_is_right():
+    published = {path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")} - {"smoke", "emoji_smollm2"}
+    assert f"**{len(published)} published recipes**" in (ROOT / "README.md").read_text()
+
+
 def test_keys_shown_in_the_pages_are_those_of_the_recipe(smoke_keys):
     named = {
         (str(page.relative_to(ROOT)), *found)

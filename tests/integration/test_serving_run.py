@@ -93,7 +93,7 @@ def images_of(job, row):
 
 def test_a_checkpoint_of_training_is_talked_to(tiny_run, tmp_path):
     """The newest whole one of a stage that has not finished; training may remove it meanwhile."""
-    back._know_checkpoints()  # as `chat` and `serve` do
+    back.know_checkpoints()  # as `chat` and `serve` do
     steps = sorted((tiny_run.stage("lora") / "checkpoints").glob("step-*"))
     assert steps
     stage = tmp_path / "outputs" / "stages" / tiny_run.stage("lora").name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmrun.arch import config_files
+from vlmrun.arch import config_files, towers
 from vlmrun.config.schema import ModelConfig
 from vlmrun.errors import CheckpointError
 
@@ -25,7 +25,7 @@ def of(model: ModelConfig) -> Sizes:
     Raises:
         CheckpointError: when config.json is missing, or does not say.
     """
-    tower, llm = config_files.tower_facts(model.tower), config_files.llm_facts(model.llm)
+    tower, llm = towers.facts(model.tower), config_files.llm_facts(model.llm)
     if tower.n_patches is None or tower.hidden_dim is None:
         raise CheckpointError("config.json does not tell how many features a picture gives", model.tower.target)
     layers = model.tower.arguments.get("layers")
