@@ -7,13 +7,12 @@ that leaves here, each with its reason, and `tests/unit/test_layout.py` counts.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from vlmrun import build, kinds
+from vlmrun import build, kinds, store
 from vlmrun.arch.sizes import Shapes
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, Kept, MergeStage, ModelConfig
@@ -22,8 +21,12 @@ from vlmrun.errors import Problem
 from vlmrun.outcome import Result
 
 if TYPE_CHECKING:
+    import argparse
+    from multiprocessing.connection import Connection
+
     from vlmrun.formats.base import How
     from vlmrun.inspect.sizes import Sizes
+    from vlmrun.serve.messages import Plan
 
 Progress = Callable[[int, int, str], None]  # tensors done, tensors in all, the name of the last one
 
@@ -133,6 +136,24 @@ def chat(model: Path, options: argparse.Namespace) -> int:
 
     know_checkpoints()
     return chat.main(model, options)
+
+
+def serve(
+    options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str], key: str | None
+) -> int:
+    """Serves named models until told to stop, to clients that send `key`; gives an exit code. Workers load torch."""
+    from vlmrun.serve import start
+
+    return start.main(options, models, aliases, key, serve_worker)
+
+
+def serve_worker(pipe: Connection, plan: Plan) -> None:
+    """The work of a process of `vlmrun serve`: loads the plan's models and answers until the pipe closes."""
+    from vlmrun.serve import worker
+
+    if any(store.is_checkpoint(Path(folder)) for _, folder in plan.models):
+        know_checkpoints()  # loads DeepSpeed, which takes seconds
+    worker.main(pipe, plan)
 
 
 def shapes_of(model: ModelConfig, llm: dict[str, Any], tower: dict[str, Any], n_added: int) -> Shapes:

@@ -359,7 +359,7 @@ def test_a_killed_worker_costs_its_own_streams_and_comes_back(server, client):
     assert sorted(end in ("stop", "length") for end in ends) == [False, True], ends
     assert any("the worker that was answering died" in str(end) for end in ends)
     while httpx.get(server.url + "/health").json()["ready"] < 2:
-        assert time.monotonic() < killed + 5 + 15 * (os.getloadavg()[0] > 4), "not back"
+        assert time.monotonic() < killed + 5 * max(1, os.getloadavg()[0] / 2), "not back"
         time.sleep(0.1)
     assert metric(server, "vlmrun_worker_restarts_total") == restarts + 1
     assert client.chat.completions.create(**body()).choices

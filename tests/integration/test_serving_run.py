@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.serving import serving
-from vlmrun import store
+from vlmrun import back, store
 from vlmrun.data.sample import Turn
 from vlmrun.formats.load import describe
 from vlmrun.serve.engine import Engine, Question
@@ -93,6 +93,7 @@ def images_of(job, row):
 
 def test_a_checkpoint_of_training_is_talked_to(tiny_run, tmp_path):
     """The newest whole one of a stage that has not finished; training may remove it meanwhile."""
+    back.know_checkpoints()  # as `chat` and `serve` do
     steps = sorted((tiny_run.stage("lora") / "checkpoints").glob("step-*"))
     assert steps
     stage = tmp_path / "outputs" / "stages" / tiny_run.stage("lora").name

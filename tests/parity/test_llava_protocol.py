@@ -13,11 +13,12 @@ from PIL import Image
 
 from tests.parity.golden import cases
 from vlmrun.errors import DataError
-from vlmrun.serve.app import Service, make_app
+from vlmrun.serve.app import make_app
 from vlmrun.serve.limits import Limits
 from vlmrun.serve.llava import BROKEN, TOO_LONG, Door
 from vlmrun.serve.llava_registry import EXPIRES, Registry
 from vlmrun.serve.messages import News, Usage
+from vlmrun.serve.service import Service
 
 SET = "g8_eval/serve_{}.jsonl.gz"
 

@@ -138,3 +138,11 @@ def test_merge(tmp_path):
         assert row["of copying"] > 0
         # Not the models, nor a shard: what arithmetic on slices needs.
         assert row["anonymous MiB"] < 60 < QUICK_GB * 1e9 / 2**20 / 2, row
+
+
+@pytest.mark.slow
+def test_serving(tmp_path):
+    printed, rows = _quick("serving", tmp_path / "figures.json")
+    assert [row["clients"] for row in rows] == [1, 1, 2, 4, 8]
+    assert all(row["tokens/s"] > 0 for row in rows)
+    assert "transformers, one at a time" in printed

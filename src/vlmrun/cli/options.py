@@ -19,12 +19,8 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU"
     )
-    group.add_argument(
-        "--attention",
-        choices=("sdpa", "eager", "flash_attention_2", "xformers"),
-        default="sdpa",
-        help="(default: sdpa)",
-    )
+    kernels = ("sdpa", "eager", "flash_attention_2", "xformers")
+    group.add_argument("--attention", choices=kernels, default="sdpa", help="(default: %(default)s)")
     bits = group.add_mutually_exclusive_group()
     bits.add_argument("--load-4bit", dest="bits", action="store_const", const=4, help="linear layers in 4 bits (NF4)")
     bits.add_argument("--load-8bit", dest="bits", action="store_const", const=8, help="linear layers in 8 bits")

@@ -34,14 +34,12 @@ def main(arguments: list[str]) -> int:
     key = _key(options)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logs.setup()
-    from vlmrun.serve import start
-
     with contextlib.ExitStack() as held:
         stay = [
             (name, held.enter_context(store.snapshot(folder)) if store.is_checkpoint(folder) else folder)
             for name, folder in models
         ]
-        return start.main(options, stay, aliases, key, back.know_checkpoints)
+        return back.serve(options, stay, aliases, key)
 
 
 def _parser() -> argparse.ArgumentParser:

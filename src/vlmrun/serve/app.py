@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,123 +17,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlmrun import logs
-from vlmrun.errors import Problem, VlmrunError, suggest
+from vlmrun.errors import Problem
 from vlmrun.serve import image_parts, openai
-from vlmrun.serve.guard import Bodies, Guard, Scope
-from vlmrun.serve.limits import Limits, Refused, bad, refused
-from vlmrun.serve.messages import Ask, News, Token, Usage
-from vlmrun.serve.metrics import Metrics
-from vlmrun.serve.pool import Pool
+from vlmrun.serve.guard import Guard
+from vlmrun.serve.limits import Refused
+from vlmrun.serve.messages import Ask, News, Usage
+from vlmrun.serve.openai_answers import Shape, usage_of
+from vlmrun.serve.service import PATHS, Service, unless_gone
 
 log = logs.get(__name__)
 access = logs.get("vlmrun.serve.access")
-
-_PLACE = "vlmrun.place"  # in a request's scope: it has been admitted
-
-
-class Service:
-    """Questions of all routes on their way to the workers and back.
-
-    Args:
-        aliases: further names of models.
-    """
-
-    def __init__(self, pool: Pool, limits: Limits, aliases: Mapping[str, str]) -> None:
-        self.pool = pool
-        self.limits = limits
-        self.aliases = dict(aliases)
-        self.metrics = Metrics()
-        self.bodies = Bodies(limits)
-        self.admitted = 0
-        self.created = int(time.time())
-
-    def name_of(self, model: str) -> str:
-        """The model that a client means.
-
-        Raises:
-            Refused: when there is none of that name.
-        """
-        found = self.aliases.get(model, model)
-        if found not in self.pool.models:
-            fix = suggest(model, [*self.pool.models, *self.aliases], noun="models")
-            raise bad(f"no model {model!r}"[:200], "model", fix, 404, "model_not_found")
-        return found
-
-    def admit(self, scope: Scope) -> None:
-        """Takes a place among those who run or wait; `over` gives it back.
-
-        Raises:
-            Refused: when all are taken.
-        """
-        if self.admitted >= self.limits.running + self.limits.queue:
-            problem = Problem("the server has no room for another question", "", "retry after a second")
-            raise Refused(429, problem, "queue_full")
-        scope[_PLACE] = True
-        self.admitted += 1
-        self.metrics.running.set(self.admitted)
-
-    def over(self, scope: Scope, status: int) -> None:
-        """A request has ended."""
-        if scope.pop(_PLACE, False):
-            self.admitted -= 1
-            self.metrics.running.set(self.admitted)
-            if status == 499:
-                self.metrics.cancelled.inc()
-        known = scope["path"] if scope["path"] in _PATHS else "other"
-        self.metrics.requests.labels(known, str(status)).inc()
-        access.info("%s %s %d %s", scope["method"], known, status, scope.get("vlmrun.user", "-"))
-
-    async def ask(self, request: Request, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, News]]:
-        """News of all questions; ends them when the client leaves or the time is over.
-
-        Raises:
-            Refused: when one cannot be answered.
-        """
-        last: dict[int, Usage] = {}
-        try:
-            async with asyncio.timeout(self.limits.seconds), contextlib.aclosing(self.pool.answers(asks)) as news:
-                async for place, new in news:
-                    last[place] = new.usage
-                    yield place, new
-        except TimeoutError as error:
-            problem = Problem(f"the answer took more than {self.limits.seconds} s", "", "ask for fewer tokens")
-            raise Refused(503, problem, "timeout") from error
-        except VlmrunError as error:
-            raise refused(error) from error
-        finally:
-            for place, usage in last.items():
-                self.metrics.answered(asks[place].model, usage)
-
-    async def collect(self, request: Request, asks: Sequence[Ask]) -> tuple[list[str], list[list[Token]], list[News]]:
-        """Texts, tokens and last news of all questions."""
-        texts, tokens = ["" for _ in asks], [[] for _ in asks]  # type: ignore[var-annotated]
-        ends: dict[int, News] = {}
-        async with contextlib.aclosing(self.ask(request, asks)) as news:
-            async for place, new in news:
-                texts[place] += new.text
-                tokens[place] += new.tokens
-                ends[place] = new
-        return texts, tokens, [ends[place] for place in range(len(asks))]
-
-
-async def until_gone(request: Request) -> None:
-    """Returns when the client has left; its body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def unless_gone(request: Request, work: Any) -> Any:
-    """The result of a coroutine, which is cancelled when the client leaves."""
-    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request))
-    try:
-        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise ClientDisconnect
-        return doing.result()
-    finally:
-        for task in (doing, gone):
-            task.cancel()
-        await asyncio.gather(doing, gone, return_exceptions=True)
 
 
 class OpenAI:
@@ -181,10 +72,10 @@ class OpenAI:
             )
             for choice in range(asked.n or 1)
         ]
-        shape = openai.Shape(asked)
+        shape = Shape(asked)
         if not asked.stream:
             texts, tokens, ends = await unless_gone(request, service.collect(request, asks))
-            usage = openai.usage_of([end.usage for end in ends])
+            usage = usage_of([end.usage for end in ends])
             return JSONResponse(
                 shape.whole(list(zip(texts, tokens, [str(end.finish) for end in ends], strict=True)), usage)
             )
@@ -224,7 +115,7 @@ def _seeded(sampling: Any, choice: int) -> Any:
 
 
 async def _events(
-    shape: openai.Shape, first: tuple[int, News], news: AsyncIterator[tuple[int, News]], *, with_usage: bool
+    shape: Shape, first: tuple[int, News], news: AsyncIterator[tuple[int, News]], *, with_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events of a stream; an error in mid-stream is one of them, and the last."""
     known: dict[int, Usage] = {}
@@ -236,7 +127,7 @@ async def _events(
             if new.text or new.tokens or new.finish:
                 yield _event(shape.piece(place, new))
         if with_usage:
-            yield _event(shape.usage(openai.usage_of([known[place] for place in sorted(known)])))
+            yield _event(shape.usage(usage_of([known[place] for place in sorted(known)])))
         yield "data: [DONE]\n\n"
     except Refused as error:
         yield _event(error.body)
@@ -251,9 +142,6 @@ async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 
 def make_app(service: Service, *, key: str | None, hosts: Sequence[str], more: Sequence[Route] = ()) -> Starlette:
@@ -303,7 +191,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    problem = Problem(f"{request.method} {request.url.path[:200]}: {error.detail}", "", f"routes: {', '.join(_PATHS)}")
+    problem = Problem(f"{request.method} {request.url.path[:200]}: {error.detail}", "", f"routes: {', '.join(PATHS)}")
     return JSONResponse(Refused(error.status_code, problem, "not_found").body, error.status_code, error.headers)
 
 

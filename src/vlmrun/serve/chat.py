@@ -8,6 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from PIL import Image
 
 from vlmrun import artifact
 from vlmrun.data.images.open import image_of, load_image
-from vlmrun.errors import DataError
+from vlmrun.errors import DataError, LaunchError
 from vlmrun.formats.load import describe
+from vlmrun.serve import image_parts
 from vlmrun.serve.dialogue import Dialogue
+from vlmrun.serve.limits import Limits, Refused
 from vlmrun.serve.messages import Sampling
 from vlmrun.serve.opening import open_model
 
+INSTALL = "pip install 'vlmrun-trainer[serve]'"
 HELP = "/image FILE shows a picture with your next question, /reset begins anew, /quit leaves."
 
 
@@ -80,9 +84,8 @@ class Pictures:
             return load_image(Path(name).expanduser())
         if not self.allow_urls:
             raise DataError("a picture is an address", name, "--allow-urls fetches it, or give a file")
-        from vlmrun.serve import image_parts
-        from vlmrun.serve.limits import Limits, Refused
-
+        if find_spec("httpcore") is None:
+            raise LaunchError("the package that fetches pictures is not installed", name, INSTALL)
         try:
             data = asyncio.run(image_parts.fetch(name, name, Limits(image_hosts=("*",))))
         except Refused as error:

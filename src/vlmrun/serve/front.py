@@ -14,11 +14,12 @@ from starlette.routing import Route
 
 from vlmrun import logs
 from vlmrun.errors import LaunchError
-from vlmrun.serve.app import Service, make_app
+from vlmrun.serve.app import make_app
 from vlmrun.serve.guard import HEADER_SECONDS, Impatient
 from vlmrun.serve.limits import Limits
 from vlmrun.serve.messages import Plan
-from vlmrun.serve.pool import Pool
+from vlmrun.serve.pool import Pool, Work
+from vlmrun.serve.service import Service
 
 log = logs.get(__name__)
 
@@ -50,8 +51,9 @@ class Address:
         return ["localhost", "127.0.0.1", "[::1]", self.host, *self.names]
 
 
-async def serve(
+async def serve(  # noqa: PLR0913 - what a server is told, most of it by name
     plans: Sequence[Plan],
+    work: Work,
     address: Address,
     limits: Limits,
     aliases: Mapping[str, str],
@@ -62,6 +64,7 @@ async def serve(
     """Serves until SIGTERM or SIGINT; answers under way are finished first, a second signal does not wait for them.
 
     Args:
+        work: as `Pool`'s.
         routes: make further routes of the service.
         started: is told the server's URL once questions can be asked.
 
@@ -70,7 +73,7 @@ async def serve(
         VlmrunError: what keeps a worker from starting.
     """
     bound = _bind(address)
-    async with _started(plans) as pool:
+    async with _started(plans, work) as pool:
         service = Service(pool, limits, aliases)
         app = make_app(
             service,
@@ -121,8 +124,8 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _started(plans: Sequence[Plan]) -> AsyncIterator[Pool]:
-    pool = Pool(plans)
+async def _started(plans: Sequence[Plan], work: Work) -> AsyncIterator[Pool]:
+    pool = Pool(plans, work)
     try:
         await pool.start()
         yield pool

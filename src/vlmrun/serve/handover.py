@@ -26,7 +26,7 @@ from PIL import Image
 from vlmrun.data.sample import IMAGE_TAG, Turn
 from vlmrun.errors import LaunchError
 from vlmrun.serve.messages import Ask, Plan, Sampling
-from vlmrun.serve.pool import Pool
+from vlmrun.serve.pool import Pool, Work
 
 _TAKEN = ("llava", "llava_next")  # model types of Hugging Face's LLaVA
 _START_SECONDS = 600.0
@@ -78,7 +78,12 @@ def command(options: argparse.Namespace, model: tuple[str, Path], aliases: Mappi
 
 
 def serve(
-    options: argparse.Namespace, model: tuple[str, Path], aliases: Mapping[str, str], key: str | None, plan: Plan
+    options: argparse.Namespace,
+    model: tuple[str, Path],
+    aliases: Mapping[str, str],
+    key: str | None,
+    plan: Plan,
+    work: Work,
 ) -> int:
     """Starts vLLM, compares three greedy answers with ours, and leaves it serving.
 
@@ -88,7 +93,7 @@ def serve(
     Raises:
         LaunchError: when it does not start, or answers otherwise.
     """
-    expected = asyncio.run(_ours(plan, model[0]))
+    expected = asyncio.run(_ours(plan, work, model[0]))
     port = options.port or _free_port(options.host)
     environment = {
         **os.environ,
@@ -112,8 +117,8 @@ def serve(
         process.wait()
 
 
-async def _ours(plan: Plan, name: str) -> list[str]:
-    pool = Pool([plan])
+async def _ours(plan: Plan, work: Work, name: str) -> list[str]:
+    pool = Pool([plan], work)
     try:
         await pool.start()
         turns = [(Turn("user", f"{IMAGE_TAG}\n{text}"),) for text in _QUESTIONS]

@@ -13,7 +13,6 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore
 from PIL import Image
 
 from vlmrun.serve.limits import Limits, bad
@@ -87,19 +86,21 @@ def _base64(text: str, where: str) -> bytes:
 
 
 async def _downloaded(url: str, where: str, limits: Limits) -> bytes:
+    import httpcore
+
     host = urlsplit(url).hostname or ""
     if "*" not in limits.image_hosts and host not in limits.image_hosts:
         raise bad(
             f"images are not fetched from {host!r}", where, "send a data URL, or start the server with --image-hosts"
         )
     try:
-        async with asyncio.timeout(_SECONDS), httpcore.AsyncConnectionPool(network_backend=_Public()) as pool:
+        async with asyncio.timeout(_SECONDS), httpcore.AsyncConnectionPool(network_backend=_public()) as pool:
             return await _read(pool, url, where, limits)
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, TimeoutError, OSError) as error:
         raise bad(f"the image cannot be fetched: {error}", where, "send a data URL") from error
 
 
-async def _read(pool: httpcore.AsyncConnectionPool, url: str, where: str, limits: Limits) -> bytes:
+async def _read(pool: Any, url: str, where: str, limits: Limits) -> bytes:
     data = bytearray()
     async with pool.stream("GET", url, headers={"Accept": "image/*"}) as response:
         if response.status != 200:
@@ -120,21 +121,21 @@ def is_public(address: str) -> bool:
     return (mapped or ip).is_global and not (mapped or ip).is_multicast
 
 
-class _Public(httpcore.AsyncNetworkBackend):
+def _public() -> Any:
     """Connects to public addresses only; the address that was looked at is the one connected to."""
+    import httpcore  # of the extra: a chat about files does without
 
-    def __init__(self) -> None:
-        self._inner = httpcore.AnyIOBackend()
+    class Public(httpcore.AsyncNetworkBackend):
+        inner = httpcore.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(entry[4][0]) for entry in found]
-        if not all(is_public(address) for address in addresses):
-            raise httpcore.ConnectError(f"{host} is not a public address")
-        return await self._inner.connect_tcp(addresses[0], port, *args, **kwargs)
+        async def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [str(entry[4][0]) for entry in found]
+            if not all(is_public(address) for address in addresses):
+                raise httpcore.ConnectError(f"{host} is not a public address")
+            return await self.inner.connect_tcp(addresses[0], port, *args, **kwargs)
 
-    async def connect_unix_socket(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        raise httpcore.ConnectError("no sockets of this machine")
+        async def sleep(self, seconds: float) -> None:
+            await self.inner.sleep(seconds)
 
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
+    return Public()

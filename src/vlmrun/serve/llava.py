@@ -13,66 +13,27 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.serve import image_parts, openai
-from vlmrun.serve.app import Service
 from vlmrun.serve.limits import Refused, bad
+from vlmrun.serve.llava_bodies import Beat, Generate, Model, Register, Status, sampling_of
 from vlmrun.serve.llava_registry import Dispatch, Registry
-from vlmrun.serve.messages import Ask, Sampling
+from vlmrun.serve.messages import Ask
+from vlmrun.serve.service import Service
 
 TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
 BROKEN = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 _MOST_TOKENS = 1024
-_GREEDY = 0.001  # temperatures up to here
 _SECONDS = 5.0  # that another worker has to answer
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")  # LLaVA's clients send more than is read
-
-
-class Generate(_Body):
-    """POST /worker_generate_stream."""
-
-    prompt: str
-    model: str | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    max_new_tokens: Annotated[int, Field(ge=0)] = 256
-    stop: str | list[str] | None = None
-    images: list[str] | None = None
-
-
-class Status(_Body):
-    """What a worker says of itself."""
-
-    model_names: list[str]
-    speed: Annotated[float, Field(ge=0)]
-    queue_length: Annotated[int, Field(ge=0)]
-
-
-class _Register(_Body):
-    worker_name: str
-    check_heart_beat: bool
-    worker_status: Status | None = None
-
-
-class _Model(_Body):
-    model: str
-
-
-class _Beat(_Body):
-    worker_name: str
-    queue_length: Annotated[int, Field(ge=0)]
 
 
 class Door:
@@ -102,7 +63,7 @@ class Door:
 
     async def register(self, request: Request) -> Response:
         """A worker is there."""
-        asked: _Register = await self._read(request, _Register)
+        asked: Register = await self._read(request, Register)
         self._check_host(asked.worker_name)
         status = asked.worker_status or await self._status_of(asked.worker_name)
         if status is not None:
@@ -134,14 +95,14 @@ class Door:
 
     async def address(self, request: Request) -> Response:
         """Where a model is asked."""
-        asked: _Model = await self._read(request, _Model)
+        asked: Model = await self._read(request, Model)
         if self._is_ours(asked.model):
             return JSONResponse({"address": str(request.base_url).rstrip("/")})
         return JSONResponse({"address": self.registry.choose(asked.model)})
 
     async def beat(self, request: Request) -> Response:
         """A worker lives."""
-        asked: _Beat = await self._read(request, _Beat)
+        asked: Beat = await self._read(request, Beat)
         return JSONResponse({"exist": self.registry.beat(asked.worker_name, asked.queue_length)})
 
     async def status(self, request: Request) -> Response:
@@ -255,13 +216,6 @@ class Door:
 
     async def _read(self, request: Request, kind: type[BaseModel]) -> Any:
         return openai.parse(kind, await self.service.bodies.read(request))
-
-
-def sampling_of(asked: Generate) -> Sampling:
-    """How tokens are chosen: temperatures next to 0 are greedy, as upstream's worker has it."""
-    if asked.temperature <= _GREEDY:
-        return Sampling()
-    return Sampling(temperature=asked.temperature, top_p=max(asked.top_p, 1e-6))
 
 
 def _chunk(text: str, code: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,7 +42,6 @@ class Plan:
         batch: answers decoded together at most.
         remembered: bytes of keys and values, and as many of image features, kept for later questions.
         gpu: index of the GPU; None: the CPU.
-        prepare: called in the process before it loads; a function of a module, since it is pickled by its name.
     """
 
     models: tuple[tuple[str, str], ...]
@@ -53,7 +51,6 @@ class Plan:
     batch: int
     remembered: int
     gpu: int | None
-    prepare: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
-"""OpenAI's requests and answers, as far as they have an effect here; anything else is refused. Free of torch."""
+"""OpenAI's requests, as far as they have an effect here; anything else is refused. Free of torch."""
 
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vlmrun.data.sample import IMAGE_TAG, Turn
-from vlmrun.serve.limits import Limits, Refused, bad
-from vlmrun.serve.messages import News, Sampling, Token, Usage
+from vlmrun.serve.limits import Limits, bad
+from vlmrun.serve.messages import Sampling
 
 _NEUTRAL: dict[str, Any] = {  # values that other clients send and that change nothing
     "tools": (None, []),
@@ -227,97 +225,6 @@ def _text(texts: Sequence[str], n_images: int) -> str:
     return (f"{IMAGE_TAG}\n" * n_images + text).strip() if n_images else text
 
 
-class Shape:
-    """How answers of one route look: whole, and as pieces of a stream."""
-
-    def __init__(self, request: ChatRequest | CompletionRequest) -> None:
-        self.is_chat = isinstance(request, ChatRequest)
-        self.wants_logprobs = request.top is not None
-        self.base = {
-            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": request.model,
-            "system_fingerprint": None,
-        }
-
-    def whole(self, answers: Sequence[tuple[str, list[Token], str]], usage: dict[str, Any]) -> dict[str, Any]:
-        """The answer of a request that is not streamed: text, tokens and reason of the end of every choice."""
-        choices = [
-            {
-                "index": index,
-                **self._content(text, whole=True),
-                "logprobs": self._logprobs(tokens),
-                "finish_reason": end,
-            }
-            for index, (text, tokens, end) in enumerate(answers)
-        ]
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return {**self.base, "object": kind, "choices": choices, "usage": usage}
-
-    def first(self, index: int) -> dict[str, Any]:
-        """The piece that names the role."""
-        return self._piece([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
-
-    def piece(self, index: int, news: News) -> dict[str, Any]:
-        """What is new of one choice."""
-        content = self._content(news.text, whole=False)
-        return self._piece(
-            [
-                {
-                    "index": index,
-                    **content,
-                    "logprobs": self._logprobs(list(news.tokens)),
-                    "finish_reason": news.finish,
-                }
-            ]
-        )
-
-    def usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """The last piece, under `stream_options.include_usage`."""
-        return {**self._piece([]), "usage": usage}
-
-    def _piece(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return {**self.base, "object": kind, "choices": choices}
-
-    def _content(self, text: str, *, whole: bool) -> dict[str, Any]:
-        if not self.is_chat:
-            return {"text": text}
-        if whole:
-            return {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return {"delta": {"content": text} if text else {}}
-
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if not self.wants_logprobs:
-            return None
-        if self.is_chat:
-            return {
-                "content": [{**_entry(t.text, t.logprob), "top_logprobs": [_entry(*o) for o in t.top]} for t in tokens]
-            }
-        return {
-            "tokens": [token.text for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.top) for token in tokens],
-            "text_offset": None,
-        }
-
-
-def _entry(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
-
-
-def usage_of(all_: Sequence[Usage]) -> dict[str, Any]:
-    """Tokens of all choices; the prompt counts once."""
-    completion = sum(usage.completion for usage in all_)
-    prompt = all_[0].prompt
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": all_[0].reused},
-    }
-
-
 def check_bounds(request: ChatRequest | CompletionRequest, n_images: int, limits: Limits) -> int | None:
     """Tokens that were asked for, None when left to the server.
 
@@ -340,6 +247,3 @@ def check_bounds(request: ChatRequest | CompletionRequest, n_images: int, limits
 def _bound(value: int, most: int, where: str, noun: str = "") -> None:
     if value > most:
         raise bad(f"{where}: {value} {noun}".strip() + f" is more than this server's {most}", where, f"at most {most}")
-
-
-__all__ = ["ChatRequest", "CompletionRequest", "Refused", "Shape", "check_bounds", "conversation", "parse", "usage_of"]

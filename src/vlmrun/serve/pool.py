@@ -18,13 +18,9 @@ from vlmrun.serve.messages import Ask, Cancel, Failed, News, Plan, Ready
 log = logs.get(__name__)
 
 _AGAIN_SECONDS = (0.0, 0.5, 2.0, 10.0)  # before a worker that keeps dying is started again
-_TARGET = "vlmrun.serve.worker"  # by name: importing it loads torch
+_LOADED = "vlmrun.serve.worker"  # by the process that workers are forked from: it loads torch
 
-
-def _run(pipe: Connection, plan: Plan) -> None:
-    import importlib
-
-    importlib.import_module(_TARGET).main(pipe, plan)
+Work = Callable[[Connection, Plan], None]
 
 
 @dataclass
@@ -54,7 +50,7 @@ class Worker:
     def start(self) -> None:
         """Starts the process; it is `ready` when its models are loaded."""
         ours, theirs = multiprocessing.Pipe()
-        self.process = self.pool.context.Process(target=_run, args=(theirs, self.plan), daemon=True)
+        self.process = self.pool.context.Process(target=self.pool.work, args=(theirs, self.plan), daemon=True)
         self.process.start()
         theirs.close()
         self._pipe = ours
@@ -126,15 +122,19 @@ class Worker:
 class Pool:
     """All workers.
 
+    Args:
+        work: what each process does (`back.serve_worker`).
+
     Attributes:
         models: what each model says of itself, once a worker has loaded it.
         restarts: how many workers were started again.
     """
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
+    def __init__(self, plans: Sequence[Plan], work: Work) -> None:
         # A process that has imported torch and nothing else is forked for every worker: one is back within seconds.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([_TARGET])
+        self.context.set_forkserver_preload([_LOADED])
+        self.work = work
         self.workers = [Worker(self, plan, number) for number, plan in enumerate(plans)]
         self.models: dict[str, dict[str, Any]] = {}
         self.restarts = 0

@@ -8,14 +8,15 @@ import glob
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlmrun.serve import handover
 from vlmrun.serve.front import Address, Routes, serve
 from vlmrun.serve.limits import Limits
+from vlmrun.serve.llava import Door
 from vlmrun.serve.messages import Plan
+from vlmrun.serve.pool import Work
 
 PAGE_KEY = "VLMRUN_WEB_KEY"  # as `web.page` reads it
 
@@ -25,14 +26,19 @@ def main(
     models: Sequence[tuple[str, Path]],
     aliases: Mapping[str, str],
     key: str | None,
-    prepare: Callable[[], None] | None = None,
+    work: Work,
 ) -> int:
-    """Serves until stopped; raises as `front.serve`."""
-    workers = [replace(plan, prepare=prepare) for plan in plans(options, models)]
+    """Serves until stopped; raises as `front.serve`.
+
+    Args:
+        options: what `cli.serve` parses.
+        work: what each worker process does.
+    """
+    workers = plans(options, models)
     handed_over, reason = handover.choose(options, models, aliases)
     sys.stderr.write(f"{reason}\n")
     if handed_over:
-        return handover.serve(options, models[0], aliases, key, workers[0])
+        return handover.serve(options, models[0], aliases, key, workers[0], work)
     limits = Limits(
         running=options.batch * len(workers),
         queue=options.queue,
@@ -53,7 +59,7 @@ def main(
         sys.stderr.flush()
 
     try:
-        asyncio.run(serve(workers, address, limits, aliases, routes=_doors(options), started=started))
+        asyncio.run(serve(workers, work, address, limits, aliases, routes=_doors(options), started=started))
     finally:
         for page in pages:
             page.terminate()
@@ -78,8 +84,6 @@ def _open_page(options: argparse.Namespace, url: str, key: str | None) -> subpro
 def _doors(options: argparse.Namespace) -> list[Routes]:
     if not options.llava_protocol:
         return []
-    from vlmrun.serve.llava import Door
-
     hosts = tuple(host for host in options.llava_workers.split(",") if host)
     return [lambda service: Door(service, hosts, options.llava_dispatch).routes()]
 

@@ -30,8 +30,6 @@ def main(pipe: Connection, plan: Plan) -> None:
     if plan.gpu is not None:
         torch.cuda.set_device(plan.gpu)
     try:
-        if plan.prepare is not None:
-            plan.prepare()
         models = open_models(plan)
     except VlmrunError as error:
         pipe.send(Failed(-1, error.to_dict()))

@@ -76,10 +76,10 @@ def test_a_name_that_leads_home_is_not_followed(monkeypatch):
 def test_an_allowed_image_is_fetched(monkeypatch):
     answer = [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n", png()]
     answer[0] %= len(answer[1])
-    monkeypatch.setattr(image_parts, "_Public", lambda: httpcore.AsyncMockBackend(list(answer)))
+    monkeypatch.setattr(image_parts, "_public", lambda: httpcore.AsyncMockBackend(list(answer)))
     assert fetch("http://a.example/x.png", image_hosts=("a.example",)) == png()
     moved = [b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n"]
-    monkeypatch.setattr(image_parts, "_Public", lambda: httpcore.AsyncMockBackend(list(moved)))
+    monkeypatch.setattr(image_parts, "_public", lambda: httpcore.AsyncMockBackend(list(moved)))
     with pytest.raises(Refused, match="answers 302"):
         fetch("http://a.example/x.png", image_hosts=("*",))
 
