@@ -104,6 +104,13 @@ class DataConfig(Node):
     about: Annotated[About | None, Volatile]
 
 
+# One each in eval/metrics.
+MetricName = Literal[
+    "exact", "vqa", "gqa", "scienceqa", "pope", "mme", "letter", "mmbench", "mmmu", "cmmmu", "anls", "relaxed",
+    "contains",
+]  # fmt: skip
+
+
 class Keys(Node):
     """What the columns of a question file are called; null: there is none, and questions are numbered from 0."""
 
@@ -138,7 +145,7 @@ class BenchmarkConfig(DataConfig):
     prompt: Literal["text", "choices", "mmbench", "rounds", "science", "mmmu", "cmmmu"]  # how a row becomes a question
     tail: str  # behind the question
     generation: Generation
-    metric: str | None  # null: scored elsewhere, by its server or by a judge
+    metric: MetricName | None  # null: scored elsewhere, by its server or by a judge
     submission: Literal["vqav2", "vizwiz", "gqa", "mm_vet", "seed", "mmbench", "docvqa", "mme"] | None
     published: Annotated[dict[str, float], Volatile]  # model -> its published number, shown beside ours
     note: Annotated[str | None, Volatile]  # shown beside a score
@@ -531,7 +538,7 @@ class HardwareConfig(Node):
     tensor_parallel: Annotated[Positive, Volatile]  # ranks that share every layer of the LLM
     sequence_parallel: Annotated[Positive, Volatile]  # ranks that share every sequence
     tf32: Annotated[bool, Volatile]  # TensorFloat-32 products on GPUs that have them
-    env: Annotated[dict[str, str | int], Volatile]  # of the ranks; which names is up to hardware/environment.py
+    env: Annotated[dict[str, str | int], Volatile]  # of the ranks; which names is up to checks/environment.py
     launcher: Annotated[Literal["inline", "torchrun", "deepspeed", "srun"], Volatile]
     hostfile: Annotated[str | None, Volatile]  # of several nodes: lines `HOST slots=N`
     threads: Annotated[Positive, Volatile]  # CPU threads per rank

@@ -47,8 +47,11 @@ class Problems:
         return {kind: {"count": len(each), "first": each[:_MAX_LISTED]} for kind, each in sorted(self.found.items())}
 
 
-def read(path: Path, problems: Problems) -> list[Given]:
+def read(path: Path, problems: Problems, data: str | None = None) -> list[Given]:
     """Answers in the order of the file. Lines that are none are counted.
+
+    Args:
+        data: take the rows of one data entry only, of a file of ours that holds several.
 
     Raises:
         DataError: when the file cannot be read, or holds no answer in any known layout.
@@ -59,6 +62,8 @@ def read(path: Path, problems: Problems) -> list[Given]:
         raise DataError(f"cannot read the answers: {error.strerror}", str(path), "name an answers file") from error
     found: list[Given] = []
     for place, value in _values(content, path, problems):
+        if data is not None and isinstance(value, dict) and value.get("data") != data:
+            continue
         given = _given(value, place)
         if given is None:
             problems.add("not an answer", f"{path}:{place}")
@@ -68,6 +73,11 @@ def read(path: Path, problems: Problems) -> list[Given]:
         fix = "JSONL of question_id and answer or text, lmms-eval's samples, or an OpenAI-style batch"
         raise DataError("no answer in the file", str(path), fix)
     return found
+
+
+def whole(text: str) -> str:
+    """Text that can be written: halves of characters, which JSON can hold and UTF-8 cannot, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _values(content: bytes, path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
@@ -98,7 +108,7 @@ def _given(row: Any, place: int) -> Given | None:
         found = layout(row)
         if found is not None:
             id, text, prompt = found
-            return Given(str(id), text, prompt, place)
+            return Given(whole(str(id)), text, prompt, place)
     return None
 
 

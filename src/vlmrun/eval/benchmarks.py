@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from vlmrun.config.compose import conf_dir, search_path
 from vlmrun.config.schema import BenchmarkConfig
@@ -44,7 +45,7 @@ def load(name: str, changes: Sequence[str] = ()) -> tuple[str, BenchmarkConfig]:
         own.pop("defaults", None)
         tree = OmegaConf.merge(common, own, OmegaConf.from_dotlist(list(changes)))
         values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0], str(file), "give that value: --set KEY=VALUE") from error
     try:
         return file.stem, BenchmarkConfig.model_validate(values)

@@ -5,7 +5,6 @@ Source: specification eval-and-serve 2.2, 2.4 to 2.8.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import DataError
+from vlmrun.eval import records
 from vlmrun.eval.metrics import METRICS
 from vlmrun.eval.metrics.base import groups
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vlmrun.eval.questions import Row
 
 _ID_KEYS = ("question_id", "questionId", "id", "index")
-_MAX_LISTED = 20
 
 Fields = dict[str, Any]
 
@@ -37,11 +36,7 @@ def join(rows: Sequence[Row], config: BenchmarkConfig) -> list[Row]:
         if not place.exists():
             raise DataError("no expected answers here", str(place), "put the set's own file there, or set gold")
         added = _JOINS[config.join](found, place)
-        found = [
-            replace(row, fields={**row.fields, **more})
-            for row, more in zip(found, added, strict=True)
-            if more is not None
-        ]
+        found = [replace(row, fields={**row.fields, **(more or {})}) for row, more in zip(found, added, strict=True)]
         lost = [row.id for row, more in zip(rows, added, strict=True) if more is None]
         if lost:
             what = f"{len(lost)} questions have no expected answer, such as {', '.join(lost[:3])}"
@@ -63,41 +58,28 @@ def _complete(row: Row, config: BenchmarkConfig) -> Row:
     return replace(row, fields=fields)
 
 
-def _load(place: Path) -> Any:
-    try:
-        text = place.read_text("utf-8-sig")
-        if place.suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the expected answers: {error}", str(place), "fetch the file again") from error
-
-
 def _by_id(rows: Sequence[Row], place: Path) -> list[Fields | None]:
     """A list of rows with an id, an object of rows by id, or SEED's and TextVQA's objects around such a list."""
-    from vlmrun.eval.questions import in_container
-
-    content = _load(place)
+    content = records.load(place)
     types = content.get("question_type") if isinstance(content, dict) else None
     names = {number: name for name, number in types.items()} if isinstance(types, dict) else {}
     table: dict[str, Fields] = {}
-    for entry in in_container(content):
+    for entry in records.in_container(content):
         key = next((str(entry[name]) for name in _ID_KEYS if name in entry), None) if isinstance(entry, dict) else None
         if key is not None:
-            named = (
-                {"question_type": names[entry["question_type_id"]]} if entry.get("question_type_id") in names else {}
-            )
-            table[key] = {**entry, **named}
+            kind = names.get(entry.get("question_type_id"))
+            table[key] = entry if kind is None else {**entry, "question_type": kind}
     return [table.get(str(row.own_id)) for row in rows]
 
 
 def _pope(rows: Sequence[Row], place: Path) -> list[Fields | None]:
-    """coco_pope_<category>.json, JSONL in file order: no id in common, so that the n-th question of a category is the
-    n-th label, and both must name the same image."""
+    """coco_pope_<category>.json, JSONL without ids of ours.
+
+    The n-th question of a category has the n-th label, and both must name the same image.
+    """
     labels: dict[str, list[Fields]] = {}
     for file in sorted(place.glob("coco_pope_*.json")):
-        lines = file.read_text("utf-8").split("\n")
-        labels[file.stem.removeprefix("coco_pope_")] = [json.loads(line) for line in lines if line.strip()]
+        labels[file.stem.removeprefix("coco_pope_")] = list(records.read(file, "jsonl"))
     found: dict[str, Fields | None] = {}
     for category, part in groups(rows, lambda row: row.category).items():
         listed = labels.get(category, [])
@@ -149,9 +131,8 @@ def mme_truths(place: Path) -> dict[tuple[str, str, str], str]:
 
 def _textvqa(rows: Sequence[Row], place: Path) -> list[Fields | None]:
     """TextVQA_0.5.1_val.json by image and question: the question file carries image ids in place of question ids."""
-    from vlmrun.eval.questions import in_container
-
-    table = {(str(entry["image_id"]), str(entry["question"]).lower()): entry for entry in in_container(_load(place))}
+    entries = records.in_container(records.load(place))
+    table = {(str(entry["image_id"]), str(entry["question"]).lower()): entry for entry in entries}
     return [table.get((str(row.own_id), _first_line(row))) for row in rows]
 
 

@@ -71,8 +71,8 @@ def mmbench(question: Mapping[str, Any], *, all_rounds: bool = False) -> list[Ro
 
 
 def choices(question: Mapping[str, Any]) -> str:
-    """SEED's form: the question and `A. x` lines of its choices."""
-    lines = [f"{letter}. {question[key]}" for letter in "ABCD" if (key := f"choice_{letter.lower()}") in question]
+    """The question and `A. x` lines of its choices (`choice_a`, `choice_b`, ..), as SEED has them."""
+    lines = [f"{letter}. {question[key]}" for letter in "ABCDE" if (key := f"choice_{letter.lower()}") in question]
     return "\n".join([str(question["question"]), *lines])
 
 

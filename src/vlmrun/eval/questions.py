@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,8 @@ from typing import Any
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.errors import DataError, Problem, suggest
-from vlmrun.eval import gold, prompts, submissions
+from vlmrun.eval import gold, prompts, records
 
-_CONTAINERS = ("questions", "data", "annotations")
 _MAX_LISTED = 20
 _LEAST_BASE64 = 200  # characters; a shorter cell is a file name
 
@@ -51,8 +50,6 @@ class Row:
 
 def hash_of(text: str) -> str:
     """A short digest."""
-    import hashlib
-
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -69,7 +66,7 @@ def read(config: BenchmarkConfig, *, need_gold: bool = True) -> list[Row]:
     seen: Counter[str] = Counter()
     rows: list[Row] = []
     problems: list[Problem] = []
-    for number, fields in enumerate(_records(path, config.format)):
+    for number, fields in enumerate(records.read(path, config.format)):
         where = f"{path}[{number}]"
         if not isinstance(fields, dict):
             problems.append(Problem("a row is not an object", where, "write {...} for every question"))
@@ -85,48 +82,15 @@ def read(config: BenchmarkConfig, *, need_gold: bool = True) -> list[Row]:
             problems.append(Problem(f"{IMAGE_TAG} inside the text", where, "leave it out: one is put in front"))
         rows += made
     if problems:
-        more = (
-            [Problem(f"{len(problems) - _MAX_LISTED} more bad rows", str(path))] if len(problems) > _MAX_LISTED else []
-        )
-        raise DataError([*problems[:_MAX_LISTED], *more])
+        raise DataError(_first(problems, path))
     if not rows:
         raise DataError("no question in the file", str(path), "look at the file")
     return gold.join(rows, config) if need_gold else rows
 
 
-def _records(path: Path, kind: str) -> Iterator[Any]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError("no question file", str(path), "docs/guides/benchmarks.md says where it comes from") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the question file: {error}", str(path), "save it as UTF-8") from error
-    if kind == "tsv":
-        yield from submissions.parse_tsv(text)
-    elif kind == "json":
-        yield from in_container(_json(text, path))
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield _json(line, path, number)
-
-
-def _json(text: str, path: Path, line: int = 0) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f"{path}:{line or getattr(error, 'lineno', 1)}"
-        raise DataError(f"malformed JSON: {getattr(error, 'msg', 'nested too deeply')}", where, "mend it") from error
-
-
-def in_container(value: Any) -> list[Any]:
-    """Rows of a list, of an object with a list of them, or of an object of rows by id."""
-    if isinstance(value, dict):
-        held = next((value[name] for name in _CONTAINERS if isinstance(value.get(name), list)), None)
-        if held is not None:
-            return list(held)
-        return [{"question_id": key, **row} if isinstance(row, dict) else row for key, row in value.items()]
-    return list(value)
+def _first(problems: list[Problem], path: Path) -> list[Problem]:
+    more = len(problems) - _MAX_LISTED
+    return problems if more <= 0 else [*problems[:_MAX_LISTED], Problem(f"{more} more bad rows", str(path))]
 
 
 def _rows(fields: dict[str, Any], number: int, config: BenchmarkConfig, seen: Counter[str]) -> Iterator[Row]:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
-from vlmrun.errors import ConfigError, suggest
+from vlmrun.errors import ConfigError
 from vlmrun.eval import protocol, statistics
+from vlmrun.eval.answers_file import whole
 from vlmrun.eval.metrics import METRICS
 from vlmrun.eval.metrics.base import Answered, Mark, Metric, Parity, UpstreamStops, groups, mean
 
@@ -22,7 +23,7 @@ def metric_of(config: BenchmarkConfig) -> Metric:
     """The set's metric.
 
     Raises:
-        ConfigError: for an unknown name, or a set that is scored elsewhere.
+        ConfigError: for a set that is scored elsewhere.
     """
     if config.metric is None:
         raise ConfigError(
@@ -30,8 +31,6 @@ def metric_of(config: BenchmarkConfig) -> Metric:
             "metric",
             "vlmrun submit writes its file; see vlmrun judge",
         )
-    if config.metric not in METRICS:
-        raise ConfigError(f"no metric {config.metric!r}", "metric", suggest(config.metric, METRICS, noun="metrics"))
     return METRICS[config.metric]
 
 
@@ -50,19 +49,15 @@ def card(
     strict, of_strict = _read(metric, rows, "strict")
     upstream, of_upstream = _read(metric, rows, "upstream")
     assert strict is not None, "plain reading never stops"
-    clusters = [row.image or row.id for row in rows]
-    by_mean = statistics.interval([mark.score for mark in strict], clusters)
-    lines = [
-        _line(name, row, mark, None if upstream is None else upstream[n])
-        for n, (row, mark) in enumerate(zip(rows, strict, strict=True))
-    ]
+    theirs: Sequence[Mark | None] = upstream if upstream is not None else [None] * len(rows)
+    lines = [_line(name, *triple) for triple in zip(rows, strict, theirs, strict=True)]
     found = {
         "benchmark": name,
         "protocol": dict(spoken or protocol.describe(config)),
         "scale": metric.scale,
         "value": of_strict["value"],
         "accuracy": mean(mark.score for mark in strict),
-        "interval": None if by_mean is None else [by_mean.low, by_mean.high],
+        "interval": _interval(metric, rows, strict, of_strict["value"]),
         "n_questions": len(rows),
         "n_answered": sum(row.text is not None for row in rows),
         "n_unread": sum(mark.read_as is None and row.text is not None for row, mark in zip(rows, strict, strict=True)),
@@ -76,6 +71,19 @@ def card(
         "published": config.published,
     }
     return found, lines
+
+
+def _interval(
+    metric: Metric, rows: Sequence[Answered], marks: Sequence[Mark], value: float | None
+) -> list[float] | None:
+    """95 % of `value`, images drawn as wholes: a bootstrap of a mean, the grouped jackknife of any other score."""
+    clusters = [row.image or row.id for row in rows]
+    if value == mean(mark.score for mark in marks):
+        found = statistics.interval([mark.score for mark in marks], clusters)
+    else:
+        pairs = list(zip(rows, marks, strict=True))
+        found = statistics.grouped(lambda kept: metric.summary([pairs[at] for at in kept], "strict")["value"], clusters)
+    return None if found is None else [found.low, found.high]
 
 
 def _read(metric: Metric, rows: Sequence[Answered], parity: Parity) -> tuple[list[Mark] | None, dict[str, Any]]:
@@ -106,7 +114,9 @@ def _line(name: str, row: Answered, mark: Mark, of_upstream: Mark | None) -> dic
 
 
 def _short(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+    if text is None:
+        return None
+    return whole(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
 
 
 def _differences(rows: Sequence[Answered], strict: Sequence[Mark], upstream: Sequence[Mark] | None) -> dict[str, Any]:
@@ -151,8 +161,8 @@ def _confusion(rows: Sequence[Answered], marks: Sequence[Mark]) -> dict[str, dic
         return None
     table: dict[str, Counter[str]] = {gold: Counter() for gold in sorted(golds)}
     for row, mark in zip(rows, marks, strict=True):
-        read = mark.read_as if mark.read_as is not None and len(mark.read_as) <= 20 else "(other)"
-        table[str(row.gold["answer"])]["(unread)" if mark.read_as is None else read] += 1
+        read = "(unread)" if mark.read_as is None else "(other)" if len(mark.read_as) > 20 else whole(mark.read_as)
+        table[str(row.gold["answer"])][read] += 1
     return {gold: dict(counts.most_common(_MOST_LABELS)) for gold, counts in table.items()}
 
 

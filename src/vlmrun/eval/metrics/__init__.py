@@ -16,7 +16,7 @@ METRICS: dict[str, Metric] = {
     "mmbench": Metric(options.kit, options.round_trip, reads="letter or text of an option"),
     "mmmu": Metric(mmmu.mark, mmmu.summary, reads="letter, or phrase and numbers"),
     "cmmmu": Metric(cmmmu.mark, cmmmu.summary, needs=("answer", "type"), reads="letters, 对 or 错, or a blank"),
-    "anls": Metric(documents.anls, accuracy, needs=("answers",), reads="edit distance to the nearest answer"),
+    "anls": Metric(documents.anls, accuracy, reads="edit distance to the nearest answer"),
     "relaxed": Metric(documents.relaxed, accuracy, reads="numbers within 5 %, other text equal"),
     "contains": Metric(documents.contains_word, accuracy, reads="the expected word occurs"),
 }

@@ -57,8 +57,18 @@ def anls(row: Answered, parity: Parity) -> Mark:
     """ANLS against `answers` (DocVQA); under upstream parity as the vlmevalkit copy divides."""
     if row.text is None:
         return UNANSWERED
-    golds = golds_of(row)
-    return Mark(similarity(anls_distances(row.text, golds, raw_length=parity == "upstream")), _single_spaced(row.text))
+    raw = parity == "upstream"
+    golds = [gold for gold in golds_of(row) if _may_be_alike(row.text, gold, raw)]
+    if not golds:
+        return Mark(0.0, _single_spaced(row.text), "far longer or shorter than any answer")
+    return Mark(similarity(anls_distances(row.text, golds, raw_length=raw)), _single_spaced(row.text))
+
+
+def _may_be_alike(text: str, gold: str, raw: bool) -> bool:
+    """Whether the lengths allow a similarity of one half at all: the distance is never computed of very long texts."""
+    short, long = sorted((len(_single_spaced(text)), len(_single_spaced(gold))))
+    longest = max(len(text), len(gold)) if raw else long
+    return 2 * (long - short) <= longest
 
 
 def golds_of(row: Answered) -> list[str]:
