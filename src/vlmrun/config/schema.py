@@ -147,6 +147,7 @@ class BenchmarkConfig(DataConfig):
     generation: Generation
     metric: MetricName | None  # null: scored elsewhere, by its server or by a judge
     submission: Literal["vqav2", "vizwiz", "gqa", "mm_vet", "seed", "mmbench", "docvqa", "mme"] | None
+    blind_control: bool  # ask again without the pictures
     published: Annotated[dict[str, float], Volatile]  # model -> its published number, shown beside ours
     note: Annotated[str | None, Volatile]  # shown beside a score
 
@@ -503,7 +504,7 @@ class SearchStage(Node):
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
-    score: Literal["accuracy", "accuracy_unseen"]
+    score: str  # accuracy, accuracy_unseen, or the name of a benchmark among the data
     seed: Count
 
 

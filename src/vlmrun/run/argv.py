@@ -12,11 +12,12 @@ from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 
 # Launchers set these. What we were given ourselves is about nodes, and a process that is no rank must not see it.
+_OF_SEVERAL_RANKS = ("train", "evaluate")
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node: Node = ALONE) -> list[str]:
-    """The argv of a job on one node. Only training has several ranks; every other kind is one process.
+    """The argv of a job on one node. Training and evaluation have several ranks; every other kind is one process.
 
     Args:
         port: a free one of node 0, for its ranks to meet at.
@@ -26,7 +27,7 @@ def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node:
     """
     worker = ["-m", "vlmrun.worker", str(job.path / JOB_FILE)]
     launcher = job.hardware.launcher
-    if job.stage.kind != "train" or launcher == "inline":
+    if job.stage.kind not in _OF_SEVERAL_RANKS or launcher == "inline":
         return [sys.executable, *worker]
     if launcher == "torchrun":
         return [sys.executable, "-m", "vlmrun.torchrun", *_torchrun(job, port, attempt, node), *worker]
