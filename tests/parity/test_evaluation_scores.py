@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from tests.parity import golden
-from vlmrun.eval import prompts, submissions
+from vlmrun.data.prepare.scienceqa import convert as convert_scienceqa
+from vlmrun.errors import DataError
+from vlmrun.eval import prompts, review, submissions
 from vlmrun.eval.metrics import cmmmu, documents, gqa, mmmu, options, scienceqa, vqa, vqa_text, yes_no
 from vlmrun.eval.metrics.base import Answered, UpstreamStops
 
@@ -433,3 +436,82 @@ def test_scores_equal_those_of_the_original_scripts(name):
             CHECKS[name](case["input"], case["output"])
         except AssertionError as error:
             raise AssertionError(f"{name}, case {case['id']}: {error}") from error
+
+
+def test_scienceqa_is_converted_as_the_original_script_does(tmp_path):
+    found = cases("scienceqa_convert")
+    assert found
+    for case in found:
+        problems = case["input"]["problems"]
+        (tmp_path / "problems.json").write_text(json.dumps(problems))
+        (tmp_path / "pid_splits.json").write_text(json.dumps({"test": list(problems)}))
+        records = convert_scienceqa(tmp_path, "test", case["input"]["format"])
+        assert records == case["output"]["llava"], case["id"]
+        flat = [
+            {key: record[key] for key in ("id", "image") if key in record}
+            | dict(zip(("instruction", "output"), (turn["value"] for turn in record["conversations"]), strict=True))
+            for record in records
+        ]
+        assert flat == case["output"]["jsonl"], case["id"]
+
+
+def _review(given: Any, recorded: Any) -> None:
+    bench = review.Bench(
+        given["script"], given["questions"], given["answers_1"], given["answers_2"], given["rule"], given["context"]
+    )
+    if recorded["error"]:
+        with pytest.raises(DataError):
+            bench.ask()
+        return
+    done = len(given["reviews_already_there"])
+    asked = bench.ask()[done:]
+    found = [{"messages": each.messages(), "temperature": 0.2, "max_tokens": 1024} for each in asked]
+    assert found == [
+        {key: row[key] for key in ("messages", "temperature", "max_tokens")} for row in recorded["requests"]
+    ]
+    new = recorded["reviews"][done:]
+    rows = [
+        each.row(row["content"], review.scores_upstream(row["content"])) for each, row in zip(asked, new, strict=True)
+    ]
+    close(rows, new)
+
+
+def _review_summary(given: Any, recorded: Any) -> None:
+    arguments = dict(zip(given["args"][::2], given["args"][1::2], strict=True))
+    words = arguments["-s"].split() if "-s" in arguments else []
+    if "-d" in arguments and not review.is_wanted(given["file_name"], arguments.get("-v"), words):
+        assert recorded["stdout"] == ""
+        return
+    ignored = arguments["-i"].split() if "-i" in arguments else []
+    lines = review.summary(given["reviews"], ignored, upstream=True)
+    text = "\n".join([review.set_name(given["file_name"]), *(line.text() for line in lines)])
+    assert f"{text}\n{'=' * 33}\n" == recorded["stdout"]
+
+
+def _review_page(given: Any, recorded: Any) -> None:
+    """Ours but for ids and order, which upstream permutes by a table of its own."""
+    ids = [str(question["question_id"]) for question in given["questions"]]
+    answers = {"vicuna": {id: f"v{id}" for id in ids}, "ours": {id: f"o{id}" for id in ids}}
+    reviews = {"vicuna": {str(row["question_id"]): row for row in given["reviews"]}}
+    found = review.page_data(given["questions"], answers, reviews, upstream=True)
+    assert found["models"] == recorded["models"]
+    plain = [
+        sorted(json.dumps({**row, "id": 0}, sort_keys=True) for row in each["questions"]) for each in (found, recorded)
+    ]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("review_run", _review),
+        ("review_summary", _review_summary),
+        ("review_webpage", _review_page),
+        ("review_parse_score", lambda given, recorded: close(list(review.scores_upstream(given)), recorded)),
+    ],
+)
+def test_reviews_equal_those_of_the_original_scripts(name, check):
+    found = cases(name)
+    assert found
+    for case in found:
+        check(case["input"], case["output"])

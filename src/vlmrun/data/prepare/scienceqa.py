@@ -28,6 +28,7 @@ _INPUTS = {
     "QCEM": (_QUESTION, _CONTEXT, _BECAUSE % "solution", _CHOICES),
     "QCLEM": (_QUESTION, _CONTEXT, _BECAUSE % "lecture" + " {solution}", _CHOICES),
 }
+_QUESTION_MARK, _ANSWER_MARK = "Question: ", "Answer: "
 _ANSWER = "The answer is {answer}."
 _OUTPUTS = {
     "A": _ANSWER,
@@ -102,10 +103,11 @@ def _record(id: str, problems: dict[str, Any], wanted: str, written: str, escape
         raise DataError(
             f"the problem has no usable {error}", where, "is this ScienceQA's own file? download it again"
         ) from error
-    question = _tidy("\n".join(_INPUTS[wanted]).format(**values)).replace(
-        "Question: ", "", 1 if wanted[0] == "Q" else 0
-    )
-    answer = _tidy("\n".join(_lepa(values)) if written == "LEPA" else _OUTPUTS[written].format(**values))
+    question = _without(_QUESTION_MARK, _tidy("\n".join(_INPUTS[wanted]).format(**values)))
+    if written == "LEPA":
+        answer = _tidy("\n".join(_lepa(values)))
+    else:
+        answer = _without(_ANSWER_MARK, _tidy(_ANSWER_MARK + _OUTPUTS[written].format(**values)))
     record: dict[str, Any] = {"id": id}
     if picture is not None:
         record["image"] = f"{id}/{picture}"
@@ -133,6 +135,11 @@ def _lepa(values: dict[str, str]) -> Iterator[str]:
             yield f"{name.upper()}: {values[name]}"
     yield "###"
     yield f"ANSWER: {values['answer']}."
+
+
+def _without(mark: str, text: str) -> str:
+    """A text that begins with a mark without it, and without any other of its kind, as upstream takes them out."""
+    return text.replace(mark, "") if text.startswith(mark) else text
 
 
 def _tidy(text: str) -> str:
