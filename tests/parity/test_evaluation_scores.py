@@ -445,7 +445,7 @@ def test_scienceqa_is_converted_as_the_original_script_does(tmp_path):
         problems = case["input"]["problems"]
         (tmp_path / "problems.json").write_text(json.dumps(problems))
         (tmp_path / "pid_splits.json").write_text(json.dumps({"test": list(problems)}))
-        records = convert_scienceqa(tmp_path, "test", case["input"]["format"])
+        records = convert_scienceqa(tmp_path, "test", case["input"]["format"], keep_spaces=True)
         assert records == case["output"]["llava"], case["id"]
         flat = [
             {key: record[key] for key in ("id", "image") if key in record}

@@ -23,7 +23,8 @@ _UNREADABLE = (-1, -1)
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 _PAIR = re.compile(rf"^\s*\[?\(?\s*({_NUMBER})(?:\s*/\s*10)?\s*[,;\s]\s*({_NUMBER})(?:\s*/\s*10)?\s*\)?\]?\s*$")
 _STARTS = re.compile(rf"\s*{_NUMBER}[,\s]+{_NUMBER}")
-_STARTS_UPSTREAM = re.compile(r"\s*\d+\s\d+")
+_STARTS_UPSTREAM = re.compile(r"\s*\d+[,\s]+\d+")
+_NAME = re.compile(r"\b(Assistant [12])\b")
 _LEAST, _MOST = 0.0, 10.0
 _MAX_LISTED = 20
 
@@ -253,10 +254,14 @@ def both_orders(straight: Row, swapped: Row) -> tuple[float, float] | None:
 
 
 def words_of(content: str, *, upstream: bool = False) -> str:
-    """A review's text without a first line that starts with two numbers (upstream: two whole ones)."""
+    """A review's text with the sides' names in bold, without a first line that starts with two numbers.
+
+    Args:
+        upstream: only two whole numbers count.
+    """
     if (_STARTS_UPSTREAM if upstream else _STARTS).match(content):
-        return content.partition("\n")[2]
-    return content
+        content = content.partition("\n")[2]
+    return _NAME.sub(r"**\1**", content)
 
 
 def page_data(

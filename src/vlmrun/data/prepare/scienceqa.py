@@ -44,12 +44,15 @@ _OUTPUTS = {
 }
 
 
-def convert(base: Path, split: str, prompt_format: str, *, escape_newlines: bool = False) -> list[dict[str, Any]]:
+def convert(
+    base: Path, split: str, prompt_format: str, *, escape_newlines: bool = False, keep_spaces: bool = False
+) -> list[dict[str, Any]]:
     """Every problem of a split as a LLaVA record, in the order of pid_splits.json.
 
     Args:
         base: folder with `pid_splits.json` and `problems.json`; pictures lie in `<id>/<name>` below the image folder.
         prompt_format: `INPUT-OUTPUT`, such as QCM-LEA or QCM-LEPA.
+        keep_spaces: leave the space before an answer whose lecture or solution is empty, as upstream's script does.
         escape_newlines: write a line break inside a lecture or a solution as the two characters backslash and n.
 
     Raises:
@@ -60,7 +63,10 @@ def convert(base: Path, split: str, prompt_format: str, *, escape_newlines: bool
     splits = _read(base / "pid_splits.json")
     if split not in splits:
         raise DataError(f"no split {split!r}", str(base / "pid_splits.json"), suggest(split, splits, noun="splits"))
-    return [_record(id, problems, wanted, written, escape_newlines, base) for id in splits[split]]
+    return [
+        _record(id, problems, (wanted, written), base, escape=escape_newlines, keep_spaces=keep_spaces)
+        for id in splits[split]
+    ]
 
 
 def check_format(prompt_format: str) -> None:
@@ -94,7 +100,10 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _record(id: str, problems: dict[str, Any], wanted: str, written: str, escape: bool, base: Path) -> dict[str, Any]:
+def _record(
+    id: str, problems: dict[str, Any], form: tuple[str, str], base: Path, *, escape: bool, keep_spaces: bool
+) -> dict[str, Any]:
+    wanted, written = form
     where = f"{base / 'problems.json'}, problem {id}"
     try:
         values = _values(problems[id], escape)
@@ -108,6 +117,7 @@ def _record(id: str, problems: dict[str, Any], wanted: str, written: str, escape
         answer = _tidy("\n".join(_lepa(values)))
     else:
         answer = _without(_ANSWER_MARK, _tidy(_ANSWER_MARK + _OUTPUTS[written].format(**values)))
+        answer = answer if keep_spaces else answer.strip()
     record: dict[str, Any] = {"id": id}
     if picture is not None:
         record["image"] = f"{id}/{picture}"
