@@ -28,6 +28,7 @@ VERBS = {
     "data": "vlmrun.cli.data:main",
     "score": "vlmrun.cli.score:score",
     "submit": "vlmrun.cli.score:submit_",
+    "judge": "vlmrun.cli.judge:main",
     "merge": "vlmrun.cli.weights:merge",
     "average": "vlmrun.cli.weights:average",
 }
@@ -48,6 +49,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
        vlmrun score ANSWERS --benchmark B  accuracy, interval and protocol of answers, without a model
        vlmrun submit STAGE                 the files that evaluation servers take
+       vlmrun judge QUESTIONS A B ...      two sets of answers compared by a judge behind an HTTP endpoint
        vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
        vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
        vlmrun convert SRC DST --to FORMAT  a model in another format: Hugging Face, upstream's, Megatron, ...
