@@ -4,8 +4,8 @@ A checkpoint holds trained weights and optimizer state only. Its stage's job.jso
 so the model is put together exactly as the trainer did, given the checkpoint's weights, and saved as a stage's weights
 are: the last checkpoint of a stage gives the stage's own weights, to the bit.
 
-This is a format of `checkpoints.formats` (`training`). DeepSpeed's own reader of its shards is used, which unpickles:
-their digests are compared with the manifest first, but a checkpoint is to be trusted like a program (ADR 26).
+This is a format of `vlmrun.formats` (`training`). DeepSpeed's own reader of its shards is used, which would unpickle
+anything: here it is given `torch.load` with `weights_only` and the four classes that such shards hold (ADR 26).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import shutil
 import tempfile
 import warnings
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +123,59 @@ def _trained(folder: Path, loaded: Loaded) -> dict[str, torch.Tensor]:
     if plain.is_file():
         found: dict[str, torch.Tensor] = torch.load(plain, map_location="cpu", weights_only=True)["weights"]
         return found
-    if not list(sharded.glob("*_optim_states.pt")):  # ZeRO-0 shards nothing
-        # A pickle of DeepSpeed's classes, as is everything its reader opens below.
-        module: dict[str, torch.Tensor] = torch.load(sharded / _MODULE, map_location="cpu", weights_only=False)[
-            "module"
-        ]
-        return module
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    with _weights_only(folder):
+        if not list(sharded.glob("*_optim_states.pt")):  # ZeRO-0 shards nothing
+            module: dict[str, torch.Tensor] = torch.load(sharded / _MODULE, map_location="cpu")["module"]
+            return module
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(folder), tag=DeepSpeedEngine.TAG, exclude_frozen_parameters=True
-        )
-    return state
+            state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+                str(folder), tag=DeepSpeedEngine.TAG, exclude_frozen_parameters=True
+            )
+        return state
+
+
+@contextlib.contextmanager
+def _weights_only(folder: Path) -> Iterator[None]:
+    """Within it `torch.load` makes tensors and DeepSpeed's four harmless classes, whatever its caller asks for.
+
+    DeepSpeed's reader says `weights_only=False`, and a checkpoint's manifest is its author's word, not a proof.
+
+    Raises:
+        CheckpointError: when a file asks for anything else, or is damaged.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    load = torch.load
+
+    def careful(file: Any, *arguments: Any, **options: Any) -> Any:
+        return load(file, *arguments, **(options | {"weights_only": True}))
+
+    with (
+        torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]),
+        _replaced_load(careful),
+    ):
+        try:
+            yield
+        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint cannot be read as tensors: {str(error).splitlines()[0][:200]}",
+                str(folder / DeepSpeedEngine.TAG),
+                "use a checkpoint that vlmrun wrote, or the finished stage's weights",
+            ) from error
+
+
+@contextlib.contextmanager
+def _replaced_load(other: Callable[..., Any]) -> Iterator[None]:
+    """`torch.load` replaced; DeepSpeed's reader offers no other way to choose how its files are opened."""
+    original, torch.load = torch.load, other
+    try:
+        yield
+    finally:
+        torch.load = original
 
 
 def _from_fsdp(place: Path, loaded: Loaded) -> dict[str, torch.Tensor]:
