@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from vlmrun.config.schema import RunConfig, UserStage
 from vlmrun.errors import Problem, suggest
 
+_DATA = ("data", "benchmark")  # what an entry of `data` may be
 _KINDS = {
     typing.get_args(model.model_fields["kind"].annotation)[0]: model
     for model in typing.get_args(typing.get_args(UserStage)[0])
@@ -43,7 +44,8 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
 def _path(location: tuple[int | str, ...], tree: Any) -> str:
     """A dotted key, without what pydantic puts in where it has several models or types to choose from."""
     parts = [str(part) for part in location]
-    if len(parts) > 2 and ((parts[0] == "stage" and parts[2] in _KINDS) or parts[:2] == ["model", "tiles"]):
+    tags = {"stage": _KINDS, "data": _DATA}.get(parts[0], ())
+    if len(parts) > 2 and (parts[2] in tags or parts[:2] == ["model", "tiles"]):
         del parts[2]
     for place, part in enumerate(parts):
         if not isinstance(tree, dict | list):
