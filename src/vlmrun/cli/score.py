@@ -16,14 +16,10 @@ from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval import answers_file, benchmarks, questions, scoring, submit
+from vlmrun.report import benchmarks as report
 from vlmrun.report import tables
-from vlmrun.report.tables import Column, Grid
 
 _ANSWERS = "answers.jsonl"
-_COLUMNS = (
-    *(Column("benchmark"), Column("score", right=True), Column("95 % interval"), Column("upstream", right=True)),
-    *(Column("answered", right=True), Column("doubtful", right=True), Column("protocol"), Column("published")),
-)
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def submit_(arguments: list[str]) -> int:
 
 def show(cards: dict[str, Any]) -> None:
     """The table of accuracy, interval and protocol, with problems and notes below."""
-    tables.write(Grid("", _COLUMNS, [_line(name, card) for name, card in cards.items()]), sys.stdout)
+    tables.write(report.grid("", cards), sys.stdout)
     for name, card in cards.items():
         upstream = card["upstream"]
         if upstream.get("stops"):
@@ -104,28 +100,6 @@ def show(cards: dict[str, Any]) -> None:
 def _tell(problems: dict[str, Any], write: Any) -> None:
     for kind, found in problems.items():
         write(f"{kind}: {found['count']}, such as {found['first'][0]}\n")
-
-
-def _line(name: str, card: dict[str, Any]) -> list[str]:
-    bounds = card["interval"]
-    published = "; ".join(f"{model} {number:g}" for model, number in card["published"].items())
-    return [
-        name,
-        number(card["value"], card["scale"]),
-        "" if bounds is None else " .. ".join(number(bound, card["scale"]) for bound in bounds),
-        number(card["upstream"]["value"], card["scale"]),
-        f"{card['n_answered']}/{card['n_questions']}",
-        str(card["n_doubtful"]),
-        card["protocol"]["id"],
-        published,
-    ]
-
-
-def number(value: float | None, scale: float) -> str:
-    """A score in per cent, or in its own points."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if scale == 1.0 else f"{value:.1f}"
 
 
 def _parser(verb: str, about: str) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmrun import artifact
-from vlmrun.report import answers, search, svg, tables
+from vlmrun.report import answers, benchmarks, search, svg, tables
 from vlmrun.report import html as page
 from vlmrun.report.run_table import COLUMNS, Row, cells, number, share_text, summary
 from vlmrun.report.svg import Bar
@@ -40,6 +40,7 @@ def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
         _stages(rows),
         _losses(outcomes),
         _searches(outcomes),
+        _benchmarks(outcomes),
         _accuracy(rows),
         _categories(outcomes),
         _pictures(outcomes),
@@ -114,12 +115,20 @@ def _searches(outcomes: Sequence[Outcome]) -> str:
     return page.section("Search", note, *cards)
 
 
+def _benchmarks(outcomes: Sequence[Outcome]) -> str:
+    found = [benchmarks.show(item.name, item.folder) for item in outcomes if item.artifact.kind == "evaluate"]
+    if not any(found):
+        return ""
+    note = "Plain reading; images are drawn as wholes for the intervals. Scores of one protocol can be compared."
+    return page.section("Benchmarks", note, *filter(None, found))
+
+
 def _accuracy(rows: Sequence[Row]) -> str:
     measured = [(name, label) for name, label in _MEASURES if any(getattr(row, name) is not None for row in rows)]
     groups = [
         (row.name, [Bar(label, getattr(row, name), name) for name, label in measured])
         for row in rows
-        if row.kind == "evaluate"
+        if row.kind == "evaluate" and row.accuracy is not None
     ]
     if not groups:
         return ""

@@ -16,7 +16,7 @@ from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
-from vlmrun.config.schema import AverageStage, BenchmarkConfig, DataConfig, RunConfig
+from vlmrun.config.schema import AverageStage, BenchmarkConfig, DataConfig, HardwareConfig, RunConfig
 from vlmrun.errors import CheckpointError
 from vlmrun.graph import Planned
 from vlmrun.outcome import Outcome
@@ -148,9 +148,14 @@ def job_of(run: Run, item: Planned) -> StageJob:
         data=data,
         parents=parents,
         prepared=sorted({str(run.stage_folder(maker)) for maker in item.prepared.values()}),
-        hardware=run.config.hardware,
+        hardware=_hardware(item, run.config.hardware),
         tracking=run.config.tracking,
     )
+
+
+def _hardware(item: Planned, hardware: HardwareConfig) -> HardwareConfig:
+    """Only training spreads over nodes; everything else happens on the first one, with the ranks it has there."""
+    return hardware if item.stage.kind == "train" else hardware.model_copy(update={"nodes": 1})
 
 
 def describe(item: Planned) -> str:
