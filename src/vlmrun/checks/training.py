@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import HardwareConfig, ModelConfig, TrainStage
+from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.errors import Problem
 
 
-def check(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
-    """Every broken rule of one stage."""
-    yield from _order(stage, hardware, where)
-    yield from _pictures(stage, where)
-    yield from _engine(stage, hardware, where)
-    yield from _quirks(stage, hardware, where)
-    yield from _schedule(stage, where)
-    yield from _held_out(stage, where)
-
-
-def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _order(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     weights = stage.data_weights
     if weights is not None and len(weights) != len(stage.data):
         yield Problem(
             f"{len(stage.data)} data sources, {len(weights)} weights", f"{where}.data_weights", "one for each source"
         )
-    if stage.compat.transformers_order is not None and (weights is not None or derived.data_ranks(hardware) > 1):
+    if stage.compat.transformers_order is not None and (weights is not None or run.hardware.data_ranks > 1):
         yield Problem(
             "transformers_order is the order of one process over the data as they are",
             f"{where}.compat.transformers_order",
@@ -42,15 +33,15 @@ def _pictures(stage: TrainStage, where: str) -> Iterator[Problem]:
         )
 
 
-def packing(stage: TrainStage, model: ModelConfig, where: str) -> Iterator[Problem]:
+def _packing(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     """Rules about samples that share rows."""
     if stage.packing is None:
         return
-    if stage.packing.length < model.max_length:
+    if stage.packing.length < run.model.max_length:
         yield Problem(
-            f"a sample may have {model.max_length} tokens, but a row only {stage.packing.length}",
+            f"a sample may have {run.model.max_length} tokens, but a row only {stage.packing.length}",
             f"{where}.packing.length",
-            f"{where}.packing.length={model.max_length} or more, or a smaller model.max_length",
+            f"{where}.packing.length={run.model.max_length} or more, or a smaller model.max_length",
         )
     orders = {
         "group_by_modality_length": stage.group_by_modality_length,
@@ -64,14 +55,18 @@ def packing(stage: TrainStage, model: ModelConfig, where: str) -> Iterator[Probl
         )
 
 
-def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
-    if stage.offload != "none" and (stage.engine == "plain" or stage.zero < 2):
+def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if stage.offload != "none" and (stage.engine == "plain" or (stage.engine == "deepspeed" and stage.zero < 2)):
+        held = f"engine is {stage.engine}" if stage.engine == "plain" else f"zero is {stage.zero}"
         yield Problem(
-            "only ZeRO 2 and 3, and fsdp, can keep state elsewhere",
+            f"offload={stage.offload} needs ZeRO 2 or 3, or fsdp ({held})",
             f"{where}.offload",
-            f"{where}.zero=3 or offload=none",
+            f"{where}.zero=3" if stage.engine == "deepspeed" else f"{where}.engine=deepspeed {where}.zero=3",
         )
-    if hardware.precision != "fp16":
+
+
+def _fp16(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if run.hardware.precision != "fp16":
         return
     if stage.engine != "deepspeed":
         yield Problem(
@@ -83,7 +78,7 @@ def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
         yield Problem("DeepSpeed scales losses for fp16 at ZeRO 1 or more", f"{where}.zero", f"{where}.zero=2")
 
 
-def _quirks(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _quirks(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     compat = stage.compat
     if compat.labels not in (None, "minicpm") and stage.image_aspect == "slices":
         yield Problem(
@@ -105,7 +100,7 @@ def _quirks(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
         )
     if compat.fp16_tower and stage.engine == "deepspeed" and stage.zero == 3:
         yield Problem("ZeRO-3 holds one type of weights only", f"{where}.compat.fp16_tower", f"{where}.zero=2")
-    if compat.fp16_tower and hardware.precision == "bf16":
+    if compat.fp16_tower and run.hardware.precision == "bf16":
         yield Problem(
             "fp16_tower is what happens when bf16 is off",
             f"{where}.compat.fp16_tower",
@@ -173,3 +168,25 @@ def _held_out(stage: TrainStage, where: str) -> Iterator[Problem]:
             f"{where}.eval.generate",
             f"{where}.eval.generate=64, or {where}.keep_best=loss",
         )
+
+
+_TRAIN = (TrainStage,)
+RULES = (
+    Rule("order-of-samples", "Each data source has one weight, and transformers' order has one process and no weights.",
+         ("stage.*.data", "stage.*.data_weights", "stage.*.compat.transformers_order"), _order, of=_TRAIN),
+    Rule("drafts", "Images that are cut into tiles or slices are decoded at full size.",
+         ("stage.*.image_decode", "stage.*.image_aspect"), _pictures, of=_TRAIN, alone=True),
+    Rule("packing", "A row has room for the longest sample, and nothing else orders the samples of packed rows.",
+         ("stage.*.packing", "model.max_length", "stage.*.group_by_modality_length"), _packing, of=_TRAIN),
+    Rule("offload", "State is offloaded only where it is sharded: by DeepSpeed's ZeRO 2 or 3, or by fsdp.",
+         ("stage.*.offload", "stage.*.engine", "stage.*.zero"), _offload, of=_TRAIN, alone=True,
+         yields_to=("offload-to-drive",)),
+    Rule("fp16", "fp16 trains in DeepSpeed, at ZeRO 1 or more, which scales losses.",
+         ("hardware.precision", "stage.*.engine", "stage.*.zero"), _fp16, of=_TRAIN),
+    Rule("compat", "A published quirk is asked for only where it can be reproduced.", ("stage.*.compat",), _quirks,
+         of=_TRAIN),
+    Rule("schedule", "The warm-up is given once and is shorter than the schedule, and a lowest rate belongs to a "
+         "schedule that falls.", ("stage.*.optim", "stage.*.max_steps"), _schedule, of=_TRAIN, alone=True),
+    Rule("held-out", "Data that a training is evaluated on are not trained on, and the best model is chosen by what is "
+         "evaluated.", ("stage.*.eval", "stage.*.keep_best", "stage.*.data"), _held_out, of=_TRAIN, alone=True),
+)  # fmt: skip

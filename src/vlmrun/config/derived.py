@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from vlmrun.config import marks
+from vlmrun.config.marks import Parent, Source
 from vlmrun.config.schema import (
     AverageStage,
     HardwareConfig,
@@ -15,13 +17,9 @@ from vlmrun.config.schema import (
     Reading,
     SearchStage,
     Slices,
+    StageNode,
     Target,
     TrainStage,
-)
-
-# Families whose samples stay apart when several share a row; tests/unit/model/test_packed_rows.py tries each.
-PACKABLE = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
 )
 
 
@@ -37,7 +35,7 @@ def replicas(hardware: HardwareConfig) -> int:
 
 def data_ranks(hardware: HardwareConfig) -> int:
     """Ranks, or groups of them, that read samples of their own."""
-    return ranks(hardware) // replicas(hardware)
+    return hardware.data_ranks
 
 
 def accumulation(stage: TrainStage, hardware: HardwareConfig) -> int:
@@ -62,11 +60,9 @@ def warmup_steps(optim: Optim, steps: int) -> int:
     return math.ceil(optim.warmup_ratio * steps)
 
 
-def sources(stage: object) -> list[str]:
-    """Names of all data a stage reads: what it trains on or asks, and what it is tried on meanwhile."""
-    held_out = getattr(stage, "eval", None)
-    names = [*getattr(stage, "data", []), *(held_out.data if held_out else [])]
-    return list(dict.fromkeys(names))
+def sources(stage: StageNode) -> list[str]:
+    """Names of all data a stage reads: what it trains on or asks, and what it is evaluated on meanwhile."""
+    return list(dict.fromkeys(name for _, name in marks.named(stage, Source)))
 
 
 def template(stage: Reading, model: ModelConfig) -> str:
@@ -79,14 +75,9 @@ def slices(model: ModelConfig) -> Slices | None:
     return model.tiles if isinstance(model.tiles, Slices) else None
 
 
-def parent_names(stage: object) -> list[str]:
+def parent_names(stage: StageNode) -> list[str]:
     """What a stage refers to: names of stages or paths of artifacts, in order."""
-    if models := getattr(stage, "models", None):
-        base = getattr(stage, "base_model", None)
-        return [*models, *([base] if base else [])]
-    start = getattr(stage, "init_from", None)
-    base = getattr(stage, "base_model", None)
-    return [*([start] if start else []), *getattr(stage, "adapters", []), *([base] if base else [])]
+    return [reference for _, reference in marks.named(stage, Parent)]
 
 
 def average_weights(stage: AverageStage) -> list[float]:

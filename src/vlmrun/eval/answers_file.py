@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmrun.errors import DataError
 from vlmrun.eval.metrics.base import Answered
-from vlmrun.eval.questions import Row
+from vlmrun.eval.row import Row
 
 _ID_KEYS = ("question_id", "questionId", "id", "index")
 _MAX_LISTED = 20

@@ -12,7 +12,7 @@ from vlmrun.config.schema import BenchmarkConfig, Generation
 from vlmrun.data.sample import IMAGE_TAG, Question
 from vlmrun.eval.metrics import METRICS
 from vlmrun.eval.metrics.base import Answered
-from vlmrun.eval.questions import Row
+from vlmrun.eval.row import Row
 
 _BUCKET = 32  # characters: questions of one length and picture stand together
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import DataError
 from vlmrun.eval import records
 from vlmrun.eval.metrics import METRICS
 from vlmrun.eval.metrics.base import groups
-
-if TYPE_CHECKING:
-    from vlmrun.eval.questions import Row
+from vlmrun.eval.row import Row
 
 _ID_KEYS = ("question_id", "questionId", "id", "index")
 

@@ -23,9 +23,22 @@ from vlmrun.errors import DataError
 from vlmrun.eval.asked import Asked, Key, batches, greedy, key_of, line
 from vlmrun.eval.features import Pictures, Seen
 from vlmrun.eval.metrics.options import LETTERS
-from vlmrun.train import dist
+from vlmrun.names import SKIPPED
 
 Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who shares the questions.
+
+    Args:
+        barrier: waits for all of them.
+    """
+
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Asker:
         batch: questions asked together; those that are drawn or compared are asked one by one.
         max_new_tokens: of plain questions; a benchmark has its own.
         seed: of drawn answers, each of which has a seed of its own: neither batch nor rank changes it.
+        ranks: of which this process is one.
     """
 
     vlm: Any
@@ -43,6 +57,7 @@ class Asker:
     batch: int
     max_new_tokens: int
     seed: int = 0
+    ranks: Ranks = Ranks()
     _pictures: dict[str, Pictures] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def predict(self, questions: Sequence[Asked], answers: Path, report: Report) -> list[dict[str, Any]]:
@@ -62,11 +77,11 @@ class Asker:
         """
         parts = answers.with_name(f"{answers.name}.parts")
         known = _known(answers, parts)
-        mine = batches(questions, self.batch)[dist.rank() :: dist.world()]
+        mine = batches(questions, self.batch)[self.ranks.rank :: self.ranks.world]
         total, done = sum(map(len, mine)), 0
         parts.mkdir(parents=True, exist_ok=True)
-        dist.barrier()  # nobody writes before everybody has read
-        own = parts / f"rank-{dist.rank()}.jsonl"
+        self.ranks.barrier()  # nobody writes before everybody has read
+        own = parts / f"rank-{self.ranks.rank}.jsonl"
         kept = [known[asked.key] for batch in mine if _is_whole(batch, known) for asked in batch]
         artifact.write_text(own, "".join(map(_text, kept)))
         with own.open("a", encoding="utf-8") as handle:
@@ -76,17 +91,17 @@ class Asker:
                     handle.write("".join(map(_text, self._answer(batch))))
                     handle.flush()
                     report(done, total)
-        dist.barrier()
+        self.ranks.barrier()
         rows = _joined(questions, parts)
-        if dist.is_main():
+        if self.ranks.rank == 0:
             left_out = [row for row in rows if "skipped" in row]
             if left_out:
                 listed = [{"id": row["question_id"], "reason": row["skipped"]} for row in left_out]
-                list_skipped(answers.parent / "skipped.jsonl", listed)
+                list_skipped(answers.parent / SKIPPED, listed)
             rows = [row for row in rows if "skipped" not in row]
             artifact.write_text(answers, "".join(map(_text, rows)))
             shutil.rmtree(parts)
-        dist.barrier()
+        self.ranks.barrier()
         return [row for row in rows if "skipped" not in row]
 
     @cached_property

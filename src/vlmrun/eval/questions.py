@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,44 +12,9 @@ from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.errors import DataError, Problem, suggest
 from vlmrun.eval import gold, prompts, records
+from vlmrun.eval.row import Row
 
 _MAX_LISTED = 20
-_LEAST_BASE64 = 200  # characters; a shorter cell is a file name
-
-
-@dataclass(frozen=True)
-class Row:
-    """One question.
-
-    Args:
-        id: unlike all others; the file's own, with `#2` and so on behind it where that is used again.
-        text: as it is asked, without the image tag.
-        stored: as it is kept with the answer, which upstream's scripts do without some tails.
-        image: file name below the image folder, or the picture itself in base64.
-        fields: the whole row, with what its gold adds.
-        letters: of a question with options, the original letter of each place.
-    """
-
-    id: str
-    own_id: Any
-    text: str
-    stored: str
-    image: str | None
-    category: str
-    fields: Mapping[str, Any] = field(repr=False)
-    letters: tuple[str, ...] = ()
-
-    @property
-    def picture(self) -> str | None:
-        """A short name of the picture, by which answers are clustered."""
-        if self.image is None or len(self.image) < _LEAST_BASE64:
-            return self.image
-        return f"base64:{hash_of(self.image)}"
-
-
-def hash_of(text: str) -> str:
-    """A short digest."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read(config: BenchmarkConfig, *, need_gold: bool = True) -> list[Row]:

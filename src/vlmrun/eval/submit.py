@@ -12,7 +12,7 @@ from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval import gold, spreadsheet, submissions
 from vlmrun.eval.metrics.base import Answered
-from vlmrun.eval.questions import Row
+from vlmrun.eval.row import Row
 from vlmrun.eval.submissions import Made
 
 Make = Callable[[Sequence[Any], Sequence[Any]], Made]

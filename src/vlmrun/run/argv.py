@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Mapping
 
+from vlmrun import kinds
 from vlmrun.cluster.node import ALONE, Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 
 # Launchers set these. What we were given ourselves is about nodes, and a process that is no rank must not see it.
-_OF_SEVERAL_RANKS = ("train", "evaluate")
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -27,7 +27,8 @@ def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node:
     """
     worker = ["-m", "vlmrun.worker", str(job.path / JOB_FILE)]
     launcher = job.hardware.launcher
-    if job.stage.kind not in _OF_SEVERAL_RANKS or launcher == "inline":
+    front = kinds.of(job.stage)
+    if not (front.trains or front.shares) or launcher == "inline":
         return [sys.executable, *worker]
     if launcher == "torchrun":
         return [sys.executable, "-m", "vlmrun.torchrun", *_torchrun(job, port, attempt, node), *worker]

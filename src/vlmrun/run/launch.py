@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, kinds, logs
 from vlmrun.cluster.channel import Guard
 from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
@@ -64,7 +64,7 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     port = _free_port()
-    if job.stage.kind == "train":
+    if kinds.of(job.stage).trains:
         crew.start(job.name, attempt, port)
     code, stopped = once(job, Start(port, attempt, crew.node), crew.guard, watch, lock_fd)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None

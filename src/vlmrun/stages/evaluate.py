@@ -23,23 +23,20 @@ from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval import cards, inline
 from vlmrun.eval import questions as bench_questions
 from vlmrun.eval.asked import Asked, Benchmark, with_other_pictures, without_pictures
-from vlmrun.eval.predict import Asker
+from vlmrun.eval.predict import Asker, Ranks
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import Loaded
-from vlmrun.stages import Result
+from vlmrun.names import ANSWERS, SCORES, SHUFFLED, SKIPPED
+from vlmrun.outcome import Result
 from vlmrun.train import dist
 from vlmrun.weights.reader import DTYPES
 
 log = logs.get(__name__)
 
-ANSWERS = "answers.jsonl"
-CONTROL = "answers_shuffled.jsonl"
 BLIND = "answers_blind.jsonl"
 MARKS = "marks.jsonl"
-SCORES = "scores.json"
-SKIPPED = "skipped.jsonl"
 UPSTREAM = "upstream"  # answers of benchmarks as the original scripts write them
 _PICTURES = "pictures"  # of sets that hold them in base64
 
@@ -61,7 +58,7 @@ def execute(job: StageJob) -> Result | None:
         asker = asker_of(job, Path(job.parents[job.stage.init_from]))
         controls: dict[str, tuple[str, list[Asked]]] = {}
         if job.stage.shuffle_control:
-            controls["shuffled"] = (CONTROL, with_other_pictures(found, job.stage.seed))
+            controls["shuffled"] = (SHUFFLED, with_other_pictures(found, job.stage.seed))
         if blind := without_pictures(found):
             controls["blind"] = (BLIND, blind)
         with progress("answers") as report:
@@ -97,7 +94,7 @@ def _scored(
         artifact.write_text(job.path / UPSTREAM / f"{name}.jsonl", text)
     artifact.write_json(job.path / SCORES, scores)
     _tell(scores)
-    names = (ANSWERS, CONTROL, BLIND, MARKS, SCORES, SKIPPED, UPSTREAM)
+    names = (ANSWERS, SHUFFLED, BLIND, MARKS, SCORES, SKIPPED, UPSTREAM)
     return Result(
         summary(scores, seconds, len(answers)), roots=tuple(name for name in names if (job.path / name).exists())
     )
@@ -119,7 +116,8 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
         max_length=loaded.model.max_length,
         slices=derived.slices(loaded.model),
     )
-    return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens, stage.seed)
+    ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
+    return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens, stage.seed, ranks)
 
 
 def _template(stage: Asking, loaded: Loaded) -> templates.Template:

@@ -25,11 +25,11 @@ from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import Loaded
+from vlmrun.names import SKIPPED
 from vlmrun.train import dist
 
 log = logs.get(__name__)
 
-SKIPPED = "skipped.jsonl"
 INDEX = "index"
 LENGTHS = "lengths.npy"
 # A draft is this much larger than the tower's pictures, so that scaling it down still smooths.

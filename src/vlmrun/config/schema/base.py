@@ -1,0 +1,35 @@
+"""What every configuration node stands on: the base classes, numbers and names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0.0)]
+# Names become parts of folder names.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
+Precision = Literal["fp32", "bf16", "fp16"]
+Kept = Literal["keep", "fp32", "bf16", "fp16"]  # the type of written weights; keep: each tensor's own
+
+
+class Node(BaseModel):
+    """Base of every configuration node: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
+
+
+class Target(Node):
+    """A part built by `build.py`: `_target_` names a class or function, every other key is one of its arguments."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", populate_by_name=True)
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All keys but `_target_`."""
+        return dict(self.model_extra or {})

@@ -1,0 +1,28 @@
+"""Data sets: files, format, and where they come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from vlmrun.config.marks import Volatile
+from vlmrun.config.schema.base import Node, Positive, Target
+
+
+class About(Node):
+    """Where a data set comes from. Shown by `check` when a file is missing, and by `vlmrun recipes`."""
+
+    url: str
+    licence: str
+    records: Positive | None  # that the file should have; None: not published
+    fetch: str  # how to get it, in one or two sentences
+
+
+class DataConfig(Node):
+    """One source of samples. Paths are relative to the prepared folder when `prepare` is set."""
+
+    format: str
+    annotations: str
+    images: str | None  # folder that every image path must stay inside
+    on_error: Literal["fail", "skip"]  # skip: counted and listed in skipped.jsonl
+    prepare: Target | None  # makes the files, as a job of its own with an artifact of its own
+    about: Annotated[About | None, Volatile]
