@@ -12,8 +12,8 @@ import pytest
 from tests.parity import golden
 from vlmrun.data.prepare.scienceqa import convert as convert_scienceqa
 from vlmrun.errors import DataError
-from vlmrun.eval import prompts, review, submissions
-from vlmrun.eval.metrics import cmmmu, documents, gqa, mmmu, options, scienceqa, vqa, vqa_text, yes_no
+from vlmrun.eval import prompts, review, review_summary, submissions
+from vlmrun.eval.metrics import cmmmu, documents, gqa, mme, mmmu, options, scienceqa, vqa, vqa_text, yes_no
 from vlmrun.eval.metrics.base import Answered, UpstreamStops
 
 TOLERANCE = 1e-12
@@ -255,12 +255,12 @@ def _mme(given: Any, recorded: Any) -> None:
         return
     assert files == recorded["files"]
     try:
-        tasks = yes_no.mme_of_files(files)
+        tasks = mme.mme_of_files(files)
     except UpstreamStops:
         assert recorded["calc_error"]
         return
     text = ""
-    for name, listed in (("Perception", yes_no.PERCEPTION), ("Cognition", yes_no.COGNITION)):
+    for name, listed in (("Perception", mme.PERCEPTION), ("Cognition", mme.COGNITION)):
         total = 0.0
         for task in listed:
             total += tasks[task]
@@ -389,7 +389,7 @@ CHECKS: dict[str, Check] = {
     "minicpm_ocr_run": _ocr,
     "minicpm_vqa_score": _equal(lambda given: vqa.minicpm_soft(given["answer"], given["gt_answers"])),
     "mmbench_submission": _mmbench,
-    "mme_parse": _equal(lambda given: yes_no.mme_text(given["text"])),
+    "mme_parse": _equal(lambda given: mme.mme_text(given["text"])),
     "mme_run": _mme,
     "mmmu_eval_open": _equal(lambda given: mmmu.open_right(given["gold"], given["response"])),
     "mmmu_normalize": _normalize,
@@ -420,7 +420,7 @@ CHECKS: dict[str, Check] = {
     "vizwiz_submission": _upload(submissions.vizwiz),
     "vlmevalkit_infer_option": _infer,
     "vlmevalkit_line": _kit_line,
-    "vlmevalkit_mme": lambda given, recorded: close(yes_no.kit_mme(given), recorded),
+    "vlmevalkit_mme": lambda given, recorded: close(mme.kit_mme(given), recorded),
     "vlmevalkit_pope": _kit_pope,
     "vlmevalkit_yes_no": _equal(yes_no.kit_read),
     "vqav2_submission": _upload(submissions.vqav2),
@@ -479,12 +479,12 @@ def _review(given: Any, recorded: Any) -> None:
 def _review_summary(given: Any, recorded: Any) -> None:
     arguments = dict(zip(given["args"][::2], given["args"][1::2], strict=True))
     words = arguments["-s"].split() if "-s" in arguments else []
-    if "-d" in arguments and not review.is_wanted(given["file_name"], arguments.get("-v"), words):
+    if "-d" in arguments and not review_summary.is_wanted(given["file_name"], arguments.get("-v"), words):
         assert recorded["stdout"] == ""
         return
     ignored = arguments["-i"].split() if "-i" in arguments else []
-    lines = review.summary(given["reviews"], ignored, upstream=True)
-    text = "\n".join([review.set_name(given["file_name"]), *(line.text() for line in lines)])
+    lines = review_summary.summary(given["reviews"], ignored, upstream=True)
+    text = "\n".join([review_summary.set_name(given["file_name"]), *(line.text() for line in lines)])
     assert f"{text}\n{'=' * 33}\n" == recorded["stdout"]
 
 
@@ -493,7 +493,7 @@ def _review_page(given: Any, recorded: Any) -> None:
     ids = [str(question["question_id"]) for question in given["questions"]]
     answers = {"vicuna": {id: f"v{id}" for id in ids}, "ours": {id: f"o{id}" for id in ids}}
     reviews = {"vicuna": {str(row["question_id"]): row for row in given["reviews"]}}
-    found = review.page_data(given["questions"], answers, reviews, upstream=True)
+    found = review_summary.page_data(given["questions"], answers, reviews, upstream=True)
     assert found["models"] == recorded["models"]
     plain = [
         sorted(json.dumps({**row, "id": 0}, sort_keys=True) for row in each["questions"]) for each in (found, recorded)

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmrun import artifact
 from vlmrun.errors import ConfigError
-from vlmrun.eval import judge, records, review
+from vlmrun.eval import judge, judge_config, records, review, review_summary
 from vlmrun.eval.progress import progress
 from vlmrun.eval.statistics import interval
 from vlmrun.report import review_page, tables
@@ -26,7 +26,7 @@ _COLUMNS = (
 def main(arguments: list[str]) -> int:
     """`vlmrun judge`."""
     options = _parser().parse_args(arguments)
-    server = judge.load(options.judge, options.set)
+    server = judge_config.load(options.judge, options.set)
     first, second = (list(records.read(Path(path).expanduser(), "jsonl")) for path in (options.first, options.second))
     bench = review.Bench(
         kind=options.kind,
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verdicts(
-    server: judge.Judge, bodies: Sequence[dict[str, Any]], out: Path, options: argparse.Namespace
+    server: judge_config.Judge, bodies: Sequence[dict[str, Any]], out: Path, options: argparse.Namespace
 ) -> list[judge.Verdict]:
     cache = judge.Cache(out / "cache")
     new = [body for body in bodies if cache.get(cache.key(server, body)) is None]
@@ -101,7 +101,7 @@ def _write(out: Path, bench: review.Bench, rows: Sequence[dict[str, Any]], faile
         name: {str(row["question_id"]): str(row["text"]) for row in side}
         for name, side in (("reference", bench.first), ("ours", bench.second))
     }
-    data = review.page_data(bench.questions, texts, {"reference": straight})
+    data = review_summary.page_data(bench.questions, texts, {"reference": straight})
     artifact.write_text(out / "reviews.html", review_page.page(data))
     artifact.write_json(out / "summary.json", _summary(rows))
 
@@ -116,7 +116,7 @@ def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         other = swapped.get(str(row["question_id"]))
         if row.get("swapped") or other is None:
             continue
-        pair = review.both_orders(row, other)
+        pair = review_summary.both_orders(row, other)
         found.append({**row, "tuple": [-1, -1] if pair is None else list(pair)})
     return found
 
@@ -129,7 +129,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "lines": [
             {"name": line.name, "relative": line.relative, "first": line.first, "second": line.second, "n": line.count}
-            for line in review.summary(whole)
+            for line in review_summary.summary(whole)
         ],
         "second_is_better": sum(better) / len(better) if better else None,
         "second_is_better_interval": None if bounds is None else [bounds.low, bounds.high],
@@ -147,7 +147,7 @@ def _tell(rows: Sequence[dict[str, Any]], failed: Sequence[dict[str, Any]], n_as
             f"{10 * line.second:.1f}",
             str(line.count),
         ]
-        for line in review.summary(whole)
+        for line in review_summary.summary(whole)
     ]
     tables.write(Grid("", _COLUMNS, lines), sys.stdout)
     unread = sum(min(row["tuple"]) < 0 for row in whole)

@@ -14,17 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError
-from yaml import YAMLError
+from typing import Any
 
 from vlmrun import artifact
-from vlmrun.config.compose import conf_dir
-from vlmrun.config.schema import Node, Positive, Rate
-from vlmrun.errors import ConfigError, DataError, LaunchError, suggest
+from vlmrun.errors import ConfigError, DataError, LaunchError
+from vlmrun.eval.judge_config import Judge
 
 _RETRIED = frozenset((408, 409, 425, 429))  # and everything from 500 on
 _HOPELESS = frozenset((401, 403, 404))  # of one question as of all
@@ -32,26 +26,8 @@ _LONGEST_WAIT = 60.0
 _MOST_BYTES = 4 << 20  # of a reply
 _BYTES_A_TOKEN = 4  # about, for an estimate
 _MESSAGE_TOKENS = 8
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 Report = Callable[[int, int], None]
-
-
-class Judge(Node):
-    """Where a judge is and how it is asked; the values stand in conf/judge."""
-
-    url: str
-    model: str
-    key_env: str | None
-    temperature: Rate
-    max_tokens: Positive
-    attempts: Positive
-    wait_seconds: Rate
-    timeout_seconds: Annotated[float, Field(gt=0)]
-    concurrency: Positive
-    price_in: Rate | None
-    price_out: Rate | None
-    most_price: Rate | None
 
 
 @dataclass(frozen=True)
@@ -65,38 +41,6 @@ class Verdict:
     text: str | None
     reason: str = ""
     cached: bool = False
-
-
-def load(name: str, changes: Sequence[str] = ()) -> Judge:
-    """A judge of conf/judge by name, or of a YAML file.
-
-    Raises:
-        ConfigError: for an unknown name, or values that do not fit.
-    """
-    folder = conf_dir() / "judge"
-    known = {file.stem: file for file in folder.glob("*.yaml") if not file.stem.startswith("_")}
-    file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else known.get(name)
-    if file is None or not file.is_file():
-        raise ConfigError(f"no judge {name!r}", "--judge", suggest(name, known, noun="judges"))
-    try:
-        tree = OmegaConf.merge(
-            OmegaConf.load(folder / "_common.yaml"), OmegaConf.load(file), OmegaConf.from_dotlist(list(changes))
-        )
-        judge = Judge.model_validate(OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
-    except (OmegaConfBaseException, YAMLError, ValidationError, OSError) as error:
-        raise ConfigError(str(error).splitlines()[0], str(file), "give that value: --set KEY=VALUE") from error
-    _check(judge)
-    return judge
-
-
-def _check(judge: Judge) -> None:
-    parts = urllib.parse.urlsplit(judge.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{judge.url!r} is no address of a server", "url", "such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password:
-        raise ConfigError("the address holds a password", "url", "name its environment variable: key_env=NAME")
-    if parts.scheme == "http" and judge.key_env is not None and parts.hostname not in _LOCAL:
-        raise ConfigError("a key would be sent in the open", "url", "an https address, or key_env=null")
 
 
 def request(judge: Judge, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from vlmrun.cli.app import main
 from vlmrun.cli.judge import judged
 from vlmrun.errors import ConfigError, LaunchError
-from vlmrun.eval import judge, review
+from vlmrun.eval import judge, judge_config, review, review_summary
 from vlmrun.report import review_page
 
 
@@ -92,7 +92,7 @@ QUICK = ["wait_seconds=0.0", "timeout_seconds=0.4", "attempts=3", "model=m"]
 
 
 def judge_at(server, *changes):
-    return judge.load("local", [f"url={server.url}", *QUICK, *changes])
+    return judge_config.load("local", [f"url={server.url}", *QUICK, *changes])
 
 
 def bodies(found, *texts):
@@ -144,9 +144,9 @@ def test_a_key_is_in_the_environment_or_nowhere(server, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="key is not set"):
         judge.ask(found, bodies(found, "x"), judge.Cache(tmp_path), quiet)
     with pytest.raises(ConfigError, match="in the open"):
-        judge.load("local", ["url=http://example.com/v1", "key_env=MY_KEY", "model=m"])
+        judge_config.load("local", ["url=http://example.com/v1", "key_env=MY_KEY", "model=m"])
     with pytest.raises(ConfigError, match="holds a password"):
-        judge.load("local", ["url=https://a:b@example.com/v1", "model=m"])
+        judge_config.load("local", ["url=https://a:b@example.com/v1", "model=m"])
 
 
 def test_replies_are_kept_and_replayed_without_a_server(server, tmp_path):
@@ -180,11 +180,11 @@ def test_so_many_at_a_time_and_no_more(server, tmp_path):
 
 
 def test_the_estimate_is_an_upper_bound_of_the_price():
-    found = judge.load("openai", ["price_in=10.0", "price_out=20.0", "max_tokens=100"])
+    found = judge_config.load("openai", ["price_in=10.0", "price_out=20.0", "max_tokens=100"])
     tokens, price = judge.estimate(found, bodies(found, "x" * 4000))
     assert tokens == pytest.approx(1000, abs=20)
     assert price == pytest.approx(0.01 + 0.002, rel=0.05)
-    assert judge.estimate(judge.load("local", ["model=m"]), bodies(found, "x"))[1] is None
+    assert judge.estimate(judge_config.load("local", ["model=m"]), bodies(found, "x"))[1] is None
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_both_orders_are_averaged():
 
 
 def test_the_page_fetches_nothing_and_runs_nothing_of_the_answers():
-    data = review.page_data(
+    data = review_summary.page_data(
         [{"question_id": 1, "text": "<script>alert(1)</script>", "category": "c"}],
         {"reference": {"1": "</script><img src=x onerror=alert(1)>"}, "ours": {"1": "**b**"}},
         {"reference": {"1": {"content": "8 7\nAssistant 1 wins", "tuple": [8, 7]}}},

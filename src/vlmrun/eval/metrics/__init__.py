@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmrun.eval.metrics import cmmmu, documents, gqa, mmmu, options, scienceqa, simple, vqa, yes_no
+from vlmrun.eval.metrics import cmmmu, documents, gqa, mme, mmmu, options, scienceqa, simple, vqa, yes_no
 from vlmrun.eval.metrics.base import Metric, accuracy
 
 METRICS: dict[str, Metric] = {
@@ -11,7 +11,7 @@ METRICS: dict[str, Metric] = {
     "gqa": Metric(gqa.mark, gqa.summary, reads="equal, lower case, no full stop at the end"),
     "scienceqa": Metric(scienceqa.mark, scienceqa.summary, needs=("answer", "choices"), reads="letter of an option"),
     "pope": Metric(yes_no.pope, yes_no.pope_summary, reads="yes or no"),
-    "mme": Metric(yes_no.mme, yes_no.mme_summary, scale=2800.0, reads="yes or no, two questions an image"),
+    "mme": Metric(mme.mme, mme.mme_summary, scale=2800.0, reads="yes or no, two questions an image"),
     "letter": Metric(options.letter, options.by_type, reads="letter of an option"),
     "mmbench": Metric(options.kit, options.round_trip, reads="letter or text of an option"),
     "mmmu": Metric(mmmu.mark, mmmu.summary, reads="letter, or phrase and numbers"),
