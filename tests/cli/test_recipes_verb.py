@@ -14,6 +14,11 @@ def test_all_recipes_are_listed_with_their_choices(vlmrun):
     assert set(average["stages"]) == {"pretrain", "lora", "lora2", "merge", "merge2", "average"}
     assert average["gpus"] == "8 x a100_80g"
     assert rows["kollava_v1_7b_qlora"]["gpus"] == "4 x rtx3090"
+    # Stages and data are those of the pipeline, where the recipe has none of its own.
+    assert (average["pipeline"], rows["smoke"]["pipeline"]) == ("bunny_average", "")
+    assert rows["kollava_v15_7b"]["data"] == ["kollava_chat", "kollava_mix612k"]
+    assert rows["llava15_13b"]["data"] == ["llava_558k", "llava_mix665k"]
+    assert rows["denseconnector_dci_7b_v100"]["gpus"] == "8 x v100_32g"
     assert all(row["model"] and row["stages"] and row["about"] for row in rows.values())
     assert all(row["source"] for name, row in rows.items() if name not in ("smoke", "emoji_smollm2"))
 

@@ -17,8 +17,7 @@ DOOR = "back.py"
 
 # Modules that import by a name that is not written in them; all others import with `import`.
 BY_NAME = {
-    DOOR: "the module of a stage's kind",
-    "build.py": "a `_target_` of the configuration, allow-listed",
+    "build.py": "a `_target_`, a stage's kind or a merge method of the configuration, allow-listed",
     "cli/app.py": "the verb that was typed, from the table beside it, so that --help loads nothing",
     "data/formats/__init__.py": "a data format by its name in the configuration, allow-listed",
 }

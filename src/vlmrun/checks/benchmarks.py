@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun.config.schema import BenchmarkConfig
+from vlmrun.checks.table import Rule
+from vlmrun.config import derived
+from vlmrun.config.schema import BenchmarkConfig, RunConfig
 from vlmrun.errors import Problem
 
 _CHOICES = ("choices", "mmbench", "rounds", "mmmu")  # prompts whose options are known by letter
 
 
-def check(data: BenchmarkConfig, where: str, *, needs_files: bool) -> Iterator[Problem]:
-    """Every broken rule of one benchmark.
+def _values(run: RunConfig) -> Iterator[Problem]:
+    for name, data in run.data.items():
+        if isinstance(data, BenchmarkConfig):
+            yield from _generation(data, f"data.{name}.generation")
 
-    Args:
-        needs_files: whether a stage that runs reads it.
-    """
-    yield from _generation(data, f"{where}.generation")
-    if needs_files and data.prepare is None and data.gold is not None and not Path(data.gold).expanduser().exists():
-        fix = data.about.fetch if data.about is not None else "the set's own file, or null"
-        yield Problem(f"no expected answers at {data.gold!r}", f"{where}.gold", fix)
+
+def _gold(run: RunConfig) -> Iterator[Problem]:
+    active = (stage for name, stage in run.stage.items() if not run.only or name in run.only)
+    for name in dict.fromkeys(source for stage in active for source in derived.sources(stage)):
+        data = run.data.get(name)
+        if not isinstance(data, BenchmarkConfig) or data.gold is None or data.prepare is not None:
+            continue
+        if not Path(data.gold).expanduser().exists():
+            fix = data.about.fetch if data.about is not None else "the set's own file, or null"
+            yield Problem(f"no expected answers at {data.gold!r}", f"data.{name}.gold", fix)
 
 
 def _generation(data: BenchmarkConfig, where: str) -> Iterator[Problem]:
@@ -48,3 +55,11 @@ def _generation(data: BenchmarkConfig, where: str) -> Iterator[Problem]:
             f"{where}.likelihood",
             f"{where}.likelihood=false; prompts with options: {', '.join(_CHOICES)}",
         )
+
+
+RULES = (
+    Rule("generation", "The values by which a benchmark's answers are generated all have an effect together.",
+         ("data.*.generation", "data.*.prompt"), _values),
+    Rule("expected answers", "The expected answers of benchmarks that are read are there.",
+         ("data.*.gold",), _gold, here=True),
+)  # fmt: skip

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from vlmrun.checks import converting, engines, hardware, merging, quantized, run, table, training, values, vision
+from vlmrun.checks import (
+    benchmarks,
+    converting,
+    data,
+    engines,
+    hardware,
+    llm,
+    merging,
+    offload,
+    quantized,
+    run,
+    table,
+    training,
+    values,
+    vision,
+)
 from vlmrun.checks.table import Rule
 from vlmrun.config.schema import RunConfig, StageNode
 from vlmrun.errors import Problem
 
 RULES: tuple[Rule, ...] = (
     *run.RULES,
+    *llm.RULES,
+    *data.RULES,
+    *benchmarks.RULES,
     *values.RULES,
     *training.RULES,
+    *offload.RULES,
     *engines.RULES,
     *merging.RULES,
     *converting.RULES,

@@ -24,6 +24,7 @@ VERBS = {
     "recipes": "vlmrun.cli.recipes:main",
     "ls": "vlmrun.cli.ls:main",
     "chat": "vlmrun.cli.chat:main",
+    "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",
     "data": "vlmrun.cli.data:main",
     "score": "vlmrun.cli.score:score",
@@ -49,6 +50,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+       vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page
        vlmrun score ANSWERS --benchmark B  accuracy, interval and protocol of answers, without a model
        vlmrun submit STAGE                 the files that evaluation servers take
        vlmrun judge QUESTIONS A B ...      two sets of answers compared by a judge behind an HTTP endpoint

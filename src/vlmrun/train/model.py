@@ -21,6 +21,7 @@ from vlmrun.model.towers import fp16
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
 from vlmrun.train.engine.deepspeed import require_drive, start_deepspeed
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES
 from vlmrun.zero import config as zero
 from vlmrun.zero import user_json

@@ -60,6 +60,34 @@ def test_a_misspelt_recipe_is_reported_and_the_rest_is_checked_with_the_nearest(
     ]
 
 
+def test_a_pipeline_takes_any_model_and_a_recipe_another_pipeline():
+    own = compose(["name=mine", "+pipeline=llava15_lora", "model=bunny_phi3", "hardware=cpu"])
+    published = compose(["+recipe=llava15_7b_lora"])
+    exchanged = compose(["+recipe=llava15_7b", "pipeline=llava15_lora"])
+    assert [*own.problems, *published.problems, *exchanged.problems] == []
+    assert own.tree["stage"] == published.tree["stage"] == exchanged.tree["stage"]
+    assert own.tree["model"]["template"] == "bunny"
+    assert exchanged.tree["model"] == published.tree["model"]
+
+
+def test_what_a_recipe_chooses_goes_before_what_its_pipeline_chooses():
+    tree = compose(["+recipe=kollava_v15_7b"]).tree
+    assert list(tree["data"]) == ["kollava_chat", "kollava_mix612k"]
+    assert tree["stage"]["instruct"]["data"] == ["kollava_mix612k"]
+    assert tree["stage"]["instruct"]["image_aspect"] == "pad"
+
+
+@pytest.mark.parametrize("group", ["recipe", "pipeline"])
+def test_a_misspelt_group_that_is_added_is_suggested(group):
+    (problem,) = problems_of("+recipe=smoke", f"+{group}e=x")
+    assert f"did you mean '{group}'?" in problem.fix
+
+
+def test_a_pipeline_without_plus_is_told_about_the_plus():
+    problem, *_ = problems_of("pipeline=llava15")
+    assert "+pipeline=llava15" in problem.fix
+
+
 def test_a_recipe_without_plus_is_told_about_the_plus():
     (problem,) = problems_of("recipe=smoke")
     assert "+recipe=smoke" in problem.fix

@@ -42,7 +42,7 @@ def reader(name: str, *, as_it_is: bool = False) -> Reader:
     if as_it_is and "as_it_is" not in inspect.signature(found).parameters:
         raise ConfigError(
             f"format {name!r} has no records as the original codes took them",
-            "stage.<name>.compat.records",
+            "stage.*.compat.records",
             "use format: llava, or compat.records: false",
         )
     return partial(found, as_it_is=True) if as_it_is else found

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -84,19 +85,7 @@ def load_image(path: Path, where: str = "", *, draft: int | None = None) -> Imag
             many pixels; several times faster, and not equal to the bit.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if draft is not None:
-                    image.draft("RGB", (draft, draft))
-                return image.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
-        raise DataError(
-            f"image {path.name!r} is too large: {error}",
-            _place(path, where),
-            f"make it smaller than {Image.MAX_IMAGE_PIXELS} pixels",
-        ) from error
+        return _decoded(path, path.name, _place(path, where), draft)
     except FileNotFoundError as error:
         raise DataError(f"image {path.name!r} does not exist", _place(path, where), "check the path") from error
     except _DAMAGED as error:
@@ -104,6 +93,29 @@ def load_image(path: Path, where: str = "", *, draft: int | None = None) -> Imag
             f"image {path.name!r} cannot be read: {error}",
             _place(path, where),
             "replace the file, or on_error: skip" if where else "choose another picture",
+        ) from error
+
+
+def image_of(data: bytes, name: str) -> Image.Image:
+    """An image file that was sent; raises as `load_image`."""
+    try:
+        return _decoded(BytesIO(data), name, "", None)
+    except _DAMAGED as error:
+        raise DataError(f"{name} cannot be read: {error}", "", "send another image") from error
+
+
+def _decoded(source: Path | BytesIO, name: str, place: str, draft: int | None) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                if draft is not None:
+                    image.draft("RGB", (draft, draft))
+                return image.convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
+        raise DataError(
+            f"image {name!r} is too large: {error}", place, f"make it smaller than {Image.MAX_IMAGE_PIXELS} pixels"
         ) from error
 
 
