@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of it")
     parser.add_argument("--both-orders", action="store_true", help="ask again with the answers exchanged")
     parser.add_argument("--offline", action="store_true", help="replay what was said before, ask nothing")
-    parser.add_argument("--yes", action="store_true", help="go on above most_price")
+    parser.add_argument("--yes", action="store_true", help="continue above most_price")
     parser.add_argument("--out", default="reviews", help="folder of reviews, page and cache (default: %(default)s)")
     return parser
 
@@ -87,7 +87,9 @@ def _verdicts(
         sys.stderr.write(f"{len(new)} of {len(bodies)} reviews to ask for, about {tokens:,} tokens, {cost}\n")
         if price is not None and server.most_price is not None and price > server.most_price and not options.yes:
             raise ConfigError(
-                f"the estimate {price:.2f} is above most_price {server.most_price:g}", options.judge, "--yes to go on"
+                f"the estimate {price:.2f} is above most_price {server.most_price:g}",
+                options.judge,
+                "--yes",
             )
     with progress("reviews", "reviews") as report:
         return judge.ask(server, bodies, cache, report, offline=options.offline)

@@ -86,7 +86,7 @@ def _values(content: bytes, path: Path, problems: Problems) -> Iterator[tuple[in
         try:
             whole = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"malformed JSON: {error}", str(path), "mend the file") from error
+            raise DataError(f"malformed JSON: {error}", str(path), "fix the file") from error
         if isinstance(whole, dict):  # MMMU's outputs: texts by id
             whole = [{"question_id": key, "text": text} for key, text in whole.items()]
         yield from enumerate(whole if isinstance(whole, list) else [whole], start=1)
@@ -150,7 +150,7 @@ def _batch(row: Mapping[str, Any]) -> tuple[Any, str, str | None] | None:
 def match(rows: Sequence[Row], given: Sequence[Given], problems: Problems) -> list[Answered]:
     """Every question with its answer, None where there is none. The last of several answers counts, as upstream.
 
-    Questions that share an id are told apart by the stored question, else by the order of their answers.
+    Questions that share an id are distinguished by the stored question, else by the order of their answers.
     """
     own: dict[str, list[Row]] = defaultdict(list)
     for row in rows:

@@ -14,7 +14,7 @@ from vlmrun.eval.metrics import METRICS
 from vlmrun.eval.metrics.base import Answered
 from vlmrun.eval.row import Row
 
-_BUCKET = 32  # characters: questions of one length and picture stand together
+_BUCKET = 32  # characters: questions of one length and image stand together
 
 Key = tuple[str, str, int]  # data, question, draw
 
@@ -29,7 +29,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and where its picture is looked for.
+    """A question and where its image is looked for.
 
     Args:
         data: name of the data entry.
@@ -80,7 +80,7 @@ def greedy(max_new_tokens: int) -> Generation:
 
 
 def batches(questions: Sequence[Asked], size: int) -> list[list[Asked]]:
-    """Questions of like length together, and within them those about one picture; always the same ones.
+    """Questions of like length together, and within them those about one image; always the same ones.
 
     What is answered alone, because it is drawn or compared, is alone.
     """
@@ -128,7 +128,7 @@ def key_of(row: dict[str, Any]) -> Key:
 
 
 def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
-    """Gives every question another picture of its category, by turning round the distinct ones.
+    """Gives every question another image of its category, by turning round the distinct ones.
 
     Pictures are turned and not questions: many ask about the same picture, and would meet it again. Questions without
     a picture, and those of a category with a single one, are left out.
@@ -152,7 +152,7 @@ def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
 
 
 def without_pictures(questions: Sequence[Asked]) -> list[Asked]:
-    """Questions of benchmarks that want a blind control, without their pictures."""
+    """Questions of benchmarks that want a blind control, without their images."""
     found = []
     for asked in questions:
         if asked.benchmark is None or not asked.benchmark.config.blind_control or not asked.question.images:

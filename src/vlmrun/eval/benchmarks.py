@@ -30,7 +30,7 @@ def load(name: str, changes: Sequence[str] = ()) -> tuple[str, BenchmarkConfig]:
 
     Args:
         name: one of `names()`, or the path of a YAML file.
-        changes: `key=value`, laid over the file.
+        changes: `key=value` that override the file.
 
     Raises:
         ConfigError: for an unknown name, with the nearest; for values that the schema does not take.

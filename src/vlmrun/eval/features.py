@@ -1,4 +1,4 @@
-"""Pictures that are asked about many times: read, fitted and run through the tower once."""
+"""Images that are asked about many times: read, fitted and run through the tower once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from vlmrun.data.dataset import Encoder, Layouts
 from vlmrun.eval.asked import Asked
 
-_MOST = 64  # pictures: at 576 rows of 4096 numbers in 16 bits 5 MB each
+_MOST = 64  # images: at 576 rows of 4096 numbers in 16 bits 5 MB each
 
 
 @dataclass
 class Seen:
-    """A question's pictures, ready to be put into a prompt."""
+    """A question's images, ready to be put into a prompt."""
 
     pixels: np.ndarray
     layouts: Layouts
-    features: torch.Tensor | None  # None: no picture
+    features: torch.Tensor | None  # None: no image
 
 
 @dataclass
 class Pictures:
-    """The pictures seen last, by their files.
+    """The images seen last, by their files.
 
     Each is run through the tower alone: its features are then the same in whichever batch it is asked about.
     """

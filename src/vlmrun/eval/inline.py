@@ -1,4 +1,4 @@
-"""Pictures that stand inside a question file in base64: written to files once, by their content."""
+"""Images that stand inside a question file in base64: written to files once, by their content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmrun.errors import DataError
 
 
 def unpack(text: str, folder: Path) -> str:
-    """Writes a picture into a folder unless it is there, and returns its name.
+    """Writes a image into a folder unless it is there, and returns its name.
 
     Raises:
         DataError: for text that is not base64.
@@ -22,7 +22,7 @@ def unpack(text: str, folder: Path) -> str:
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"a picture is not base64: {error}", str(folder), "fetch the question file again") from error
+        raise DataError(f"a image is not base64: {error}", str(folder), "fetch the question file again") from error
     name = hashlib.sha256(content).hexdigest()[:24]
     path = folder / name
     if not path.is_file():

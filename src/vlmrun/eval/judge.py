@@ -72,7 +72,7 @@ class Cache:
     folder: Path
 
     def key(self, judge: Judge, body: Mapping[str, Any]) -> Path:
-        """Where a request's reply lies; the address counts, the key does not."""
+        """Where a request's reply is; the address counts, the key does not."""
         text = json.dumps([judge.url, body], sort_keys=True)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         return self.folder / f"{digest[:32]}.json"

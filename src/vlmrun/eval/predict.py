@@ -181,7 +181,7 @@ class Asker:
         return named[int(logits[ids].argmax())]
 
     def _tensors(self, items: Sequence[tuple[Item, Seen]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Ids and mask of a batch where the model is, and the features of its pictures one after another."""
+        """Ids and mask of a batch where the model is, and the features of its images one after another."""
         batch = self.prompts.collate([item for item, _ in items])
         weight = next(self.vlm.parameters())
         tensors = {key: batch[key].to(weight.device) for key in ("input_ids", "attention_mask")}

@@ -58,7 +58,7 @@ def parse(text: str, path: Path, line: int = 0) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f"{path}:{line or getattr(error, 'lineno', 1)}"
-        raise DataError(f"malformed JSON: {getattr(error, 'msg', 'nested too deeply')}", where, "mend it") from error
+        raise DataError(f"malformed JSON: {getattr(error, 'msg', 'nested too deeply')}", where, "fix it") from error
 
 
 def in_container(value: Any) -> list[Any]:

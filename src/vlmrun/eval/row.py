@@ -39,7 +39,7 @@ class Row:
 
     @property
     def picture(self) -> str | None:
-        """A short name of the picture, by which answers are clustered."""
+        """A short name of the image, by which answers are clustered."""
         if self.image is None or len(self.image) < _LEAST_BASE64:
             return self.image
         return f"base64:{hash_of(self.image)}"

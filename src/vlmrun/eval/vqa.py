@@ -8,14 +8,14 @@ from typing import Any
 
 from vlmrun.data.sample import same_answer
 
-UNSEEN = "unseen"  # the split of attribute combinations that no training picture has
+UNSEEN = "unseen"  # the split of attribute combinations that no training image has
 
 Row = Mapping[str, Any]
 _RIGHT = 0.5
 
 
 def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]:
-    """Exact match, beside what guessing and looking at the wrong picture reach.
+    """Exact match, beside what guessing and looking at the wrong image reach.
 
     Args:
         answers: rows with `expected`, `answer`, `category` and `split`.

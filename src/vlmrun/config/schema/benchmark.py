@@ -35,7 +35,7 @@ class Generation(Node):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None  # of the likeliest tokens with this share together
     num_beams: Positive
     stop: list[str]  # strings that end an answer, besides those of the template
-    answers: Positive  # of every question, each drawn anew; all are scored
+    answers: Positive  # of every question, each drawn again; all are scored
     second: str | None  # a second pass: put behind prompt and first answer, and continued
     second_tokens: Positive  # of the second pass, at most
     likelihood: bool  # the likeliest of the options' letters, in place of generated text
@@ -53,7 +53,7 @@ class BenchmarkConfig(DataConfig):
     generation: Generation
     metric: MetricName | None  # null: scored elsewhere, by its server or by a judge
     submission: Literal["vqav2", "vizwiz", "gqa", "mm_vet", "seed", "mmbench", "docvqa", "mme"] | None
-    blind_control: bool  # ask again without the pictures
+    blind_control: bool  # ask again without the images
     published: Annotated[dict[str, float], Volatile]  # model -> its published number, shown beside ours
     note: Annotated[str | None, Volatile]  # shown beside a score
 

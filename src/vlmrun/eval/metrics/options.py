@@ -37,7 +37,7 @@ _SAID = re.compile(r"(?:answer|option|정답|답|答案|选)(?:\s+is|은|는|是
 
 
 def read(text: str, options: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The option's letter, and why the reading is doubtful; (None, why) when none can be told.
+    """The option's letter, and why the reading is doubtful; (None, why) when none can be read.
 
     In this order: a letter at the start, a letter after `answer` or `option`, the only letter that stands alone, the
     only option whose whole text occurs.

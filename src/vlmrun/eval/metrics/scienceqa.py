@@ -49,7 +49,7 @@ def mark(row: Answered, parity: Parity) -> Mark:
 
 
 def has_image(row: Answered, parity: Parity) -> bool:
-    """Whether a question counts for image accuracy: by its picture, or upstream by a tag in the stored prompt."""
+    """Whether a question counts for image accuracy: by its image, or upstream by a tag in the stored prompt."""
     if parity == "upstream":
         return row.text is not None and _IMAGE in (row.prompt or "")
     return row.gold.get("image") is not None

