@@ -33,7 +33,7 @@ class Asked:
 
     Args:
         data: name of the data entry.
-        skip: leave the question out when its picture cannot be used.
+        skip: leave the question out when its image cannot be used.
         benchmark: its set and its row there; None: a plain question, asked greedily and scored by exact match.
         draw: which of several answers to it, from 0.
     """
@@ -130,8 +130,8 @@ def key_of(row: dict[str, Any]) -> Key:
 def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
     """Gives every question another image of its category, by turning round the distinct ones.
 
-    Pictures are turned and not questions: many ask about the same picture, and would meet it again. Questions without
-    a picture, and those of a category with a single one, are left out.
+    Images are turned and not questions: many ask about the same image, and would meet it again. Questions without
+    a image, and those of a category with a single one, are left out.
     """
     groups: dict[tuple[str, str], list[Asked]] = defaultdict(list)
     for asked in questions:

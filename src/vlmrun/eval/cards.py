@@ -26,7 +26,7 @@ def make(
     """A card for every benchmark that is scored here, and a line for every answer with how it was read.
 
     Args:
-        controls: answers to the same questions with other pictures (`shuffled`) or without (`blind`).
+        controls: answers to the same questions with other images (`shuffled`) or without (`blind`).
     """
     texts = _texts(answers)
     cards: dict[str, Any] = {}

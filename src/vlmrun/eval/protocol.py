@@ -17,7 +17,7 @@ def describe(config: BenchmarkConfig, *, template: str = UNKNOWN, image_aspect: 
 
     Args:
         template: the model's, by name.
-        image_aspect: how pictures were fitted.
+        image_aspect: how images were fitted.
     """
     generation = config.generation.model_dump() if template != UNKNOWN else UNKNOWN
     parts: dict[str, Any] = {

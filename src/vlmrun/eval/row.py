@@ -23,7 +23,7 @@ class Row:
         id: unlike all others; the file's own, with `#2` and so on behind it where that is used again.
         text: as it is asked, without the image tag.
         stored: as it is kept with the answer, which upstream's scripts do without some tails.
-        image: file name below the image folder, or the picture itself in base64.
+        image: file name below the image folder, or the image itself in base64.
         fields: the whole row, with what its gold adds.
         letters: of a question with options, the original letter of each place.
     """
