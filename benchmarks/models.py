@@ -119,7 +119,8 @@ def _connector() -> Shapes:
 def _tensors(folder: Path, shapes: Shapes, seed: int) -> None:
     import torch
 
-    from vlmrun.weights.writer import Writer, blocks
+    from vlmrun.weights.blocks import blocks
+    from vlmrun.weights.writer import Writer
 
     def random(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[torch.Tensor]:
         for start, stop in blocks(shape):

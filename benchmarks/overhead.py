@@ -204,6 +204,7 @@ def train(label: str, text: str, channel: Connection) -> None:
     from vlmrun.train import dist, loop, model, optim
     from vlmrun.train.engine import create
     from vlmrun.train.log import Lines, Metrics
+    from vlmrun.train.plan import Plan
 
     job = StageJob.model_validate_json(text)
     stage: Any = job.stage
@@ -216,7 +217,7 @@ def train(label: str, text: str, channel: Connection) -> None:
             return
         engine = create(loaded.vlm, optim.groups(loaded.vlm, stage.optim), stage, job.hardware, config)
         endless = 10**6
-        plan = loop.Plan(
+        plan = Plan(
             name="overhead",
             stage=stage,
             batches=paced,
@@ -236,9 +237,10 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
     """The stage's batches: read while training, or the first few of them from memory, again and again."""
     from vlmrun.data import templates
     from vlmrun.data.collate import Collator
-    from vlmrun.data.dataset import Encoder, open_datasets
-    from vlmrun.data.images.open import ImageTransform
+    from vlmrun.data.encoder import Encoder
+    from vlmrun.data.images.transform import ImageTransform
     from vlmrun.data.loader import Reading, batches
+    from vlmrun.data.records import open_datasets
     from vlmrun.data.sampler import Schedule
 
     stage: Any = job.stage

@@ -185,6 +185,7 @@ def _vlmrun(name: str, steps: int, clock: _Clock, folder: Path) -> list[float]:
     from vlmrun.model.head import Head
     from vlmrun.train import dist, loop, optim
     from vlmrun.train.engine import create
+    from vlmrun.train.plan import Plan
     from vlmrun.zero import config as zero
 
     engine = "plain" if name == VLMRUN else "deepspeed"
@@ -204,7 +205,7 @@ def _vlmrun(name: str, steps: int, clock: _Clock, folder: Path) -> list[float]:
         made = create(vlm, optim.groups(vlm, stage.optim), stage, config.hardware, described)
         items = _items(_BATCH * steps)
         rows = _Rows(clock)
-        plan = loop.Plan(
+        plan = Plan(
             name="peers",
             stage=stage,
             batches=((step, [_batch(items[step * _BATCH :][:_BATCH])]) for step in range(steps)),

@@ -66,6 +66,15 @@ def test_the_report_counts_every_flag_once(here, capsys):
     assert report["counts"]["unknown"] == 0
 
 
+def test_the_report_is_there_for_a_script_that_is_refused(here, capsys):
+    text = TRAIN.replace("plain", "$V").replace("openai/clip-vit-large-patch14-336", "acme/eye")
+    assert _import(here, text, "--report", "json") == 2
+    report = json.loads(capsys.readouterr().out)
+    assert report["flags"] == len(report["accounts"]) == sum(report["counts"].values())
+    assert [flag for flag, _ in report["commands"][0]["flags"]] == re.findall(r"(?<= )--(?!num_gpus)\w+", text)
+    assert {"no tower fits 'acme/eye'", "--version has no value"} <= {problem["what"] for problem in report["problems"]}
+
+
 def test_check_finds_an_edited_value(here, capsys):
     assert _import(here, TRAIN) == 0
     assert main(["import", "train.sh", "--check"]) == 0
@@ -124,7 +133,7 @@ def test_the_deepspeed_file_beside_the_script_counts(here):
         (BROKEN.replace("@", ""), [], ["the backslash at the end of the line is missing", "line 3"]),
         ("bash train.sh\n", [], ["a cycle of calls: train.sh -> train.sh"]),
         (TRAIN.replace("openai/clip-vit-large-patch14-336", "acme/eye"), [], ["no tower fits 'acme/eye'"]),
-        ("while true; do X=1; done\n" + TRAIN, [], ["more than 20,000 statements"]),
+        ("while true; do X=1; done\n" + TRAIN, [], ["more than 10,000 statements"]),
         (TRAIN, ["--family", "llama"], ["no family 'llama'", "did you mean 'llava'"]),
         (TRAIN, ["--env", "1=2"], ["--env takes NAME=VALUE"]),
     ],

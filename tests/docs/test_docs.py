@@ -8,7 +8,8 @@ right, not that it trains well. `tests/cli` and `tests/faults` train.
 `<!-- exit N in part -->`: some points of the sweep do, the others succeed.
 `<!-- not run: REASON -->`: it needs what is not here.
 
-A command that only asks the front half runs in this process, with what it has imported; the others start one.
+A command that starts no process runs in this one, with what it has imported; `chat`, `convert` and those with variables
+or plugins run in a shell.
 """
 
 import contextlib
@@ -45,8 +46,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 # Blocks that may stay unexecuted; one more needs a good reason and a change here.
 MOST_NOT_RUN = 3
 AS_THEY_ARE = ("--help", "--version")
-# Verbs that never load torch and start no process.
-FRONT = ("check", "recipes", "ls", "nodes", "plan", "--help", "--version")
+# Verbs that start no process; some load torch, which is then loaded once for all of them.
+HERE = ("check", "recipes", "ls", "nodes", "plan", "data", "average", "merge", "--help", "--version")
 
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
@@ -130,7 +131,7 @@ class Done:
 def _run(command, folder):
     """Runs a command line; one that several pages give runs once, since none of them writes anything."""
     words = shlex.split(command, comments=True)
-    if words[0] == "vlmrun" and words[1] in FRONT and not any("hydra/" in word for word in words):
+    if words[0] == "vlmrun" and words[1] in HERE and not any("hydra/" in word for word in words):
         return _run_here(words[1:], folder)
     # -P: the installed command does not look for modules in the current folder either.
     vlmrun = f"{shlex.quote(sys.executable)} -P -m vlmrun.cli"

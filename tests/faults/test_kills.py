@@ -77,7 +77,7 @@ def killed(text, place, when, rank):
     import torch.distributed
 
     from vlmrun import artifact
-    from vlmrun.train import loop
+    from vlmrun.train import loop, update
     from vlmrun.train.checkpoint import commit, policy
     from vlmrun.weights import native
 
@@ -121,12 +121,12 @@ def killed(text, place, when, rank):
     loop.seed = seed
     points = {
         "step": (loop, "_report"),
-        "backward": (loop, "_pictures"),
+        "backward": (update, "_pictures"),
         "half a file": (torch, "save", half),
-        "describing": (commit, "_describe"),
+        "describing": (commit, "digests"),
         "digest": (artifact, "digest"),
         "manifest": (artifact, "write_json"),
-        "name": (commit, "_discard"),
+        "name": (commit, "discard"),
         "named": (artifact, "fsync_folder"),
         "prune": (commit, "prune"),
         "reading back": (policy.Saver, "prove"),

@@ -78,8 +78,9 @@ def _loss_of(text):
     from vlmrun.config.job import StageJob
     from vlmrun.data import templates
     from vlmrun.data.collate import Collator
-    from vlmrun.data.dataset import Encoder, open_datasets
-    from vlmrun.data.images.open import ImageTransform
+    from vlmrun.data.encoder import Encoder
+    from vlmrun.data.images.transform import ImageTransform
+    from vlmrun.data.records import open_datasets
 
     job = StageJob.model_validate(json.loads(text))
     loaded = saved.load(job.path, dtype=torch.float32, attention="sdpa")

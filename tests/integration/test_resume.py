@@ -69,7 +69,7 @@ def _killed_at(text: str, where: str, rank: int) -> None:
         points = {
             "in step 5": (loop, "seed", lambda _number, step, _rank: step == 4),
             "before writing": (commit, "draft", lambda _folder, step, *_: step == 6),
-            "before the manifest": (commit, "_describe", at_six),
+            "before the manifest": (commit, "digests", at_six),
             "in the manifest": (artifact, "write_json", lambda path, _: "step-6" in str(path)),
             "after the rename": (artifact, "fsync_folder", lambda folder: (folder / "step-6").exists()),
             "in the export": (native, "save", lambda *_: True),

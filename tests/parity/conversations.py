@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.parity.golden import ASSETS
 from vlmrun.data import templates
-from vlmrun.data.compat import settings
+from vlmrun.data.compat import labels, settings
 from vlmrun.data.encode import Encoded, encode
 from vlmrun.data.formats import llava
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
@@ -315,7 +315,7 @@ def deviations(case: dict[str, Any], template: Template, project: str, kind: str
     return [found for found in DEVIATIONS if found.kind == kind and found.applies(case, template, project)]
 
 
-def masked(case: dict[str, Any], project: Any) -> settings.Masked:
+def masked(case: dict[str, Any], project: Any) -> labels.Masked:
     """A record under `compat`.
 
     Raises:
@@ -323,7 +323,7 @@ def masked(case: dict[str, Any], project: Any) -> settings.Masked:
     """
     template = trained_template(case, project)
     sample = upstream_sample(case, template, project)
-    return settings.mask(sample, template, tokenizer(case, project), project, max_length=case["model_max_length"])
+    return labels.mask(sample, template, tokenizer(case, project), project, max_length=case["model_max_length"])
 
 
 def compare(case: dict[str, Any], project: Any) -> tuple[str, str]:

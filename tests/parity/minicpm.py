@@ -11,11 +11,11 @@ from tests.parity import golden
 from vlmrun.config.schema import Compat, Slices
 from vlmrun.data import templates
 from vlmrun.data.compat import minicpm as minicpm_labels
-from vlmrun.data.dataset import Encoder
 from vlmrun.data.encode import Encoded, tokenize
+from vlmrun.data.encoder import Encoder
 from vlmrun.data.formats import minicpm
 from vlmrun.data.images import grid
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.sample import Rejected, Sample, Turn
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.tiles import Tiling

@@ -35,6 +35,15 @@ def _as_recorded(launch):
     }
 
 
+def _without_unknown(value, ours):
+    """A recording, or ours, without the values that only a program could give, which ours has marked."""
+    if isinstance(value, list) and isinstance(ours, list) and len(value) == len(ours):
+        return [_without_unknown(one, other) for one, other in zip(value, ours, strict=True)]
+    if isinstance(value, dict) and isinstance(ours, dict) and value.keys() == ours.keys():
+        return {key: _without_unknown(value[key], ours[key]) for key in value}
+    return "unknown" if isinstance(ours, str) and causes(ours) else value
+
+
 def test_the_recording_is_there():
     need(CASES / FOLDER / "cases.json")
 
@@ -43,11 +52,9 @@ def test_the_recording_is_there():
 def test_a_script_starts_what_bash_started(case):
     reading = _read(case)
     launches = [take_apart(command) for command in reading.commands if command.argv[0] in PROGRAMS]
-    unknown = set(case["unknown_without_running"])
-    if unknown:
-        assert unknown <= {cause for command in reading.commands for word in command.argv for cause in causes(word)}
-    else:
-        assert [_as_recorded(launch) for launch in launches] == case["executed"]
+    ours = [_as_recorded(launch) for launch in launches]
+    assert _without_unknown(case["executed"], ours) == _without_unknown(ours, ours)
+    assert bool(case["unknown_without_running"]) == any(causes(word) for one in reading.commands for word in one.argv)
     if case["writes"]:
         assert {path: shown(text) for path, text in reading.files.items()} == case["writes"]
 

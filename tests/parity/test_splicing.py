@@ -14,7 +14,8 @@ from tests.parity.golden import cases, tensors
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import Encoded, kept_tokens
-from vlmrun.data.images.open import ImageLayout, best_grid
+from vlmrun.data.images.fitting import best_grid
+from vlmrun.data.images.transform import ImageLayout
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.connectors.identity import Identity

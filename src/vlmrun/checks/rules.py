@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vlmrun.checks import (
     benchmarks,
     converting,
@@ -13,6 +15,7 @@ from vlmrun.checks import (
     offload,
     quantized,
     run,
+    sweeps,
     table,
     training,
     values,
@@ -51,3 +54,8 @@ def check(config: RunConfig, *, here: bool = True) -> list[Problem]:
 def check_stage(stage: StageNode, where: str) -> list[Problem]:
     """All problems of a stage that a command is given without a run; `where` is the command's name."""
     return table.of_stage(RULES, stage, where)
+
+
+def check_overrides(hydras: Sequence[str], *, multirun: bool) -> list[Problem]:
+    """All problems of a command's overrides that concern Hydra itself."""
+    return [problem for rule in sweeps.RULES for problem in rule.find(hydras, multirun=multirun)]

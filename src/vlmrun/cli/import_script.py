@@ -14,7 +14,7 @@ from vlmrun.importers.arguments import READERS
 from vlmrun.importers.export import FAMILIES, script
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.recipe import Plan
-from vlmrun.importers.script import Request, plan
+from vlmrun.importers.script import Request, outcome
 from vlmrun.importers.shell.commands import Reading
 
 
@@ -25,14 +25,18 @@ def main(arguments: list[str]) -> int:
     options.files += rest
     if not options.files:
         raise ConfigError("nothing to import", "command line", "vlmrun import FILE.sh")
-    found, reading = plan(_request(options))
-    folder = Path(options.out)
+    result = outcome(_request(options))
+    found, folder = result.plan, Path(options.out)
+    if result.problems:
+        if options.report == "json":
+            sys.stdout.write(report.as_json(found, result.reading, result.problems, []))
+        raise ConfigError(result.problems)
     files: list[Path] = []
     if not options.check:
         origin = ", ".join(options.files)
         contents = {k: v for recipe in found.recipes for k, v in write.files(recipe, origin, options.hardware).items()}
         files = write.save(folder, contents, overwrite=options.overwrite)
-    _print(found, reading, [str(file) for file in files], options)
+    _print(found, result.reading, [str(file) for file in files], options)
     problems = [problem for recipe in found.recipes for problem in compare.differences(recipe, folder)]
     if problems:
         raise ConfigError(problems)
@@ -60,7 +64,7 @@ def export(arguments: list[str]) -> int:
 
 def _print(found: Plan, reading: Reading, files: list[str], options: argparse.Namespace) -> None:
     if options.report == "json":
-        sys.stdout.write(report.as_json(found, reading, files))
+        sys.stdout.write(report.as_json(found, reading, [], files))
     else:
         sys.stdout.write(report.as_text(found, reading, files, everything=options.all))
         for recipe in found.recipes:

@@ -42,7 +42,7 @@ def train(arguments: list[str]) -> int:
     if request.show_config:
         sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
         return 0
-    graph.require(list(plugins.check(hydras, multirun=request.multirun)))
+    graph.require(rules.check_overrides(hydras, multirun=request.multirun))
     if request.multirun:
         tree = composing.compose(plugins.fixed(own), request.config_dirs).tree
         root = Path(str(tree.get("output", "outputs"))).expanduser()
@@ -60,7 +60,7 @@ def check(arguments: list[str]) -> int:
     own, hydras = plugins.split(request.overrides)
     points = [point for point, _ in sweep.expand(own, ends=bool(hydras))] if request.multirun else [own]
     configs: list[RunConfig] = []
-    problems = list(plugins.check(hydras, multirun=request.multirun))
+    problems = rules.check_overrides(hydras, multirun=request.multirun)
     for point in points:
         try:
             configs.append(compose(point, request.config_dirs))

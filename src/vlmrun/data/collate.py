@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from vlmrun.data.dataset import Item
-from vlmrun.data.images.open import ImageLayout
 from vlmrun.data.images.patch_strips import joined
+from vlmrun.data.images.transform import ImageLayout
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 

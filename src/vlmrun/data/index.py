@@ -48,7 +48,7 @@ class Index(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: Any) -> Sample:
+    def __getitem__(self, index: Any) -> Sample:  # type: ignore[override] # of one number: no slice is asked for
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)

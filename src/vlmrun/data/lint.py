@@ -11,7 +11,7 @@ import re
 import warnings
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,12 @@ from vlmrun.data import formats
 from vlmrun.data.encode import encode, misfit
 from vlmrun.data.findings import Finding, Tally
 from vlmrun.data.images.open import find_image
+from vlmrun.data.marks import COMMON_MARKS
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
 
-# Marks of the common templates: what a record must not contain when it is not known which template will be used.
-_TOKENS = (
-    "</s> <s> <unk> <pad> [PAD] ### [INST] [/INST] <<SYS>> <|im_start|> <|im_end|> <|endoftext|> <|end_of_text|> "
-    "<|begin_of_text|> <|eot_id|> <|start_header_id|> <|end_header_id|> <im_start> <im_end> <im_patch> <Image> "
-    "</Image>"
-)
-COMMON_MARKS = (*_TOKENS.split(), " ASSISTANT: ")
 # A reader's rejection is told apart by its words; a test goes through all of them.
 _WORDS = (
     ("malformed", r"^malformed JSON|is not UTF-8"),
@@ -85,17 +79,6 @@ class Rules:
     marks: tuple[str, ...] = COMMON_MARKS
     records: int | None = None
     limit: int | None = None
-
-
-def marks_of(template: Template | None, special_tokens: Iterable[str] = ()) -> tuple[str, ...]:
-    """What a text must not contain under a template and a tokenizer; the common marks when neither is known."""
-    # A tag marks a picture's place also where the tokenizer has a token of its name.
-    tokens = [text for text in special_tokens if text.strip() and text != IMAGE_TAG]
-    if template is None:
-        return tuple(dict.fromkeys((*COMMON_MARKS, *tokens)))
-    headers = [f" {start} " for text in (template.user_start, template.assistant_start) if (start := text.strip())]
-    ends = [text for text in (*template.stop, template.answer_end) if text.strip()]
-    return tuple(dict.fromkeys((*template.special_tokens, *ends, *headers, *tokens)))
 
 
 def lint(path: Path, rules: Rules, tally: Tally | None = None) -> Iterator[Finding]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from vlmrun.errors import DataError
 
-Order = Callable[[int], Sequence[int]]  # epoch -> sample numbers
+Numbers = Sequence[int] | np.ndarray
+Order = Callable[[int], Numbers]  # epoch -> sample numbers
 
 
 def pool_size(counts: Sequence[int], weights: Sequence[float] | None) -> int:
@@ -52,7 +53,8 @@ def shuffled(counts: Sequence[int], weights: Sequence[float] | None, seed: int) 
 
     def order(epoch: int) -> np.ndarray:
         chosen = pool(counts, weights, seed, epoch)
-        return chosen[permutation(len(chosen), seed, epoch)]
+        mixed: np.ndarray = chosen[permutation(len(chosen), seed, epoch)]
+        return mixed
 
     return order
 

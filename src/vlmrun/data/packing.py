@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlmrun.config.schema import Packing
-from vlmrun.data.order import Order, permutation
+from vlmrun.data.order import Numbers, Order, permutation
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import DataError
 
@@ -42,7 +42,7 @@ class PackedSchedule(Schedule):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Numbers,
         order: Order,
         packing: Packing,
         *,
@@ -103,7 +103,7 @@ class PackedSchedule(Schedule):
         return self._kept[epoch]
 
 
-def pack(samples: Sequence[int], lengths: Sequence[int], packing: Packing, seed: int, epoch: int) -> list[Row]:
+def pack(samples: Sequence[int], lengths: Numbers, packing: Packing, seed: int, epoch: int) -> list[Row]:
     """Puts an epoch's samples into rows, each sample whole; one longer than a row has a row to itself.
 
     `in_order`: row after row, in the order given. `first_fit`: in the order given, each into the first row of its
@@ -125,7 +125,7 @@ def pack(samples: Sequence[int], lengths: Sequence[int], packing: Packing, seed:
     return rows
 
 
-def _in_order(samples: Sequence[int], lengths: Sequence[int], length: int) -> list[Row]:
+def _in_order(samples: Sequence[int], lengths: Numbers, length: int) -> list[Row]:
     rows: list[Row] = []
     room = -1
     for sample in samples:
@@ -138,7 +138,7 @@ def _in_order(samples: Sequence[int], lengths: Sequence[int], length: int) -> li
     return rows
 
 
-def _first_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> list[Row]:
+def _first_fit(samples: Sequence[int], lengths: Numbers, length: int) -> list[Row]:
     # A tree of the room of all rows there can be: each knot knows the most room below it.
     n_leaves = 1 << (len(samples) - 1).bit_length()
     room = [length] * (2 * n_leaves)
@@ -156,7 +156,7 @@ def _first_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> l
     return [row for row in rows if row]
 
 
-def _best_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> list[Row]:
+def _best_fit(samples: Sequence[int], lengths: Numbers, length: int) -> list[Row]:
     # Rows by the room they have, and a bit for each room that a row has: the least that suffices is the lowest bit.
     by_room: list[list[int]] = [[] for _ in range(length + 1)]
     rooms = 0
@@ -177,7 +177,7 @@ def _best_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> li
     return [[samples[place] for place in sorted(row)] for row in rows]
 
 
-def _even_fit(samples: Sequence[int], lengths: Sequence[int], length: int) -> list[Row]:
+def _even_fit(samples: Sequence[int], lengths: Numbers, length: int) -> list[Row]:
     """Aims at whole rows, where fitting one sample at a time aims at small gaps.
 
     A row with room for n samples of average length takes one of an n-th of its room, and so on; the last one may then

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from vlmrun.data.collate import Collator
-from vlmrun.data.dataset import Encoder, Item, Layouts
+from vlmrun.data.dataset import Item
 from vlmrun.data.encode import Encoded, tokenize
+from vlmrun.data.encoder import Encoder, Layouts
 from vlmrun.data.sample import IMAGE_TAG, Turn
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError

@@ -6,10 +6,9 @@ micro batches does not change it. Free of torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from vlmrun.data.order import Order, shuffled
+from vlmrun.data.order import Numbers, Order, shuffled
 from vlmrun.errors import ConfigError, DataError
 
 
@@ -67,7 +66,7 @@ class Schedule:
         self.steps = available if max_steps is None else min(available, max_steps)
         self.dropped = n_used - available * global_batch if self.steps == available else 0
         self._order = order or shuffled([n_samples], None, seed)
-        self._orders: dict[int, Sequence[int]] = {}
+        self._orders: dict[int, Numbers] = {}
 
     def epoch(self, step: int) -> float:
         """Passes over the data finished when `step` steps are done."""

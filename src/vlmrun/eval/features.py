@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmrun.data.dataset import Encoder, Layouts
+from vlmrun.data.encoder import Encoder, Layouts
 from vlmrun.eval.asked import Asked
 
 _MOST = 64  # images: at 576 rows of 4096 numbers in 16 bits 5 MB each
@@ -54,4 +54,6 @@ class Pictures:
         if not asked.question.images:
             return Seen(pixels, layouts, None)
         place = next(self.vlm.parameters()).device
-        return Seen(pixels, layouts, self.vlm.image_features(torch.from_numpy(pixels).to(place), list(layouts)))
+        with torch.no_grad():
+            rows = self.vlm.features(torch.from_numpy(pixels).to(place), list(layouts))
+        return Seen(pixels, layouts, rows)

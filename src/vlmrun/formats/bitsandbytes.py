@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from vlmrun.errors import CheckpointError
+from vlmrun.weights.blocks import Shape
 from vlmrun.weights.lazy import Lazy, lazy, whole
 from vlmrun.weights.reader import Reader
-from vlmrun.weights.writer import Shape
 
 _STATE = ".quant_state.bitsandbytes__"
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that do, as bitsandbytes takes them
@@ -127,7 +127,8 @@ def _scales(state: dict[str, Any], parts: dict[str, Lazy], first: int, last: int
     if "nested_absmax" not in parts:
         return absmax.float()
     nested = parts["nested_absmax"].load()[torch.arange(first, last) // state["nested_blocksize"]]
-    return parts["nested_quant_map"].load()[absmax.long()] * nested + state["nested_offset"]
+    scales: torch.Tensor = parts["nested_quant_map"].load()[absmax.long()] * nested + state["nested_offset"]
+    return scales
 
 
 def _eight(codes: Lazy, scales: Lazy, dtype: torch.dtype) -> Lazy:

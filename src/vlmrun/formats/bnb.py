@@ -76,7 +76,8 @@ def _layout(model: Model) -> Any:
 
 def _sorted_layers(model: Model, skip: tuple[str, ...], block: int) -> tuple[list[str], list[str]]:
     """Internal names of the linear layers that are packed, and of those that stay."""
-    chosen, left = [], []
+    chosen: list[str] = []
+    left: list[str] = []
     for part, module in modules.on_meta(model).items():
         for name, layer in module.named_modules():
             if not isinstance(layer, nn.Linear):

@@ -14,8 +14,9 @@ from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats import modules, table, verify
 from vlmrun.formats.base import How, Model, WrittenFormat, cast
 from vlmrun.weights import folder as files
+from vlmrun.weights.blocks import raw
 from vlmrun.weights.lazy import Lazy
-from vlmrun.weights.writer import Report, raw, silent
+from vlmrun.weights.writer import Report, silent
 
 log = logs.get(__name__)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats import base_model, hf, manifest, upstream
+from vlmrun.formats import base_model, hf, manifest, upstream, upstream_config
 from vlmrun.formats.base import LLM_CONFIG, How, Model
 from vlmrun.weights.lazy import Lazy
 from vlmrun.weights.reader import Reader
@@ -42,7 +42,7 @@ def detect(folder: Path) -> bool:
 def read(folder: Path, how: How) -> Model:
     """The model: base + difference."""
     base = base_model.language_model(how, folder)
-    inner = upstream.LLAVA if "mm_vision_tower" in upstream.config_of.read(folder) else hf
+    inner = upstream.LLAVA if "mm_vision_tower" in upstream_config.read(folder) else hf
     model: Model = inner.read(folder, replace(how, base=None))
     dtypes = manifest.read(folder, how).get("dtypes", {})
     for name, delta in model.tensors.items():

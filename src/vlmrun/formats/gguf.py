@@ -87,8 +87,11 @@ def _tensors(path: Path, values: dict[str, Any]) -> dict[str, Lazy]:
         config = AutoConfig.for_model(values["model_type"], **given)
         llm = pretrained.create(AutoModelForCausalLM, config, dtype=torch.float32, attention="eager")
     reader = GGUFReader(path)
-    architecture = str(reader.get_field("general.architecture").contents())
-    processor = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=values)
+    architecture = reader.get_field("general.architecture")
+    if architecture is None:
+        raise CheckpointError("general.architecture is missing", str(path), "download or convert the file again")
+    kind: Any = theirs.TENSOR_PROCESSORS.get(str(architecture.contents()), theirs.TensorProcessor)
+    processor = kind(config=values)
     names = theirs.get_gguf_hf_weights_map(llm, processor)
     unknown = [tensor.name for tensor in reader.tensors if tensor.name not in names and not _constant(tensor.name)]
     if unknown:

@@ -19,9 +19,9 @@ from vlmrun.model.tune import trained_beside, wrap
 from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.weights import native
 from vlmrun.weights.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
+from vlmrun.weights.blocks import blocks
 from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import Reader
-from vlmrun.weights.writer import blocks
 
 
 def _foreign(folder: Path, *, trusted: bool) -> Model | None:

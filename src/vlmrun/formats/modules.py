@@ -29,7 +29,7 @@ def modules(model: Model, *, dtype: torch.dtype, attention: str) -> dict[str, nn
     from transformers import AutoModelForCausalLM
 
     config, found = model.config, {}
-    how = {"dtype": dtype, "attention": attention}
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention}
     if LLM_CONFIG in model.json:
         values = families.from_values(model.json[LLM_CONFIG])
         found["llm"] = pretrained.create(AutoModelForCausalLM, values, **how)

@@ -23,14 +23,16 @@ from typing import IO, Any, cast
 import torch
 
 from vlmrun import artifact
-from vlmrun.weights.file import Behind, Output
+from vlmrun.weights.blocks import raw
+from vlmrun.weights.file import Output
 from vlmrun.weights.lazy import Lazy
-from vlmrun.weights.writer import raw
+from vlmrun.weights.parallel import Behind
 
 _ALIGNED = 64  # where a record begins, so that it can be mapped; the room before it is an extra field of this name
 _PADDING = b"FB"
 _STRIDE = 4 << 20  # bytes after which hashing goes on
 _BESIDE = 300  # bytes about a record that are no numbers, not much more or less
+_HEADER = 30  # bytes before the name in a record's own header. Source: PKWARE APPNOTE.TXT 4.3.7
 _ZIP64 = 20  # bytes of the field for sizes beyond 4 GiB, which zipfile adds
 
 
@@ -109,7 +111,7 @@ class _Stream:
 def _record(archive: zipfile.ZipFile, name: str, pieces: Iterable[memoryview]) -> None:
     about = zipfile.ZipInfo(f"archive/{name}")
     assert archive.fp is not None
-    begin = archive.fp.tell() + zipfile.sizeFileHeader + len(about.filename) + _ZIP64 + 4
+    begin = archive.fp.tell() + _HEADER + len(about.filename) + _ZIP64 + 4
     room = -begin % _ALIGNED
     about.extra = _PADDING + room.to_bytes(2, "little") + bytes(room)
     with archive.open(about, "w", force_zip64=True) as record:

@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         names = get_unsafe_globals_in_checkpoint(path)
-        stand_ins = [(type("Kept", (_Kept,), {}), name) for name in names]
+        stand_ins: list[Any] = [(type("Kept", (_Kept,), {}), name) for name in names]
         with safe_globals(stand_ins):
             loaded = torch.load(path, weights_only=True, map_location="cpu")
     except (

@@ -229,7 +229,7 @@ def _loose(path: Path) -> dict[str, Lazy]:
 
 
 def _renamed(table: Names, tensors: dict[str, Lazy]) -> dict[str, Lazy]:
-    found = {}
+    found: dict[str, Lazy] = {}
     for name, value in tensors.items():
         part, _, rest = str(inward(table, _WRAPPED.sub("", name))).partition(".")
         found |= of_part(part, {rest: value})

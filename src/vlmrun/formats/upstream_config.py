@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmrun.arch import families
 from vlmrun.arch.projectors import Dense
-from vlmrun.config.schema import ModelConfig
+from vlmrun.config.schema import ModelConfig, Tiles
 from vlmrun.data import templates
 from vlmrun.errors import CheckpointError
 from vlmrun.formats.base import LLM_CONFIG, How, Model
@@ -145,7 +145,7 @@ def values(model: Model, project: Any, tower: str) -> dict[str, Any]:
     assert config is not None
     known = llm["model_type"]
     kind = "Bunny" if project.name == "bunny" else "Llava"
-    tiles = config.tiles
+    tiles = config.tiles if isinstance(config.tiles, Tiles) else None
     mixed = {
         "architectures": [f"{kind}{families.find(known).architecture or ''}ForCausalLM"],
         "model_type": project.families.get(known, f"llava_{known}"),

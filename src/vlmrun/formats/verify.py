@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmrun.data.dataset import Encoder
 from vlmrun.data.encode import encode_prompt
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn
 from vlmrun.errors import CheckpointError
@@ -98,12 +98,13 @@ def _expanded(ids: list[int], n: int) -> list[int]:
 def _theirs(folder: Path, model: Model, dtype: torch.dtype) -> dict[str, Any]:
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    place = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
     with quietly():
         processor = AutoProcessor.from_pretrained(**place)
-        llava, report = LlavaForConditionalGeneration.from_pretrained(
+        loading: Any = LlavaForConditionalGeneration.from_pretrained(
             **place, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
         )
+    llava, report = loading
     lost = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if lost:
         raise _failed(f"tensors are missing or unexpected: {', '.join(lost[:3])}")

@@ -9,6 +9,7 @@ from typing import Any
 from vlmrun.errors import Problem
 from vlmrun.importers.launch import Launch, table
 from vlmrun.importers.meaning.draft import Account
+from vlmrun.importers.meaning.family import is_training
 from vlmrun.importers.shell import marks
 from vlmrun.importers.snippets import read_snippet
 
@@ -34,11 +35,20 @@ class Other:
     notes: list[str] = field(default_factory=list)
 
 
-def recognize(launch: Launch, number: int, read_file: Callable[[str], str | None]) -> Other:
-    """The stages a command is, by the name of its program or by the text of a snippet."""
+def unsettled(launch: Launch, number: int) -> list[Account]:
+    """Accounts of a command that nothing can be said about."""
+    flags = [*launch.flags, *(flag for link in launch.chain for flag in link.flags)]
+    texts = [*((flag.line, flag.text) for flag in flags), *((launch.command.line, word) for word in launch.words)]
+    return [Account(number, line, marks.shown(text), "unknown", "not settled: no family") for line, text in texts]
+
+
+def recognize(launch: Launch, number: int, read_file: Callable[[str], str | None]) -> Other | None:
+    """The stages a command is, by the name of its program or by the text of a snippet; None for a training."""
     other = Other()
     program = launch.program
     known = next((entry for name, entry in table("programs").items() if name in program), None)
+    if known is None and is_training(launch):
+        return None
     snippet = _snippet(launch, read_file) if known is None else None
     if known is not None:
         _known(launch, known, other)

@@ -9,12 +9,14 @@ from typing import Any
 from vlmrun.errors import ConfigError, Problem, VlmrunError
 from vlmrun.importers.launch import Launch, take_apart
 from vlmrun.importers.meaning.draft import Draft, Options, Setting
-from vlmrun.importers.meaning.family import detect, is_training
+from vlmrun.importers.meaning.family import detect
 from vlmrun.importers.meaning.rules import settle
-from vlmrun.importers.others import Other, recognize
+from vlmrun.importers.others import Other, recognize, unsettled
 from vlmrun.importers.recipe import Plan, Recipe, Stage, distinct, entry, free, slug
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Command, Reading
+
+MAX_TRAININGS = 32
 
 
 class Planner:
@@ -26,27 +28,27 @@ class Planner:
         self._owner: dict[str, tuple[Recipe, str]] = {}  # path written -> recipe and stage
 
     def run(self, launches: Sequence[Launch] = ()) -> Plan:
-        """All commands of the reading, after launches that are known to train.
-
-        Raises:
-            ConfigError: when none of them trains.
-        """
+        """All commands of the reading, after launches that are known to train; what is wrong is in `problems`."""
         for launch in launches:
             self._count(launch)
             self._training(launch)
         for command in self.reading.commands:
             self._take(command)
-        if not any(stage.preset == "_train" for recipe in self.plan.recipes for stage in recipe.stages):
+        trains = any(stage.preset == "_train" for recipe in self.plan.recipes for stage in recipe.stages)
+        if not trains and not self.plan.problems:
             names = ", ".join(dict.fromkeys(marks.shown(command.argv[0]) for command in self.reading.commands))
             found = f"; it starts {names}" if names else ""
             fix = "give the script that starts deepspeed, torchrun, accelerate or python with a learning rate"
-            raise ConfigError([*self.plan.problems, Problem(f"no training command{found}", self.name, fix)])
+            self.plan.problems.append(Problem(f"no training command{found}", self.name, fix))
+        if len(self.plan.training) > MAX_TRAININGS:
+            what = f"{len(self.plan.training):,} trainings in one script; at most {MAX_TRAININGS} are taken"
+            self.plan.problems.append(Problem(what, self.name, "import one, and sweep: vlmrun -m key=a,b"))
         self._balance()
         return self.plan
 
     def _balance(self) -> None:
         """Every flag is accounted for exactly once, or the import fails."""
-        if len(self.plan.accounts) != self.plan.flags and not self.plan.problems:
+        if len(self.plan.accounts) != self.plan.flags:
             raise VlmrunError(
                 f"{self.plan.flags} flags, {len(self.plan.accounts)} accounted for: a bug of ours", self.name
             )
@@ -57,19 +59,22 @@ class Planner:
             return
         launch = take_apart(command)
         if launch is None:
-            words = marks.shown(" ".join(command.argv))[:80]
+            words = f"`{marks.shown(' '.join(command.argv))[:80]}`"
             self.plan.notes.append(
-                f"{command.file}, line {command.line}: `{words}` is no part of a training; passed over"
+                f"{command.file}, line {command.line}: {words} is no part of a training; passed over"
             )
             return
+        if len(self.plan.training) > MAX_TRAININGS:
+            return
         self._count(launch)
-        if is_training(launch):
+        other = recognize(launch, self.plan.commands, self._read_file(command))
+        if other is None:
             self._training(launch)
         else:
-            self._other(recognize(launch, self.plan.commands, self._read_file(command)), launch)
+            self._other(other, launch)
 
     def _count(self, launch: Launch) -> None:
-        self.plan.commands += 1
+        self.plan.launches.append(launch)
         self.plan.flags += len(launch.flags) + len(launch.words) + sum(len(link.flags) for link in launch.chain)
 
     def _copied(self, command: Command) -> None:
@@ -88,7 +93,12 @@ class Planner:
     # -- training
 
     def _training(self, launch: Launch) -> None:
-        family = detect(launch, self.options.family)
+        try:
+            family = detect(launch, self.options.family)
+        except ConfigError as error:
+            self.plan.problems += error.problems
+            self._other(Other(accounts=unsettled(launch, self.plan.commands)), launch)
+            return
         self.plan.families.append(family)
         self.plan.training.add(self.plan.commands)
         draft = Draft(launch, family, self.plan.commands, self.options, self._read_file(launch.command))
@@ -98,9 +108,8 @@ class Planner:
         self.plan.problems += draft.problems
         recipe, start = self._recipe(draft)
         name = free(draft.kind, recipe)
-        settings = {
-            key.removeprefix("stage."): item for key, item in draft.settings.items() if key.startswith("stage.")
-        }
+        own = {key: item for key, item in draft.settings.items() if key.startswith("stage.")}
+        settings = {key.removeprefix("stage."): item for key, item in own.items()}
         if start is not None:
             settings["init_from"] = Setting("init_from", start[0], start[1])
         self._data(draft, recipe, settings)

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmrun.errors import Problem
 from vlmrun.importers import options as parts
+from vlmrun.importers.launch import Launch
 from vlmrun.importers.meaning.draft import Account, Setting
 from vlmrun.importers.shell import marks
 
@@ -55,8 +56,13 @@ class Plan:
     defaults: list[tuple[str, Any, str]] = field(default_factory=list)
     families: list[str] = field(default_factory=list)
     training: set[int] = field(default_factory=set)  # numbers of the commands that train
-    commands: int = 0
+    launches: list[Launch] = field(default_factory=list)
     flags: int = 0
+
+    @property
+    def commands(self) -> int:
+        """How many commands were looked at; they are numbered from 1."""
+        return len(self.launches)
 
 
 def free(kind: str, recipe: Recipe) -> str:

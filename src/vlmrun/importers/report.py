@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from vlmrun.errors import Problem
+from vlmrun.importers.launch import Flag, Launch
 from vlmrun.importers.meaning.draft import Verdict, title
 from vlmrun.importers.recipe import Plan
 from vlmrun.importers.shell import marks
@@ -21,22 +23,39 @@ def counts(plan: Plan) -> dict[str, int]:
     return {verdict: found[verdict] for verdict in VERDICTS}
 
 
-def as_json(plan: Plan, reading: Reading, files: list[str]) -> str:
-    """The account for a program."""
+def as_json(plan: Plan, reading: Reading, problems: list[Problem], files: list[str]) -> str:
+    """The account for a program. `commands` holds what would be started: flags in order, as [flag, [values]]."""
     content: dict[str, Any] = {
         "families": plan.families,
-        "commands": plan.commands,
+        "commands": [_command(launch) for launch in plan.launches],
         "flags": plan.flags,
         "counts": counts(plan),
         "accounts": [asdict(account) for account in plan.accounts],
         "defaults": [{"flag": flag, "upstream": value, "key": key} for flag, value, key in plan.defaults],
         "unknown": [asdict(note) for note in reading.notes],
         "broken": [{"file": file, "line": item.line, "cause": item.cause} for file, item in reading.broken],
+        "problems": [asdict(problem) for problem in problems],
         "notes": plan.notes,
         "recipes": [recipe.name for recipe in plan.recipes],
         "files": files,
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _command(launch: Launch) -> dict[str, Any]:
+    def flags(found: tuple[Flag, ...]) -> list[Any]:
+        return [[flag.name, [marks.shown(value) for value in flag.values]] for flag in found]
+
+    return {
+        "file": launch.command.file,
+        "line": launch.command.line,
+        "program": launch.command.argv[0],
+        "argv": [marks.shown(word) for word in launch.command.argv[1:]],
+        "env": {name: marks.shown(value) for name, value in launch.command.env.items()},
+        "chain": [{"launcher": link.name, "flags": flags(link.flags)} for link in launch.chain],
+        "entry": marks.shown(launch.entry),
+        "flags": flags(launch.flags),
+    }
 
 
 def as_text(plan: Plan, reading: Reading, files: list[str], *, everything: bool = False) -> str:

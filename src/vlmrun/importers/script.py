@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlmrun.errors import ConfigError, Problem
 from vlmrun.importers.arguments import read as read_arguments
+from vlmrun.importers.launch import Launch
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.plan import Planner
 from vlmrun.importers.recipe import Plan
@@ -35,34 +36,63 @@ class Request:
     words: Sequence[str] = ()  # of such a file: its path, or swift's options
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; with problems nothing is written, but every flag is accounted for all the same."""
+
+    plan: Plan
+    reading: Reading
+    problems: list[Problem]
+
+
 def plan(request: Request) -> tuple[Plan, Reading]:
     """What the scripts become, in the order given.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    if request.source != "script":
-        launch = read_arguments(request.source, request.words)
-        family = {"llamafactory": "llamafactory", "swift": "swift"}.get(request.source, "hf")
-        reading = Reading()
-        options = replace(request.options, family=request.options.family or family)
-        name = request.name or recipe_name(Path(launch.command.file))
-        result = Planner(name, reading, options, _loader(Path())).run([launch])
-    else:
-        reading = _read(request)
-        first = request.files[0]
-        loader = _loader(request.root or first.parent)
-        result = Planner(request.name or recipe_name(first), reading, request.options, loader).run()
-    problems = list(result.problems)
+    found = outcome(request)
+    if found.problems:
+        raise ConfigError(found.problems)
+    return found.plan, found.reading
+
+
+def outcome(request: Request) -> Outcome:
+    """The same, problems and all.
+
+    Raises:
+        ConfigError: when a file cannot be read as what it is given as.
+    """
+    launches, reading, options = _sources(request)
+    first = Path(launches[0].command.file) if launches else request.files[0]
+    root = Path() if launches else request.root or first.parent
+    result = Planner(request.name or recipe_name(first), reading, options, _loader(root)).run(launches)
+    problems = [*_broken(reading), *result.problems]
     if not request.allow_unsupported and not request.source.startswith("trainer_"):  # every field is in those
         problems += [
             Problem(f"{account.flag} is not supported: {account.detail}", f"line {account.line}", _UNSUPPORTED)
             for account in result.accounts
-            if account.verdict in ("unsupported", "unknown") and account.command in result.training
+            if account.verdict in ("unsupported", "unknown")
+            and account.command in result.training
+            and not account.detail.startswith("not settled")
         ]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return result, reading
+    return Outcome(result, reading, list(dict.fromkeys(problems)))
+
+
+def _sources(request: Request) -> tuple[list[Launch], Reading, Options]:
+    if request.source == "script":
+        return [], _read(request), request.options
+    family = request.source if request.source in ("llamafactory", "swift") else "hf"
+    options = replace(request.options, family=request.options.family or family)
+    return [read_arguments(request.source, request.words)], Reading(), options
+
+
+def _broken(reading: Reading) -> list[Problem]:
+    fix = "--as-meant takes the flags that were meant; or mend the line"
+    return [
+        Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
+        for file, item in reading.broken
+    ]
 
 
 def _read(request: Request) -> Reading:
@@ -75,14 +105,6 @@ def _read(request: Request) -> Reading:
         reading.broken += one.broken
         reading.files |= one.files
         reading.batch |= one.batch
-    if reading.broken:
-        fix = "--as-meant takes the flags that were meant; or mend the line"
-        raise ConfigError(
-            [
-                Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
-                for file, item in reading.broken
-            ]
-        )
     return reading
 
 

@@ -12,14 +12,15 @@ from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import locate
 from vlmrun.config.schema import ModelConfig, Slices, Tiles, TrainStage
-from vlmrun.data import formats, lint, templates
+from vlmrun.data import formats, lint, marks, templates
 from vlmrun.data.compat import settings
-from vlmrun.data.dataset import Encoder
 from vlmrun.data.encode import Encoded, tokenize
+from vlmrun.data.encoder import Encoder
 from vlmrun.data.images import grid
-from vlmrun.data.images.open import ImageLayout, ImageTransform, best_grid, open_image
+from vlmrun.data.images.fitting import best_grid
+from vlmrun.data.images.open import open_image
+from vlmrun.data.images.transform import ImageLayout, ImageTransform
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
-from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.inspect.sizes import Sizes
@@ -63,7 +64,7 @@ class Looker:
         blocks = self.encoder.blocks((layout,))
         if blocks is None:
             return self.encoder.image_tokens(layout)
-        ids, _ = tokenize([Piece(IMAGE_TAG, False, alone=True)], self.encoder.tokenizer, blocks=blocks)
+        ids, _ = tokenize([templates.Piece(IMAGE_TAG, False, alone=True)], self.encoder.tokenizer, blocks=blocks)
         return sum(token != IMAGE_TOKEN for token in ids) + sum(self.encoder.spans((layout,)))
 
 
@@ -223,7 +224,7 @@ def rules(job: StageJob, name: str, sizes: Sizes | None) -> lint.Rules:
         return base
     look = looker(job.model, job.stage, sizes)
     special = look.encoder.tokenizer.all_special_tokens
-    return replace(base, measure=look.measure(), marks=lint.marks_of(look.encoder.template, special))
+    return replace(base, measure=look.measure(), marks=marks.marks_of(look.encoder.template, special))
 
 
 def rules_of_file(options: Mapping[str, Any]) -> lint.Rules:
@@ -242,6 +243,6 @@ def rules_of_file(options: Mapping[str, Any]) -> lint.Rules:
         images=options["images"],
         template=template,
         measure=measure,
-        marks=lint.marks_of(template, special),
+        marks=marks.marks_of(template, special),
         limit=options["limit"],
     )

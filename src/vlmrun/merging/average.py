@@ -22,9 +22,10 @@ from vlmrun.merging.compatible import differences, same_files
 from vlmrun.merging.methods.blocks import Piece, Source
 from vlmrun.names import MODEL, PARTS
 from vlmrun.weights import folder as files
+from vlmrun.weights.blocks import Shape, cast
 from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
-from vlmrun.weights.writer import Report, Shape, Writer, cast, counting, silent
+from vlmrun.weights.writer import Report, Writer, counting, silent
 
 
 def average(

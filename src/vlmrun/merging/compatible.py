@@ -11,9 +11,9 @@ import torch
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats.load import describe
 from vlmrun.names import MODEL, PARTS
+from vlmrun.weights.blocks import blocks
 from vlmrun.weights.native import PREPROCESSOR
 from vlmrun.weights.reader import Reader
-from vlmrun.weights.writer import blocks
 
 # Keys of config.json that say how a file was written, not what the model is.
 _WRITING = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"}

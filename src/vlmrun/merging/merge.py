@@ -21,9 +21,11 @@ from vlmrun.model.pretrained import read_json
 from vlmrun.names import MODEL
 from vlmrun.weights import folder as files
 from vlmrun.weights.adapter import Adapter, Base, fold, trained_base
+from vlmrun.weights.blocks import Shape, blocks, cast
 from vlmrun.weights.native import weights_folder
+from vlmrun.weights.parallel import AT_ONCE
 from vlmrun.weights.reader import DTYPES, Reader
-from vlmrun.weights.writer import AT_ONCE, Report, Shape, Writer, blocks, cast, counting, silent
+from vlmrun.weights.writer import Report, Writer, counting, silent
 
 
 def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: Report = silent) -> dict[str, Any]:

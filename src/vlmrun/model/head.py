@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmrun import logs
-from vlmrun.model.loss import ChunkedLoss, Chunks, Tail, supervised, token_losses
+from vlmrun.model.loss import Chunks, Tail, chunked_loss, supervised, token_losses
 
 log = logs.get(__name__)
 
@@ -49,7 +49,7 @@ class Head:
             inputs: of the LLM: embeddings, mask, positions.
         """
         base: Any = llm if self.tail is None else causal_lm(llm)
-        head = None if self.tail is None else base.get_output_embeddings()
+        head: Any = None if self.tail is None else base.get_output_embeddings()
         if self.tail is None or not _is_plain_linear(head):  # an engine may have replaced it since
             logits = llm(**inputs, use_cache=False).logits
             logits = logits.reshape(*labels.shape, -1)  # [B, L, V]; rows may have become one (`packed_rows.inputs`)
@@ -65,7 +65,7 @@ class Head:
 
     def _chunked(self, head: nn.Linear, hidden: Tensor, targets: Tensor, tail: Tail) -> Tensor:
         how = Chunks(self.chunk, tail, torch.is_grad_enabled())
-        total: Tensor = ChunkedLoss.apply(hidden, head.weight, head.bias, targets, how)
+        total = chunked_loss(hidden, head.weight, head.bias, targets, how)
         return total
 
 
@@ -118,7 +118,7 @@ def _probe(base: Any, decoder: nn.Module, head: nn.Linear) -> Tail | None:
     """Calls the LLM with stand-ins for decoder and head, and compares what it makes of their outputs."""
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
-    where = {"device": head.weight.device, "dtype": head.weight.dtype}
+    where: dict[str, Any] = {"device": head.weight.device, "dtype": head.weight.dtype}
     random = torch.Generator().manual_seed(0)
     width = base.get_input_embeddings().embedding_dim
     embeds, hidden, product = (
@@ -132,7 +132,8 @@ def _probe(base: Any, decoder: nn.Module, head: nn.Linear) -> Tail | None:
 
     def project(given: Tensor) -> Tensor:
         seen["hidden"] = given
-        return product.clone()
+        made: Tensor = product.clone()
+        return made
 
     with _instead(decoder, decode), _instead(head, project):
         logits = base(inputs_embeds=embeds, use_cache=False).logits

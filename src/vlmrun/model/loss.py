@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,9 @@ class ChunkedLoss(torch.autograd.Function):
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None)
+
+
+chunked_loss: Callable[..., Tensor] = ChunkedLoss.apply  # torch's own `apply` has no types
 
 
 @dataclass(frozen=True)

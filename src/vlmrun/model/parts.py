@@ -60,7 +60,7 @@ def assemble(
     """
     with seeded(seed, "llm"):
         # Only what is asked for: a loader of one's own may know neither.
-        asked = {"quant": quantized, "added": tuple(added_tokens(model))}
+        asked: dict[str, Any] = {"quant": quantized, "added": tuple(added_tokens(model))}
         given = {key: value for key, value in asked.items() if value}
         llm: LLM = build(model.llm, dtype=dtype, attention=attention, **given)
     with seeded(seed, "tower"):

@@ -151,10 +151,10 @@ def rounded(weight: Tensor, dtype: torch.dtype, kind: Quantised) -> Tensor:
     held = weight.detach().to(dtype).contiguous()
     if kind["bits"] == 8:
         codes, scales, _ = int8_vectorwise_quant(held.half())
-        return (codes.float() * scales.float().view(-1, 1) / 127).to(dtype)
-    packed = Params4bit(held, requires_grad=False, quant_type=kind["type"], compress_statistics=kind["double"]).to(
-        "cpu"
-    )
+        back: Tensor = codes.float() * scales.float().view(-1, 1) / 127
+        return back.to(dtype)
+    packed: Any = Params4bit(held, requires_grad=False, quant_type=kind["type"], compress_statistics=kind["double"])
+    packed = packed.to("cpu")  # which quantizes it
     return dequantize_4bit(packed.data, packed.quant_state)
 
 

@@ -82,7 +82,7 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 by a name that is deprecated there.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        wrapped: nn.Module = get_peft_model(llm, made, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        wrapped: nn.Module = get_peft_model(llm, made, autocast_adapter_dtype=False)
     dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.is_floating_point())  # not a packed one
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
@@ -192,7 +192,7 @@ def _tune_lora(vlm: VLM, lora: Lora | None, seed: int) -> None:
     if has_adapter(vlm.llm):
         _check_same_shape(vlm.llm, lora)
     else:
-        config = {
+        config: dict[str, Any] = {
             "r": lora.r,
             "lora_alpha": lora.alpha,
             "lora_dropout": lora.dropout,

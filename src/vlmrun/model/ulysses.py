@@ -12,7 +12,7 @@ knows of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Ulysses:
         of its own.
         """
         assert self._attended, "the LLM's attention did not go through transformers' interface"
-        whole: Tensor = _Total.apply(loss_sum, self._group, self._size)
+        whole: Tensor = _total(loss_sum, self._group, self._size)
         return whole
 
     @contextlib.contextmanager
@@ -120,14 +120,14 @@ class Ulysses:
         """[B, H, P + 1, D] of a piece -> [B, H / size, size * P, D] of the whole sequence."""
         batch, heads, length, width = given.shape
         parts = given[:, :, :-1].reshape(batch, self._size, heads // self._size, length - 1, width)
-        gathered = _Exchange.apply(parts.transpose(0, 1), self._group)
+        gathered = _exchange(parts.transpose(0, 1), self._group)
         return gathered.permute(1, 2, 0, 3, 4).reshape(batch, heads // self._size, -1, width)
 
     def _to_positions(self, given: Tensor) -> Tensor:
         """[B, size * P, H / size, D] of the whole sequence -> [B, P + 1, H, D] of a piece, zeros in the overlap."""
         batch, length, heads, width = given.shape
         parts = given.reshape(batch, self._size, length // self._size, heads, width)
-        gathered = _Exchange.apply(parts.transpose(0, 1), self._group)
+        gathered = _exchange(parts.transpose(0, 1), self._group)
         piece = gathered.permute(1, 2, 0, 3, 4).reshape(batch, length // self._size, -1, width)
         return nn.functional.pad(piece, (0, 0, 0, 0, 0, 1))
 
@@ -163,3 +163,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0] * ctx.size, None, None
+
+
+# torch's own `apply` has no types.
+_exchange: Callable[[Tensor, Any], Tensor] = _Exchange.apply
+_total: Callable[[Tensor, Any, int], Tensor] = _Total.apply

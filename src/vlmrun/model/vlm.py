@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmrun.arch.tiles import Layout
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
@@ -18,7 +19,7 @@ from vlmrun.model.connectors.base import Connector
 from vlmrun.model.head import Head
 from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
-from vlmrun.model.tiles import NEWLINE, Layout, grids_of, tiling
+from vlmrun.model.tiles import NEWLINE, grids_of, tiling
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.ulysses import Ulysses
 
@@ -116,7 +117,7 @@ class VLM(nn.Module):
         """Token embeddings with image features in their places.
 
         Args:
-            features: what `image_features` gave for these images, one after another, in place of `pixels`.
+            features: what `features` gave for these images, one after another, in place of `pixels`.
 
         Shape:
             input_ids [B, L]; pixels [S, 3, H, W], S tiles of all images of the batch; result [B, L, D]
@@ -131,20 +132,11 @@ class VLM(nn.Module):
         features = self.features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)  # [rows, D]
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
         # The id of an image is no row of the table: any other stands in, and the feature replaces what it gives.
-        embeds = embedding(input_ids.masked_fill(mask, 0))  # [B, L, D]
+        embeds: torch.Tensor = embedding(input_ids.masked_fill(mask, 0))  # [B, L, D]
         if blank:
             # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
             return embeds + features.sum().to(embeds.dtype) * 0
         return splice(embeds, features, mask)
-
-    @torch.no_grad()
-    def image_features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
-        """Rows for the image positions of these images, to be asked about many times.
-
-        Shape:
-            pixels [S, 3, H, W]; result [positions, width of the LLM]
-        """
-        return self._features(pixels, layouts)
 
     @torch.no_grad()
     def generate(  # noqa: PLR0913 - a batch and how to continue it
@@ -178,14 +170,16 @@ class VLM(nn.Module):
         assert not self.training, "generate in eval mode: dropout would change the answers"
         embeds = self.embed(input_ids, pixels, layouts, features)
         # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
-        llm: Any = self.llm.get_base_model() if hasattr(self.llm, "peft_config") else self.llm
+        llm: Any = self.llm
+        if hasattr(llm, "peft_config"):
+            llm = llm.get_base_model()
         # A hub folder's generation_config.json (sampling, penalties) fills whatever is unset, so it is set aside.
         kept = llm.generation_config
         llm.generation_config = GenerationConfig()
         alone = contextlib.nullcontext() if self.sequence is None else self.sequence.apart()
         try:
             with alone:
-                ids = llm.generate(
+                ids: torch.Tensor = llm.generate(
                     inputs_embeds=embeds,
                     attention_mask=attention_mask.long(),
                     generation_config=GenerationConfig(

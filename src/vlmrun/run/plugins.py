@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +23,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmrun import artifact, kinds, logs
+from vlmrun.checks.sweeps import INSTALL
 from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
-from vlmrun.errors import ConfigError, LaunchError, Problem, VlmrunError, error_from_dict, suggest
+from vlmrun.errors import ConfigError, LaunchError, VlmrunError, error_from_dict, suggest
 from vlmrun.outcome import Job, Outcome
 from vlmrun.report import run_table
 from vlmrun.run.pipeline import Run
@@ -37,13 +37,6 @@ log = logs.get(__name__)
 # Overrides, folders of configuration, the run's folder -> the finished run.
 RunOne = Callable[[Sequence[str], Sequence[Path], Path], Run]
 
-_PACKAGES = {
-    ("launcher", "joblib"): "hydra_joblib_launcher",
-    ("launcher", "submitit_local"): "hydra_submitit_launcher",
-    ("launcher", "submitit_slurm"): "hydra_submitit_launcher",
-    ("sweeper", "optuna"): "hydra_optuna_sweeper",
-}
-_INSTALL = "pip install 'vlmrun-trainer[sweep]'"
 _POINT = "point.json"
 # What plugins raise: Hydra's own kinds, and what joblib, submitit and Optuna derive from.
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError, RuntimeError, OSError, ImportError)
@@ -65,20 +58,6 @@ def fixed(overrides: Sequence[str]) -> list[str]:
         except HydraException:
             found.append(text)
     return found
-
-
-def check(hydras: Sequence[str], *, multirun: bool) -> Iterator[Problem]:
-    """Overrides of Hydra that do not go, and plugins that are missing."""
-    for text in hydras:
-        key, _, value = text.lstrip("+").partition("=")
-        kind = key.removeprefix("hydra/")
-        package = _PACKAGES.get((kind, value))
-        if not multirun:
-            yield Problem(f"{key} is about sweeps", text, "vlmrun -m ...")
-        elif key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
-            yield Problem(f"{key} is not free: vlmrun names a sweep's folder", text, "output=FOLDER")
-        elif package is not None and not _is_installed(package):
-            yield Problem(f"{package.replace('_', '-')} is not installed", text, _INSTALL)
 
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path, one: RunOne) -> int:
@@ -106,7 +85,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path, one: 
     jobs = list(_gather(folder, own))
     if refused is not None:
         said = " ".join(str(refused).split("Config search path")[0].split()) or type(refused).__name__
-        fix = f"hydra.cc/docs/plugins says what a plugin takes; those known to work come with {_INSTALL}"
+        fix = f"hydra.cc/docs/plugins says what a plugin takes; those known to work come with {INSTALL}"
         told = ConfigError(f"the sweep was refused: {said}", " ".join(hydras), fix)
         if not jobs:
             raise told from refused
@@ -193,13 +172,6 @@ def _key(override: str) -> str:
 
 def _is_hydras(text: str) -> bool:
     return text.lstrip("+~").startswith(("hydra/", "hydra."))
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _ours(folder: Path, dirs: Sequence[Path], hydras: Sequence[str]) -> list[str]:

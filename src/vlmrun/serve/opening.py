@@ -15,13 +15,14 @@ import torch
 from vlmrun import artifact, store
 from vlmrun.formats.base import How
 from vlmrun.formats.convert import convert
-from vlmrun.formats.load import describe, fill_connector, load, weights_folder
+from vlmrun.formats.load import describe, fill_connector, load
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tune import wrap
 from vlmrun.model.vlm import VLM
 from vlmrun.serve.messages import Plan
 from vlmrun.serve.served import Served
 from vlmrun.weights.adapter import Adapter
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES
 
 

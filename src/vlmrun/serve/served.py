@@ -14,15 +14,16 @@ from PIL import Image
 
 from vlmrun.config import derived
 from vlmrun.data import templates
-from vlmrun.data.dataset import Encoder, Item
-from vlmrun.data.images.open import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.dataset import Item
+from vlmrun.data.encoder import Encoder
 from vlmrun.data.images.patch_strips import joined
+from vlmrun.data.images.transform import Aspect, ImageLayout, ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model.head import causal_lm
 from vlmrun.model.parts import Loaded
-from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.serve.remembered import Features
 from vlmrun.serve.rows import count_layers
 

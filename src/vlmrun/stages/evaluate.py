@@ -14,8 +14,9 @@ from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
 from vlmrun.data import templates
-from vlmrun.data.dataset import Encoder
-from vlmrun.data.images.open import ImageTransform, find_image
+from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.open import find_image
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Turn

@@ -13,7 +13,7 @@ from vlmrun import artifact, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, SearchStage
-from vlmrun.data.dataset import list_skipped
+from vlmrun.data.reading import list_skipped
 from vlmrun.errors import DataError
 from vlmrun.eval import cards
 from vlmrun.eval.asked import Asked

@@ -26,7 +26,7 @@ from vlmrun.data.sample import IMAGE_TAG, same_answer
 from vlmrun.errors import DataError
 from vlmrun.model.loss import count
 from vlmrun.train import dist
-from vlmrun.train.engine import Engine
+from vlmrun.train.engine.base import Engine
 from vlmrun.train.scores import Score
 
 
@@ -99,7 +99,8 @@ class Evaluator:
         batch = self._prompts.collate(items)
         place = next(self._engine.vlm.parameters()).device
         with self._engine.readable(), torch.autocast(place.type, torch.bfloat16, enabled=self._autocast):
-            new = self._engine.vlm.generate(
+            vlm: Any = self._engine.vlm
+            new = vlm.generate(
                 batch["input_ids"].to(place),
                 batch["attention_mask"].to(place),
                 batch["pixels"].to(place),

@@ -180,7 +180,8 @@ class Bar(Tracker):
         self._task = self._progress.add_task(name, total=steps, completed=done, said="")
         self._progress.start()
         # Handlers made before the bar write past it and tear it; while it runs they go through it.
-        self._moved = [h for h in logging.getLogger("vlmrun").handlers if _speaks(h)]
+        handlers = logging.getLogger("vlmrun").handlers
+        self._moved = [h for h in handlers if isinstance(h, logging.StreamHandler) and _speaks(h)]
         for handler in self._moved:
             handler.setStream(sys.stderr)
 

@@ -16,12 +16,14 @@ from vlmrun.config.schema import ModelConfig, TrainStage
 from vlmrun.data import lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.compat import settings
-from vlmrun.data.dataset import Dataset, Encoder, open_datasets
+from vlmrun.data.dataset import Dataset
+from vlmrun.data.encoder import Encoder
 from vlmrun.data.images.cache import PictureCache
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.loader import Reading, batches
 from vlmrun.data.packing import PackedSchedule
 from vlmrun.data.reading import list_skipped
+from vlmrun.data.records import open_datasets
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import Loaded
@@ -163,7 +165,7 @@ class Samples:
     def _laid_out(self, n_samples: int, samples: order.Order) -> Schedule:
         """Epochs of samples, or of rows that hold several, cut into batches."""
         stage = self.stage
-        cut = {
+        cut: dict[str, Any] = {
             "global_batch": stage.global_batch,
             "micro_batch": stage.micro_batch,
             "ranks": dist.data_world(),

@@ -16,9 +16,11 @@ from vlmrun.names import METRICS, PARTS, WEIGHTS
 from vlmrun.train import audit, dist, loop, model, optim
 from vlmrun.train.checkpoint import commit, reshard
 from vlmrun.train.checkpoint.policy import Saver
-from vlmrun.train.engine import Engine, create
+from vlmrun.train.engine import create
+from vlmrun.train.engine.base import Engine
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import Row, Tracker, open_trackers, read
+from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
 from vlmrun.train.scores import Record
 from vlmrun.weights import native
@@ -107,7 +109,7 @@ class _Run:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
         self.trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
-        plan = loop.Plan(
+        plan = Plan(
             name=self.job.name,
             stage=stage,
             batches=self.samples.batches(self.done),
@@ -222,7 +224,8 @@ class _Run:
         bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
         if self.stage.engine == "fsdp" or (self.stage.engine == "deepspeed" and self.stage.zero == 3):
             return [str(sum(dist.gather_objects(bits)) % 2**64)]
-        return dist.broadcast_object([str(bits), str(places)])
+        first: list[str] = dist.broadcast_object([str(bits), str(places)])
+        return first
 
     def _prints(self) -> list[tuple[int, int] | None]:
         """Fingerprints of what is trained, or of this rank's share of it."""

@@ -18,8 +18,8 @@ from vlmrun import artifact
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.model import quantize
 from vlmrun.model.pretrained import read_json
+from vlmrun.weights.blocks import Shape
 from vlmrun.weights.reader import DTYPES, Reader
-from vlmrun.weights.writer import Shape
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -180,9 +180,10 @@ class Adapter:
         added = (left @ right).mul_(scale)
         if "magnitude" not in self._layers[name]:
             return added
-        lengths = self._reader.get(self._layers[name]["magnitude"]).float()[start:stop]
+        lengths: Tensor = self._reader.get(self._layers[name]["magnitude"]).float()[start:stop]
         turned = weight.float() + added
-        return turned * (lengths / turned.norm(dim=1)).unsqueeze(1) - weight.float()
+        change: Tensor = turned * (lengths / turned.norm(dim=1)).unsqueeze(1) - weight.float()
+        return change
 
     def add(self, total: Tensor, name: str, start: int, times: float) -> bool:
         """Adds `times` that to rows [R, D] in fp32, in one product; False, for DoRA, which must know it first."""

@@ -1,47 +1,18 @@
-"""A file that is written at any place, hashed and synced beside that, and the threads that do it."""
+"""A file that is written at any place, hashed and synced beside that."""
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+
+from vlmrun.weights.parallel import Behind
 
 _SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
 _HASHED = 1 << 20  # bytes that are read and hashed at a time
 _KEEP_SIZE = 1  # of fallocate: the file does not look longer than it is. Source: linux/falloc.h
-
-
-class Behind:
-    """Does one thing after another in a thread beside the caller's; a few may wait, then the caller does.
-
-    Reading, arithmetic, writing and hashing all let go of the interpreter, so that they really go on side by side.
-    """
-
-    def __init__(self, ahead: int = 4) -> None:
-        self._ahead = ahead
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._waiting: collections.deque[Future[None]] = collections.deque()
-
-    def do(self, what: Callable[..., Any], *given: Any) -> None:
-        """Puts it at the end of the row; raises what an earlier one raised."""
-        if len(self._waiting) >= self._ahead:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(what, *given))
-
-    def wait(self) -> None:
-        """Until all is done; raises what one of them raised."""
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def close(self) -> None:
-        """Ends the thread; what has not begun is left undone."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Output:

@@ -14,8 +14,9 @@ import torch
 
 from vlmrun import artifact
 from vlmrun.errors import CheckpointError
+from vlmrun.weights.blocks import Shape, blocks
 from vlmrun.weights.reader import DTYPES, INDEX, Reader
-from vlmrun.weights.writer import Shape, Writer, blocks
+from vlmrun.weights.writer import Writer
 
 TOKENIZER = (
     "tokenizer.json",

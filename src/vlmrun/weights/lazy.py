@@ -12,8 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from vlmrun.weights.blocks import Shape, blocks
 from vlmrun.weights.reader import Reader
-from vlmrun.weights.writer import Shape, blocks
 
 Rows = Callable[[int, int], Tensor]
 

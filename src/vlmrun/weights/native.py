@@ -24,8 +24,9 @@ from vlmrun.model.tune import has_adapter
 from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.weights import adapter as adapters
 from vlmrun.weights import folder as files
+from vlmrun.weights.blocks import Shape
 from vlmrun.weights.reader import dtype_name
-from vlmrun.weights.writer import Shape, Writer
+from vlmrun.weights.writer import Writer
 
 FORMAT = "vlmrun-1"
 PREPROCESSOR = "preprocessor_config.json"
@@ -131,7 +132,9 @@ def _save_llm(folder: Path, loaded: Loaded, tensors: Tensors | None) -> None:
     if tensors is None and source is not None:
         files.place_named(source, folder, _LLM_CONFIG)
     else:
-        llm: Any = loaded.vlm.llm.get_base_model() if has_adapter(loaded.vlm.llm) else loaded.vlm.llm
+        llm: Any = loaded.vlm.llm
+        if has_adapter(llm):
+            llm = llm.get_base_model()
         artifact.write_json(folder / "config.json", _config_values(llm))
         artifact.write_json(folder / "generation_config.json", json.loads(llm.generation_config.to_json_string()))
     tokenizer_source = loaded.sources["tokenizer"]

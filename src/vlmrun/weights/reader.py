@@ -124,12 +124,13 @@ class Reader:
         handle = self._handle(shard)
         if isinstance(handle, dict):
             with _reading(shard):
-                return handle[name].reshape(-1)[start:stop].clone()
+                whole: torch.Tensor = handle[name]
+                return whole.reshape(-1)[start:stop].clone()
         place = self._places.get(name) or self._place(name)
         if start == stop:
             return torch.empty(0, dtype=place.dtype)
         wanted = np.empty((stop - start) * place.dtype.itemsize, np.uint8)
-        view, at = wanted, place.begin + start * place.dtype.itemsize
+        view, at = wanted.data, place.begin + start * place.dtype.itemsize
         while len(view):
             try:
                 read = os.preadv(place.descriptor, [view], at)
@@ -144,7 +145,7 @@ class Reader:
         """Rows `start` to `stop` of a tensor, read and not mapped; a scalar is one row."""
         handle = self._handle(self._shard(name))
         if isinstance(handle, dict):
-            tensor = handle[name] if handle[name].dim() else handle[name].view(1)
+            tensor: torch.Tensor = handle[name] if handle[name].dim() else handle[name].view(1)
             return tensor[start:stop].clone()
         shape = self.shape(name)[1:]
         width = math.prod(shape)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
-import json
 import math
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from operator import methodcaller
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
@@ -20,17 +16,12 @@ from safetensors import SafetensorError
 
 from vlmrun import artifact
 from vlmrun.errors import CheckpointError
-from vlmrun.weights.file import Behind, Output
-from vlmrun.weights.reader import CODES
+from vlmrun.weights.blocks import raw
+from vlmrun.weights.parallel import AT_ONCE, Behind, Makers
+from vlmrun.weights.shard import Shard, Types, in_shards
 
 _LOOK = 0.005  # seconds after which what there is of an unfinished tensor is hashed
-SLICE = 1 << 19  # elements of a tensor worked on at a time: many for each word of Python, few for a core's cache
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of mallopt. Source: glibc/malloc/malloc.h
-AT_ONCE = 8  # tensors, at most, that are made at a time
-
 Report = Callable[[int, int, str], None]
-Shape = tuple[int, ...]
-Types = Mapping[str, tuple[torch.dtype, Shape]]  # of every tensor that a file will hold
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -41,68 +32,6 @@ def counting(report: Report, total: int) -> Callable[[str], None]:
     """A report of one name after another, out of so many."""
     done = itertools.count(1)
     return lambda what: report(next(done), total, what)
-
-
-def blocks(shape: Shape) -> Iterator[tuple[int, int]]:
-    """First and last (exclusive) row of every block of a tensor that is worked on at a time; a scalar is one row."""
-    n_rows, step = (shape[0] if shape else 1), max(1, SLICE // max(1, math.prod(shape[1:])))
-    return ((start, min(start + step, n_rows)) for start in range(0, n_rows, step))
-
-
-def raw(piece: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in memory order, as a file has them."""
-    flat = piece.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
-
-
-def cast(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """The same pieces in another type; none is held on to while the next one is made."""
-    return map(methodcaller("to", dtype), pieces)
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc's allocator reuse the memory of slices, and give back what is much more; elsewhere this does nothing.
-
-    Left alone it maps blocks of their size anew each time, and every page of them costs a fault.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_TRIM_THRESHOLD, 16 << 20)
-        mallopt(_ARENA_MAX, 2)
-
-
-class Makers(ThreadPoolExecutor):
-    """Threads that make slices, two at least and eight at most, otherwise as many as torch has.
-
-    Each computes as one thread: arithmetic that took all cores would stand in the others' way.
-
-    Args:
-        most: at most so many.
-    """
-
-    _lock = threading.Lock()
-    _living = 0
-    _before = 1  # torch's threads before any of them lived
-
-    def __init__(self, most: int = AT_ONCE) -> None:
-        _keep_freed_memory()
-        with Makers._lock:
-            if not Makers._living:
-                Makers._before = torch.get_num_threads()
-            Makers._living += 1
-        self._ended = False
-        self.n = max(2, min(Makers._before, most))
-        super().__init__(self.n, "slices", initializer=torch.set_num_threads, initargs=(1,))
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends them."""
-        super().shutdown(wait=wait, cancel_futures=cancel_futures)
-        with Makers._lock:
-            Makers._living -= not self._ended
-            self._ended = True
-            if not Makers._living:  # what one of them said is what a new thread would go by
-                torch.set_num_threads(Makers._before)
 
 
 class Writer:
@@ -141,9 +70,9 @@ class Writer:
         self._name = name
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
-        self._shards = iter(_shards(self._sizes, max_shard_bytes))
+        self._shards = iter(in_shards(self._sizes, max_shard_bytes))
         self._hashed, self._told = hashed, told
-        self._files: list[_Shard] = []
+        self._files: list[Shard] = []
         self._left: list[str] = []  # of the last file's tensors those that are to come
         self._making, self._syncing = Makers(at_once), Behind()
         self._following = Behind(2 * self._making.n)
@@ -195,13 +124,13 @@ class Writer:
 
     def _begin(self, names: list[str]) -> None:
         temporary = self.folder / f".{self._name}-{len(self._files) + 1:05d}.safetensors.part"
-        self._files.append(_Shard(temporary, {name: (*self._tensors[name], self._sizes[name]) for name in names}))
+        self._files.append(Shard(temporary, {name: (*self._tensors[name], self._sizes[name]) for name in names}))
         self._left = list(names)
         self._files[-1].open()
         if not names:
             self._following.do(self._finish, self._files[-1])
 
-    def _write(self, file: _Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
+    def _write(self, file: Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
         """All of one tensor, in a thread of `_making`. When one fails, none goes on."""
         try:
             self._write_pieces(file, name, pieces)
@@ -209,7 +138,7 @@ class Writer:
             self._stopped = True
             raise
 
-    def _write_pieces(self, file: _Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
+    def _write_pieces(self, file: Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
         (at, end), dtype = file.places[name], self._tensors[name][0]
         n_bytes = 0
         for piece in pieces:
@@ -224,7 +153,7 @@ class Writer:
             del piece, data  # not held while the next one is made
         assert n_bytes == self._sizes[name], f"{name}: {n_bytes} bytes, announced {self._sizes[name]}"
 
-    def _follow(self, written: Future[None], file: _Shard, name: str) -> None:
+    def _follow(self, written: Future[None], file: Shard, name: str) -> None:
         """What is done with tensors one after another: in a thread of its own that waits for each."""
         try:
             while self._hashed and not written.done():
@@ -246,7 +175,7 @@ class Writer:
             self._stopped = True
             raise
 
-    def _finish(self, file: _Shard) -> None:
+    def _finish(self, file: Shard) -> None:
         """It is whole; it has its name when all are."""
         if self._hashed:
             file.hash(file.size)
@@ -291,52 +220,3 @@ class Writer:
         except BaseException:
             self.abort()
             raise
-
-
-class _Shard(Output):
-    """A safetensors file whose tensors are filled in side by side.
-
-    Args:
-        tensors: type, shape and bytes of each, in the order in which they lie in it.
-    """
-
-    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, Shape, int]]) -> None:
-        header = _header(tensors)
-        self.places: dict[str, tuple[int, int]] = {}  # first and last (exclusive) byte
-        self.filled: dict[str, int] = {}  # of a tensor that is being written, where the next slice begins
-        self.size = len(header)
-        for name, (_, _, size) in tensors.items():
-            self.places[name] = self.size, self.size + size
-            self.size += size
-        super().__init__(path, self.size)
-        self._header = header
-
-    def open(self) -> None:
-        """Begins it with its header."""
-        super().open()
-        self.write(memoryview(self._header), 0)
-
-
-def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
-    """Names by shard, in order; one empty shard when there is nothing."""
-    shards: list[list[str]] = [[]]
-    held = 0
-    for name, size in sizes.items():
-        if shards[-1] and held + size > limit:
-            shards.append([])
-            held = 0
-        shards[-1].append(name)
-        held += size
-    return shards
-
-
-def _header(tensors: Mapping[str, tuple[torch.dtype, Shape, int]]) -> bytes:
-    """The head of a safetensors file. Source: huggingface/safetensors README, "Format"."""
-    head: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, (dtype, shape, size) in tensors.items():
-        head[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

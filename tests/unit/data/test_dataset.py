@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlmrun.data.dataset import open_datasets
 from vlmrun.data.reading import MAX_LISTED, list_skipped
+from vlmrun.data.records import open_datasets
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN

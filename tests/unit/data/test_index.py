@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmrun.data import index
-from vlmrun.data.dataset import open_datasets
+from vlmrun.data.records import open_datasets
 from vlmrun.data.sample import Sample, Turn
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20) | st.just("\ud800 alone")
@@ -62,7 +62,7 @@ def test_an_index_is_used_again_until_something_changes(write_data, encoder, tmp
     config, folder = write_data(), tmp_path / "index"
     first = opened(config, encoder, folder)
     with monkeypatch.context() as closed:
-        closed.setattr("vlmrun.data.dataset.usable", lambda *args, **kwargs: pytest.fail("the files were read again"))
+        closed.setattr("vlmrun.data.records.usable", lambda *args, **kwargs: pytest.fail("the files were read again"))
         assert [opened(config, encoder, folder).sample(i) for i in range(10)] == [first.sample(i) for i in range(10)]
     records = json.loads(Path(config.annotations).read_text())
     Path(config.annotations).write_text(json.dumps(records[:7]))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmrun.data import findings, lint
+from vlmrun.data import findings, lint, marks
 from vlmrun.data.findings import Tally
 from vlmrun.data.lint import Measure, Rules
 from vlmrun.data.templates import TEMPLATES
@@ -96,16 +96,16 @@ def test_a_missing_image_folder_is_an_error(found, tmp_path):
         found([record()], Rules(images=tmp_path / "none"))
 
 
-@pytest.mark.parametrize("mark", lint.COMMON_MARKS)
+@pytest.mark.parametrize("mark", marks.COMMON_MARKS)
 def test_common_marks_are_found_when_no_template_is_known(found, mark):
     assert found([record(answer=f"a{mark}b")], Rules()) == [("special_text", 0)]
 
 
 def test_the_marks_of_a_template_and_of_a_tokenizer_are_found(found):
-    marks = lint.marks_of(TEMPLATES["vicuna_v1"], ["<reserved>"])
+    known = marks.marks_of(TEMPLATES["vicuna_v1"], ["<reserved>"])
     for text in ("a </s> b", "so ASSISTANT: yes", "he said USER: no", "<reserved>"):
-        assert found([record(answer=text)], Rules(marks=marks)) == [("special_text", 0)], text
-    assert found([record(answer="an ASSISTANT <|im_end|>")], Rules(marks=marks)) == []
+        assert found([record(answer=text)], Rules(marks=known)) == [("special_text", 0)], text
+    assert found([record(answer="an ASSISTANT <|im_end|>")], Rules(marks=known)) == []
 
 
 def test_a_record_that_the_template_cannot_show_is_found(found):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vlmrun.data.collate import Collator
-from vlmrun.data.dataset import open_datasets
 from vlmrun.data.loader import Reading, batches
+from vlmrun.data.records import open_datasets
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError, DataError, Problem, VlmrunError
 from vlmrun.model.tiles import Tiling

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmrun.data import templates
-from vlmrun.data.dataset import Encoder
+from vlmrun.data.encoder import Encoder
 from vlmrun.data.formats import vqa
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import Question, Turn
 from vlmrun.errors import DataError
@@ -109,8 +109,8 @@ def test_any_batch_gives_the_same_answers(asker, asked, tmp_path):
 def test_a_picture_asked_about_often_goes_through_the_tower_once(asker, asked, tmp_path, monkeypatch):
     same = [replace(one, question=replace(one.question, images=("0.png",))) for one in asked[:9]]
     calls = []
-    real = type(asker.vlm).image_features
-    monkeypatch.setattr(type(asker.vlm), "image_features", lambda *given: calls.append(1) or real(*given))
+    real = type(asker.vlm).features
+    monkeypatch.setattr(type(asker.vlm), "features", lambda *given: calls.append(1) or real(*given))
     asker.predict(same, tmp_path / "a.jsonl", quiet)
     assert len(calls) == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from vlmrun.errors import ConfigError
@@ -99,6 +101,34 @@ def test_quirks_are_taken_along_when_asked(tmp_path):
     assert _values(tmp_path, text, quirks=True)["stage.instruct.compat.offload_schedule"] is True
     values = _values(tmp_path, text)
     assert (values["stage.instruct.zero"], values["stage.instruct.deepspeed.reduce_bucket_size"]) == (2, 200000000)
+
+
+def test_the_file_of_accelerate_counts(tmp_path):
+    (tmp_path / "ds.yaml").write_text(
+        "mixed_precision: bf16\nnum_processes: 4\ndeepspeed_config: {zero_stage: 3, gradient_clipping: 0.5}\n"
+    )
+    values = _values(tmp_path, f"accelerate launch --config_file ds.yaml --num_processes 2 {LLAVA}")
+    assert (values["hardware.precision"], values["hardware.ranks_per_node"]) == ("bf16", 2)
+    assert (values["stage.instruct.zero"], values["stage.instruct.optim.max_grad_norm"]) == (3, 0.5)
+    with pytest.raises(ConfigError, match=r"--config_file no\.yaml is not supported: no\.yaml is not there"):
+        _plan(tmp_path, f"accelerate launch --config_file no.yaml --num_processes 2 {LLAVA}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"for I in {{1..900}}; do torchrun {LLAVA} --seed $I; done",
+        "X=abcdefgh; while :; do X=$X$X; Y=${X//a/b}; done",
+        "while :; do Y=$(echo $(echo {1..500})); done",
+        "f() { g; }; g() { f; }; f",
+        'A=({1..1000}); while :; do A+=("${A[@]}"); go "${A[@]}"; done',
+    ],
+)
+def test_endless_scripts_are_refused_soon(tmp_path, text):
+    started = time.process_time()
+    with pytest.raises(ConfigError):
+        _plan(tmp_path, text)
+    assert time.process_time() - started < 2
 
 
 def test_megatron_is_read_by_its_own_names(tmp_path):

@@ -245,7 +245,7 @@ def test_whole_numbers_that_differ_are_refused(tmp_path, make):
 def test_no_more_than_a_slice_is_ever_read_or_written(tmp_path, make, monkeypatch, method):
     """The bound on memory, as tests can hold it: no tensor of a base comes whole, however large it is."""
     models = [make(name, seed, "llm", adapter=method == "merge") for seed, name in enumerate(("first", "second"), 1)]
-    monkeypatch.setattr("vlmrun.weights.writer.SLICE", 500)
+    monkeypatch.setattr("vlmrun.weights.blocks.SLICE", 500)
     monkeypatch.setattr("vlmrun.merging.methods.blocks.SLICE", 500)
     sizes, flat = [], Reader.flat
 

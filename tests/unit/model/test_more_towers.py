@@ -205,7 +205,7 @@ def test_tiles_train_and_come_back(tmp_path, merge):
     import numpy as np
     from PIL import Image
 
-    from vlmrun.data.images.open import ImageTransform
+    from vlmrun.data.images.transform import ImageTransform
 
     made = assemble(_model(tmp_path, "clip", "mlp.MLP", TILES | {"merge": merge}), **HOW, seed=0)
     transform = ImageTransform(made.preprocessor, made.model.tiles)

@@ -9,8 +9,9 @@ from tests.pico import pico_loaded
 from vlmrun.config.schema import Tiles
 from vlmrun.data import index
 from vlmrun.data.collate import Collator
-from vlmrun.data.dataset import Dataset, Encoder, Source
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.dataset import Dataset, Source
+from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.hardware import packages

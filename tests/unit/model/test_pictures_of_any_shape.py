@@ -10,8 +10,9 @@ from tests.pico import pico_model_config
 from vlmrun.config.schema import ModelConfig, Slices, Target
 from vlmrun.data import templates
 from vlmrun.data.collate import Collator
-from vlmrun.data.dataset import Encoder, Item
-from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.dataset import Item
+from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import assemble

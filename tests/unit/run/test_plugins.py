@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlmrun.artifact import Artifact
+from vlmrun.checks import rules
 from vlmrun.errors import ConfigError
 from vlmrun.outcome import Outcome
 from vlmrun.run import plugins
@@ -34,13 +35,13 @@ def test_overrides_of_hydra_are_told_from_those_of_the_run():
 
 @pytest.mark.parametrize("option", ["hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
 def test_a_missing_plugin_is_told_with_its_command(monkeypatch, option):
-    assert list(plugins.check([option], multirun=True)) == []
+    assert rules.check_overrides([option], multirun=True) == []
 
     def find_spec(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(plugins.importlib.util, "find_spec", find_spec)
-    (problem,) = plugins.check([option], multirun=True)
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    (problem,) = rules.check_overrides([option], multirun=True)
     assert problem.what.endswith("is not installed")
     assert problem.fix == "pip install 'vlmrun-trainer[sweep]'"
 

@@ -11,7 +11,8 @@ from vlmrun.config.schema import HardwareConfig, Lora, TrainStage, Tune
 from vlmrun.errors import LaunchError, VlmrunError
 from vlmrun.model import tune
 from vlmrun.train import loop, optim
-from vlmrun.train.engine import PlainEngine
+from vlmrun.train.engine.plain import PlainEngine
+from vlmrun.train.plan import Plan
 
 FULL = Tune(llm="full", tower="freeze", connector="full")
 
@@ -79,7 +80,7 @@ def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, evaluate=
     engine = kind(vlm, optim.groups(vlm, stage.optim), stage, HardwareConfig.model_validate(HARDWARE))
     tracker = _Rows()
     saved = [] if saves is None else saves
-    plan = loop.Plan(
+    plan = Plan(
         name="train",
         stage=stage,
         batches=batches,

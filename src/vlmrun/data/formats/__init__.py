@@ -15,6 +15,7 @@ from vlmrun.errors import ConfigError, suggest
 FORMATS = {name: f"vlmrun.data.formats.{name}" for name in ("llava", "minicpm", "vqa")}
 
 Reader = Callable[[Path], Iterator[Sample | Rejected]]
+AnyReader = Callable[..., Iterator[Sample | Rejected]]  # some take `as_it_is` besides
 
 
 def reader(name: str, *, as_it_is: bool = False) -> Reader:
@@ -34,7 +35,7 @@ def reader(name: str, *, as_it_is: bool = False) -> Reader:
         allowed = ", ".join(build.allowed_prefixes())
         raise ConfigError(f"data format {name!r} is not allowed", "data.format", f"allowed packages: {allowed}")
     try:
-        found: Reader | None = getattr(importlib.import_module(dotted), "read", None)
+        found: AnyReader | None = getattr(importlib.import_module(dotted), "read", None)
     except ModuleNotFoundError as error:
         raise ConfigError(f"no module {error.name!r}", "data.format", "check the path for a typing mistake") from error
     if found is None:

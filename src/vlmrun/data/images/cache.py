@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmrun import logs
-from vlmrun.data.images.open import ImageLayout
+from vlmrun.data.images.transform import ImageLayout
 
 log = logs.get(__name__)
 

@@ -6,6 +6,7 @@ import re
 
 from vlmrun.errors import Problem
 from vlmrun.importers.launch import Launcher
+from vlmrun.importers.meaning import accelerate
 from vlmrun.importers.meaning.draft import Draft, Setting
 from vlmrun.importers.shell import marks
 
@@ -22,10 +23,12 @@ def ranks(draft: Draft, batch_options: dict[str, str]) -> None:
         link = chain["torchrun"]
         nodes = _whole((link.value("--nnodes") or "").split(":")[-1]) or nodes
         per_node = _whole(link.value("--nproc_per_node", "--nproc-per-node") or "1")
+        if restarts := _whole(link.value("--max_restarts", "--max-restarts")):
+            draft.settings["hardware.max_restarts"] = Setting("hardware.max_restarts", restarts, "--max_restarts")
     elif "accelerate" in chain:
-        link = chain["accelerate"]
-        nodes = _whole(link.value("--num_machines")) or nodes
-        total = _whole(link.value("--num_processes"))
+        draft.accelerate = accelerate.read(draft, chain["accelerate"])
+        nodes = _whole(draft.accelerate.get("num_machines")) or nodes
+        total = _whole(draft.accelerate.get("num_processes"))
         per_node = total // (nodes or 1) if total else None
     elif "deepspeed" in chain:
         link = chain["deepspeed"]

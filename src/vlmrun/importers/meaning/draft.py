@@ -62,6 +62,8 @@ class Draft:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     defaults: list[tuple[str, Any, str]] = field(default_factory=list)  # not given: flag, upstream's default, key
+    launched: dict[str, tuple[Verdict, str]] = field(default_factory=dict)  # of launchers' options, where it is special
+    accelerate: dict[str, str] = field(default_factory=dict)  # values of accelerate's options and file
     _settled: dict[str, list[tuple[Verdict, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -185,16 +187,21 @@ class Draft:
             found.append((place[id(flag)], self._account(flag, "unknown", detail)))
         for name, flag in self.given.items():
             verdicts = self._settled.get(name, [])
+            if self.problems and not verdicts:
+                verdicts = [("unknown", "not settled: the command has problems")]
             if verdicts:
                 worst = max(verdicts, key=lambda item: _ORDER.index(item[0]))[0]
                 details = list(dict.fromkeys(detail for _, detail in verdicts))
                 found.append((place[id(flag)], self._account(flag, worst, "; ".join(details))))
         yield from (account for _, account in sorted(found, key=lambda item: item[0]))
         for link in self.launch.chain:
-            yield from (self._account(flag, "taken" if key else "no effect", key or "chosen by the launcher")
-                        for flag in link.flags for key in [_launcher_key(flag.name)])  # fmt: skip
+            yield from (self._account(flag, *self._of_launcher(flag.name.lstrip("-"))) for flag in link.flags)
         for word in self.launch.words:
             yield Account(self.number, self.launch.command.line, word, "unknown", "a word that belongs to no flag")
+
+    def _of_launcher(self, name: str) -> tuple[Verdict, str]:
+        key = _LAUNCHER.get(name.replace("-", "_"))
+        return self.launched.get(name) or (("taken", key) if key else ("no effect", "chosen by the launcher"))
 
     def _account(self, flag: Flag, verdict: Verdict, detail: str) -> Account:
         return Account(self.number, flag.line, marks.shown(flag.text), verdict, detail)
@@ -209,11 +216,10 @@ _LAUNCHER = {
     **dict.fromkeys(_RANKS, "hardware.ranks_per_node"),
     **dict.fromkeys(_NODES, "hardware.nodes"),
     "hostfile": "hardware.hostfile",
+    "H": "hardware.hostfile",
+    "i": "hardware.ranks_per_node",
+    "max_restarts": "hardware.max_restarts",
 }
-
-
-def _launcher_key(name: str) -> str:
-    return _LAUNCHER.get(name.lstrip("-").replace("-", "_"), "")
 
 
 def known(family: str) -> dict[str, dict[str, Any]]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.importers.launch import Launch, table
 from vlmrun.importers.meaning.draft import title
 
+_TRAINS = {"per_device_train_batch_size", "learning_rate", "num_train_epochs", "micro-batch-size", "train-iters", "lr"}
 _KOREAN = ("kollava", "ko_chat", "ko_llava", "ko-vicuna", "ko_vicuna", "llama-2-ko", "synatra")
 
 
 def is_training(launch: Launch) -> bool:
-    """Whether a command trains: it has a batch or a learning rate."""
+    """Whether a command trains: it has a batch or a learning rate, or a launcher starts a program so named."""
     names = {flag.name.lstrip("-") for flag in launch.flags}
-    marks = {
-        "per_device_train_batch_size",
-        "learning_rate",
-        "micro-batch-size",
-        "train-iters",
-        "num_train_epochs",
-        "lr",
-    }
-    return bool(names & marks)
+    if names & _TRAINS:
+        return True
+    return bool(launch.chain and names) and bool(re.search(r"train|finetune|sft", launch.program))
 
 
 def detect(launch: Launch, asked: str | None = None) -> str:

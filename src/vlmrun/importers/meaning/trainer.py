@@ -1,16 +1,13 @@
-"""Flags of transformers' Trainer: schedule, precision, DeepSpeed, saving, evaluation, tracking."""
+"""Flags of transformers' Trainer: schedule, precision, saving, evaluation, tracking."""
 
 from __future__ import annotations
 
-import json
-import posixpath
 import re
 from typing import Any
 
-from vlmrun.errors import Problem
 from vlmrun.importers import options
-from vlmrun.importers.launch import table
 from vlmrun.importers.meaning.draft import Draft
+from vlmrun.importers.meaning.sharding import deepspeed
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant_with_warmup": "constant", "constant": "constant"}
 _OPTIMIZERS = {"adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_apex_fused", "adam", "adamw"}
@@ -55,6 +52,10 @@ LENGTH = "max_steps alone decides the length upstream; raise stage.STAGE.epochs 
 def precision(draft: Draft) -> None:
     """bf16, fp16 or neither; how attention is computed; what the script exports to the ranks."""
     half = "bf16" if draft.boolean("bf16") else "fp16" if draft.boolean("fp16") else "fp32"
+    mixed = draft.accelerate.get("mixed_precision")
+    if half == "fp32" and mixed in ("bf16", "fp16"):
+        draft.set("hardware.precision", mixed, note="accelerate's mixed_precision")
+        half = mixed
     draft.set("hardware.precision", half, "bf16", "fp16")
     attention = draft.text("attn_implementation")
     if attention in ("eager", "sdpa", "flash_attention_2"):
@@ -80,89 +81,6 @@ def optimizer(draft: Draft) -> None:
         draft.settle(flag, "taken", "AdamW, as always")
     else:
         draft.settle(flag, "unsupported", f"AdamW in 32 bits takes the place of {name}")
-
-
-def deepspeed(draft: Draft) -> None:
-    """ZeRO stage, offloading and clipping, from the JSON that is named, or FSDP."""
-    path, fsdp = draft.text("deepspeed"), draft.text("fsdp") if "fsdp" in draft.given else None
-    clip = draft.number_of("max_grad_norm")
-    if path is None and fsdp is None:
-        draft.set("stage.optim.max_grad_norm", clip, "max_grad_norm")
-        draft.set("stage.zero", 2, note="no DeepSpeed file: the same arithmetic, its states sharded")
-    elif path is not None:
-        _from_json(draft, path, clip)
-        draft.settle("fsdp", "no effect", "DeepSpeed is named too")
-    elif fsdp is not None:
-        _fsdp(draft, fsdp, clip)
-
-
-def _fsdp(draft: Draft, text: str, clip: float | None) -> None:
-    words = set(text.split())
-    draft.set("stage.optim.max_grad_norm", clip, "max_grad_norm")
-    if "full_shard" in words and draft.kind == "pretrain" and draft.boolean("mm_use_im_start_end"):
-        draft.differ("fsdp", "stage.zero", 2, "FSDP would shard the embedding whose rows are trained")
-    elif words & {"full_shard", "shard_grad_op"}:
-        draft.set("stage.engine", "fsdp", "fsdp")
-        draft.set("stage.zero", 3 if "full_shard" in words else 2, "fsdp")
-    else:
-        draft.settle("fsdp", "unsupported", "FSDP runs as full_shard or shard_grad_op; ZeRO-2 takes its place")
-
-
-def _from_json(draft: Draft, path: str, clip: float | None) -> None:
-    text = draft.read_file(path)
-    name = posixpath.basename(path).removesuffix(".json")
-    published = table("flags")["deepspeed_files"].get(name)
-    if text is not None:
-        try:
-            facts = _facts(json.loads(text), clip)
-        except (ValueError, AttributeError, TypeError) as error:
-            draft.problems.append(
-                Problem(f"{path} is no DeepSpeed JSON: {error}", draft.where("deepspeed"), "correct it")
-            )
-            return
-    elif published is not None:
-        facts = {"offload": "none", "schedule": False, **published}
-        if published["clip"] == 1.0:
-            facts["clip"] = clip
-        draft.notes.append(f"{path} is not beside the script: taken as {name}.json that upstream ships")
-    else:
-        draft.problems.append(
-            Problem(
-                f"the DeepSpeed file {path} is not there", draft.where("deepspeed"), "give its folder: --root FOLDER"
-            )
-        )
-        return
-    zero = facts["stage"]
-    if zero == 3 and draft.kind == "qlora":
-        draft.differ("deepspeed", "stage.zero", 2, "ZeRO-3 would cut the packed weights; upstream stops there as well")
-    elif zero == 3 and draft.kind == "pretrain" and draft.boolean("mm_use_im_start_end"):
-        draft.differ("deepspeed", "stage.zero", 2, "tokens cannot be added to a partitioned embedding")
-    else:
-        draft.set("stage.zero", zero, "deepspeed", note=f"{name}.json" if text is None else "")
-    draft.set("stage.offload", facts["offload"], "deepspeed")
-    draft.set("stage.optim.max_grad_norm", facts["clip"], "deepspeed", "max_grad_norm",
-              note="the file does not clip" if facts["clip"] == 0.0 else "")  # fmt: skip
-    if bucket := facts.get("bucket"):
-        draft.set("stage.deepspeed.reduce_bucket_size", bucket, "deepspeed")
-        draft.set("stage.deepspeed.allgather_bucket_size", bucket, "deepspeed")
-    if facts["schedule"]:
-        draft.notes.append(f"{name}.json brings a scheduler, so that upstream warmed up and stayed constant: "
-                           "compat.offload_schedule (--quirks)")  # fmt: skip
-        if draft.options.quirks:
-            draft.set("stage.compat.offload_schedule", True, note=f"{name}.json brings a scheduler")
-
-
-def _facts(config: dict[str, Any], clip: float | None) -> dict[str, Any]:
-    """What of a DeepSpeed JSON a stage says itself."""
-    zero = config.get("zero_optimization", {})
-    optimizer_on = (zero.get("offload_optimizer") or {}).get("device", "none")
-    clipping = config.get("gradient_clipping", 0.0)
-    return {
-        "stage": int(zero.get("stage", 0)),
-        "offload": optimizer_on if optimizer_on in ("cpu", "nvme") else "none",
-        "clip": clip if clipping == "auto" else float(clipping),
-        "schedule": "scheduler" in config,
-    }
 
 
 def saving(draft: Draft) -> None:

@@ -79,6 +79,7 @@ class Calls(Assignments):
                     self.scope.set(name, self._unknown(f"read {name}"))
         elif posixpath.basename(words[0]) not in builtins.QUIET:
             env = {**self.scope.environment(), **local}
+            self.budget.spend(lines[0], 20 + len(words) // 20)
             self.reading.commands.append(
                 Command(tuple(words), tuple(lines), env, self.scope.folder, self.file, document)
             )

@@ -46,6 +46,7 @@ class Evaluator:
                 f"{self.file}, line {self._line}",
                 "import the part that starts the training, as a file of its own",
             )
+        self.budget.spend(self._line, 1 + len(source) // 200)
         before = (self.scope, self._offset, self.text)
         self.scope, self._offset, self.text = scope or self.scope, self._line - 1, source
         self._depth += 1

@@ -7,8 +7,8 @@ from typing import Any
 
 from vlmrun.errors import ConfigError
 
-MAX_STATEMENTS = 20_000
-MAX_TEXT = 200_000  # characters of one value
+MAX_STATEMENTS = 10_000
+MAX_TEXT = 50_000  # characters of one value
 MAX_DEPTH = 24  # scripts, functions and substitutions inside one another
 
 
@@ -18,13 +18,13 @@ class Budget:
 
     statements: int = MAX_STATEMENTS
 
-    def spend(self, line: int) -> None:
-        """Counts one statement.
+    def spend(self, line: int, work: int = 1) -> None:
+        """Counts one statement, or one that is as much work as several.
 
         Raises:
             ConfigError: when a loop never ends or the script does far more than start programs.
         """
-        self.statements -= 1
+        self.statements -= work
         if self.statements < 0:
             raise ConfigError(
                 f"the script runs more than {MAX_STATEMENTS:,} statements",

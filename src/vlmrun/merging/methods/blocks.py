@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlmrun.merging.methods import kernels
 from vlmrun.merging.methods.kernels import Array
-from vlmrun.weights.writer import SLICE, Shape
+from vlmrun.weights.blocks import SLICE, Shape
 
 
 @dataclass(frozen=True)

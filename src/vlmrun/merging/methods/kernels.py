@@ -110,7 +110,7 @@ def count_between(model: Array, base: Array, low: int, counts: Array) -> int:
             magnitude = held[place] & np.uint32(0x7FFFFFFF)
             larger += np.uint32(magnitude >= first + width)
             held[place] = magnitude - first  # those below become huge
-        above += larger
+        above += larger  # type: ignore[assignment] # numba adds to a whole number of 64 bits
         for place in range(stop - start):
             if held[place] < width:
                 counts[held[place]] += 1
@@ -211,7 +211,7 @@ def mix(  # noqa: PLR0913 -- one pass over everything
     weights: Array,
     by: int,
     normalize: bool,
-    scale: float,
+    scale: np.float32,
     base: Array,
     result: Array,
 ) -> None:

@@ -29,8 +29,8 @@ def vectors(source: Source, weights: Sequence[float], method: Any) -> Iterator[T
     n_models = len(weights)
     by = {None: BY_NOBODY, "sum": BY_SUM, "count": BY_COUNT}[getattr(method, "sign", None)]
     shares, scale = np.array(weights, np.float64), np.float32(method.scale)
-    given = getattr(method, "density", None)
-    densities = given if isinstance(given, list) else [given] * n_models
+    given: Any = getattr(method, "density", None)
+    densities: list[float] = given if isinstance(given, list) else [given] * n_models
     at_random = method.name in ("dare", "della")
     thin = _thinning(source, densities, method) if at_random else None
     choices = _ALL if at_random or given is None else _chosen(source, densities, getattr(method, "gamma", 0.0))
@@ -62,10 +62,10 @@ def model_stock(source: Source, weights: Sequence[float], method: Any) -> Iterat
     ratio = n * mean / (1 + (n - 1) * mean) if 1 + (n - 1) * mean > _NOTHING else 0.0
     for piece in source:
         assert piece.base is not None
-        mean = torch.zeros(piece.base.shape)
+        middle = torch.zeros(piece.base.shape)
         for delta in piece.deltas():  # in their order, however a tensor is cut
-            mean += delta
-        yield piece.base.float().add(mean.mul_(ratio).div_(n))
+            middle += delta
+        yield piece.base.float().add(middle.mul_(ratio).div_(n))
 
 
 def _thinning(source: Source, densities: Sequence[float], method: Any) -> Thin:

@@ -49,10 +49,12 @@ class Dense(Connector):
         base, *others = layers  # each [N, P, Dv]
         if self.arithmetic.kind == "sti":
             # [N, P, Dv] -> [N, Dv, P] -> [N, Dv, P // 8] -> [N, P // 8, Dv]
-            pooled = [F.avg_pool1d(other.transpose(1, 2), self.arithmetic.POOL).transpose(1, 2) for other in others]
-            return self.layers(torch.cat([base, *pooled], dim=1))  # [N, P + 2 (P // 8), Dh]
+            others = [F.avg_pool1d(other.transpose(1, 2), self.arithmetic.POOL).transpose(1, 2) for other in others]
+            projected: torch.Tensor = self.layers(torch.cat([base, *others], dim=1))  # [N, P + 2 (P // 8), Dh]
+            return projected
         if self.arithmetic.kind == "dci":
             half = len(others) // 2
             # A running sum, so that no stack of half the tower's layers is held. Each [N, P, Dv].
             others = [sum(part[1:], part[0]) / half for part in (others[:half], others[half:])]
-        return self.layers(torch.cat([base, *others], dim=-1))  # [N, P, 3 Dv] -> [N, P, Dh]
+        projected = self.layers(torch.cat([base, *others], dim=-1))  # [N, P, 3 Dv] -> [N, P, Dh]
+        return projected

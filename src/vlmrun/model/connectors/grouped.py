@@ -36,4 +36,5 @@ class Grouped(Connector):
         groups = features.unflatten(1, (self.tokens(features.shape[1]), arch.Grouped.GROUP))  # [N, T, 4, Dv]
         if self.order == "channel":
             groups = groups.transpose(2, 3)  # [N, T, Dv, 4]
-        return self.linear(groups.flatten(2))  # [N, T, 4 Dv] -> [N, T, Dh]
+        projected: torch.Tensor = self.linear(groups.flatten(2))  # [N, T, 4 Dv] -> [N, T, Dh]
+        return projected

@@ -33,7 +33,7 @@ class LDP(Connector):
         rows = self.model["mlp"](torch.cat(layers, dim=-1))  # [N, P, Dv] -> [N, P, Dh]
         side = side_of(rows.shape[1], "ldp")
         map_ = rows.transpose(1, 2).unflatten(2, (side, side))  # [N, Dh, side, side]
-        small = self.model["mb_block"](map_)  # [N, Dh, ceil(side / 2), ceil(side / 2)]
+        small: torch.Tensor = self.model["mb_block"](map_)  # [N, Dh, ceil(side / 2), ceil(side / 2)]
         return small.flatten(2).transpose(1, 2)  # [N, T, Dh]
 
 
@@ -52,7 +52,7 @@ class _Block(nn.Module):
         self.is_residual = stride == 1
 
     def forward(self, map_: torch.Tensor) -> torch.Tensor:
-        found = self.block(map_)
+        found: torch.Tensor = self.block(map_)
         return found + map_ if self.is_residual else found
 
 

@@ -44,4 +44,5 @@ class MLP(Connector):
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Concatenates the tower's layers on channels and projects them."""
         features = torch.cat(layers, dim=-1)  # [N, P, Dv]
-        return self.layers(features)  # [N, P, Dh]
+        projected: torch.Tensor = self.layers(features)  # [N, P, Dh]
+        return projected

@@ -39,7 +39,8 @@ class _Attention(nn.Module):
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in given)
         mask = None if real is None else real[:, None, None]
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(found.transpose(1, 2).flatten(2))
+        out: torch.Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
+        return out
 
 
 class Resampler(Connector):
@@ -83,7 +84,8 @@ class Resampler(Connector):
         query = query.expand(len(values), -1, -1)  # [N, Q, Dh]
         # Without padding no mask at all: sdpa has faster kernels without one.
         seen = self.attn(query, values + places, values, None if bool(real.all()) else real)  # [N, Q, Dh]
-        return self.ln_post(seen) @ self.proj  # [N, Q, Dh]
+        rows: torch.Tensor = self.ln_post(seen) @ self.proj  # [N, Q, Dh]
+        return rows
 
     def _places(self, grids: Grids, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What tells every patch's place, zero on padding, [N, P, D]; and which places are patches, [N, P]."""

@@ -34,7 +34,8 @@ class Clip(HuggingFaceTower):
 
     def encoder_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """CLIP norms its embeddings before the first layer."""
-        return self.model.pre_layrnorm(self.model.embeddings(pixels))
+        normed: torch.Tensor = self.model.pre_layrnorm(self.model.embeddings(pixels))
+        return normed
 
 
 def _preprocessor(image_size: int) -> dict[str, Any]:

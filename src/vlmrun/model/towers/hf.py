@@ -88,7 +88,8 @@ class HuggingFaceTower(Tower):
 
     def encoder_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the first encoder layer takes."""
-        return self.model.embeddings(pixels)
+        embedded: torch.Tensor = self.model.embeddings(pixels)
+        return embedded
 
     def prepare(self, source: Path | None, preprocessor: dict[str, Any]) -> None:
         """Remembers where the weights came from and how pictures are made ready: as said there, or as given here."""

@@ -11,7 +11,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from vlmrun.data.images.open import pad_to_square
+from vlmrun.data.images.fitting import pad_to_square
 from vlmrun.errors import DataError, suggest
 
 MODES = ("Default", "Pad", "Resize", "Crop")

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -25,18 +22,23 @@ import torch
 from vlmrun import artifact, logs
 from vlmrun.errors import CheckpointError
 from vlmrun.train import dist
+from vlmrun.train.checkpoint.files import (
+    MANIFEST,
+    STEP_NAME,
+    TEMPORARY,
+    Files,
+    digests,
+    discard,
+    gathered,
+    step_of,
+    verified,
+)
 
 log = logs.get(__name__)
-
-MANIFEST = "MANIFEST.json"
-_NAME = re.compile(r"step-(\d+)")
-_TEMPORARY = ".tmp-"
 _DAMAGED = "damaged-"
 # AdamW in fp32 beside fp32 weights: two moments, a master copy, the weights.
 _BYTES_PER_PARAMETER = 16
 _MARGIN_BYTES = 2**20
-
-Files = dict[str, dict[str, Any]]  # by path below the folder: n_bytes, sha256
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def draft(folder: Path, step: int, write: Callable[[Path], None], *, background:
     Raises:
         CheckpointError: as `commit`.
     """
-    temporary = folder / f"{_TEMPORARY}step-{step}"
+    temporary = folder / f"{TEMPORARY}step-{step}"
     if dist.is_main():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -87,7 +89,7 @@ def draft(folder: Path, step: int, write: Callable[[Path], None], *, background:
     with _reporting(folder, step):
         write(temporary)
         dist.barrier()
-    share = functools.partial(_describe, temporary, dist.rank(), dist.world(), sync=True)
+    share = functools.partial(digests, temporary, dist.rank(), dist.world(), sync=True)
     return Draft(folder, step, temporary, _future(share, background=background))
 
 
@@ -99,11 +101,11 @@ def seal(written: Draft, facts: dict[str, Any]) -> Path:
     """
     folder, step, final = written.folder, written.step, written.folder / f"step-{written.step}"
     with _reporting(folder, step):
-        files = _merged(written.mine.result())
+        files = gathered(written.mine.result())
         if dist.is_main():
             manifest = {"step": step, "facts": facts, "files": files}
             artifact.write_json(written.path / MANIFEST, manifest)
-            _discard(final)
+            discard(final)
             written.path.rename(final)
             artifact.fsync_folder(folder)
     dist.barrier()
@@ -131,15 +133,15 @@ def newest_good(folder: Path) -> Checkpoint | None:
 
     A damaged one is reported, set aside, and the one before is taken.
     """
-    names = sorted((p.name for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=_step, reverse=True)
+    names = sorted((p.name for p in folder.glob("step-*") if STEP_NAME.fullmatch(p.name)), key=step_of, reverse=True)
     for name in dist.broadcast_object(names):
         path = folder / name
-        problem, manifest = _verify(path)
+        problem, manifest = verified(path)
         if problem is None:
             return Checkpoint(manifest["step"], path, manifest["facts"])
         if dist.is_main():
             log.warning("checkpoint %s is damaged (%s): going back to the one before", path, problem)
-            _discard(folder / f"{_DAMAGED}{name}")
+            discard(folder / f"{_DAMAGED}{name}")
             path.rename(folder / f"{_DAMAGED}{name}")
         dist.barrier()
     if names and dist.is_main():
@@ -154,7 +156,7 @@ def open_step(folder: Path, step: int) -> Checkpoint:
         CheckpointError: when it is missing or damaged.
     """
     path = folder / f"step-{step}"
-    problem, manifest = _verify(path)
+    problem, manifest = verified(path)
     if problem is not None:
         raise CheckpointError(
             f"the checkpoint of step {step}, whose model was the best, is damaged ({problem})",
@@ -168,10 +170,10 @@ def prune(folder: Path, limit: int, best: int | None = None) -> None:
     """Keeps the newest `limit` checkpoints and the one of step `best`, and nothing half-written or damaged."""
     if not dist.is_main() or not folder.is_dir():
         return
-    good = sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: _step(p.name))
-    stale = [p for p in folder.iterdir() if p.name.startswith((_TEMPORARY, _DAMAGED))]
-    for path in [p for p in good[:-limit] if _step(p.name) != best] + stale:
-        _discard(path)
+    good = sorted((p for p in folder.iterdir() if STEP_NAME.fullmatch(p.name)), key=lambda p: step_of(p.name))
+    stale = [p for p in folder.iterdir() if p.name.startswith((TEMPORARY, _DAMAGED))]
+    for path in [p for p in good[:-limit] if step_of(p.name) != best] + stale:
+        discard(path)
 
 
 def check_facts(found: Checkpoint, facts: dict[str, Any], *, movable: bool) -> bool:
@@ -194,39 +196,6 @@ def check_facts(found: Checkpoint, facts: dict[str, Any], *, movable: bool) -> b
             "run with the values it was written with, or remove the checkpoints folder to train from the beginning",
         )
     return False
-
-
-def _step(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    assert match, name
-    return int(match[1])
-
-
-def _describe(folder: Path, rank: int, world: int, *, sync: bool) -> Files:
-    """Size and digest of a rank's share of all files but the manifest.
-
-    Args:
-        sync: written just now: forced to the disk, and hashed while the kernel remembers what was meant. Otherwise
-            they are read from the disk itself.
-    """
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    found = {}
-    for path in paths[rank::world]:
-        with path.open("rb") as handle:
-            if sync:
-                os.fsync(handle.fileno())
-            else:
-                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        found[path.relative_to(folder).as_posix()] = {"n_bytes": path.stat().st_size, "sha256": artifact.digest(path)}
-    return found
-
-
-def _merged(mine: Files) -> Files:
-    """All ranks' shares together."""
-    merged: Files = {}
-    for part in dist.gather_objects(mine):
-        merged |= part
-    return dict(sorted(merged.items()))
 
 
 def _future(work: Callable[[], Files], *, background: bool) -> Future[Files]:
@@ -256,41 +225,14 @@ def _reporting(folder: Path, step: int) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         if dist.is_main():
-            shutil.rmtree(folder / f"{_TEMPORARY}step-{step}", ignore_errors=True)
+            shutil.rmtree(folder / f"{TEMPORARY}step-{step}", ignore_errors=True)
         if dist.lost_a_rank(error):
             raise
         raise _cannot_save(folder, step, str(error).splitlines()[0]) from error
 
 
-def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a checkpoint (None: nothing), and its manifest."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        listed, step, _ = manifest["files"], manifest["step"], manifest["facts"]
-    except FileNotFoundError:
-        return f"no {MANIFEST}", {}
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} cannot be read", {}
-    found = _merged(_describe(path, dist.rank(), dist.world(), sync=False))
-    wrong = [f"{name}: missing" for name in listed if name not in found]
-    wrong += [f"{name}: content changed" for name in listed if name in found and found[name] != listed[name]]
-    if step != _step(path.name):
-        wrong.append(f"it is of step {step}")
-    return ("; ".join(wrong) or None), manifest
-
-
-def _discard(path: Path) -> None:
-    """Removes a folder; renamed first, so that a kill half way leaves nothing that looks whole."""
-    if not path.exists():
-        return
-    doomed = path.with_name(f"{_TEMPORARY}gone-{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _cannot_save(folder: Path, step: int, reason: str) -> CheckpointError:
-    last = max((_step(p.name) for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), default=0)
+    last = max((step_of(p.name) for p in folder.glob("step-*") if STEP_NAME.fullmatch(p.name)), default=0)
     kept = f"the checkpoint of step {last} is untouched" if last else "none was saved before"
     return CheckpointError(
         f"the checkpoint of step {step} cannot be written: {reason}; {kept}",

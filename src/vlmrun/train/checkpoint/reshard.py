@@ -22,7 +22,8 @@ from vlmrun import logs
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.train import dist
-from vlmrun.train.engine import DeepSpeedEngine, Engine, quiet
+from vlmrun.train.engine.base import Engine
+from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet
 
 log = logs.get(__name__)
 

@@ -119,7 +119,8 @@ class DeepSpeedEngine(Engine):
 
         exact = self._masters and parameter.requires_grad
         if self._zero == 3:
-            shard = safe_get_local_fp32_param(parameter) if exact else parameter.ds_tensor
+            held: Any = parameter  # with what DeepSpeed adds to it
+            shard: Tensor | None = safe_get_local_fp32_param(parameter) if exact else held.ds_tensor
             return None if shard is None else shard.detach()
         if exact:
             whole: Tensor = safe_get_full_fp32_param(parameter)

@@ -7,7 +7,7 @@ from pathlib import Path
 from vlmrun.config.job import JOB_FILE
 from vlmrun.errors import Problem
 from vlmrun.formats.base import How, Model
-from vlmrun.train.checkpoint.commit import MANIFEST
+from vlmrun.train.checkpoint.files import MANIFEST
 
 
 def detect(folder: Path) -> bool:

@@ -35,7 +35,7 @@ from vlmrun.model.parts import Loaded
 from vlmrun.names import WEIGHTS
 from vlmrun.train import model as training_model
 from vlmrun.train import setup
-from vlmrun.train.checkpoint.commit import MANIFEST
+from vlmrun.train.checkpoint.files import MANIFEST
 from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet
 from vlmrun.train.engine.fsdp import FsdpEngine
 from vlmrun.train.engine.plain import PlainEngine
@@ -198,7 +198,9 @@ def _fill(loaded: Loaded, state: dict[str, torch.Tensor], folder: Path) -> None:
 
 def _save(weights: Path, loaded: Loaded, job: StageJob, stage: TrainStage) -> None:
     whole = setup.whole_parts(loaded, stage)
-    adapter = {n: p for n, p in loaded.vlm.llm.named_parameters() if p.requires_grad} if stage.tune.adapters else {}
+    adapter: dict[str, torch.Tensor] = {}
+    if stage.tune.adapters:
+        adapter = {n: p for n, p in loaded.vlm.llm.named_parameters() if p.requires_grad}
     native.save(
         weights,
         loaded,

@@ -5,7 +5,8 @@ from PIL import Image
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.data.images import cache as picture_cache
 from vlmrun.data.images.cache import PictureCache
-from vlmrun.data.images.open import ImageLayout, ImageTransform, load_image
+from vlmrun.data.images.open import load_image
+from vlmrun.data.images.transform import ImageLayout, ImageTransform
 
 
 @pytest.fixture

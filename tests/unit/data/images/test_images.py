@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmrun.data.images.open import ImageTransform, image_size, load_image, open_image, pad_to_square
+from vlmrun.data.images.fitting import pad_to_square
+from vlmrun.data.images.open import image_size, load_image, open_image
+from vlmrun.data.images.transform import ImageTransform
 from vlmrun.errors import CheckpointError, DataError
 
 CLIP = {

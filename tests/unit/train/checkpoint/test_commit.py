@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from vlmrun.errors import CheckpointError
-from vlmrun.train.checkpoint import commit
+from vlmrun.train.checkpoint import commit, files
 
 FACTS = {"engine": "plain", "ranks": 1}
 
@@ -25,7 +25,7 @@ def test_a_commit_is_found_again(tmp_path):
     _committed(tmp_path, 2, 10)
     found = commit.newest_good(tmp_path)
     assert (found.step, found.path, found.facts) == (10, tmp_path / "step-10", FACTS)
-    manifest = json.loads((found.path / commit.MANIFEST).read_text("utf-8"))
+    manifest = json.loads((found.path / files.MANIFEST).read_text("utf-8"))
     assert set(manifest["files"]) == {"sub/a.pt", "b.pt"}
 
 
@@ -73,9 +73,9 @@ def test_half_written_folders_are_ignored(tmp_path):
     [
         (lambda p: (p / "b.pt").write_bytes(b"c" * 100), "b.pt: content changed"),
         (lambda p: (p / "b.pt").unlink(), "b.pt: missing"),
-        (lambda p: (p / commit.MANIFEST).write_text("{"), "cannot be read"),
-        (lambda p: (p / commit.MANIFEST).write_text("[]"), "cannot be read"),
-        (lambda p: (p / commit.MANIFEST).unlink(), "no MANIFEST.json"),
+        (lambda p: (p / files.MANIFEST).write_text("{"), "cannot be read"),
+        (lambda p: (p / files.MANIFEST).write_text("[]"), "cannot be read"),
+        (lambda p: (p / files.MANIFEST).unlink(), "no MANIFEST.json"),
         (lambda p: (shutil.rmtree(p), shutil.copytree(p.parent / "step-1", p)), "it is of step 1"),
     ],
 )

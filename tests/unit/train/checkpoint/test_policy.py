@@ -110,7 +110,7 @@ def test_a_damaged_last_one_is_written_once_more(tmp_path):
 def test_a_disk_that_damages_everything_is_told(tmp_path, monkeypatch):
     mine = saver(tmp_path, background=False)
     mine.save(4)
-    monkeypatch.setattr(commit, "_verify", lambda path: ("content changed", {}))
+    monkeypatch.setattr(commit, "verified", lambda path: ("content changed", {}))
     with pytest.raises(CheckpointError, match="cannot be read back as it was written, twice"):
         mine.prove(4, lambda path: None, lambda: "as it was")
 

@@ -1,0 +1,41 @@
+"""All the training loop needs besides the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmrun.config.schema import TrainStage
+from vlmrun.train.checkpoint.policy import Saver
+from vlmrun.train.log import Tracker
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Plan:
+    """All the loop needs besides the engine.
+
+    Args:
+        name: of the stage, for messages.
+        batches: (step, this rank's micro batches), steps counting from 0.
+        done: steps finished before this process began.
+        rate: the schedule's factor, by steps finished.
+        saver: writes checkpoints.
+        evaluate: tries the model of so many finished steps on held-out data, if it is time; true when that made it the
+            best one so far, which has to be kept.
+        skipped: told of samples that were left out while loading.
+    """
+
+    name: str
+    stage: TrainStage
+    batches: Iterable[tuple[int, list[Batch]]]
+    steps: int
+    done: int
+    epoch: Callable[[int], float]
+    rate: Callable[[int], float]
+    saver: Saver
+    evaluate: Callable[[int], bool]
+    skipped: Callable[[list[dict[str, Any]]], None]
+    trackers: list[Tracker] = field(default_factory=list)
