@@ -54,4 +54,6 @@ class Pictures:
         if not asked.question.images:
             return Seen(pixels, layouts, None)
         place = next(self.vlm.parameters()).device
-        return Seen(pixels, layouts, self.vlm.image_features(torch.from_numpy(pixels).to(place), list(layouts)))
+        with torch.no_grad():
+            rows = self.vlm.features(torch.from_numpy(pixels).to(place), list(layouts))
+        return Seen(pixels, layouts, rows)

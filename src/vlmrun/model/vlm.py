@@ -117,7 +117,7 @@ class VLM(nn.Module):
         """Token embeddings with image features in their places.
 
         Args:
-            features: what `image_features` gave for these images, one after another, in place of `pixels`.
+            features: what `features` gave for these images, one after another, in place of `pixels`.
 
         Shape:
             input_ids [B, L]; pixels [S, 3, H, W], S tiles of all images of the batch; result [B, L, D]
@@ -136,15 +136,6 @@ class VLM(nn.Module):
             # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
             return embeds + features.sum().to(embeds.dtype) * 0
         return splice(embeds, features, mask)
-
-    @torch.no_grad()
-    def image_features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
-        """Rows for the image positions of these images, to be asked about many times.
-
-        Shape:
-            pixels [S, 3, H, W]; result [positions, width of the LLM]
-        """
-        return self.features(pixels, layouts)
 
     @torch.no_grad()
     def generate(  # noqa: PLR0913 - a batch and how to continue it

@@ -109,8 +109,8 @@ def test_any_batch_gives_the_same_answers(asker, asked, tmp_path):
 def test_a_picture_asked_about_often_goes_through_the_tower_once(asker, asked, tmp_path, monkeypatch):
     same = [replace(one, question=replace(one.question, images=("0.png",))) for one in asked[:9]]
     calls = []
-    real = type(asker.vlm).image_features
-    monkeypatch.setattr(type(asker.vlm), "image_features", lambda *given: calls.append(1) or real(*given))
+    real = type(asker.vlm).features
+    monkeypatch.setattr(type(asker.vlm), "features", lambda *given: calls.append(1) or real(*given))
     asker.predict(same, tmp_path / "a.jsonl", quiet)
     assert len(calls) == 1
 
