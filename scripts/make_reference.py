@@ -31,6 +31,9 @@ NODES = {
     "Slices": ("model.tiles, for image_aspect: slices", ""),
     "DataConfig": ("data.NAME", "data/llava.yaml"),
     "About": ("data.NAME.about", ""),
+    "BenchmarkConfig": ("data.NAME, of benchmark=[NAME]; besides the keys of DataConfig", "benchmark/_common.yaml"),
+    "Keys": ("data.NAME.keys, of a benchmark", ""),
+    "Generation": ("data.NAME.generation, of a benchmark", "benchmark/_common.yaml"),
     "TrainStage": ("stage.NAME, kind: train", "stage/_train.yaml"),
     "Tune": ("stage.NAME.tune", "stage/_train.yaml"),
     "Lora": ("stage.NAME.lora", "stage/_train.yaml"),
@@ -61,7 +64,7 @@ NODES = {
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "min_length": "items at least", "max_length": "at most"}
 GROUPS = (
     *("recipe", "pipeline", "model", "model/llm", "model/tower", "model/connector"),
-    *("data", "stage", "stage/method", "hardware"),
+    *("data", "benchmark", "stage", "stage/method", "evaluate", "judge", "hardware"),
 )
 HEAD = """\
 # Every key and option

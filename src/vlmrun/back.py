@@ -7,7 +7,6 @@ that leaves here, each with its reason, and `tests/unit/test_layout.py` counts.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from vlmrun.errors import Problem
 from vlmrun.outcome import Result
 
 if TYPE_CHECKING:
+    import argparse
     from multiprocessing.connection import Connection
 
     from vlmrun.formats.base import How

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import Asking, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
+from vlmrun.config.schema import Asking, BenchmarkConfig, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import Problem, suggest
@@ -45,7 +45,8 @@ def _data(run: RunConfig) -> Iterator[Problem]:
     active = {name: stage for name, stage in _readers(run).items() if not run.only or name in run.only}
     used = {source for stage in active.values() for source in derived.sources(stage)}
     for name, data in run.data.items():
-        if "." not in data.format and data.format not in FORMATS:
+        plain = not isinstance(data, BenchmarkConfig)  # whose formats are in the schema
+        if plain and "." not in data.format and data.format not in FORMATS:
             where = f"data.{name}.format"
             yield Problem(f"no data format {data.format!r}", where, suggest(data.format, FORMATS, noun="formats"))
         if data.prepare is None and name in used:
@@ -57,7 +58,8 @@ def _data(run: RunConfig) -> Iterator[Problem]:
                 )
     for name, stage in _readers(run).items():
         for source in stage.data:
-            kind = run.data[source].format if source in run.data else None
+            entry = run.data.get(source)
+            kind = None if entry is None else "vqa" if isinstance(entry, BenchmarkConfig) else entry.format
             if (kind == "vqa") != isinstance(stage, Asking) and kind in FORMATS:
                 wanted = "vqa" if isinstance(stage, Asking) else "llava"
                 yield Problem(

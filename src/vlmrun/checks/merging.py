@@ -109,6 +109,10 @@ def _parameters(method: Any, n: int, where: str) -> Iterator[Problem]:
 
 def _search(stage: SearchStage, where: str) -> Iterator[Problem]:
     yield from _models(stage, where)
+    scores = ("accuracy", "accuracy_unseen", *stage.data)
+    if stage.score not in scores:
+        fix = suggest(stage.score, scores, noun="scores")
+        yield Problem(f"no score {stage.score!r}", f"{where}.score", fix)
     if stage.weights is not None and stage.divisions is not None:
         yield Problem("both weights and divisions are given", f"{where}.divisions", f"{where}.divisions=null")
     stock = not stage.method.weighted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmrun.checks import (
+    benchmarks,
     converting,
     data,
     engines,
@@ -28,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     *run.RULES,
     *llm.RULES,
     *data.RULES,
+    *benchmarks.RULES,
     *values.RULES,
     *training.RULES,
     *offload.RULES,

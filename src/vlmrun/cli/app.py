@@ -27,6 +27,9 @@ VERBS = {
     "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",
     "data": "vlmrun.cli.data:main",
+    "score": "vlmrun.cli.score:score",
+    "submit": "vlmrun.cli.score:submit_",
+    "judge": "vlmrun.cli.judge:main",
     "import": "vlmrun.cli.import_script:main",
     "export-script": "vlmrun.cli.import_script:export",
     "merge": "vlmrun.cli.weights:merge",
@@ -48,6 +51,9 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
        vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page
+       vlmrun score ANSWERS --benchmark B  accuracy, interval and protocol of answers, without a model
+       vlmrun submit STAGE                 the files that evaluation servers take
+       vlmrun judge QUESTIONS A B ...      two sets of answers compared by a judge behind an HTTP endpoint
        vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
        vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
        vlmrun convert SRC DST --to FORMAT  a model in another format: Hugging Face, upstream's, Megatron, ...

@@ -102,7 +102,7 @@ def _list_stages(config: RunConfig) -> None:
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
     """One run from its overrides to its report."""
-    from vlmrun.report import run_page, run_table
+    from vlmrun.report import benchmarks, run_page, run_table
 
     config = compose(overrides, config_dirs)
     graph.require(rules.check(config))
@@ -118,6 +118,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     finally:
         if planned.outcomes:
             run_table.show(run_table.summary(planned.outcomes), config.name)
+            benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
     if all(outcome.reused for outcome in planned.outcomes) and (planned.folder / "report.html").is_file():
         log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
     else:

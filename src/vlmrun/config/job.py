@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from vlmrun.config.schema import DataConfig, HardwareConfig, ModelConfig, Node, Stage, Tracker
+from vlmrun.config.schema import Data, HardwareConfig, ModelConfig, Node, Stage, Tracker
 
 JOB_FILE = "job.json"
 # Environment variable with a folder in which the ranks of one node meet.
@@ -29,7 +29,7 @@ class StageJob(Node):
     folder: str
     stage: Stage
     model: ModelConfig
-    data: dict[str, DataConfig]
+    data: dict[str, Data]
     parents: dict[str, str]
     prepared: list[str]
     hardware: HardwareConfig

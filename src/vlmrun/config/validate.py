@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 from vlmrun.config.schema import DataConfig, RunConfig, StageNode
 from vlmrun.errors import Problem, suggest
 
+_DATA = ("data", "benchmark")  # what an entry of `data` may be
+
 
 def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunConfig | None, list[Problem]]:
     """Types a composed tree.
@@ -38,7 +40,8 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
 def _path(location: tuple[int | str, ...], tree: Any) -> str:
     """A dotted key, without what pydantic puts in where it has several models or types to choose from."""
     parts = [str(part) for part in location]
-    if len(parts) > 2 and parts[:2] == ["model", "tiles"]:
+    is_data = len(parts) > 2 and parts[0] == "data" and parts[2] in _DATA
+    if is_data or (len(parts) > 2 and parts[:2] == ["model", "tiles"]):
         del parts[2]
     for place, part in enumerate(parts):
         if not isinstance(tree, dict | list):

@@ -79,6 +79,8 @@ def _build(
 def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
     """Finds what the template cannot show: now, and not hours into a run. Questions get their answers."""
     if isinstance(sample, Question):
+        if not sample.answer:
+            return Rejected(sample.id, sample.source, "the question has no answer to learn", "add its `answer`")
         sample = sample.answered
     if encoder.as_upstream:
         try:

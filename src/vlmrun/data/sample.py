@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Question(Sample):
-    """A sample that ends with a question, and the answer it is compared with."""
+    """A sample that ends with a question, and the answer it is compared with; empty where none is known."""
 
     answer: str
     category: str

@@ -1,167 +1,243 @@
-"""Ask a model questions and keep its answers, batch by batch, so that an interrupted evaluation goes on."""
+"""Ask a model questions and keep its answers, batch by batch and rank by rank, so that an evaluation can be resumed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlmrun import artifact
+from vlmrun.config.schema import Generation
 from vlmrun.data.dataset import Item
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped
-from vlmrun.data.sample import IMAGE_TAG, Question
 from vlmrun.errors import DataError
+from vlmrun.eval.asked import Asked, Key, batches, greedy, key_of, line
+from vlmrun.eval.features import Pictures, Seen
+from vlmrun.eval.metrics.options import LETTERS
+from vlmrun.ids import IGNORE
 from vlmrun.names import SKIPPED
 
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question and where its picture is looked for.
+class Ranks:
+    """Who shares the questions.
 
     Args:
-        data: name of the data entry.
-        skip: leave the question out when its picture cannot be used.
+        barrier: waits for all of them.
     """
 
-    question: Question
-    images: Path | None
-    data: str
-    skip: bool = False
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Asker:
-    """How questions are put to a model: greedily, so that the answers are a function of the model alone."""
+    """How questions are put to a model.
+
+    Args:
+        batch: questions asked together; those that are drawn or compared are asked one by one.
+        max_new_tokens: of plain questions; a benchmark has its own.
+        seed: of drawn answers, each of which has a seed of its own: neither batch nor rank changes it.
+        ranks: of which this process is one.
+    """
 
     vlm: Any
     prompts: Prompts
     batch: int
     max_new_tokens: int
+    seed: int = 0
+    ranks: Ranks = Ranks()
+    _pictures: dict[str, Pictures] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def predict(self, questions: Sequence[Asked], answers: Path, report: Report) -> list[dict[str, Any]]:
-        """Answers all questions, in order, and returns the rows of `answers`.
+        """Answers all questions, and returns the rows of `answers` in their order; every rank calls it.
 
-        Batches always hold the same questions: padding can sway a near tie, and a resumed evaluation must not differ
-        from an undisturbed one. Rows of a batch that is whole in the file are kept, others are asked again.
+        Batches always hold the same questions, whatever the number of ranks: padding can sway a near tie, and a resumed
+        evaluation must not differ from an undisturbed one. Batches that are whole on disk are kept, others asked again.
 
         Args:
-            answers: JSONL of `question_id`, `data`, `image`, `text`, `category`, `split`, `expected`, `answer`.
-            report: called with the numbers of questions done and in all.
-        """
-        known = _read(answers)
-        batches = [questions[start : start + self.batch] for start in range(0, len(questions), self.batch)]
-        is_kept = [all(_key(asked) in known for asked in batch) for batch in batches]
-        rows = [known[_key(asked)] for batch, kept in zip(batches, is_kept, strict=True) if kept for asked in batch]
-        artifact.write_text(answers, "".join(_line(row) for row in rows))
-        done = len(rows)
-        with answers.open("a", encoding="utf-8") as handle:
-            for batch, kept in zip(batches, is_kept, strict=True):
-                if kept:
-                    continue
-                new = self._answer(batch, answers.parent / SKIPPED)
-                handle.write("".join(_line(row) for row in new))
-                handle.flush()
-                rows += new
-                done += len(batch)
-                report(done, len(questions))
-        order = {_key(asked): place for place, asked in enumerate(questions)}
-        return sorted(rows, key=lambda row: order[row["data"], row["question_id"]])
+            answers: JSONL of `question_id`, `data`, `image`, `text`, `category`, `split`, `expected`, `answer`, and of
+                benchmarks `score`, `read_as`, `doubtful`. While it is made its rows lie in a folder beside it.
+            report: called with the numbers of questions done and in all, of this rank's share.
 
-    def _answer(self, batch: Sequence[Asked], skipped: Path) -> list[dict[str, Any]]:
-        items: list[Item] = []
+        Raises:
+            DataError: for a picture that cannot be used, unless its data says `on_error: skip`; and when the shares of
+                all ranks leave a question out.
+        """
+        parts = answers.with_name(f"{answers.name}.parts")
+        known = _known(answers, parts)
+        mine = batches(questions, self.batch)[self.ranks.rank :: self.ranks.world]
+        total, done = sum(map(len, mine)), 0
+        parts.mkdir(parents=True, exist_ok=True)
+        self.ranks.barrier()  # nobody writes before everybody has read
+        own = parts / f"rank-{self.ranks.rank}.jsonl"
+        kept = [known[asked.key] for batch in mine if _is_whole(batch, known) for asked in batch]
+        artifact.write_text(own, "".join(map(_text, kept)))
+        with own.open("a", encoding="utf-8") as handle:
+            for batch in mine:
+                done += len(batch)
+                if not _is_whole(batch, known):
+                    handle.write("".join(map(_text, self._answer(batch))))
+                    handle.flush()
+                    report(done, total)
+        self.ranks.barrier()
+        rows = _joined(questions, parts)
+        if self.ranks.rank == 0:
+            left_out = [row for row in rows if "skipped" in row]
+            if left_out:
+                listed = [{"id": row["question_id"], "reason": row["skipped"]} for row in left_out]
+                list_skipped(answers.parent / SKIPPED, listed)
+            rows = [row for row in rows if "skipped" not in row]
+            artifact.write_text(answers, "".join(map(_text, rows)))
+            shutil.rmtree(parts)
+        self.ranks.barrier()
+        return [row for row in rows if "skipped" not in row]
+
+    @cached_property
+    def _plain(self) -> Generation:
+        return greedy(self.max_new_tokens)
+
+    def _answer(self, batch: Sequence[Asked]) -> list[dict[str, Any]]:
+        pictures = self._pictures.setdefault("last", Pictures(self.vlm, self.prompts.encoder))
+        items: list[tuple[Item, Seen]] = []
         usable: list[Asked] = []
+        skipped: list[dict[str, Any]] = []
         for asked in batch:
             question = asked.question
             try:
-                pixels, layouts = self.prompts.encoder.pixels(question, asked.images)
-                items.append(self.prompts.item(question.turns, pixels, question.where, layouts))
+                seen = pictures.of(asked)
+                items.append((self.prompts.item(question.turns, seen.pixels, question.where, seen.layouts), seen))
                 usable.append(asked)
             except DataError as error:
                 if not asked.skip:
                     raise
-                list_skipped(skipped, [{"id": question.id, "reason": error.problems[0].what}])
-        if not items:
-            return []
-        texts = self._generate(items)
-        return [_row(asked, text) for asked, text in zip(usable, texts, strict=True)]
+                reason = error.problems[0].what
+                skipped.append({"question_id": question.id, "data": asked.data, "draw": asked.draw, "skipped": reason})
+        texts = self._texts(usable, items) if items else []
+        return [line(asked, text) for asked, text in zip(usable, texts, strict=True)] + skipped
 
-    def _generate(self, items: Sequence[Item]) -> list[str]:
-        batch = self.prompts.collate(items)
-        device = next(self.vlm.parameters()).device
-        tensors = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    def _texts(self, batch: Sequence[Asked], items: Sequence[tuple[Item, Seen]]) -> list[str]:
+        """Answers of a batch, which all questions of are asked in one way."""
+        benchmark = batch[0].benchmark
+        how = self._plain if benchmark is None else benchmark.config.generation
+        if how.likelihood:
+            assert benchmark is not None
+            letters = [asked.benchmark.row.letters for asked in batch if asked.benchmark is not None]
+            return [self._likeliest(item, named) for item, named in zip(items, letters, strict=True)]
+        if how.temperature > 0:
+            torch.manual_seed(_seed(self.seed, batch[0]))
+        texts = [_stopped(text, how.stop) for text in self._generate(items, how, how.max_new_tokens)]
+        if how.second is None:
+            return texts
+        longer = [
+            (self._continued(item, text + how.second), seen) for (item, seen), text in zip(items, texts, strict=True)
+        ]
+        seconds = [_stopped(text, how.stop) for text in self._generate(longer, how, how.second_tokens)]
+        return [f"{text}\n The answer is {second}" for text, second in zip(texts, seconds, strict=True)]
+
+    def _continued(self, item: Item, text: str) -> Item:
+        """A prompt whose answer has begun."""
+        ids, encoded = self._ids(text), item.encoded
+        longer = replace(encoded, input_ids=[*encoded.input_ids, *ids], labels=[*encoded.labels, *[IGNORE] * len(ids)])
+        return replace(item, encoded=longer)
+
+    def _ids(self, text: str) -> list[int]:
+        start = self.prompts.encoder.template.answer_start
+        found: list[int] = self.prompts.encoder.tokenizer(start + text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _generate(self, items: Sequence[tuple[Item, Seen]], how: Generation, max_new_tokens: int) -> list[str]:
+        tensors, features = self._tensors(items)
         new = self.vlm.generate(
             tensors["input_ids"],
             tensors["attention_mask"],
-            tensors["pixels"],
-            max_new_tokens=self.max_new_tokens,
+            None,
+            max_new_tokens=max_new_tokens,
             eos_ids=self.prompts.stop_ids,
-            layouts=batch["layouts"],
+            features=features,
+            sampling=_sampling(how),
         )
         return [self.prompts.answer(ids) for ids in new.tolist()]
 
+    def _likeliest(self, item: tuple[Item, Seen], letters: Sequence[str]) -> str:
+        """The letter that the model gives the best chance as the answer's beginning."""
+        tensors, features = self._tensors([item])
+        named = LETTERS[: len(letters)]
+        ids = [self._ids(letter)[-1] for letter in named]
+        with torch.no_grad():
+            embeds = self.vlm.embed(tensors["input_ids"], None, features=features)
+            logits = self.vlm.llm(inputs_embeds=embeds, attention_mask=tensors["attention_mask"]).logits[0, -1]
+        return named[int(logits[ids].argmax())]
 
-def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
-    """Gives every question another picture of its category, by turning round the distinct ones.
-
-    Pictures are turned and not questions: many ask about the same picture, and would meet it again. Questions without
-    a picture, and those of a category with a single one, are left out.
-    """
-    groups: dict[str, list[Asked]] = defaultdict(list)
-    for asked in questions:
-        if asked.question.images:
-            groups[asked.question.category].append(asked)
-    turned: dict[tuple[str, str], Asked] = {}
-    for group in groups.values():
-        pictures = list(dict.fromkeys((asked.images, asked.question.images) for asked in group))
-        if len(pictures) < 2:
-            continue
-        shift = 1 + seed % (len(pictures) - 1)
-        others = {picture: pictures[(place + shift) % len(pictures)] for place, picture in enumerate(pictures)}
-        for asked in group:
-            root, names = others[asked.images, asked.question.images]
-            turned[_key(asked)] = replace(asked, question=replace(asked.question, images=names), images=root)
-    return [turned[_key(asked)] for asked in questions if _key(asked) in turned]
+    def _tensors(self, items: Sequence[tuple[Item, Seen]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Ids and mask of a batch where the model is, and the features of its images one after another."""
+        batch = self.prompts.collate([item for item, _ in items])
+        weight = next(self.vlm.parameters())
+        tensors = {key: batch[key].to(weight.device) for key in ("input_ids", "attention_mask")}
+        shown = [seen.features for _, seen in items if seen.features is not None]
+        return tensors, torch.cat(shown) if shown else torch.empty(0, device=weight.device)
 
 
-def _key(asked: Asked) -> tuple[str, str]:
-    return asked.data, asked.question.id
+def _sampling(how: Generation) -> dict[str, Any]:
+    if how.temperature > 0:
+        drawn = {"do_sample": True, "temperature": how.temperature, "top_k": 0}
+        return drawn if how.top_p is None else {**drawn, "top_p": how.top_p}
+    return {"num_beams": how.num_beams}
 
 
-def _row(asked: Asked, answer: str) -> dict[str, Any]:
-    question = asked.question
-    return {
-        "question_id": question.id,
-        "data": asked.data,
-        "image": question.images[0] if question.images else None,
-        "text": question.turns[-1].text.replace(IMAGE_TAG, "").strip(),
-        "category": question.category,
-        "split": question.split,
-        "expected": question.answer,
-        "answer": answer,
-    }
+def _stopped(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.split(stop, 1)[0]
+    return text.strip()
 
 
-def _line(row: dict[str, Any]) -> str:
+def _seed(seed: int, asked: Asked) -> int:
+    """A seed for one answer."""
+    text = json.dumps([seed, *asked.key])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _is_whole(batch: Sequence[Asked], known: dict[Key, dict[str, Any]]) -> bool:
+    return all(asked.key in known for asked in batch)
+
+
+def _text(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows of an earlier attempt; a line torn by a kill ends the file."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    if not path.is_file():
-        return found
-    for line in path.read_bytes().splitlines():
+def _known(answers: Path, parts: Path) -> dict[Key, dict[str, Any]]:
+    """Rows of an earlier attempt, of whichever number of ranks."""
+    files = [answers, *sorted(parts.glob("rank-*.jsonl"))]
+    return {key_of(row): row for file in files for row in _read(file)}
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file; a line torn by a kill ends it."""
+    for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            row = json.loads(line)
-            found[row["data"], row["question_id"]] = row
+            row = json.loads(text)
+            key_of(row)
         except (ValueError, KeyError, TypeError):
-            break
-    return found
+            return
+        yield row
+
+
+def _joined(questions: Sequence[Asked], parts: Path) -> list[dict[str, Any]]:
+    """The rows of all ranks in the questions' order."""
+    found = {key_of(row): row for file in sorted(parts.glob("rank-*.jsonl")) for row in _read(file)}
+    missing = [asked for asked in questions if asked.key not in found]
+    if missing:
+        what = f"{len(missing)} of {len(questions)} questions have no answer, such as {missing[0].question.id}"
+        raise DataError(what, str(parts), "run the same command again: it asks what is missing")
+    return [found[asked.key] for asked in questions]

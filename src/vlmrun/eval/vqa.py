@@ -8,13 +8,14 @@ from typing import Any
 
 from vlmrun.data.sample import same_answer
 
-UNSEEN = "unseen"  # the split of attribute combinations that no training picture has
+UNSEEN = "unseen"  # the split of attribute combinations that no training image has
 
 Row = Mapping[str, Any]
+_RIGHT = 0.5
 
 
 def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]:
-    """Exact match, beside what guessing and looking at the wrong picture reach.
+    """Exact match, beside what guessing and looking at the wrong image reach.
 
     Args:
         answers: rows with `expected`, `answer`, `category` and `split`.
@@ -24,10 +25,14 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
         `seen` (all splits but `unseen`) and `unseen`, each None or a group with `n_questions`, `accuracy`, `chance`,
         `shuffled` and the same per category; `splits`: a group for each split.
     """
+    unscored = sum(not row["expected"] for row in answers)
+    answers = [row for row in answers if row["expected"]]
+    control = [row for row in control if row["expected"]]
     by_split = _groups(answers, "split")
     control_by_split = _groups(control, "split")
     return {
-        "n_questions": len(answers),
+        "n_questions": len(answers) + unscored,
+        **({"n_without_answer": unscored} if unscored else {}),
         "seen": _group(
             [row for row in answers if row["split"] != UNSEEN], [row for row in control if row["split"] != UNSEEN]
         ),
@@ -37,7 +42,9 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
 
 
 def is_match(row: Row) -> bool:
-    """Whether a row's answer is the expected one."""
+    """Whether a row's answer is right: by its set's metric where it has one, else by exact match."""
+    if isinstance(row.get("score"), int | float):
+        return bool(row["score"] >= _RIGHT)
     return same_answer(row["answer"], row["expected"])
 
 

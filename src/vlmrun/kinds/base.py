@@ -39,6 +39,7 @@ class Kind(Generic[S]):
         version: raised when the code makes something else from the same configuration; part of every key.
         back: the module that carries it out, `execute(job) -> Result | None`, imported by workers only.
         trains: whether it runs on every rank, under watch, and leaves a loss curve and checkpoints.
+        shares: whether the ranks of one node share its work, without being watched.
         makes_model: whether further stages can start from what it makes.
         answers: whether it leaves answers to questions, which reports show.
         objective: the number of its summary that a sweep judges it by.
@@ -49,6 +50,7 @@ class Kind(Generic[S]):
     version: ClassVar[int] = 1
     back: ClassVar[str] = ""
     trains: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
     makes_model: ClassVar[bool] = True
     answers: ClassVar[bool] = False
     objective: ClassVar[str | None] = None

@@ -17,6 +17,7 @@ class _Evaluate(Kind[EvaluateStage]):
     version = 1
     back = "vlmrun.stages.evaluate"
     makes_model = False
+    shares = True
     answers = True
     objective = "accuracy"
     numbers = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,20 +112,26 @@ class VLM(nn.Module):
         input_ids: torch.Tensor,
         pixels: torch.Tensor | None,
         layouts: Sequence[Layout | None] | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Token embeddings with image features in their places.
+
+        Args:
+            features: what `features` gave for these images, one after another, in place of `pixels`.
 
         Shape:
             input_ids [B, L]; pixels [S, 3, H, W], S tiles of all images of the batch; result [B, L, D]
         """
         mask = input_ids == IMAGE_TOKEN  # [B, L]
+        embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
+        # The id of an image is no row of the table: any other stands in, and the feature replaces what it gives.
+        embeds: torch.Tensor = embedding(input_ids.masked_fill(mask, 0))  # [B, L, D]
+        if features is not None:
+            return splice(embeds, features, mask) if mask.any() else embeds
         blank = self._is_blank(mask, pixels)
         if pixels is None:
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
         features = self.features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)  # [rows, D]
-        embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
-        # The id of an image is no row of the table: any other stands in, and the feature replaces what it gives.
-        embeds: torch.Tensor = embedding(input_ids.masked_fill(mask, 0))  # [B, L, D]
         if blank:
             # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
             return embeds + features.sum().to(embeds.dtype) * 0
@@ -143,13 +149,17 @@ class VLM(nn.Module):
         layouts: Sequence[Layout | None] | None = None,
         streamer: Any = None,
         together: bool = False,
+        features: torch.Tensor | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> torch.Tensor:
-        """Continues prompts greedily; call `eval()` first.
+        """Continues prompts, greedily unless told otherwise; call `eval()` first.
 
         Args:
             input_ids: expanded ids, left-padded when prompts differ in length.
             streamer: a transformers streamer, for one prompt.
             together: every rank generates, and goes on until the last one is done: sharded weights need all of them.
+            features: as in `embed`.
+            sampling: values of transformers' GenerationConfig, such as `do_sample`, `temperature`, `num_beams`.
 
         Shape:
             input_ids, attention_mask [B, L]; result [B, T], new ids only, rows that ended filled up with `eos_ids[0]`
@@ -157,7 +167,7 @@ class VLM(nn.Module):
         from transformers import GenerationConfig
 
         assert not self.training, "generate in eval mode: dropout would change the answers"
-        embeds = self.embed(input_ids, pixels, layouts)
+        embeds = self.embed(input_ids, pixels, layouts, features)
         # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
         llm: Any = self.llm
         if hasattr(llm, "peft_config"):
@@ -172,8 +182,7 @@ class VLM(nn.Module):
                     inputs_embeds=embeds,
                     attention_mask=attention_mask.long(),
                     generation_config=GenerationConfig(
-                        do_sample=False,
-                        num_beams=1,
+                        **{"do_sample": False, "num_beams": 1, **(sampling or {})},
                         max_new_tokens=max_new_tokens,
                         eos_token_id=list(eos_ids),
                         pad_token_id=eos_ids[0],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmrun import artifact, kinds
 from vlmrun.kinds.base import AnyKind
 from vlmrun.names import HELD_OUT, METRICS, SCORES
-from vlmrun.report import answers, search, svg, tables
+from vlmrun.report import answers, benchmarks, search, svg, tables
 from vlmrun.report import html as page
 from vlmrun.report.run_table import Row, cells, columns, number, share_text, summary
 from vlmrun.report.svg import Bar
@@ -39,6 +39,7 @@ def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
         _stages(rows),
         _losses(outcomes),
         _searches(outcomes),
+        _benchmarks(outcomes),
         _accuracy(rows),
         _categories(outcomes),
         _pictures(outcomes),
@@ -111,12 +112,20 @@ def _searches(outcomes: Sequence[Outcome]) -> str:
     return page.section("Search", note, *cards)
 
 
+def _benchmarks(outcomes: Sequence[Outcome]) -> str:
+    found = [benchmarks.show(item.name, item.folder) for item in outcomes]
+    if not any(found):
+        return ""
+    note = "Plain reading; images are drawn as wholes for the intervals. Scores of one protocol can be compared."
+    return page.section("Benchmarks", note, *filter(None, found))
+
+
 def _accuracy(rows: Sequence[Row]) -> str:
     measured = [(name, label) for name, label in _MEASURES if any(name in row.numbers for row in rows)]
     groups = [
         (row.name, [Bar(label, row.numbers.get(name), name) for name, label in measured])
         for row in rows
-        if kinds.of_artifact(row.kind).answers
+        if kinds.of_artifact(row.kind).answers and "accuracy" in row.numbers
     ]
     if not groups:
         return ""

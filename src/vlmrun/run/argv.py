@@ -17,7 +17,7 @@ OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MAS
 
 
 def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node: Node = ALONE) -> list[str]:
-    """The argv of a job on one node. Only training has several ranks; every other kind is one process.
+    """The argv of a job on one node. Training and evaluation have several ranks; every other kind is one process.
 
     Args:
         port: a free one of node 0, for its ranks to meet at.
@@ -27,7 +27,8 @@ def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node:
     """
     worker = ["-m", "vlmrun.worker", str(job.path / JOB_FILE)]
     launcher = job.hardware.launcher
-    if not kinds.of(job.stage).trains or launcher == "inline":
+    front = kinds.of(job.stage)
+    if not (front.trains or front.shares) or launcher == "inline":
         return [sys.executable, *worker]
     if launcher == "torchrun":
         return [sys.executable, "-m", "vlmrun.torchrun", *_torchrun(job, port, attempt, node), *worker]

@@ -18,7 +18,7 @@ from vlmrun import artifact, kinds
 from vlmrun.config import derived, marks
 from vlmrun.config.marks import Contents, Parent, Source
 from vlmrun.config.paths import locate
-from vlmrun.config.schema import DataConfig, ModelConfig, RunConfig
+from vlmrun.config.schema import BenchmarkConfig, DataConfig, ModelConfig, RunConfig
 from vlmrun.graph import Planned
 
 _WHOLE_BYTES = 1 << 26
@@ -111,13 +111,26 @@ def _contents(place: Path) -> str:
 
 
 def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:
-    kept = {"format": data.format, "on_error": data.on_error}
+    kept = {"format": data.format, "on_error": data.on_error, **_asked(data)}
     if prepared is not None:
         return {**kept, "source": prepared, "annotations": data.annotations, "images": data.images}
     # Pictures are known by their folder: millions of them are not read to compute a key.
     images = None if data.images is None else str(Path(data.images).expanduser().resolve())
     annotations = Path(data.annotations).expanduser()
     return {**kept, "source": _fingerprint(annotations), "annotations": annotations.name, "images": images}
+
+
+def _asked(data: DataConfig) -> dict[str, Any]:
+    """How a benchmark is asked and scored; nothing of other data."""
+    if not isinstance(data, BenchmarkConfig):
+        return {}
+    kept = stable(data)
+    for key in ("format", "on_error", "annotations", "images", "prepare", "gold"):  # as for all data, or by content
+        del kept[key]
+    gold = None if data.gold is None else Path(data.gold).expanduser()
+    files = [gold] if gold is not None and gold.is_file() else sorted(gold.rglob("*")) if gold is not None else []
+    kept["gold"] = [_fingerprint(file) for file in files if file.suffix in (".json", ".jsonl", ".txt")]
+    return {"benchmark": kept}
 
 
 def _folders(arguments: dict[str, Any]) -> list[str]:

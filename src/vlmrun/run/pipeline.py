@@ -16,7 +16,7 @@ from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
-from vlmrun.config.schema import DataConfig, RunConfig
+from vlmrun.config.schema import BenchmarkConfig, DataConfig, HardwareConfig, RunConfig
 from vlmrun.errors import CheckpointError
 from vlmrun.graph import Planned
 from vlmrun.outcome import Outcome
@@ -148,9 +148,14 @@ def job_of(run: Run, item: Planned) -> StageJob:
         data=data,
         parents=parents,
         prepared=sorted({str(run.stage_folder(maker)) for maker in item.prepared.values()}),
-        hardware=run.config.hardware,
+        hardware=_hardware(item, run.config.hardware),
         tracking=run.config.tracking,
     )
+
+
+def _hardware(item: Planned, hardware: HardwareConfig) -> HardwareConfig:
+    """Only training spreads over nodes; everything else happens on the first one, with the ranks it has there."""
+    return hardware if kinds.of(item.stage).trains else hardware.model_copy(update={"nodes": 1})
 
 
 def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:
@@ -158,6 +163,8 @@ def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:
     changes: dict[str, Any] = {"annotations": str(base / Path(data.annotations).expanduser()), "prepare": None}
     if data.images is not None:
         changes["images"] = str(base / Path(data.images).expanduser())
+    if isinstance(data, BenchmarkConfig) and data.gold is not None:
+        changes["gold"] = str(base / Path(data.gold).expanduser())
     return data.model_copy(update=changes)
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import Asking, EvaluateStage
+from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.open import find_image
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
-from vlmrun.data.sample import Question, Rejected
+from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Turn
 from vlmrun.errors import ConfigError, DataError
-from vlmrun.eval.predict import Asked, Asker, with_other_pictures
+from vlmrun.eval import cards, inline
+from vlmrun.eval import questions as bench_questions
+from vlmrun.eval.asked import Asked, Benchmark, with_other_pictures, without_pictures
+from vlmrun.eval.predict import Asker, Ranks
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.formats.load import describe, load
@@ -31,33 +36,69 @@ from vlmrun.weights.reader import DTYPES
 
 log = logs.get(__name__)
 
+BLIND = "answers_blind.jsonl"
+MARKS = "marks.jsonl"
+UPSTREAM = "upstream"  # answers of benchmarks as the original scripts write them
+_PICTURES = "pictures"  # of sets that hold them in base64
+
 
 def execute(job: StageJob) -> Result | None:
     """Writes answers.jsonl, the same with shuffled pictures, and scores.json; None on ranks above 0.
+
+    Every rank answers its share. Of benchmarks also marks.jsonl, with how each answer was read, and their answers in
+    upstream's layout.
 
     Raises:
         DataError: when questions or pictures cannot be used, unless their data says `on_error: skip`.
         CheckpointError: when the model cannot be loaded.
     """
     assert isinstance(job.stage, EvaluateStage)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return None
     began = time.monotonic()
-    found = questions(job)
-    asker = asker_of(job, Path(job.parents[job.stage.init_from]))
-    with progress("answers") as report:
-        answers = asker.predict(found, job.path / ANSWERS, report)
-    control: list[dict[str, Any]] = []
-    if job.stage.shuffle_control:
-        with progress("answers with shuffled pictures") as report:
-            control = asker.predict(with_other_pictures(found, job.stage.seed), job.path / SHUFFLED, report)
+    with dist.session(job.hardware):
+        found = questions(job)
+        asker = asker_of(job, Path(job.parents[job.stage.init_from]))
+        controls: dict[str, tuple[str, list[Asked]]] = {}
+        if job.stage.shuffle_control:
+            controls["shuffled"] = (SHUFFLED, with_other_pictures(found, job.stage.seed))
+        if blind := without_pictures(found):
+            controls["blind"] = (BLIND, blind)
+        with progress("answers") as report:
+            answers = asker.predict(found, job.path / ANSWERS, report)
+        others: dict[str, list[dict[str, Any]]] = {}
+        for name, (file, asked) in controls.items():
+            with progress(f"answers, control {name}") as report:
+                others[name] = asker.predict(asked, job.path / file, report)
+        if not dist.is_main():
+            return None
     if not answers:
         raise DataError("no question could be asked", str(job.path / SKIPPED), "look at the reasons there")
-    scores = score(answers, control)
+    return _scored(job, asker, found, answers, others, time.monotonic() - began)
+
+
+def _scored(
+    job: StageJob,
+    asker: Asker,
+    found: list[Asked],
+    answers: list[dict[str, Any]],
+    others: dict[str, list[dict[str, Any]]],
+    seconds: float,
+) -> Result:
+    plain = {one.data for one in found if one.benchmark is None}
+    rows, shuffled = ([row for row in each if row["data"] in plain] for each in (answers, others.get("shuffled", [])))
+    scores = score(rows, shuffled)
+    encoder = asker.prompts.encoder
+    made, marks = cards.make(found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect)
+    if made:
+        scores["benchmarks"] = made
+        artifact.write_text(job.path / MARKS, "".join(json.dumps(mark) + "\n" for mark in marks))
+    for name, text in cards.upstream_files(found, answers, f"{job.name}-{job.key}").items():
+        artifact.write_text(job.path / UPSTREAM / f"{name}.jsonl", text)
     artifact.write_json(job.path / SCORES, scores)
     _tell(scores)
-    present = [name for name in (ANSWERS, SHUFFLED, SCORES, SKIPPED) if (job.path / name).is_file()]
-    return Result(summary(scores, time.monotonic() - began), roots=tuple(present))
+    names = (ANSWERS, SHUFFLED, BLIND, MARKS, SCORES, SKIPPED, UPSTREAM)
+    return Result(
+        summary(scores, seconds, len(answers)), roots=tuple(name for name in names if (job.path / name).exists())
+    )
 
 
 def asker_of(job: StageJob, folder: Path) -> Asker:
@@ -76,7 +117,8 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
         max_length=loaded.model.max_length,
         slices=derived.slices(loaded.model),
     )
-    return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens)
+    ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
+    return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens, stage.seed, ranks)
 
 
 def _template(stage: Asking, loaded: Loaded) -> templates.Template:
@@ -89,44 +131,109 @@ def _template(stage: Asking, loaded: Loaded) -> templates.Template:
 
 
 def questions(job: StageJob) -> list[Asked]:
-    """All questions of the stage's data, or a fixed choice of `max_samples` of them."""
+    """All questions of the stage's data, or a fixed choice of `max_samples` of them (of each benchmark so many)."""
     assert isinstance(job.stage, Asking)
+    plain: list[Asked] = []
     found: list[Asked] = []
     for name in job.stage.data:
         config = job.data[name]
-        skip = config.on_error == "skip"
-        rejected: list[Rejected] = []
-        samples = list(usable(config, rejected))
-        if rejected and not skip:
-            raise rejection_error(rejected)
-        if rejected:
-            log.warning("left out %d of %d questions (on_error: skip)", len(rejected), len(rejected) + len(samples))
-            list_skipped(job.path / SKIPPED, [record.to_dict() for record in rejected])
-        images = None if config.images is None else Path(config.images)
-        for sample in samples:
-            if not isinstance(sample, Question):
-                raise ConfigError(
-                    f"format {config.format!r} has no questions with answers", f"data.{name}.format", "use format: vqa"
-                )
-            found.append(Asked(sample, images, name, skip))
+        if isinstance(config, BenchmarkConfig):
+            found += _chosen(_of_benchmark(job, name, config), job.stage)
+        else:
+            plain += _of_data(job, name, config)
+    found = [*_chosen(plain, job.stage), *found]
     if not found:
         raise DataError("no question in the data", ", ".join(job.stage.data), "look at the files")
-    limit = job.stage.max_samples
+    return [
+        replace(asked, draw=draw)
+        for asked in found
+        for draw in range(1 if asked.benchmark is None else asked.benchmark.config.generation.answers)
+    ]
+
+
+def _chosen(found: list[Asked], stage: Asking) -> list[Asked]:
+    limit = stage.max_samples
     if limit is None or limit >= len(found):
         return found
-    return [found[i] for i in sorted(random.Random(job.stage.seed).sample(range(len(found)), limit))]
+    return [found[i] for i in sorted(random.Random(stage.seed).sample(range(len(found)), limit))]
 
 
-def summary(scores: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """What a table shows of scores."""
+def _of_data(job: StageJob, name: str, config: DataConfig) -> list[Asked]:
+    skip = config.on_error == "skip"
+    rejected: list[Rejected] = []
+    samples = list(usable(config, rejected))
+    _refuse(job, rejected, len(samples), skip=skip)
+    images = None if config.images is None else Path(config.images)
+    found = []
+    for sample in samples:
+        if not isinstance(sample, Question):
+            raise ConfigError(
+                f"format {config.format!r} has no questions with answers", f"data.{name}.format", "use format: vqa"
+            )
+        found.append(Asked(sample, images, name, skip))
+    return found
+
+
+def _refuse(job: StageJob, rejected: list[Rejected], n_samples: int, *, skip: bool) -> None:
+    if not rejected:
+        return
+    if not skip:
+        raise rejection_error(rejected)
+    log.warning("left out %d of %d questions (on_error: skip)", len(rejected), len(rejected) + n_samples)
+    if dist.is_main():
+        list_skipped(job.path / SKIPPED, [record.to_dict() for record in rejected])
+
+
+def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Asked]:
+    skip = config.on_error == "skip"
+    images = None if config.images is None else Path(config.images)
+    found: list[Asked] = []
+    rejected: list[Rejected] = []
+    for place, row in enumerate(bench_questions.read(config, need_gold=config.metric is not None)):
+        root, picture = images, row.image
+        if picture is not None and row.picture != picture:
+            root, picture = job.path / _PICTURES, inline.unpack(picture, job.path / _PICTURES)
+        text = row.text if picture is None else f"{IMAGE_TAG}\n{row.text}"
+        golds = row.fields.get("answers") or row.fields.get("answer", "")
+        question = Question(
+            id=row.id,
+            images=() if picture is None else (picture,),
+            turns=(Turn("user", text),),
+            source=(config.annotations, place),
+            answer=" | ".join(map(str, golds)) if isinstance(golds, list) else str(golds),
+            category=row.category,
+            split="test",
+        )
+        problem = _missing(root, question)
+        if problem is None:
+            found.append(Asked(question, root, name, skip, Benchmark(config, row)))
+        else:
+            rejected.append(problem)
+    _refuse(job, rejected, len(found), skip=skip)
+    return found
+
+
+def _missing(root: Path | None, question: Question) -> Rejected | None:
+    """What keeps a picture from being found: now, and not when its turn comes."""
+    try:
+        for name in question.images:
+            find_image(root, name, suggesting=False)
+    except DataError as error:
+        return Rejected(question.id, question.source, error.problems[0].what, error.problems[0].fix)
+    return None
+
+
+def summary(scores: dict[str, Any], seconds: float, n_answers: int | None = None) -> dict[str, Any]:
+    """What a table shows of scores; of each benchmark its score by its name."""
     seen, unseen = scores["seen"] or {}, scores["unseen"] or {}
     return {
         "accuracy": seen.get("accuracy"),
         "accuracy_unseen": unseen.get("accuracy"),
         "chance": seen.get("chance"),
         "shuffled": seen.get("shuffled"),
-        "n_questions": scores["n_questions"],
+        "n_questions": scores["n_questions"] if n_answers is None else n_answers,
         "seconds": round(seconds, 3),
+        **{name: card["value"] for name, card in scores.get("benchmarks", {}).items()},
     }
 
 
@@ -139,3 +246,5 @@ def _tell(scores: dict[str, Any]) -> None:
             accuracy, chance = f"{group['accuracy']:.1%}", f"{group['chance']:.1%}"
             n_questions = group["n_questions"]
             log.info("%s: %s of %d (chance %s, shuffled %s)", label, accuracy, n_questions, chance, shuffled)
+    for name, card in scores.get("benchmarks", {}).items():
+        log.info("%s: %s, 95 %% %s, protocol %s", name, card["value"], card["interval"], card["protocol"]["id"])

@@ -15,6 +15,8 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, SearchStage
 from vlmrun.data.reading import list_skipped
 from vlmrun.errors import DataError
+from vlmrun.eval import cards
+from vlmrun.eval.asked import Asked
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.merging import average as weights
@@ -79,7 +81,7 @@ def _scored(job: StageJob, points: list[AverageStage]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["point"])
 
 
-def _try(job: StageJob, number: int, point: AverageStage, asked: list[Any]) -> dict[str, Any]:
+def _try(job: StageJob, number: int, point: AverageStage, asked: list[Asked]) -> dict[str, Any]:
     """Writes a point's model, asks it, removes it."""
     assert isinstance(job.stage, SearchStage)
     trial = job.path / _TRIAL
@@ -98,10 +100,13 @@ def _try(job: StageJob, number: int, point: AverageStage, asked: list[Any]) -> d
         shutil.rmtree(trial, ignore_errors=True)
     if not answers:
         raise DataError("no question could be asked", str(job.path), "look at the data")
-    summary = evaluate.summary(score(answers), 0.0)
-    if summary[job.stage.score] is None:
+    made, _ = cards.make(asked, answers, {}, template="", image_aspect="")
+    summary = evaluate.summary({**score(_plain(asked, answers)), "benchmarks": made}, 0.0, len(answers))
+    if summary.get(job.stage.score) is None:
         raise DataError(
-            f"no question counts for {job.stage.score}", ", ".join(job.stage.data), "score: accuracy, or other data"
+            f"no question counts for {job.stage.score}",
+            ", ".join(job.stage.data),
+            "score: accuracy, the name of a benchmark among the data, or other data",
         )
     numbers = {name: getattr(point.method, name) for name in job.stage.grid}
     shown = {name: summary[name] for name in ("accuracy", "accuracy_unseen", "chance", "n_questions")}
@@ -112,6 +117,12 @@ def _try(job: StageJob, number: int, point: AverageStage, asked: list[Any]) -> d
         "score": summary[job.stage.score],
         **shown,
     }
+
+
+def _plain(asked: list[Asked], answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers to questions that belong to no benchmark."""
+    names = {one.data for one in asked if one.benchmark is None}
+    return [row for row in answers if row["data"] in names]
 
 
 def _line(row: dict[str, Any]) -> str:

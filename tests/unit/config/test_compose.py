@@ -20,7 +20,7 @@ def test_the_smoke_recipe_composes_without_problems():
 
 def test_every_option_of_the_shipped_groups_is_valid_yaml_with_a_header_or_values():
     assert {path.name for path in conf_dir().iterdir()} == {
-        "config.yaml", "model", "data", "stage", "hardware", "recipe", "pipeline",
+        "config.yaml", "model", "data", "benchmark", "stage", "evaluate", "judge", "hardware", "recipe", "pipeline",
     }  # fmt: skip
 
 

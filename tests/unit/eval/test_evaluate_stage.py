@@ -1,13 +1,18 @@
+import base64
 import json
+import shutil
 
 import pytest
 import torch
 
+from tests.integration import ranks as forked
 from tests.integration.jobs import HARDWARE
+from vlmrun.cli.app import main
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import DataConfig, EvaluateStage, HardwareConfig
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError, LaunchError
+from vlmrun.eval import benchmarks
 from vlmrun.stages import evaluate
 from vlmrun.weights import native
 from vlmrun.weights.reader import DTYPES
@@ -145,11 +150,137 @@ def test_data_without_questions(make_job, tmp_path):
         evaluate.execute(make_job(data={"annotations": str(tmp_path / "q.jsonl")}))
 
 
-def test_other_ranks_do_nothing(make_job, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+def of_ranks(text):
+    """What a rank's execution gives, for `ranks.run`."""
+    job = StageJob.model_validate_json(text)
+    result = evaluate.execute(job)
+    return None if result is None else result.summary["n_questions"]
+
+
+@pytest.mark.ranks
+def test_two_ranks_write_what_one_writes(make_job):
     job = make_job()
-    assert evaluate.execute(job) is None
-    assert list(job.path.iterdir()) == []
+    evaluate.execute(job)
+    alone = {path.name: path.read_bytes() for path in job.path.iterdir()}
+    for path in job.path.iterdir():
+        path.unlink()
+    shared = make_job(hardware={"ranks_per_node": 2, "launcher": "torchrun"})
+    assert forked.run(of_ranks, 2, shared.to_json()) == [10, None]
+    assert {path.name: path.read_bytes() for path in job.path.iterdir()} == alone
+
+
+@pytest.fixture
+def benchmark_of(make_job, questions, tmp_path):
+    """A job that answers a benchmark: the fixture's questions with other values."""
+
+    def make(**changes):
+        lines = ["annotations: " + str(questions), "images: " + str(questions.parent / "images"), "metric: exact"]
+        (tmp_path / "own.yaml").write_text("\n".join(lines))
+        given = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+        _, config = benchmarks.load(str(tmp_path / "own.yaml"), ["generation.max_new_tokens=4", *given])
+        job = make_job(shuffle_control=True)
+        return job.model_copy(update={"data": {"test": config}})
+
+    return make
+
+
+def test_a_benchmark_has_a_card_marks_and_upstreams_layout(benchmark_of):
+    job = benchmark_of(blind_control="true")
+    result = evaluate.execute(job)
+    card = json.loads((job.path / "scores.json").read_text())["benchmarks"]["test"]
+    assert result.summary["test"] == card["value"]
+    assert card["protocol"]["template"] == "micro"
+    assert card["shuffled"] is not None
+    assert card["blind"] is not None
+    answers = [json.loads(line) for line in (job.path / "answers.jsonl").read_text("utf-8").splitlines()]
+    marks = [json.loads(line) for line in (job.path / "marks.jsonl").read_text().splitlines()]
+    assert [mark["question_id"] for mark in marks] == [row["question_id"] for row in answers]
+    assert all({"score", "read_as", "doubtful"} <= row.keys() for row in answers)
+    upstream = [json.loads(line) for line in (job.path / "upstream" / "test.jsonl").read_text().splitlines()]
+    assert list(upstream[0]) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
+    assert [row["text"] for row in upstream] == [row["answer"] for row in answers]
+    assert {"upstream", "marks.jsonl", "answers_blind.jsonl"} <= set(result.roots)
+
+
+def test_what_evaluate_and_score_say_of_the_same_answers_is_equal(benchmark_of, capsys):
+    job = benchmark_of()
+    evaluate.execute(job)
+    (job.path / "job.json").write_text(job.to_json())
+    (job.path / "artifact.json").write_text("{}")
+    ours = json.loads((job.path / "scores.json").read_text())["benchmarks"]["test"]
+    assert main(["score", str(job.path), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["benchmarks"]["test"]
+    assert again | {"shuffled": ours["shuffled"]} == ours
+
+
+def answers_of(job):
+    evaluate.execute(job)
+    return [json.loads(line) for line in (job.path / "answers.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_drawn_answers_depend_on_the_seed_alone(benchmark_of):
+    drawn = {"generation__temperature": 1.5, "generation__answers": 2}
+    first = answers_of(benchmark_of(**drawn))
+    assert len(first) == 20
+    assert {row.get("draw", 0) for row in first} == {0, 1}
+    job = benchmark_of(**drawn)
+    for path in job.path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    job = job.model_copy(update={"stage": job.stage.model_copy(update={"batch": 1})})
+    assert answers_of(job) == first
+    assert len({row["answer"] for row in first}) > 2
+
+
+def test_beams_stops_and_a_second_pass_change_answers(benchmark_of):
+    plain = answers_of(benchmark_of())
+    ways = {
+        "beams": {"generation__num_beams": 3},
+        "stop": {"generation__stop": "[" + plain[0]["answer"][:2] + "]"},
+        "second": {"generation__second": "ANSWER", "generation__second_tokens": 3},
+    }
+    for name, values in ways.items():
+        job = benchmark_of(**values)
+        for path in job.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        found = answers_of(job)
+        if name == "second":
+            assert all("\n The answer is " in row["answer"] for row in found)
+        else:
+            assert [row["answer"] for row in found] != [row["answer"] for row in plain]
+
+
+def test_the_likelihood_of_options_names_one_of_them(benchmark_of, questions):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    extra = {"question": "Which?", "A": "red", "B": "blue", "answer": "A"}
+    questions.write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
+    job = benchmark_of(generation__likelihood="true", prompt="mmbench", metric="mmbench")
+    found = answers_of(job)
+    assert {row["answer"] for row in found} <= {"A", "B"}
+    assert all(row["doubtful"] is None for row in found)
+
+
+def test_pictures_in_base64_are_shown_like_files(benchmark_of, questions):
+    plain = answers_of(benchmark_of())
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for row in rows:
+        if "image" in row:
+            row["image"] = base64.b64encode((questions.parent / "images" / row["image"]).read_bytes()).decode()
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = benchmark_of()
+    for path in job.path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert [row["answer"] for row in answers_of(job)] == [row["answer"] for row in plain]
+
+
+def test_questions_without_answers_are_answered_and_not_scored(make_job, questions):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for row in rows[:9]:
+        del row["answer"]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = make_job()
+    assert evaluate.execute(job).summary["n_questions"] == 10
+    scores = json.loads((job.path / "scores.json").read_text())
+    assert (scores["n_without_answer"], scores["seen"]["n_questions"]) == (9, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import Question, Turn
 from vlmrun.errors import DataError
-from vlmrun.eval.predict import Asked, Asker, with_other_pictures
+from vlmrun.eval.asked import Asked, batches, with_other_pictures
+from vlmrun.eval.predict import Asker
 
 
 @pytest.fixture
@@ -63,20 +65,54 @@ def test_a_batch_answers_as_one_at_a_time(asker, asked, tmp_path):
     assert alone == together
 
 
-def test_goes_on_where_it_was_interrupted(asker, asked, tmp_path):
+def test_whole_batches_of_an_interrupted_attempt_are_kept(asker, asked, tmp_path):
     path = tmp_path / "answers.jsonl"
     whole = asker.predict(asked, path, quiet)
-    content = path.read_bytes()
-    lines = content.splitlines(keepends=True)
-    kept = json.loads(lines[0])
-    kept["answer"] = "kept from before"  # shows that finished batches are not asked again
-    start = json.dumps(kept).encode() + b"\n" + b"".join(lines[1:4])
+    first, second, _ = batches(asked, asker.batch)
+    rows = {row["question_id"]: row for row in whole}
+    kept = [rows[one.question.id] | {"answer": "kept from before"} for one in first]
+    path.unlink()
+    parts = tmp_path / "answers.jsonl.parts"
+    parts.mkdir()
+    torn = [rows[one.question.id] for one in second[:2]]  # of the next batch, the second torn
+    text = "".join(json.dumps(row) + "\n" for row in [*kept, *torn])
+    (parts / "rank-3.jsonl").write_text(text[:-9])  # of an attempt with more ranks
     told = []
-    path.write_bytes(start + lines[4] + lines[5][:7])  # two of the next batch, the second torn
-    rows = asker.predict(asked, path, lambda *numbers: told.append(numbers))
+    found = asker.predict(asked, path, lambda *numbers: told.append(numbers))
     assert told == [(8, 10), (10, 10)]
-    assert rows == [kept, *whole[1:]]
-    assert path.read_bytes() == start + b"".join(lines[4:])
+    saved = {row["question_id"]: row for row in kept}
+    assert found == [saved.get(row["question_id"], row) for row in whole]
+    assert not parts.exists()
+
+
+def test_an_attempt_cut_anywhere_ends_in_the_same_file(asker, asked, tmp_path):
+    path, parts = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.parts"
+    asker.predict(asked, path, quiet)
+    content = path.read_bytes()
+    order = [one.question.id for batch in batches(asked, asker.batch) for one in batch]
+    lines = {json.loads(line)["question_id"]: line for line in content.splitlines(keepends=True)}
+    made = b"".join(lines[id] for id in order)
+    generator = random.Random(5)
+    for _ in range(20):
+        path.unlink()
+        parts.mkdir()
+        (parts / "rank-0.jsonl").write_bytes(made[: generator.randrange(len(made))])
+        asker.predict(asked, path, quiet)
+        assert path.read_bytes() == content
+
+
+def test_any_batch_gives_the_same_answers(asker, asked, tmp_path):
+    found = [replace(asker, batch=size).predict(asked, tmp_path / f"{size}.jsonl", quiet) for size in (1, 3, 10)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_picture_asked_about_often_goes_through_the_tower_once(asker, asked, tmp_path, monkeypatch):
+    same = [replace(one, question=replace(one.question, images=("0.png",))) for one in asked[:9]]
+    calls = []
+    real = type(asker.vlm).features
+    monkeypatch.setattr(type(asker.vlm), "features", lambda *given: calls.append(1) or real(*given))
+    asker.predict(same, tmp_path / "a.jsonl", quiet)
+    assert len(calls) == 1
 
 
 def test_a_finished_file_is_not_asked_again(asker, asked, tmp_path):

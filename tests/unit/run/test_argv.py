@@ -46,10 +46,12 @@ def test_deepspeed_keeps_to_the_gpus_it_was_given(job, gpu, devices):
     assert world(argv.command(made, 1234, "5,GPU-3f,7")) == {"localhost": devices}
 
 
-@pytest.mark.parametrize("name", ["shapes", "merge", "average", "eval_merge"])
-def test_only_training_has_ranks(job, name):
+@pytest.mark.parametrize("name", ["shapes", "merge", "average"])
+def test_only_training_and_evaluation_have_ranks(job, name):
     made = job(name, "hardware.launcher=torchrun", "hardware.ranks_per_node=2")
     assert argv.command(made, 1234)[1:3] == ["-m", "vlmrun.worker"]
+    evaluated = job("eval_merge", "hardware.launcher=torchrun", "hardware.ranks_per_node=2")
+    assert argv.command(evaluated, 1234)[1:3] == ["-m", "vlmrun.torchrun"]
 
 
 def test_the_environment_is_offline_and_quiet_unless_asked(job):

@@ -27,6 +27,7 @@ from vlmrun.config.schema.average import (
     Weights,
 )
 from vlmrun.config.schema.base import Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
+from vlmrun.config.schema.benchmark import BenchmarkConfig, Data, Generation, Keys, MetricName
 from vlmrun.config.schema.data import About, DataConfig
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
@@ -57,6 +58,11 @@ from vlmrun.config.schema.train import (
 )
 
 __all__ = [
+    "MetricName",
+    "Keys",
+    "Generation",
+    "Data",
+    "BenchmarkConfig",
     "About",
     "Asking",
     "AverageStage",

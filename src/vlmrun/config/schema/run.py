@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vlmrun.config.schema.base import Count, Name, Node
-from vlmrun.config.schema.data import DataConfig
+from vlmrun.config.schema.benchmark import Data
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import ModelConfig
 from vlmrun.config.schema.stage import UserStage
@@ -26,6 +26,6 @@ class RunConfig(Node):
     tracking: list[Tracker]  # wandb is offline; wandb_online uses the network
     objective: str | None  # STAGE.NUMBER that a sweeper looks for the best of; null: see docs/guides/sweeps.md
     model: ModelConfig
-    data: dict[Name, DataConfig]
+    data: dict[Name, Data]
     stage: dict[Name, UserStage]
     hardware: HardwareConfig

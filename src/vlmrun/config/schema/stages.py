@@ -79,7 +79,7 @@ class SearchStage(StageNode):
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
-    score: Literal["accuracy", "accuracy_unseen"]
+    score: str  # accuracy, accuracy_unseen, or the name of a benchmark among the data
     seed: Count
 
 

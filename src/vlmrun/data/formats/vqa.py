@@ -9,13 +9,14 @@ from typing import Any
 from vlmrun.data.formats.base import records
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample, Turn, move_image_tags
 
-_REQUIRED = ("question_id", "text", "answer")
+_REQUIRED = ("question_id", "text")
 
 
 def read(path: Path) -> Iterator[Sample | Rejected]:
     """Yields every line as a question, or as a rejection that says what is wrong with it.
 
-    `image` may be left out for a question about text; `category` and `split` default to `all` and `test`.
+    `image` may be left out for a question about text, `answer` for one that is asked and not scored; `category` and
+    `split` default to `all` and `test`.
     """
     seen: set[str] = set()
     for index, record in records(path):
@@ -31,7 +32,7 @@ def _parse(record: Any, source: tuple[str, int]) -> Question | Rejected:
     if not isinstance(record, dict):
         return Rejected("", source, f"a line is a {type(record).__name__}, not an object", "write {...} on every line")
     id = str(record.get("question_id", ""))
-    for key in _REQUIRED:
+    for key in (*_REQUIRED, *(["answer"] if "answer" in record else [])):
         if not str(record.get(key, "")).strip():
             return Rejected(id, source, f"{key!r} is missing or empty", f"a question has {', '.join(_REQUIRED)}")
     image = record.get("image")
@@ -53,7 +54,7 @@ def _parse(record: Any, source: tuple[str, int]) -> Question | Rejected:
         images=() if image is None else (image,),
         turns=(Turn("user", text),),
         source=source,
-        answer=str(record["answer"]),
+        answer=str(record.get("answer", "")),
         category=str(record.get("category", "all")),
         split=str(record.get("split", "test")),
     )

@@ -28,6 +28,7 @@ _INPUTS = {
     "QCEM": (_QUESTION, _CONTEXT, _BECAUSE % "solution", _CHOICES),
     "QCLEM": (_QUESTION, _CONTEXT, _BECAUSE % "lecture" + " {solution}", _CHOICES),
 }
+_QUESTION_MARK, _ANSWER_MARK = "Question: ", "Answer: "
 _ANSWER = "The answer is {answer}."
 _OUTPUTS = {
     "A": _ANSWER,
@@ -43,12 +44,15 @@ _OUTPUTS = {
 }
 
 
-def convert(base: Path, split: str, prompt_format: str, *, escape_newlines: bool = False) -> list[dict[str, Any]]:
+def convert(
+    base: Path, split: str, prompt_format: str, *, escape_newlines: bool = False, keep_spaces: bool = False
+) -> list[dict[str, Any]]:
     """Every problem of a split as a LLaVA record, in the order of pid_splits.json.
 
     Args:
         base: folder with `pid_splits.json` and `problems.json`; pictures lie in `<id>/<name>` below the image folder.
         prompt_format: `INPUT-OUTPUT`, such as QCM-LEA or QCM-LEPA.
+        keep_spaces: leave the space before an answer whose lecture or solution is empty, as upstream's script does.
         escape_newlines: write a line break inside a lecture or a solution as the two characters backslash and n.
 
     Raises:
@@ -59,7 +63,10 @@ def convert(base: Path, split: str, prompt_format: str, *, escape_newlines: bool
     splits = _read(base / "pid_splits.json")
     if split not in splits:
         raise DataError(f"no split {split!r}", str(base / "pid_splits.json"), suggest(split, splits, noun="splits"))
-    return [_record(id, problems, wanted, written, escape_newlines, base) for id in splits[split]]
+    return [
+        _record(id, problems, (wanted, written), base, escape=escape_newlines, keep_spaces=keep_spaces)
+        for id in splits[split]
+    ]
 
 
 def check_format(prompt_format: str) -> None:
@@ -93,7 +100,10 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _record(id: str, problems: dict[str, Any], wanted: str, written: str, escape: bool, base: Path) -> dict[str, Any]:
+def _record(
+    id: str, problems: dict[str, Any], form: tuple[str, str], base: Path, *, escape: bool, keep_spaces: bool
+) -> dict[str, Any]:
+    wanted, written = form
     where = f"{base / 'problems.json'}, problem {id}"
     try:
         values = _values(problems[id], escape)
@@ -102,10 +112,12 @@ def _record(id: str, problems: dict[str, Any], wanted: str, written: str, escape
         raise DataError(
             f"the problem has no usable {error}", where, "is this ScienceQA's own file? download it again"
         ) from error
-    question = _tidy("\n".join(_INPUTS[wanted]).format(**values)).replace(
-        "Question: ", "", 1 if wanted[0] == "Q" else 0
-    )
-    answer = _tidy("\n".join(_lepa(values)) if written == "LEPA" else _OUTPUTS[written].format(**values))
+    question = _without(_QUESTION_MARK, _tidy("\n".join(_INPUTS[wanted]).format(**values)))
+    if written == "LEPA":
+        answer = _tidy("\n".join(_lepa(values)))
+    else:
+        answer = _without(_ANSWER_MARK, _tidy(_ANSWER_MARK + _OUTPUTS[written].format(**values)))
+        answer = answer if keep_spaces else answer.strip()
     record: dict[str, Any] = {"id": id}
     if picture is not None:
         record["image"] = f"{id}/{picture}"
@@ -133,6 +145,11 @@ def _lepa(values: dict[str, str]) -> Iterator[str]:
             yield f"{name.upper()}: {values[name]}"
     yield "###"
     yield f"ANSWER: {values['answer']}."
+
+
+def _without(mark: str, text: str) -> str:
+    """A text that begins with a mark without it, and without any other of its kind, as upstream takes them out."""
+    return text.replace(mark, "") if text.startswith(mark) else text
 
 
 def _tidy(text: str) -> str:

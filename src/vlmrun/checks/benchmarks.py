@@ -1,0 +1,65 @@
+"""Rules of benchmarks: what their files are, and which ways of generating answers go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmrun.checks.table import Rule
+from vlmrun.config import derived
+from vlmrun.config.schema import BenchmarkConfig, RunConfig
+from vlmrun.errors import Problem
+
+_CHOICES = ("choices", "mmbench", "rounds", "mmmu")  # prompts whose options are known by letter
+
+
+def _values(run: RunConfig) -> Iterator[Problem]:
+    for name, data in run.data.items():
+        if isinstance(data, BenchmarkConfig):
+            yield from _generation(data, f"data.{name}.generation")
+
+
+def _gold(run: RunConfig) -> Iterator[Problem]:
+    active = (stage for name, stage in run.stage.items() if not run.only or name in run.only)
+    for name in dict.fromkeys(source for stage in active for source in derived.sources(stage)):
+        data = run.data.get(name)
+        if not isinstance(data, BenchmarkConfig) or data.gold is None or data.prepare is not None:
+            continue
+        if not Path(data.gold).expanduser().exists():
+            fix = data.about.fetch if data.about is not None else "the set's own file, or null"
+            yield Problem(f"no expected answers at {data.gold!r}", f"data.{name}.gold", fix)
+
+
+def _generation(data: BenchmarkConfig, where: str) -> Iterator[Problem]:
+    values = data.generation
+    drawn = values.temperature > 0
+    if values.answers > 1 and not drawn:
+        yield Problem(
+            f"{values.answers} greedy answers to a question are all the same",
+            f"{where}.answers",
+            f"{where}.temperature=0.7, or {where}.answers=1",
+        )
+    if values.top_p is not None and not drawn:
+        yield Problem("top_p has no effect at temperature 0", f"{where}.top_p", f"{where}.top_p=null")
+    if values.num_beams > 1 and drawn:
+        yield Problem("beams are searched, not drawn", f"{where}.num_beams", f"{where}.temperature=0")
+    if values.likelihood and (drawn or values.num_beams > 1 or values.second is not None):
+        yield Problem(
+            "the likelihood of options generates nothing",
+            f"{where}.likelihood",
+            f"temperature=0, num_beams=1 and second=null in {where}",
+        )
+    if values.likelihood and data.prompt not in _CHOICES:
+        yield Problem(
+            f"prompt {data.prompt} has no options whose likelihood could be compared",
+            f"{where}.likelihood",
+            f"{where}.likelihood=false; prompts with options: {', '.join(_CHOICES)}",
+        )
+
+
+RULES = (
+    Rule("generation", "The values by which a benchmark's answers are generated all have an effect together.",
+         ("data.*.generation", "data.*.prompt"), _values),
+    Rule("expected answers", "The expected answers of benchmarks that are read are there.",
+         ("data.*.gold",), _gold, here=True),
+)  # fmt: skip
