@@ -62,6 +62,14 @@ def warmup_steps(optim: Optim, steps: int) -> int:
     return math.ceil(optim.warmup_ratio * steps)
 
 
+def cooldown_steps(optim: Optim, end: int) -> int:
+    """Updates of wsd's last part: as told, or a share of all up to its end, rounded up."""
+    if optim.cooldown_steps is not None:
+        return optim.cooldown_steps
+    assert optim.cooldown_ratio is not None, "checked: one of the two is given"
+    return max(1, math.ceil(optim.cooldown_ratio * end))
+
+
 def sources(stage: object) -> list[str]:
     """Names of all data a stage reads: what it trains on or asks, and what it is tried on meanwhile."""
     held_out = getattr(stage, "eval", None)

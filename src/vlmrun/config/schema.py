@@ -1,11 +1,13 @@
 """The typed shape of a composed run. No defaults live here: every value stands in `conf/`, so `--cfg job` shows it.
 
 A field marked `Volatile` moves work about without changing the result (how a batch is cut, how often to save); it is
-left out of a stage's key, so changing it reuses or continues what exists (see `run/identity.py`).
+left out of a stage's key, so changing it reuses or continues what exists (see `run/identity.py`). One marked
+`Neutral(value)` is left out at that value.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -16,6 +18,17 @@ class _VolatileMark:
 
 
 Volatile = _VolatileMark()
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marker in a field's metadata: at this value the field does nothing, and is left out of a stage's identity.
+
+    A field that is added later is marked so: the keys of all that was run without it stay as they were.
+    """
+
+    value: Any
+
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -162,18 +175,27 @@ class Compat(Node):
 
 
 class Optim(Node):
-    """AdamW and its schedule. Part rates default to `lr` when null."""
+    """AdamW and its schedule. Part rates default to `lr` when null, and all of them fall in proportion."""
 
     lr: Rate
     connector_lr: Rate | None
     tower_lr: Rate | None
     weight_decay: Rate
+    weight_decay_end: Annotated[Rate | None, Neutral(None)]  # what it grows to over all updates; null: it stays
+    weight_decay_schedule: Annotated[Literal["constant", "linear", "cosine"], Neutral("constant")]
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     eps: Annotated[float, Field(gt=0)]
-    schedule: Literal["cosine", "linear", "constant"]
-    min_lr_ratio: Fraction  # share of the rate that cosine and linear end at
+    schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
+    power: Annotated[Annotated[float, Field(gt=0)], Neutral(1.0)]  # of polynomial; 1: linear
+    min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
+    min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
+    decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all
+    cooldown_steps: Annotated[Positive | None, Neutral(None)]  # wsd: updates in which the rate falls at the end
+    cooldown_ratio: Annotated[Fraction | None, Neutral(None)]  # the same as a share of all; one of the two is null
+    cooldown_shape: Annotated[Literal["linear", "cosine", "exponential", "one_minus_sqrt"], Neutral("cosine")]
     warmup_ratio: Fraction | None  # share of the steps; the first update has rate 0, as in transformers
     warmup_steps: Count | None  # the same in updates; one of the two is null
+    warmup_from: Annotated[Rate, Neutral(0.0)]  # rate that the warm-up begins at
     max_grad_norm: Rate  # 0 = no clipping
 
 
@@ -251,7 +273,7 @@ class TrainStage(Node):
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
     loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)] | None  # null: as many as max_steps needs
     max_steps: Positive | None
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile]  # samples per forward and rank; in the key only under micro_mean

@@ -127,7 +127,7 @@ def per_row(packing: Packing | None, samples: Samples) -> float:
 
 def steps(stage: TrainStage, samples: Samples) -> int | None:
     """Updates, as `data.sampler.Schedule` counts them; None: it is not known how many samples there are."""
-    if samples.n is None:
+    if samples.n is None or stage.epochs is None:
         return stage.max_steps
     n_rows = int(int(samples.n * stage.epochs) / per_row(stage.packing, samples))
     available = n_rows // stage.global_batch

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.paths import locate
-from vlmrun.config.schema import ConvertStage, DataConfig, Reading, RunConfig, TrainStage, Volatile
+from vlmrun.config.schema import ConvertStage, DataConfig, Neutral, Reading, RunConfig, TrainStage, Volatile
 from vlmrun.run.graph import Planned
 
 # Raised when the code of a kind changes what it makes from the same configuration.
@@ -39,12 +39,12 @@ def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
 
 
 def stable(node: BaseModel) -> dict[str, Any]:
-    """A node as plain values, without its volatile fields."""
+    """A node as plain values, without its volatile fields and those at a value that does nothing."""
     kept: dict[str, Any] = {}
     for name, field in type(node).model_fields.items():
-        if any(mark is Volatile for mark in field.metadata):
-            continue
         value = getattr(node, name)
+        if any(mark is Volatile or (isinstance(mark, Neutral) and mark.value == value) for mark in field.metadata):
+            continue
         kept[field.alias or name] = _plain(value)
     return {**kept, **(node.model_extra or {})}
 

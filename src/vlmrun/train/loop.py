@@ -41,6 +41,7 @@ class Plan:
         batches: (step, this rank's micro batches), steps counting from 0.
         done: steps finished before this process began.
         rate: the schedule's factor, by steps finished.
+        weight_decay: by steps finished; None: it stays.
         saver: writes checkpoints.
         evaluate: tries the model of so many finished steps on held-out data, if it is time; true when that made it the
             best one so far, which has to be kept.
@@ -58,6 +59,7 @@ class Plan:
     evaluate: Callable[[int], bool]
     skipped: Callable[[list[dict[str, Any]]], None]
     trackers: list[Tracker] = field(default_factory=list)
+    weight_decay: Callable[[int], float] | None = None
 
 
 def run(engine: Engine, plan: Plan) -> None:
@@ -84,7 +86,8 @@ def run(engine: Engine, plan: Plan) -> None:
             heartbeat.beat("forward", step + 1)
             seed(stage.seed, step, dist.noise_rank())
             factor = plan.rate(step)
-            totals = _update(engine, plan, micro_batches, factor, asked)
+            decay = None if plan.weight_decay is None else plan.weight_decay(step)
+            totals = _update(engine, plan, micro_batches, (factor, decay), asked)
             taught = totals.pictures if seeing else totals.supervised
             overflows = overflows + 1 if totals.overflow else 0
             if overflows == _MOST_OVERFLOWS:
@@ -153,8 +156,14 @@ class _Totals:
     loss_scale: float | None
 
 
-def _update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: float, asked: _Asked) -> _Totals:
-    """Forward and backward of every micro batch, then the update."""
+def _update(
+    engine: Engine, plan: Plan, micro_batches: list[Batch], pace: tuple[float, float | None], asked: _Asked
+) -> _Totals:
+    """Forward and backward of every micro batch, then the update.
+
+    Args:
+        pace: factor on the rates, and weight decay where it changes.
+    """
     stage = plan.stage
     counts = [count(batch["labels"]) for batch in micro_batches]
     n_tokens = int(_sum({"tokens": sum(counts)})["tokens"]) if stage.loss == "token_mean" else sum(counts)
@@ -190,14 +199,14 @@ def _update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: floa
         plan.saver.finish()
         raise _not_finite("loss", bad)
     scale = engine.loss_scale()  # of this update; a step changes it
-    norm = engine.step(factor)
+    norm = engine.step(*pace)
     if norm is not None and not math.isfinite(norm):
         plan.saver.finish()
         raise _not_finite("gradient norm", micro_batches)
     return _Totals(
         loss=sums["loss"] / sums["units"] if sums["units"] else None,
         grad_norm=norm or 0.0,
-        lr=stage.optim.lr * factor,
+        lr=stage.optim.lr * pace[0],
         supervised=int(sums["supervised"]),
         pictures=int(sums["pictures"]),
         tokens=int(sums["tokens"]),

@@ -153,7 +153,7 @@ class Samples:
                 f"give more data or epochs, a smaller global_batch, or {told}=0",
             )
         wanted, epochs, n = self.stage.max_steps, self.stage.epochs, schedule.steps
-        if wanted is not None and wanted > n:
+        if wanted is not None and epochs is not None and wanted > n:
             log.warning("max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, n)
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
@@ -171,6 +171,7 @@ class Samples:
         }
         if stage.packing is None:
             return Schedule(n_samples, epochs=stage.epochs, order=samples, **cut)
+        assert stage.epochs is not None, "checked: packing lays out whole passes"
         packed = PackedSchedule(
             self._token_lengths(), samples, stage.packing, n_samples=n_samples, epochs=stage.epochs, **cut
         )

@@ -24,9 +24,7 @@ def read(path: Path, *, as_it_is: bool = False) -> Iterator[Sample | Rejected]:
         yield record if isinstance(record, Rejected) else parse(record, (str(path), index), as_it_is=as_it_is)
 
 
-def parse(
-    record: Any, source: tuple[str, int], *, as_it_is: bool = False, move_tags: bool = True
-) -> Sample | Rejected:
+def parse(record: Any, source: tuple[str, int], *, as_it_is: bool = False, move_tags: bool = True) -> Sample | Rejected:
     """One record; other keys than the three of the format are ignored, as upstream does.
 
     Args:

@@ -80,7 +80,9 @@ def split(folder: Path, part: str) -> list[str]:
     listed = [name for pattern in parts[part] or [] for name in names.expand(str(pattern))]
     kept = [name for name in listed if name not in excluded]
     if not kept:
-        raise DataError(f"part {part!r} of the split has no shard", str(place), "split anew: --split 1,0,0, or smaller shards")
+        raise DataError(
+            f"part {part!r} of the split has no shard", str(place), "split anew: --split 1,0,0, or smaller shards"
+        )
     return kept
 
 
@@ -95,7 +97,9 @@ def field_map(folder: Path) -> dict[str, str | None]:
     kind = found.get("sample_type", {})
     name = kind.get("__class__") if isinstance(kind, dict) else kind
     if name != "VQASample":
-        raise DataError(f"the sample type is {name}, not VQASample", str(place), "prepare it as VQASample: 9 in the menu")
+        raise DataError(
+            f"the sample type is {name}, not VQASample", str(place), "prepare it as VQASample: 9 in the menu"
+        )
     described: dict[str, str | None] = found.get("field_map") or {}
     return described
 

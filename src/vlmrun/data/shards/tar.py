@@ -46,7 +46,9 @@ class Place:
                 handle.seek(self.offset)
                 content = handle.read(self.size)
         except OSError as error:
-            raise DataError(f"the shard cannot be read: {error.strerror}", str(folder / self.shard), "fetch it") from error
+            raise DataError(
+                f"the shard cannot be read: {error.strerror}", str(folder / self.shard), "fetch it"
+            ) from error
         if len(content) < self.size:
             raise DataError(f"{self.name} lies beyond the end of the shard", str(folder / self.shard), "fetch it again")
         return content
@@ -137,6 +139,7 @@ def _check_end(path: Path, offset: int) -> None:
         handle.seek(offset)
         if handle.read(BLOCK) != bytes(BLOCK):
             raise DataError(
-                f"the shard breaks off, or is damaged, at byte {offset}", str(path), "fetch it again, or convert it again"
+                f"the shard breaks off, or is damaged, at byte {offset}",
+                str(path),
+                "fetch it again, or convert it again",
             )
-

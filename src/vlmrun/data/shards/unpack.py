@@ -48,7 +48,9 @@ def _samples(folder: Path) -> Iterator[Parts]:
     for shard in metadata.shards_in(folder):
         for entry in entries(folder, shard):
             if entry.repeated or entry.key in seen:
-                raise DataError(f"key {entry.key!r} is used twice", str(folder / shard), "give every sample its own key")
+                raise DataError(
+                    f"key {entry.key!r} is used twice", str(folder / shard), "give every sample its own key"
+                )
             seen.add(entry.key)
             yield Parts(folder, entry)
 

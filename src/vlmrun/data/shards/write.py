@@ -189,7 +189,7 @@ def _write_all(usable: Iterator[_Record], folder: Path, layout: Layout, *, stop:
 
 
 def _is_longer(record: _Record) -> bool:
-    return len(json.loads(record.turns)) > 2  # noqa: PLR2004 - the question and the answer
+    return len(json.loads(record.turns)) > 2
 
 
 def _cut(usable: Iterator[_Record], layout: Layout) -> Iterator[list[_Record]]:
