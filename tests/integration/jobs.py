@@ -135,6 +135,8 @@ def make_job(folder: Path, name: str = "instruct", **changes: Any) -> StageJob:
     model = changes.pop("model", None) or pico_model_config(folder / "parts")
     data = {
         "format": "llava",
+        "split": None,
+        "fields": None,
         "annotations": str(folder / "data.json"),
         "images": str(folder / "images"),
         "on_error": changes.pop("on_error", "fail"),

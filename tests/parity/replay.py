@@ -119,6 +119,8 @@ def job_of(folder: Path, run: Path, **changes: Any) -> StageJob:
         "data": {
             "shapes": {
                 "format": "llava",
+                "split": None,
+                "fields": None,
                 "annotations": str(data),
                 "images": str(BASE.parent / given["image_folder"]),
                 "on_error": "fail",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vlmrun.config.schema import (
     AverageStage,
+    DataConfig,
     HardwareConfig,
     ModelConfig,
     Optim,
@@ -19,6 +21,7 @@ from vlmrun.config.schema import (
     TrainStage,
 )
 
+SHARDS = frozenset({"wds", "energon"})  # formats that are folders of tar files
 # Families whose samples stay apart when several share a row (`packing`). tests/unit/model/test_packs.py tries each.
 PACKABLE = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
@@ -68,6 +71,18 @@ def cooldown_steps(optim: Optim, end: int) -> int:
         return optim.cooldown_steps
     assert optim.cooldown_ratio is not None, "checked: one of the two is given"
     return max(1, math.ceil(optim.cooldown_ratio * end))
+
+
+def in_shards(data: DataConfig) -> bool:
+    """Whether samples lie in tar shards, with their pictures."""
+    return data.format in SHARDS
+
+
+def image_root(data: DataConfig) -> Path | None:
+    """The folder that names of pictures start from."""
+    if in_shards(data):
+        return Path(data.annotations).expanduser()
+    return None if data.images is None else Path(data.images).expanduser()
 
 
 def sources(stage: object) -> list[str]:

@@ -110,7 +110,11 @@ class DataConfig(Node):
     """One source of samples. Paths are relative to the prepared folder when `prepare` is set."""
 
     format: str
-    annotations: str
+    split: Annotated[str | None, Neutral(None)]  # energon: a part of its split.yaml; null: train
+    fields: Annotated[
+        dict[str, str | None] | None, Neutral(None)
+    ]  # of shards: image, context, answers; null: as they say
+    annotations: str  # of shards: their folder
     images: str | None  # folder that every image path must stay inside
     on_error: Literal["fail", "skip"]  # skip: counted and listed in skipped.jsonl
     prepare: Target | None  # makes the files, as a job of its own with an artifact of its own

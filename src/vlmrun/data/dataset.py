@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlmrun import logs
+from vlmrun.config import derived
 from vlmrun.config.schema import Compat, DataConfig, Slices
 from vlmrun.data import compat, index, minicpm_labels, slices
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
@@ -130,13 +131,13 @@ class Encoder:
         return self.image_transform.blank(n_images, self.aspect)
 
     def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
-        path = find_image(root, name, where)
+        picture = find_image(root, name, where)
 
         def make() -> Fitted:
-            return self.image_transform.fit(load_image(path, where, draft=self.draft), self.aspect)
+            return self.image_transform.fit(load_image(picture, where, draft=self.draft), self.aspect)
 
         try:
-            fitted, layout = make() if self.pictures is None else self.pictures.get(path, make)
+            fitted, layout = make() if self.pictures is None else self.pictures.get(picture, make)
             return self.image_transform.scale(fitted, layout), layout
         except DataError as error:  # the transform knows what is wrong, but not where
             raise DataError(
@@ -279,7 +280,7 @@ def open_datasets(
         _build(entries, encoder, skipped, folder, stamp)
     samples = index.Index(folder)
     configs = [data[name] for name in samples.names]
-    sources = [Source(None if c.images is None else Path(c.images), c.on_error == "skip") for c in configs]
+    sources = [Source(derived.image_root(c), c.on_error == "skip") for c in configs]
     return Dataset(samples, sources, encoder)
 
 
@@ -331,8 +332,10 @@ def _stamp(entries: Sequence[tuple[str, DataConfig]], encoder: Encoder) -> Any:
     return json.loads(json.dumps([sources, encoder.template.to_dict(), quirks]))
 
 
-def _state(path: Path) -> list[int]:
-    """Size and time of a file; nothing for one that is missing, of which the reader will tell."""
+def _state(path: Path) -> Any:
+    """Size and time of a file, or of all files of a folder; nothing for one that is missing: the reader will tell."""
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): _state(file) for file in sorted(path.rglob("*")) if file.is_file()}
     try:
         status = path.stat()
     except OSError:

@@ -151,7 +151,12 @@ def _data(run: RunConfig) -> Iterator[Problem]:
 
 def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     annotations = Path(data.annotations).expanduser()
-    missing = [] if annotations.is_file() else [("annotations", f"no file {data.annotations!r}")]
+    shards = derived.in_shards(data)
+    if shards and data.images is not None:
+        yield Problem("pictures of shards lie in the shards", f"{where}.images", f"{where}.images=null")
+    is_there = annotations.is_dir() if shards else annotations.is_file()
+    noun = "folder of shards" if shards else "file"
+    missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]
     if data.images is not None and not Path(data.images).expanduser().is_dir():
         missing.append(("images", f"no folder {data.images!r}"))
     if missing and data.about is not None:
@@ -161,7 +166,7 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
         yield Problem(" and ".join(what for _, what in missing), where, fix)
         return
     for key, what in missing:
-        fix = "give an existing file" if key == "annotations" else "give the folder that image paths start from"
+        fix = f"give an existing {noun}" if key == "annotations" else "give the folder that image paths start from"
         yield Problem(what, f"{where}.{key}", fix)
 
 

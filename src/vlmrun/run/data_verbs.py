@@ -16,7 +16,7 @@ from vlmrun import artifact, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
-from vlmrun.data.formats.base import check_file
+from vlmrun.data.formats.base import check_source
 from vlmrun.errors import CheckpointError, ConfigError, DataError, Problem, suggest
 from vlmrun.run import graph, parts, pipeline, verbs
 
@@ -67,7 +67,8 @@ def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
     parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
     parser.add_argument("--images", type=Path, help="folder that image names start from")
-    parser.add_argument("--format", default="llava", help="llava (default), vqa, or a module of yours")
+    parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
+    parser.add_argument("--split", help="energon: train (default), val or test")
     parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
     parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
     parser.add_argument("--image-tokens", type=int, default=576, help="positions an image takes (default: %(default)s)")
@@ -161,12 +162,14 @@ def _sizes(config: RunConfig, look: Any) -> Any:
 
 def _file(word: str, options: argparse.Namespace) -> tuple[Path, Any]:
     path = Path(word).expanduser()
-    check_file(path)
+    shards = options.format in derived.SHARDS
+    check_source(path, folder=shards)
+    options.images = path if shards else options.images
     if options.images is None:
         logs.get(__name__).info("no --images: pictures are not looked at")
     if options.tokenizer is None and options.template is None:
         lint = importlib.import_module("vlmrun.data.lint")
-        return path, lint.Rules(format=options.format, images=options.images, limit=options.limit)
+        return path, lint.Rules(format=options.format, split=options.split, images=options.images, limit=options.limit)
     return path, importlib.import_module("vlmrun.train.look").rules_of_file(vars(options))
 
 
@@ -197,7 +200,7 @@ def _require_files(config: RunConfig, stage: str | None) -> None:
         if name not in used or data.prepare is not None:
             continue
         try:
-            check_file(Path(data.annotations).expanduser())
+            check_source(Path(data.annotations).expanduser(), folder=derived.in_shards(data))
         except DataError as error:
             found = error.problems[0]
             fix = data.about.fetch if data.about else found.fix

@@ -106,7 +106,7 @@ def questions(job: StageJob) -> list[Asked]:
         if rejected:
             log.warning("left out %d of %d questions (on_error: skip)", len(rejected), len(rejected) + len(samples))
             list_skipped(job.path / SKIPPED, [record.to_dict() for record in rejected])
-        images = None if config.images is None else Path(config.images)
+        images = derived.image_root(config)
         for sample in samples:
             if not isinstance(sample, Question):
                 raise ConfigError(

@@ -35,7 +35,7 @@ class Parts:
     def content(self, name: str) -> bytes:
         """The bytes of a part."""
         if name not in self._contents:
-            self._contents[name] = self.places[name].read(self.folder)
+            self._contents[name] = self.places[name].read(self.folder / self.places[name].shard)
         return self._contents[name]
 
     def turns(self) -> Any:

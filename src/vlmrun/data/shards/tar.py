@@ -35,27 +35,25 @@ class Place:
     def __str__(self) -> str:
         return f"{self.shard}@{self.offset}+{self.size}/{self.name}"
 
-    def read(self, folder: Path) -> bytes:
-        """The content.
+    def read(self, shard: Path) -> bytes:
+        """The content, from the shard's file.
 
         Raises:
             DataError: when the shard is missing, or shorter than it was when it was indexed.
         """
         try:
-            with (folder / self.shard).open("rb") as handle:
+            with shard.open("rb") as handle:
                 handle.seek(self.offset)
                 content = handle.read(self.size)
         except OSError as error:
-            raise DataError(
-                f"the shard cannot be read: {error.strerror}", str(folder / self.shard), "fetch it"
-            ) from error
+            raise DataError(f"the shard cannot be read: {error.strerror}", str(shard), "fetch it") from error
         if len(content) < self.size:
-            raise DataError(f"{self.name} lies beyond the end of the shard", str(folder / self.shard), "fetch it again")
+            raise DataError(f"{self.name} lies beyond the end of the shard", str(shard), "fetch it again")
         return content
 
-    def open(self, folder: Path) -> BinaryIO:
+    def open(self, shard: Path) -> BinaryIO:
         """The content as a file."""
-        return io.BytesIO(self.read(folder))
+        return io.BytesIO(self.read(shard))
 
 
 @dataclass

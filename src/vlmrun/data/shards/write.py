@@ -147,7 +147,7 @@ def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, 
         picture = find_image(images, image, suggesting=False)
     except DataError as error:
         return Rejected(told, source, error.problems[0].what, error.problems[0].fix)
-    return _Record(key, picture, json.dumps(value["conversations"]).encode("utf-8"))
+    return _Record(key, picture.path, json.dumps(value["conversations"]).encode("utf-8"))
 
 
 def _wrong_key(value: Any, seen: dict[str, int]) -> tuple[str, str] | None:
