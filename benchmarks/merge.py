@@ -67,7 +67,7 @@ _COPY = (
     "for name in {names}:\n    shutil.copytree(folder / name, folder / 'out' / name)\nsync(folder / 'out')",
 )
 _STAGE = """
-from vlmrun.checkpoints import average, merge
+from vlmrun.merging import average, merge
 from vlmrun.config.schema import AverageStage, MergeStage
 def stage(method, base=None):
     return AverageStage.model_validate(dict(kind="average", models=["a", "b"], weights=[0.5, 0.5], ema=None, rules=[],
@@ -115,7 +115,7 @@ def _convert(to: str, tp: int = 1) -> tuple[str, str]:
     # Models are built on the meta device to be compared with, by modules that are imported when they are needed.
     first = work.format("small", f"warm-{to}")
     imports = (
-        "from vlmrun.checkpoints.convert import convert\nfrom vlmrun.checkpoints.formats.base import How\n"
+        "from vlmrun.formats.convert import convert\nfrom vlmrun.formats.base import How\n"
         f"{first}\nimport shutil\nshutil.rmtree(folder / 'warm-{to}')"
     )
     return imports, work.format("a", "out")

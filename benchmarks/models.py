@@ -119,7 +119,7 @@ def _connector() -> Shapes:
 def _tensors(folder: Path, shapes: Shapes, seed: int) -> None:
     import torch
 
-    from vlmrun.checkpoints.stream import Writer, blocks
+    from vlmrun.weights.writer import Writer, blocks
 
     def random(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[torch.Tensor]:
         for start, stop in blocks(shape):

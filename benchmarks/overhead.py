@@ -141,7 +141,8 @@ _NOTES = [
 
 def make_jobs(size: Size, folder: Path) -> dict[str, StageJob]:
     """A train job for each contender, out of the smoke recipe, and the pictures it needs."""
-    from vlmrun.run import pipeline, verbs
+    from vlmrun.cli import train as verbs
+    from vlmrun.run import pipeline
     from vlmrun.stages import prepare
 
     jobs: dict[str, StageJob] = {}
@@ -235,7 +236,7 @@ def _source(job: StageJob, loaded: Any, *, live: bool) -> Iterator[tuple[int, li
     from vlmrun.data import templates
     from vlmrun.data.collate import Collator
     from vlmrun.data.dataset import Encoder, open_datasets
-    from vlmrun.data.images import ImageTransform
+    from vlmrun.data.images.open import ImageTransform
     from vlmrun.data.loader import Reading, batches
     from vlmrun.data.sampler import Schedule
 

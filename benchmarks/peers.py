@@ -179,19 +179,19 @@ def _vlm() -> Any:
 def _vlmrun(name: str, steps: int, clock: _Clock, folder: Path) -> list[float]:
     import torch
 
+    from vlmrun.cli import train
     from vlmrun.config.derived import accumulation
-    from vlmrun.hardware import zero
     from vlmrun.model import tune
     from vlmrun.model.head import Head
-    from vlmrun.run import verbs
     from vlmrun.train import dist, loop, optim
     from vlmrun.train.engine import create
+    from vlmrun.zero import config as zero
 
     engine = "plain" if name == VLMRUN else "deepspeed"
     changes = [f"engine={engine}", "zero=2", f"global_batch={_BATCH}", f"micro_batch={_BATCH}", "log_steps=1"]
     changes += [f"optim.{key}" for key in (f"lr={_RATE}", "connector_lr=null", "weight_decay=0.0", "max_grad_norm=1.0")]
     changes += ["optim.betas=[0.9,0.999]", "optim.schedule=constant", "optim.warmup_ratio=0.0"]
-    config = verbs.compose(["+recipe=smoke", *(f"stage.instruct.{change}" for change in changes)], [])
+    config = train.compose(["+recipe=smoke", *(f"stage.instruct.{change}" for change in changes)], [])
     stage: Any = config.stage["instruct"]
     assert accumulation(stage, config.hardware) == 1
     with dist.session(config.hardware):

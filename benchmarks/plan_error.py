@@ -274,11 +274,12 @@ def planned_bytes(one: Case) -> int:
 
 def plan_of(one: Case) -> Any:
     """The plan's memory record."""
+    from vlmrun.cli import train
     from vlmrun.plan import memory
+    from vlmrun.plan import run as planning
     from vlmrun.plan.activations import Batch
-    from vlmrun.run import planning, verbs
 
-    run = verbs.compose(["+recipe=smoke", *one.overrides], [])
+    run = train.compose(["+recipe=smoke", *one.overrides], [])
     supervised = one.sequences * int(one.length * one.share)
     batch = Batch(one.sequences, one.length, supervised, one.sequences, padded=one.sequences > 1)
     shapes, _ = planning.shapes(run.model)
@@ -297,16 +298,16 @@ def measure(one: Case) -> dict[str, int]:
     import torch
 
     from benchmarks.tensor_memory import Meter
+    from vlmrun.cli import train
     from vlmrun.config import derived
-    from vlmrun.hardware import zero
     from vlmrun.model import parts, tune
     from vlmrun.model.head import Head, causal_lm
     from vlmrun.model.ulysses import Ulysses
-    from vlmrun.run import verbs
     from vlmrun.train import optim
     from vlmrun.train.engine import create
+    from vlmrun.zero import config as zero
 
-    run = verbs.compose(["+recipe=smoke", *one.overrides], [])
+    run = train.compose(["+recipe=smoke", *one.overrides], [])
     stage: Any = run.stage["instruct"]
     width = run.model.llm.arguments["config"]["hidden_size"]
     uses_deepspeed = stage.engine == "deepspeed"

@@ -5,8 +5,9 @@
 
 The LLM reads only text: captions, lists of words and prose about shapes. It never sees a picture, nor a question with
 its answer, so that each stage of the recipe `smoke` has something to learn. The tower sees only pictures with attribute
-labels, from a stream of its own and without the colour-shape pairs held out in `vlmrun.data.shapes`; the label heads
-are thrown away. One thread and fixed seeds: a second run on the same machine and library versions gives the same bytes.
+labels, from a stream of its own and without the colour-shape pairs held out in `vlmrun.data.prepare.shapes`; the label
+heads are thrown away. One thread and fixed seeds: a second run on the same machine and library versions gives the
+same bytes.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
-from vlmrun.data import shapes
-from vlmrun.data.shapes import Picture
+from vlmrun.data.prepare import shapes
+from vlmrun.data.prepare.shapes import Picture
 
 ASSETS = Path(__file__).parents[1] / "src/vlmrun/assets"
 BOS, END, PAD, USER, ASSISTANT = "<|bos|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
@@ -45,7 +46,7 @@ TOWER_README = """\
 # micro-tower
 A SiglipVisionModel of 0.24 M parameters (2 layers, width 96, 32x32 pixels, 16 patches), for the recipe `smoke`.
 It was trained from nothing by `scripts/make_micro.py` to name attributes of drawn shapes; the heads are not kept.
-Use `hidden_states[-1]`: the training heads read that. The pairs of `vlmrun.data.shapes.UNSEEN_PAIRS` were left out.
+Use `hidden_states[-1]`: the training heads read that. The pairs of `data.shapes.UNSEEN_PAIRS` were left out.
 Licence: that of this repository.
 """
 

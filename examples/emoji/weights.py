@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.emoji.efficientnet import EfficientNetLite0
-from vlmrun.data.images import ImageTransform, open_image
+from vlmrun.data.images.open import ImageTransform, open_image
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmrun import cli
+from vlmrun.cli import app as cli
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -151,7 +151,7 @@ def test_wrong_options(words: list[str], capsys: pytest.CaptureFixture[str]) -> 
 
 def test_no_torch_is_loaded(tmp_path: Path) -> None:
     code = (
-        "import sys; from vlmrun import cli; "
+        "import sys; from vlmrun.cli import app as cli; "
         "assert cli.main(['plan', '+recipe=llava15_7b', '--json']) == 0; "
         "sys.exit('torch' in sys.modules)"
     )

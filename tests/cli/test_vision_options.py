@@ -3,9 +3,9 @@
 import pytest
 
 from tests.conftest import ROOT, TINY
+from vlmrun.checks.run import check
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
-from vlmrun.run.checks import check
 
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/model/connector").glob("*.yaml") if path.stem != "identity")
 SHALLOW = {"dense_sti": ["model.connector.shallow=[0,1]"], "dense_sci": ["model.connector.shallow=[0,1]"]}

@@ -9,12 +9,13 @@ import torch
 
 from tests.conftest import TINY
 from vlmrun import artifact
-from vlmrun.checkpoints.convert import convert
-from vlmrun.checkpoints.formats.base import How
-from vlmrun.checkpoints.load import describe
-from vlmrun.checkpoints.tensors import Reader
+from vlmrun.cli import weights as weight_verbs
 from vlmrun.errors import CheckpointError, ConfigError
-from vlmrun.run import lineage, weight_verbs
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import convert
+from vlmrun.formats.load import describe
+from vlmrun.report import lineage
+from vlmrun.weights.reader import Reader
 
 
 def _weights(folder):

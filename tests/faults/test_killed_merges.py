@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from benchmarks import models
-from tests.unit.checkpoints.conftest import averaging
+from tests.unit.models import averaging
 from vlmrun import artifact
-from vlmrun.checkpoints import average
-from vlmrun.checkpoints.convert import compare
-from vlmrun.checkpoints.formats.base import How
-from vlmrun.checkpoints.stream import Writer
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import compare
+from vlmrun.merging import average
+from vlmrun.weights.writer import Writer
 
 N_BYTES = 60_000_000
 

@@ -77,8 +77,9 @@ def killed(text, place, when, rank):
     import torch.distributed
 
     from vlmrun import artifact
-    from vlmrun.checkpoints import native
-    from vlmrun.train import loop, save, saver
+    from vlmrun.train import loop
+    from vlmrun.train.checkpoint import commit, policy
+    from vlmrun.weights import native
 
     here = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     if rank is not None and rank != here:
@@ -122,13 +123,13 @@ def killed(text, place, when, rank):
         "step": (loop, "_report"),
         "backward": (loop, "_pictures"),
         "half a file": (torch, "save", half),
-        "describing": (save, "_describe"),
+        "describing": (commit, "_describe"),
         "digest": (artifact, "digest"),
         "manifest": (artifact, "write_json"),
-        "name": (save, "_discard"),
+        "name": (commit, "_discard"),
         "named": (artifact, "fsync_folder"),
-        "prune": (save, "prune"),
-        "reading back": (saver.Saver, "prove"),
+        "prune": (commit, "prune"),
+        "reading back": (policy.Saver, "prove"),
         "export": (native, "save"),
     }
     if place != "clock":

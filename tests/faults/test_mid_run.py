@@ -36,7 +36,7 @@ def test_a_picture_damaged_in_mid_run_is_named_and_the_run_goes_on_once_it_is_me
     spoiling.write_text(f"""
 import os, sys
 if "vlmrun.worker" in " ".join(sys.orig_argv):
-    import vlmrun.train.saver as saver
+    import vlmrun.train.checkpoint.policy as saver
     save = saver.Saver.save
     def spoil(self, step):
         save(self, step)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vlmrun import graph
+from vlmrun.cluster.node import ALONE, Node
 from vlmrun.config.compose import compose
 from vlmrun.config.job import StageJob
 from vlmrun.config.validate import validate
-from vlmrun.run import argv, graph, pipeline
-from vlmrun.run.nodes import ALONE, Node
+from vlmrun.run import argv, pipeline
 
 FILE = Path(__file__).parent / "argv.yaml"
 GIVEN = {"HOME": "/home/me", "RANK": "1", "MASTER_ADDR": "of another", "MASTER_PORT": "1", "NODE_RANK": "1"}

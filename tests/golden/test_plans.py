@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from vlmrun.cli import plan, train
+from vlmrun.plan import run as planning
 from vlmrun.plan import time
 from vlmrun.plan.time import Rates
-from vlmrun.run import plan_verb, planning, verbs
 
 HERE = Path(__file__).parent / "plans"
 RECIPES = ["llava15_7b", "bunny_llama3_recipe1", "denseconnector_dci_7b_v100", "smoke"]
@@ -24,7 +25,7 @@ def test_the_plan_is_the_one_kept(name, monkeypatch, tmp_path):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)  # where no data lies
     told = planning.Options(Rates(time.MFU, time.PRICE))
-    found = plan_verb.to_dict(planning.plan(verbs.compose([f"+recipe={name}"], []), told), told)
+    found = plan.to_dict(planning.plan(train.compose([f"+recipe={name}"], []), told), told)
     text = json.dumps(found, indent=1) + "\n"
     file = HERE / f"{name}.json"
     if os.environ.get("VLMRUN_UPDATE_GOLDEN"):
@@ -36,7 +37,7 @@ def test_the_plan_is_the_one_kept(name, monkeypatch, tmp_path):
 
 def _fitting(name, stage, *overrides):
     told = planning.Options(Rates(time.MFU, time.PRICE))
-    found = planning.plan(verbs.compose([f"+recipe={name}", f"only=[{stage}]", *overrides], []), told)
+    found = planning.plan(train.compose([f"+recipe={name}", f"only=[{stage}]", *overrides], []), told)
     return found.stages[0].fitting or 0
 
 
@@ -55,5 +56,5 @@ def test_published_recipes_fit_where_they_were_trained():
     """LLaVA-1.5 and Bunny on eight A100 of 80 GB, as their READMEs say."""
     told = planning.Options(Rates(time.MFU, time.PRICE))
     for name in ("llava15_7b", "llava15_13b", "llava15_7b_lora", "bunny_llama3_recipe1", "bunny_phi2_siglip"):
-        found = planning.plan(verbs.compose([f"+recipe={name}"], []), told)
+        found = planning.plan(train.compose([f"+recipe={name}"], []), told)
         assert all(one.fits for one in found.stages if hasattr(one, "fits")), name

@@ -225,7 +225,7 @@ def test_an_unmerged_lora_parent_is_refused(ranks, tmp_path):
 def test_a_trained_model_loads_again_and_answers_as_it_was_trained(ranks, plain):
     import torch
 
-    from vlmrun.checkpoints.load import load
+    from vlmrun.formats.load import load
 
     _, reference = plain
     vlm = load(reference.path, dtype=torch.float32, attention="sdpa").vlm

@@ -18,13 +18,14 @@ from PIL import Image
 from tests import pico_minicpm
 from tests.integration import ranks as forked
 from tests.pico import WIDE, pico_tokenizer
-from vlmrun import artifact
-from vlmrun.checkpoints import load as saved
+from vlmrun import artifact, graph, store
+from vlmrun.checks import run as checks
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import TrainStage
 from vlmrun.config.validate import validate
-from vlmrun.run import checks, graph, identity, pipeline, store
+from vlmrun.formats import load as saved
+from vlmrun.run import identity, pipeline
 
 OURS = {"smoke", "emoji_smollm2"}
 RECIPES = sorted({path.stem for path in (conf_dir() / "recipe").glob("*.yaml")} - OURS)

@@ -8,7 +8,7 @@ import torch
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, make_job, rows, said, weights, write_records
 from tests.integration.ranks import RankError
-from vlmrun.checkpoints import load as saved
+from vlmrun.formats import load as saved
 
 pytestmark = pytest.mark.ranks
 
@@ -79,7 +79,7 @@ def _loss_of(text):
     from vlmrun.data import templates
     from vlmrun.data.collate import Collator
     from vlmrun.data.dataset import Encoder, open_datasets
-    from vlmrun.data.images import ImageTransform
+    from vlmrun.data.images.open import ImageTransform
 
     job = StageJob.model_validate(json.loads(text))
     loaded = saved.load(job.path, dtype=torch.float32, attention="sdpa")

@@ -10,14 +10,14 @@ from tests import pico_minicpm
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, losses, make_job
 from tests.pico import WIDE
-from tests.unit.checkpoints.conftest import merging
-from vlmrun.checkpoints.adapter import Adapter
-from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.merge import merge
-from vlmrun.checkpoints.tensors import Reader
+from tests.unit.models import merging
 from vlmrun.config.job import StageJob
+from vlmrun.formats.load import describe, load
+from vlmrun.merging.merge import merge
 from vlmrun.serve.dialogue import Dialogue
 from vlmrun.stages import evaluate
+from vlmrun.weights.adapter import Adapter
+from vlmrun.weights.reader import Reader
 
 pytestmark = pytest.mark.ranks
 

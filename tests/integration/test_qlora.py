@@ -10,10 +10,10 @@ from tests.integration.jobs import execute, make_job, rows, said, weights
 from tests.integration.ranks import RankError
 from tests.integration.test_resume import _killed_at
 from tests.pico import WIDE, pico_llm, pico_model_config
-from tests.unit.checkpoints.conftest import merging
-from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.merge import merge
-from vlmrun.checkpoints.tensors import Reader
+from tests.unit.models import merging
+from vlmrun.formats.load import describe, load
+from vlmrun.merging.merge import merge
+from vlmrun.weights.reader import Reader
 
 pytestmark = pytest.mark.ranks
 

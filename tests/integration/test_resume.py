@@ -45,8 +45,9 @@ def _killed_at(text: str, where: str, rank: int) -> None:
     import torch.distributed
 
     from vlmrun import artifact
-    from vlmrun.checkpoints import native
-    from vlmrun.train import loop, save
+    from vlmrun.train import loop
+    from vlmrun.train.checkpoint import commit
+    from vlmrun.weights import native
 
     here = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
@@ -67,8 +68,8 @@ def _killed_at(text: str, where: str, rank: int) -> None:
         at_six = lambda folder, *_: "step-6" in str(folder)  # noqa: E731
         points = {
             "in step 5": (loop, "seed", lambda _number, step, _rank: step == 4),
-            "before writing": (save, "draft", lambda _folder, step, *_: step == 6),
-            "before the manifest": (save, "_describe", at_six),
+            "before writing": (commit, "draft", lambda _folder, step, *_: step == 6),
+            "before the manifest": (commit, "_describe", at_six),
             "in the manifest": (artifact, "write_json", lambda path, _: "step-6" in str(path)),
             "after the rename": (artifact, "fsync_folder", lambda folder: (folder / "step-6").exists()),
             "in the export": (native, "save", lambda *_: True),
@@ -210,16 +211,16 @@ def _with_small_files(text: str, limit: int) -> None:
     """As on a disk that fills up while a checkpoint is written."""
     import resource
 
-    from vlmrun.train import save
+    from vlmrun.train.checkpoint import commit
 
-    original = save.draft
+    original = commit.draft
 
     def draft(folder, step, write, **how):
         if step == 6:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return original(folder, step, write, **how)
 
-    save.draft = draft
+    commit.draft = draft
     execute(text)
 
 

@@ -88,7 +88,7 @@ def test_t2_the_first_bf16_update_has_full_size(tmp_path):
 
 
 def _stage_three_expected(text):
-    from vlmrun.hardware import zero
+    from vlmrun.zero import config as zero
 
     original = zero.deepspeed_config
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.integration.jobs import run
-from vlmrun.checkpoints.convert import compare, convert
-from vlmrun.checkpoints.formats.base import How
-from vlmrun.checkpoints.load import describe, load
 from vlmrun.errors import CheckpointError
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import compare, convert
+from vlmrun.formats.load import describe, load
 
 pytestmark = pytest.mark.ranks
 

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from tests.parity.golden import ASSETS
-from vlmrun.data import compat, templates
+from vlmrun.data import templates
+from vlmrun.data.compat import settings
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, encode
 from vlmrun.data.formats import llava
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
@@ -45,7 +46,7 @@ def template(case: dict[str, Any], project: str) -> Template:
 
 def trained_template(case: dict[str, Any], project: str) -> Template:
     """The template that upstream really trained with."""
-    return compat.effective(template(case, project), v0_is_v1=case["version"] == "v0", llama3_system_header=True)
+    return settings.effective(template(case, project), v0_is_v1=case["version"] == "v0", llama3_system_header=True)
 
 
 def tokenizer(case: dict[str, Any], project: str) -> Any:
@@ -76,10 +77,10 @@ def upstream_sample(case: dict[str, Any], template: Template, project: Any) -> S
     raw = _record(case, [message["value"] for message in case["conversations"]], 1, as_it_is=True)
     assert isinstance(raw, Sample)
     dropped = (
-        raw.turns[0].role == "assistant" and not compat.falls_through(template, project) and template.keep_question
+        raw.turns[0].role == "assistant" and not settings.falls_through(template, project) and template.keep_question
     )
     tags = sum(IMAGE_TAG in turn.text for turn in raw.turns[dropped:]) if case["has_image"] else 0
-    return compat.as_upstream(replace(raw, images=("x",) * max(tags, case["has_image"])), template, project)
+    return settings.as_upstream(replace(raw, images=("x",) * max(tags, case["has_image"])), template, project)
 
 
 def own_sample(case: dict[str, Any]) -> Sample | Rejected:
@@ -87,7 +88,7 @@ def own_sample(case: dict[str, Any]) -> Sample | Rejected:
     plain = [message["value"] for message in case["conversations"]]
     if not case["has_image"]:
         return _record(case, plain, 0)
-    texts = [compat.one_tag(text) for text in plain]
+    texts = [settings.one_tag(text) for text in plain]
     return _record(case, texts, max(1, sum(text.count(IMAGE_TAG) for text in texts)))
 
 
@@ -313,7 +314,7 @@ def deviations(case: dict[str, Any], template: Template, project: str, kind: str
     return [found for found in DEVIATIONS if found.kind == kind and found.applies(case, template, project)]
 
 
-def masked(case: dict[str, Any], project: Any) -> compat.Masked:
+def masked(case: dict[str, Any], project: Any) -> settings.Masked:
     """A record under `compat`.
 
     Raises:
@@ -321,7 +322,7 @@ def masked(case: dict[str, Any], project: Any) -> compat.Masked:
     """
     template = trained_template(case, project)
     sample = upstream_sample(case, template, project)
-    return compat.mask(sample, template, tokenizer(case, project), project, max_length=case["model_max_length"])
+    return settings.mask(sample, template, tokenizer(case, project), project, max_length=case["model_max_length"])
 
 
 def compare(case: dict[str, Any], project: Any) -> tuple[str, str]:

@@ -9,11 +9,12 @@ from typing import Any
 from tests.integration.jobs import NO_COMPAT
 from tests.parity import golden
 from vlmrun.config.schema import Compat, Slices
-from vlmrun.data import minicpm_labels, slices, templates
+from vlmrun.data import templates
+from vlmrun.data.compat import minicpm as minicpm_labels
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, tokenize
 from vlmrun.data.formats import minicpm
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.open import ImageTransform, grid
 from vlmrun.data.sample import Rejected, Sample, Turn
 from vlmrun.model.tiles import Tiling
 from vlmrun.model.tokenizers import load_tokenizer
@@ -55,7 +56,7 @@ def refused(conversation: list[dict[str, str]]) -> str | None:
 def conversation(case: dict[str, Any], *, compat: bool) -> tuple[list[int], list[int]]:
     """Ids and labels of a conversation whose text holds the blocks of its pictures already."""
     spans = [len(run[0]) // len("<unk>") for m in case["conversation"] for run in _runs(m["content"])]
-    turns = [Turn(m["role"], re.sub("(<unk>)+", slices.TILE, m["content"])) for m in case["conversation"]]
+    turns = [Turn(m["role"], re.sub("(<unk>)+", grid.TILE, m["content"])) for m in case["conversation"]]
     shown, known = template(case), tokenizer(case["tokenizer"])
     pieces = shown.render(turns, images=False)
     marks = ["<image>"] * sum(piece.text.count("<image>") for piece in pieces)  # the marks themselves

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.parity.golden import cases, tensors
+from vlmrun.checks.vision import TOKENS
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
 from vlmrun.model.connectors.dense import Dense
@@ -17,7 +18,6 @@ from vlmrun.model.connectors.spp import SPP
 from vlmrun.model.projector_file import fill
 from vlmrun.model.towers.clip import Clip
 from vlmrun.model.towers.siglip import Siglip
-from vlmrun.run.vision import TOKENS
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # fp32, other order of the same sums
 KINDS = {

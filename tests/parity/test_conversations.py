@@ -8,8 +8,8 @@ import pytest
 from scripts import make_parity
 from tests.parity import conversations as of
 from tests.parity import golden
-from vlmrun.data import compat
 from vlmrun.data.collate import Collator, dropped_token
+from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded
 from vlmrun.data.sample import IMAGE_TAG, Rejected
@@ -47,7 +47,7 @@ def test_image_tags_move_as_upstream_moves_them(name):
     for case in [case for case in golden.cases(name) if case["has_image"]]:
         template = of.template(case, of.project(name))
         for message, after in zip(case["conversations"], case.get("after_multimodal") or [], strict=False):
-            assert template.wrap_images(compat.one_tag(message["value"])) == after
+            assert template.wrap_images(settings.one_tag(message["value"])) == after
             assert after.count(IMAGE_TAG) == (IMAGE_TAG in message["value"])
 
 

@@ -8,11 +8,11 @@ import torch
 from tests.integration import ranks
 from tests.parity import megatron_oracle
 from tests.pico import N_PATCHES, pico_loaded
-from vlmrun.checkpoints import native
-from vlmrun.checkpoints.convert import convert
-from vlmrun.checkpoints.formats.base import How
 from vlmrun.data import templates
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import convert
 from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.weights import native
 
 IDS = [0, 7, *[IMAGE_TOKEN] * N_PATCHES, 9, 10, 44]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmrun.checkpoints import methods
-from vlmrun.checkpoints.adapter import CONFIG, WEIGHTS, Adapter, fold
-from vlmrun.checkpoints.methods.pieces import Piece, Source
-from vlmrun.checkpoints.tensors import Reader
 from vlmrun.config.schema import Linear
+from vlmrun.merging import methods
+from vlmrun.merging.methods.blocks import Piece, Source
+from vlmrun.weights.adapter import CONFIG, WEIGHTS, Adapter, fold
+from vlmrun.weights.reader import Reader
 
 ASSETS = Path(__file__).resolve().parents[3] / "shared" / "golden"
 GOLDEN = Path(os.environ.get("VLMRUN_GOLDEN", Path(__file__).resolve().parents[3] / "shared/golden")) / "g7_merging"

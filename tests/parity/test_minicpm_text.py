@@ -8,10 +8,10 @@ import pytest
 from tests.parity import golden
 from tests.parity import minicpm as of
 from vlmrun.config.schema import Slices
-from vlmrun.data import slices
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IMAGE_TOKEN
+from vlmrun.data.images import grid as slices
 from vlmrun.data.sample import Rejected
 from vlmrun.errors import DataError
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.parity.golden import CASES, cases, tensors
 from vlmrun.config.schema import Tiles
-from vlmrun.data.images import ImageTransform, best_grid, fit_into, open_image, pad_to_square
+from vlmrun.data.images.open import ImageTransform, best_grid, fit_into, open_image, pad_to_square
 
 IMAGES = CASES / "g2_images/images"
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}

@@ -14,7 +14,7 @@ from tests.parity.golden import cases, tensors
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, kept_tokens
-from vlmrun.data.images import ImageLayout, best_grid
+from vlmrun.data.images.open import ImageLayout, best_grid
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.model.connectors.identity import Identity
 from vlmrun.model.tiles import add_newline, tiling

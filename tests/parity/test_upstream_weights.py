@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tests.parity.golden import ASSETS, cases, need, tensors
 from tests.pico import pico_tower
 from tests.unit.formats.conftest import to
-from vlmrun.checkpoints.load import load
-from vlmrun.checkpoints.tensors import Reader
+from vlmrun.formats.load import load
+from vlmrun.weights.reader import Reader
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "intermediate_size": 24,

@@ -11,7 +11,7 @@ import pytest
 from tests.parity.zero_files import FILES, WIDTH, differences
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
-from vlmrun.hardware import zero, zero_own
+from vlmrun.zero import config, user_json
 
 # A stage for each file. MiniCPM's recipes lay the preset over their stages.
 STAGES = {
@@ -43,11 +43,11 @@ def test_the_file_itself_may_be_given(file, tmp_path):
     path = tmp_path / file
     path.write_text(json.dumps(FILES[file]))
     stage = stage.model_copy(update={"deepspeed": stage.deepspeed.model_copy(update={"config": str(path)})})
-    ours = zero.deepspeed_config(stage, hardware, hidden_dim=WIDTH)
-    found = [problem.what for problem in zero_own.problems(FILES[file], stage, ours, "stage.x")]
+    ours = config.deepspeed_config(stage, hardware, hidden_dim=WIDTH)
+    found = [problem.what for problem in user_json.problems(FILES[file], stage, ours, "stage.x")]
     assert found == (["scheduler contradicts the stage"] if "scheduler" in FILES[file] else [])
     stage = stage.model_copy(update={"compat": stage.compat.model_copy(update={"offload_schedule": True})})
-    merged = zero_own.complete(stage, hardware, hidden_dim=WIDTH, name="x")
+    merged = user_json.complete(stage, hardware, hidden_dim=WIDTH, name="x")
     fp16 = {"enabled": False} | {key: value for key, value in FILES[file]["fp16"].items() if value != "auto"}
     spoken = FILES[file].get("steps_per_print", ours["steps_per_print"])
     assert merged == ours | {"steps_per_print": spoken, "fp16": fp16}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from vlmrun.hardware import zero
+from vlmrun.zero import config as zero
 
 FILES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))["files"]
 WIDTH = 4096  # of every 7B and 8B model

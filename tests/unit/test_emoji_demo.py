@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from examples.emoji import page, pictures, weights
 from examples.emoji.efficientnet import EfficientNetLite0, Layers
 from tests.conftest import ROOT
-from vlmrun.data import images, lint
-from vlmrun.run import verbs
+from vlmrun.cli import train
+from vlmrun.data import lint
+from vlmrun.data.images import open as images
 
 N = 8
 
@@ -128,8 +129,8 @@ def test_standardised_features_have_mean_0_and_deviation_1(cnn, made):
 
 def test_the_recipe_composes_with_either_tower(monkeypatch):
     monkeypatch.setenv("VLMRUN_ALLOW", "examples")
-    plain = verbs.compose(["+recipe=emoji_smollm2"], [])
-    other = verbs.compose(
+    plain = train.compose(["+recipe=emoji_smollm2"], [])
+    other = train.compose(
         ["+recipe=emoji_smollm2", "model/tower=efficientnet_lite0"], [ROOT / "examples" / "emoji" / "conf"]
     )
     assert plain.model.tower.target == "vlmrun.model.towers.dinov2.Dinov2"

@@ -10,12 +10,12 @@ import types
 
 import pytest
 
-from vlmrun import artifact, logs, worker
+from vlmrun import artifact, graph, logs, worker
 from vlmrun.config.compose import compose
 from vlmrun.config.job import FAILURE_FILE
 from vlmrun.config.validate import validate
 from vlmrun.errors import LOST, CheckpointError, DataError, LaunchError
-from vlmrun.run import graph, identity, pipeline
+from vlmrun.run import identity, pipeline
 
 
 @pytest.fixture

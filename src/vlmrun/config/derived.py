@@ -22,7 +22,7 @@ from vlmrun.config.schema import (
 )
 
 SHARDS = frozenset({"wds", "energon"})  # formats that are folders of tar files
-# Families whose samples stay apart when several share a row (`packing`). tests/unit/model/test_packs.py tries each.
+# Families whose samples stay apart when several share a row; tests/unit/model/test_packed_rows.py tries each.
 PACKABLE = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
 )

@@ -507,7 +507,7 @@ class HardwareConfig(Node):
     tensor_parallel: Annotated[Positive, Volatile]  # ranks that share every layer of the LLM
     sequence_parallel: Annotated[Positive, Volatile]  # ranks that share every sequence
     tf32: Annotated[bool, Volatile]  # TensorFloat-32 products on GPUs that have them
-    env: Annotated[dict[str, str | int], Volatile]  # of the ranks; which names is up to hardware/environment.py
+    env: Annotated[dict[str, str | int], Volatile]  # of the ranks; which names is up to checks/environment.py
     launcher: Annotated[Literal["inline", "torchrun", "deepspeed", "srun"], Volatile]
     hostfile: Annotated[str | None, Volatile]  # of several nodes: lines `HOST slots=N`
     threads: Annotated[Positive, Volatile]  # CPU threads per rank

@@ -10,8 +10,8 @@ import torch
 
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
-from vlmrun.data.images import ImageLayout
-from vlmrun.data.strips import joined
+from vlmrun.data.images.open import ImageLayout
+from vlmrun.data.images.patch_strips import joined
 
 
 class Collator:

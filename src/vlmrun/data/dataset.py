@@ -14,14 +14,25 @@ import numpy as np
 from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import Compat, DataConfig, Slices
-from vlmrun.data import compat, index, minicpm_labels, slices
+from vlmrun.data import index
+from vlmrun.data.compat import minicpm
+from vlmrun.data.compat import settings as compat
 from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
-from vlmrun.data.images import Aspect, ImageLayout, ImageTransform, find_image, image_size, load_image, n_tiles
+from vlmrun.data.images import grid as slices
+from vlmrun.data.images.cache import Fitted, PictureCache
+from vlmrun.data.images.open import (
+    Aspect,
+    ImageLayout,
+    ImageTransform,
+    find_image,
+    image_size,
+    load_image,
+    n_tiles,
+)
+from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.index import Index
-from vlmrun.data.picture_cache import Fitted, PictureCache
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample, locate_record
-from vlmrun.data.strips import joined
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, suggest
 
@@ -83,7 +94,7 @@ class Encoder:
                 image_tokens=self.spans(each),
                 max_length=self.max_length,
                 blocks=self.blocks(each),
-                relabel=None if self.labels_of is None else minicpm_labels.relabel(self.template, self.tokenizer),
+                relabel=None if self.labels_of is None else minicpm.relabel(self.template, self.tokenizer),
             )
         if self.labels_of is not None:
             return compat.encode(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmrun.data import slices
+from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError, Problem
@@ -129,7 +129,7 @@ def tokenize(
         )
     tag = IMAGE_TAG if images else None
     if images and blocks is not None:
-        pieces, tag = slices.in_place(pieces, blocks), slices.TILE
+        pieces, tag = grid.in_place(pieces, blocks), grid.TILE
     ids: list[int] = []
     labels: list[int] = []
     behind = IGNORE  # the label that a piece asks for at the token behind it

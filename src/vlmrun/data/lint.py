@@ -21,7 +21,7 @@ from PIL import Image
 
 from vlmrun.data import formats
 from vlmrun.data.encode import IMAGE_TOKEN, encode, misfit
-from vlmrun.data.images import find_image
+from vlmrun.data.images.open import find_image
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError

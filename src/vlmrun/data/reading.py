@@ -13,7 +13,7 @@ from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
-from vlmrun.data.images import find_image
+from vlmrun.data.images.open import find_image
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import DataError, Problem
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlmrun.data.prepare.scienceqa import OPTIONS
 from vlmrun.data.sample import IMAGE_TAG
-from vlmrun.data.scienceqa import OPTIONS
 
 FAILED = "FAILED"
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from vlmrun.arch.attention import INSTALL, WHERE
 from vlmrun.errors import ConfigError
-from vlmrun.hardware.attention import INSTALL, WHERE
 
 NAME = "xformers"
 # Additive masks are read 16 bytes at a time, whatever their length.

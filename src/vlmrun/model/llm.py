@@ -11,7 +11,7 @@ import torch
 
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model import families, new_tokens, pretrained, quantise
+from vlmrun.model import families, new_tokens, pretrained, quantize
 from vlmrun.model.tokenizers import is_converted, load_tokenizer
 
 _COMMON_TYPES = ["llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "minicpm", "mpt", "gemma2"]
@@ -40,7 +40,7 @@ def load(  # noqa: PLR0913 -- the keys of a YAML file, and what the run adds
     *,
     dtype: torch.dtype,
     attention: str,
-    quant: quantise.Quantised | None = None,
+    quant: quantize.Quantised | None = None,
     added: Sequence[str] = (),
 ) -> LLM:
     """Loads an LLM from a folder, or makes one with random weights from a config.
@@ -88,7 +88,7 @@ def _check_request(path: str | None, config: dict[str, Any] | None, tokenizer: s
         )
 
 
-def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantise.Quantised | None) -> Any:
+def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantize.Quantised | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     if quant is None:
@@ -100,7 +100,7 @@ def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantise.Q
             )
         config = families.read_config(folder)
         return pretrained.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention, config=config)
-    return quantise.load(AutoModelForCausalLM, folder, quant, dtype=dtype, attention=attention)
+    return quantize.load(AutoModelForCausalLM, folder, quant, dtype=dtype, attention=attention)
 
 
 def _create(config: dict[str, Any], vocab_size: int, *, dtype: torch.dtype, attention: str) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import DataError
-from vlmrun.model import packs
+from vlmrun.model import packed_rows
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.head import Head
 from vlmrun.model.loss import count
@@ -96,7 +96,7 @@ class VLM(nn.Module):
         embeds = self.embed(input_ids, pixels, layouts)
         inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
         if position_ids is not None:
-            inputs = packs.inputs(self.llm, embeds, position_ids)
+            inputs = packed_rows.inputs(self.llm, embeds, position_ids)
         if labels is None:
             logits = self.llm(**inputs, use_cache=False).logits
             return VLMOutput(logits.reshape(*input_ids.shape, -1))

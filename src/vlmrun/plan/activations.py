@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlmrun.arch.sizes import Connector, Llm, Tower
 from vlmrun.config.schema import Lora
-from vlmrun.plan.shapes import Connector, Llm, Tower
 
 FP32 = 4
 

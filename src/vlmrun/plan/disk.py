@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vlmrun.arch.sizes import Shapes, counts
 from vlmrun.config.schema import (
     Asking,
     AverageStage,
@@ -13,10 +14,9 @@ from vlmrun.config.schema import (
     SearchStage,
     TrainStage,
 )
-from vlmrun.plan.shapes import Shapes, counts
 
 FP32 = 4
-_SLICE = 2**19  # elements that checkpoints/stream.py works on at a time
+_SLICE = 2**19  # elements that weights/writer.py works on at a time
 # Slices in fp32 for each tensor that is made: what `make bench-merge` measured of the method (ties) and the format
 # (megatron) that hold most.
 _HELD, _HELD_CONVERTING = 30, 12
@@ -72,7 +72,7 @@ def converted(shapes: Shapes, stage: ConvertStage, hardware: HardwareConfig) -> 
 
 
 def _at_once(hardware: HardwareConfig) -> int:
-    """Tensors that are made at a time, as checkpoints/stream.py (Makers) decides."""
+    """Tensors that are made at a time, as weights/writer.py (Makers) decides."""
     return max(2, min(hardware.threads, 8))
 
 

@@ -6,8 +6,8 @@ train/engine/fsdp.py: each block, the tower, and as the root embedding, head, la
 
 from __future__ import annotations
 
+from vlmrun.arch.sizes import Shapes, counts
 from vlmrun.config.schema import TrainStage
-from vlmrun.plan.shapes import Shapes, counts
 from vlmrun.plan.states import FP32, Buffers, Setting, States, share
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlmrun.arch.sizes import Llm
 from vlmrun.config.schema import TrainStage
 from vlmrun.plan.activations import FP32, Batch
-from vlmrun.plan.shapes import Llm
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vlmrun.arch.sizes import Shapes, counts
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.plan import activations, fsdp, states
 from vlmrun.plan.activations import FP32, Batch, Mode
 from vlmrun.plan.loss import Loss, Numbers, loss
-from vlmrun.plan.shapes import Shapes, counts
 
 # A process that has created a CUDA context and loaded the kernels of cuBLAS and NCCL holds 0.4 to 0.7 GiB, by GPU and
 # driver. From common experience, not measured here.

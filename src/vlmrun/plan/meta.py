@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmrun.arch import sizes
 from vlmrun.build import build, find
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
@@ -19,7 +20,6 @@ from vlmrun.model.connectors.base import Connector
 from vlmrun.model.tiles import add_newline
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.vlm import VLM
-from vlmrun.plan import shapes
 
 
 def vlm(model: ModelConfig, llm: dict[str, Any], tower: dict[str, Any], n_added: int = 0) -> VLM:
@@ -57,24 +57,24 @@ def _connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
     return made
 
 
-def shapes_of(model: ModelConfig, llm: dict[str, Any], tower: dict[str, Any], n_added: int = 0) -> shapes.Shapes:
+def shapes_of(model: ModelConfig, llm: dict[str, Any], tower: dict[str, Any], n_added: int = 0) -> sizes.Shapes:
     """Sizes as `families` gives them, read off the modules of a model of any family."""
     made = vlm(model, llm, tower, n_added)
-    return shapes.Shapes(_llm(made.llm), _tower(made.tower), _between(made))
+    return sizes.Shapes(_llm(made.llm), _tower(made.tower), _between(made))
 
 
-def _llm(model: Any) -> shapes.Llm:
+def _llm(model: Any) -> sizes.Llm:
     """A decoder of equal blocks; what is not inside a block, an embedding or a head counts as `extra`."""
     config: Any = model.config.get_text_config()
     blocks: Any = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
     linears = tuple(
-        shapes.Linear(name.rpartition(".")[2], m.in_features, m.out_features, m.bias is not None)
+        sizes.Linear(name.rpartition(".")[2], m.in_features, m.out_features, m.bias is not None)
         for name, m in blocks[0].named_modules()
         if isinstance(m, nn.Linear)
     )
     heads = config.num_attention_heads
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    first = shapes.Llm(
+    first = sizes.Llm(
         hidden=config.hidden_size,
         layers=len(blocks),
         heads=heads,
@@ -92,7 +92,7 @@ def _llm(model: Any) -> shapes.Llm:
     return replace(first, extra=total - first.n_parameters)
 
 
-def _tower(tower: Tower) -> shapes.Tower:
+def _tower(tower: Tower) -> sizes.Tower:
     """A transformer by its widest block; of another network a rough stand-in of the same parameters."""
     total = sum(parameter.numel() for parameter in tower.parameters())
     kept = len(tower.layers)
@@ -100,7 +100,7 @@ def _tower(tower: Tower) -> shapes.Tower:
     inner = max((m.out_features for m in tower.modules() if isinstance(m, nn.Linear)), default=4 * hidden)
     deepest = max(layer if layer >= 0 else tower.n_layers + 1 + layer for layer in tower.layers)
     scales = getattr(tower, "scales", [1])
-    return shapes.Tower(
+    return sizes.Tower(
         hidden=hidden,
         blocks=deepest,
         heads=max(1, hidden // 64),
@@ -117,16 +117,16 @@ def _tower(tower: Tower) -> shapes.Tower:
     )
 
 
-def _between(model: VLM) -> shapes.Connector:
+def _between(model: VLM) -> sizes.Connector:
     """A connector by its linear layers, each over all patches or all of its own tokens; the larger is taken."""
     connector: Any = model.connector
     rows = max(model.tower.n_patches, connector.tokens(model.tower.n_patches))
     linears = tuple(
-        (shapes.Linear("", m.in_features, m.out_features, m.bias is not None), rows)
+        (sizes.Linear("", m.in_features, m.out_features, m.bias is not None), rows)
         for m in connector.modules()
         if isinstance(m, nn.Linear)
     )
     inside = sum(linear.n_parameters for linear, _ in linears)
     total = sum(parameter.numel() for parameter in connector.parameters())
     saved = rows * sum(linear.n_in + linear.n_out for linear, _ in linears)
-    return shapes.Connector(linears, connector.tokens(model.tower.n_patches), saved, total - inside)
+    return sizes.Connector(linears, connector.tokens(model.tower.n_patches), saved, total - inside)

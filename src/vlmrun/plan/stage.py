@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlmrun.arch.sizes import Counts, Shapes, counts
 from vlmrun.config.schema import ConvertStage, EvaluateStage, HardwareConfig, SearchStage, TrainStage
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan.activations import Batch
@@ -11,7 +12,6 @@ from vlmrun.plan.advice import Suggestion
 from vlmrun.plan.disk import Disk
 from vlmrun.plan.lengths import Samples, Source
 from vlmrun.plan.memory import Memory
-from vlmrun.plan.shapes import Counts, Shapes, counts
 from vlmrun.plan.time import Duration, Rates
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vlmrun.arch.sizes import Counts, Shapes, counts
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
-from vlmrun.hardware import gpus, zero
-from vlmrun.plan.shapes import Counts, Shapes, counts
+from vlmrun.hardware import gpus
+from vlmrun.zero import config as zero
 
 FP32 = 4
 _SENT = 500_000_000  # elements that DeepSpeed sends at once where it has no buckets

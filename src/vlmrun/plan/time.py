@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vlmrun.arch.sizes import Linear, Shapes
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, Packing, TrainStage
 from vlmrun.hardware import gpus
 from vlmrun.plan.lengths import Samples
-from vlmrun.plan.shapes import Linear, Shapes
 
 # Share of the peak that all operations, recomputed ones included, reach. LLaVA-1.5 7B took about 3.5 hours for its
 # first stage and 10 for its second on 8 A100 (README of haotian-liu/LLaVA@c121f04); with this plan's operations and the

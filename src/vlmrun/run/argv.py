@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Mapping
 
+from vlmrun.cluster.node import ALONE, Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
-from vlmrun.run.nodes import ALONE, Node
 
 # Launchers set these. What we were given ourselves is about nodes, and a process that is no rank must not see it.
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -18,7 +18,7 @@ from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.paths import locate
 from vlmrun.config.schema import ConvertStage, DataConfig, Neutral, Reading, RunConfig, TrainStage, Volatile
-from vlmrun.run.graph import Planned
+from vlmrun.graph import Planned
 
 # Raised when the code of a kind changes what it makes from the same configuration.
 KIND_VERSION = {"prepare": 1, "train": 4, "merge": 3, "average": 2, "search": 1, "convert": 2, "evaluate": 1}

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from vlmrun import artifact, logs
+from vlmrun.cluster.channel import Guard
+from vlmrun.cluster.leader import NOBODY, Crew
+from vlmrun.cluster.node import Node
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict, is_lost
 from vlmrun.run import argv
-from vlmrun.run.crew import NOBODY, Crew
-from vlmrun.run.line import Guard
-from vlmrun.run.nodes import Node
 from vlmrun.run.watch import Watch
 
 log = logs.get(__name__)

@@ -9,31 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, logs
-from vlmrun.artifact import Artifact
+from vlmrun import artifact, graph, logs, store
+from vlmrun.cluster.channel import Guard
+from vlmrun.cluster.follower import follow
+from vlmrun.cluster.leader import NOBODY, Crew
+from vlmrun.cluster.node import Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import AverageStage, DataConfig, RunConfig
 from vlmrun.errors import CheckpointError
-from vlmrun.run import graph, identity, launch, store
-from vlmrun.run.crew import NOBODY, Crew
-from vlmrun.run.follow import follow
-from vlmrun.run.graph import Planned
-from vlmrun.run.line import Guard
-from vlmrun.run.nodes import Node
+from vlmrun.graph import Planned
+from vlmrun.outcome import Outcome
+from vlmrun.run import identity, launch
 from vlmrun.run.watch import Watch
 
 log = logs.get(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished stage of a run."""
-
-    name: str
-    artifact: Artifact
-    folder: Path
-    reused: bool
 
 
 @dataclass

@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ from vlmrun import artifact, logs
 from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import ConfigError, LaunchError, Problem, VlmrunError, error_from_dict, suggest
-from vlmrun.run import table
-from vlmrun.run.pipeline import Outcome
-from vlmrun.run.sweep import Job, record
+from vlmrun.outcome import Job, Outcome
+from vlmrun.report import run_table
+from vlmrun.run.pipeline import Run
+from vlmrun.run.sweep import record
 
 log = logs.get(__name__)
+
+# Overrides, folders of configuration, the run's folder -> the finished run.
+RunOne = Callable[[Sequence[str], Sequence[Path], Path], Run]
 
 _PACKAGES = {
     ("launcher", "joblib"): "hydra_joblib_launcher",
@@ -78,10 +82,11 @@ def check(hydras: Sequence[str], *, multirun: bool) -> Iterator[Problem]:
             yield Problem(f"{package.replace('_', '-')} is not installed", text, _INSTALL)
 
 
-def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path) -> int:
+def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path, one: RunOne) -> int:
     """Hands a sweep to Hydra.
 
     Args:
+        one: runs a point; a function of a module, since launchers pickle it.
         root: the output root; the sweep gets a folder below it.
 
     Returns:
@@ -93,7 +98,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path) -> in
     own, hydras = split(overrides)
     folder = (root / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
     dirs = [path.resolve() for path in config_dirs]
-    task = functools.partial(point, dirs)
+    task = functools.partial(point, one, dirs)
     refused: Exception | None = None
     try:
         _multirun(task, [*_ours(folder, dirs, hydras), *hydras, *own], composing.conf_dir())
@@ -108,19 +113,17 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path) -> in
             raise told from refused
         log.error("%s", told)
     artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
-    table.compare(jobs)
+    run_table.compare(jobs)
     codes = [job.error.exit_code for job in jobs if job.error is not None]
     return next(iter(codes), 0 if refused is None else ConfigError.exit_code)
 
 
-def point(config_dirs: list[Path], _config: DictConfig) -> float | None:
+def point(one: RunOne, config_dirs: list[Path], _config: DictConfig) -> float | None:
     """One point, in whatever process a launcher has made for it.
 
     Returns:
         Its objective, for sweepers that look for the best; None when it failed.
     """
-    from vlmrun.run import verbs  # which imports us
-
     logs.setup()
     hydra = HydraConfig.get()
     overrides = [str(text) for text in hydra.overrides.task]
@@ -130,7 +133,7 @@ def point(config_dirs: list[Path], _config: DictConfig) -> float | None:
     value = error = None
     try:
         with _without_hydra():
-            made = verbs.run(overrides, config_dirs, folder)
+            made = one(overrides, config_dirs, folder)
         outcomes = made.outcomes
         value = objective(made.config, outcomes)
     except (VlmrunError, OSError) as cause:
@@ -155,15 +158,15 @@ def objective(config: RunConfig, outcomes: Sequence[Outcome]) -> float | None:
     if config.objective is not None:
         stage, _, name = config.objective.partition(".")
         summary = next((item.artifact.summary for item in outcomes if item.name == stage), {})
-        value = table.number(summary, name)
+        value = run_table.number(summary, name)
         if value is None:
-            numbers = [key for key in summary if table.number(summary, key) is not None]
+            numbers = [key for key in summary if run_table.number(summary, key) is not None]
             raise ConfigError(
                 f"stage {stage!r} has no number {name!r}", "objective", suggest(name, numbers, noun="numbers")
             )
         return value
     for kind, name in (("evaluate", "accuracy"), ("train", "loss")):
-        values = [table.number(item.artifact.summary, name) for item in outcomes if item.artifact.kind == kind]
+        values = [run_table.number(item.artifact.summary, name) for item in outcomes if item.artifact.kind == kind]
         told = [value for value in values if value is not None]
         if told:
             return told[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,22 +14,12 @@ from hydra.errors import HydraException
 from vlmrun import artifact, logs
 from vlmrun.config import compose as composing
 from vlmrun.errors import ConfigError, LaunchError, VlmrunError
+from vlmrun.outcome import Job
 
 if TYPE_CHECKING:
-    from vlmrun.run.pipeline import Outcome, Run
+    from vlmrun.run.pipeline import Run
 
 log = logs.get(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One point of a sweep and how it went: the stages it finished, and the error of one that failed."""
-
-    number: int
-    overrides: list[str]
-    folder: Path
-    outcomes: list[Outcome]
-    error: VlmrunError | None
 
 
 def expand(overrides: Sequence[str], *, ends: bool = False) -> list[tuple[list[str], list[str]]]:
@@ -82,7 +71,7 @@ def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], R
     Returns:
         0, or the exit code of the first failed point.
     """
-    from vlmrun.run import table
+    from vlmrun.report import run_table
 
     points = expand(overrides)
     folder = root / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -97,7 +86,7 @@ def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], R
             log.error("%s", error)
             jobs.append(Job(number, own, where, [], error))
         artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
-    table.compare(jobs)
+    run_table.compare(jobs)
     return next((job.error.exit_code for job in jobs if job.error is not None), 0)
 
 

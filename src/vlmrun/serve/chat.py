@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vlmrun.checkpoints.load import describe, load
-from vlmrun.data.images import load_image
+from vlmrun.data.images.open import load_image
 from vlmrun.errors import DataError
+from vlmrun.formats.load import describe, load
 from vlmrun.serve.dialogue import Dialogue
 
 HELP = "/image FILE shows a picture with your next question, /reset begins anew, /quit leaves."

@@ -12,10 +12,10 @@ from PIL import Image
 from vlmrun.config import derived
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.images import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.images.open import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
-from vlmrun.data.strips import joined
 from vlmrun.errors import DataError
 from vlmrun.model.parts import Loaded
 

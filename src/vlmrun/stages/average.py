@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlmrun import logs
-from vlmrun.checkpoints import average
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage
 from vlmrun.eval.progress import progress
+from vlmrun.merging import average
 from vlmrun.stages import Result
 
 log = logs.get(__name__)

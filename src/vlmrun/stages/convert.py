@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from vlmrun import logs
-from vlmrun.checkpoints.convert import convert
-from vlmrun.checkpoints.formats.base import How
-from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import ConvertStage
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import convert
 from vlmrun.stages import Result
+from vlmrun.weights.reader import DTYPES
 
 log = logs.get(__name__)
 MODEL = "model"  # a folder of another format; our own is called weights, and further stages start from it

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, logs
-from vlmrun.checkpoints.load import describe, load
-from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected
@@ -24,9 +22,11 @@ from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval.predict import Asked, Asker, with_other_pictures
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
+from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import Loaded
 from vlmrun.stages import Result
 from vlmrun.train import dist
+from vlmrun.weights.reader import DTYPES
 
 log = logs.get(__name__)
 

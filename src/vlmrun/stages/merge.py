@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlmrun import logs
-from vlmrun.checkpoints import merge
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import MergeStage
 from vlmrun.eval.progress import progress
+from vlmrun.merging import merge
 from vlmrun.stages import Result
 
 log = logs.get(__name__)

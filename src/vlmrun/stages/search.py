@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, logs
-from vlmrun.checkpoints import average as weights
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, SearchStage
@@ -18,6 +17,7 @@ from vlmrun.data.dataset import list_skipped
 from vlmrun.errors import DataError
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
+from vlmrun.merging import average as weights
 from vlmrun.stages import Result, average, evaluate
 
 log = logs.get(__name__)

@@ -20,9 +20,9 @@ from vlmrun.model.loss import IGNORE, count
 from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.train import dist, loss
 from vlmrun.train.audit import Proof
+from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine import Engine
 from vlmrun.train.log import Row, Tracker
-from vlmrun.train.saver import Saver
 
 log = logs.get(__name__)
 

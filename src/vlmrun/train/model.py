@@ -7,21 +7,22 @@ from typing import Any
 
 import torch
 
-from vlmrun.checkpoints import load as saved
-from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import Slices, Tiles, TrainStage
 from vlmrun.errors import CheckpointError
-from vlmrun.hardware import zero, zero_own
-from vlmrun.model import new_tokens, parts, quantise, recompute, tune
+from vlmrun.formats import load as saved
+from vlmrun.model import new_tokens, offload_checkpoints, parts, quantize, tune
 from vlmrun.model.head import Head, causal_lm
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tiles import tiling
-from vlmrun.model.towers import half
+from vlmrun.model.towers import fp16
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
 from vlmrun.train.engine.deepspeed import require_drive, start_deepspeed
+from vlmrun.weights.reader import DTYPES
+from vlmrun.zero import config as zero
+from vlmrun.zero import user_json
 
 _USUAL_WIDTH = 1024
 
@@ -32,7 +33,7 @@ def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
         return None
     if "nvme" in zero.offloads(stage).values():
         require_drive()
-    return zero_own.complete(stage, job.hardware, hidden_dim=_hidden_dim(job, stage), name=job.name)
+    return user_json.complete(stage, job.hardware, hidden_dim=_hidden_dim(job, stage), name=job.name)
 
 
 def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loaded:
@@ -44,12 +45,12 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     attention = job.hardware.attention
     if stage.init_from is None:
         loaded = parts.assemble(
-            job.model, dtype=dtype, attention=attention, seed=stage.seed, quantized=quantise.of(stage)
+            job.model, dtype=dtype, attention=attention, seed=stage.seed, quantized=quantize.of(stage)
         )
     else:
         folder = Path(job.parents[stage.init_from])
         _refuse_adapter(folder)
-        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=quantise.of(stage))
+        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=quantize.of(stage))
         # The parts are the folder's (checked to be those of this run); how text is laid out is this run's.
         ours = {"max_length": job.model.max_length, "template": job.model.template}
         loaded.model = loaded.model.model_copy(update=ours)
@@ -65,11 +66,11 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     loaded.vlm.head = Head(loaded.vlm.llm, stage.loss_head, stage.loss_chunk)
     loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
     if stage.compat.fp16_tower and job.hardware.precision != "bf16":
-        half.to_half(loaded.vlm.tower)
+        fp16.to_half(loaded.vlm.tower)
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
     if stage.offload_checkpoints:
-        recompute.offload_kept(loaded.vlm.llm, loaded.vlm.tower)
+        offload_checkpoints.offload_kept(loaded.vlm.llm, loaded.vlm.tower)
     if job.hardware.sequence_parallel > 1:
         loaded.vlm.sequence = Ulysses(causal_lm(loaded.vlm.llm), dist.replica_group())
     # FSDP moves block by block what it has cut, and ZeRO-3 has cut it already.

@@ -13,13 +13,14 @@ from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import ModelConfig, TrainStage
-from vlmrun.data import compat, lengths, order, templates
+from vlmrun.data import lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
+from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Dataset, Encoder, open_datasets
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.cache import PictureCache
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.loader import Reading, batches
 from vlmrun.data.packing import PackedSchedule
-from vlmrun.data.picture_cache import PictureCache
 from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
 from vlmrun.errors import ConfigError
@@ -37,7 +38,7 @@ _FINER = 2
 
 def template_of(model: ModelConfig, stage: TrainStage) -> templates.Template:
     """How turns become text in a stage."""
-    return compat.effective(
+    return settings.effective(
         templates.marked(derived.template(stage, model), model.image_markers),
         v0_is_v1=stage.compat.v0_is_v1,
         llama3_system_header=stage.compat.llama3_system_header,

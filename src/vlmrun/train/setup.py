@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmrun import heartbeat, logs
-from vlmrun.checkpoints import native
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
-from vlmrun.train import audit, dist, loop, model, optim, reshard, save
+from vlmrun.train import audit, dist, loop, model, optim
+from vlmrun.train.checkpoint import commit, reshard
+from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine import Engine, create
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import METRICS, Row, Tracker, open_trackers, read
 from vlmrun.train.samples import INDEX, Samples
-from vlmrun.train.saver import Saver
 from vlmrun.train.scores import Record
+from vlmrun.weights import native
 
 log = logs.get(__name__)
 
@@ -94,7 +95,7 @@ class _Run:
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
-        found = save.newest_good(self.saver.folder)
+        found = commit.newest_good(self.saver.folder)
         if found is not None:
             self._load(found)
             self.done = found.step
@@ -135,7 +136,7 @@ class _Run:
             self.saver.prove(self.schedule.steps, self.engine.load, self._prints)
         best = self.saver.best
         if best is not None and best != self.schedule.steps:
-            self._load(save.open_step(self.saver.folder, best))
+            self._load(commit.open_step(self.saver.folder, best))
             log.info("the model of step %d was the best on held-out data: it is the result", best)
 
     def export(self) -> None:
@@ -170,9 +171,9 @@ class _Run:
             best=self.saver.best,
         )
 
-    def _load(self, found: save.Checkpoint) -> None:
+    def _load(self, found: commit.Checkpoint) -> None:
         movable = reshard.is_possible(self.stage, self.job.hardware)
-        if save.check_facts(found, self.saver.facts, movable=movable):
+        if commit.check_facts(found, self.saver.facts, movable=movable):
             log.info("the checkpoint of %d ranks is cut anew for %d", found.facts["ranks"], dist.world())
             reshard.load(self.engine, found.path, self.stage)
         else:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from tests.pico import pico_tokenizer
 from vlmrun.config.schema import DataConfig
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.model.tiles import Tiling
 

@@ -201,7 +201,7 @@ def test_a_near_name_is_looked_for_only_for_the_problems_shown(write_data, encod
     remove(config, *(i for i in range(90) if i % 3))
     (Path(config.images) / "x.png").touch()
     asked = []
-    monkeypatch.setattr("vlmrun.data.images.closest", lambda name, options: asked.extend(options[:1]))
+    monkeypatch.setattr("vlmrun.data.images.open.closest", lambda name, options: asked.extend(options[:1]))
     with pytest.raises(DataError, match=r"40 more bad records \(60 in all\)"):
         opened(config, encoder)
     assert len(asked) == MAX_LISTED

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmrun.data import convert
+from vlmrun.cli import data
 from vlmrun.data.formats import llava, minicpm
+from vlmrun.data.prepare import convert
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample, Turn
 from vlmrun.errors import DataError
-from vlmrun.run import data_verbs
 
 SOURCE = ("file.json", 0)
 
@@ -133,10 +133,10 @@ def test_the_verb_converts_files_and_lists_what_it_cannot(tmp_path):
         json.dumps([{"image": "a.png", "conversations": talk}, {"id": "t", "conversations": talk[1:] * 2}])
     )
     with pytest.raises(DataError, match="roles out of order"):
-        data_verbs.main(["convert", str(source), str(output), "--to", "minicpm"])
+        data.main(["convert", str(source), str(output), "--to", "minicpm"])
     assert not output.exists()
     source.write_text(json.dumps([{"image": "a.png", "conversations": talk}]))
-    assert data_verbs.main(["convert", str(source), str(output), "--to", "minicpm"]) == 0
+    assert data.main(["convert", str(source), str(output), "--to", "minicpm"]) == 0
     (record,) = json.loads(output.read_text())
     assert record == {
         "id": "0",

@@ -7,14 +7,15 @@ from transformers import AutoTokenizer
 
 from tests.pico_minicpm import llm
 from vlmrun.config.schema import Slices
-from vlmrun.data import slices, templates
+from vlmrun.data import templates
 from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, encode, encode_prompt
+from vlmrun.data.images import grid
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import Template
 
 NAMES = ("minicpm_v2", "minicpm_v25", "minicpm_v26")
 RULES = Slices(max_slices=4, resolution=32, marks="nested", image_ids="never")
-BLOCK = slices.block((2, 1), RULES)
+BLOCK = grid.block((2, 1), RULES)
 named = pytest.mark.parametrize("name", NAMES)
 
 
@@ -33,7 +34,7 @@ def _sample(texts, n_images=1):
 
 def _encoded(sample, name, tokenizer):
     blocks = [BLOCK] * len(sample.images)
-    tiles = [4] * sum(block.count(slices.TILE) for block in blocks)
+    tiles = [4] * sum(block.count(grid.TILE) for block in blocks)
     return encode(sample, templates.get(name), tokenizer, image_tokens=tiles, max_length=4000, blocks=blocks)
 
 

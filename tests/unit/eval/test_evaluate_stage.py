@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.integration.jobs import HARDWARE
-from vlmrun.checkpoints import native
-from vlmrun.checkpoints.tensors import DTYPES
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import DataConfig, EvaluateStage, HardwareConfig
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError, LaunchError
 from vlmrun.stages import evaluate
+from vlmrun.weights import native
+from vlmrun.weights.reader import DTYPES
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
 from vlmrun.data.formats import vqa
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import Question, Turn
 from vlmrun.errors import DataError

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.pico import pico_loaded
-from vlmrun.checkpoints import native
-from vlmrun.checkpoints.convert import compare, convert
-from vlmrun.checkpoints.formats.base import How
 from vlmrun.data import templates
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import compare, convert
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
+from vlmrun.weights import native
 
 
 def saved(folder: Path, loaded: Loaded, *, aspect: str = "square", template: str = "micro") -> Path:

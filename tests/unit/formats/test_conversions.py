@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.pico import pico_llm, pico_loaded, pico_model_config, pico_tower
-from tests.unit.checkpoints.conftest import add_lora
 from tests.unit.formats.conftest import differences, saved, to
-from vlmrun.checkpoints import formats
-from vlmrun.checkpoints.convert import convert
-from vlmrun.checkpoints.formats.base import How
+from tests.unit.models import add_lora
+from vlmrun import formats
 from vlmrun.config.schema import Format, ModelConfig
 from vlmrun.errors import CheckpointError, ConfigError
+from vlmrun.formats.base import How
+from vlmrun.formats.convert import convert
 from vlmrun.model.parts import assemble
 
 WHOLE = ("native", "hf_llava", "llava", "kollava", "bunny", "megatron")

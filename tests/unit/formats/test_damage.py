@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from tests.unit.formats.conftest import differences, to
 from vlmrun import artifact
-from vlmrun.checkpoints.tensors import Reader, read_pickle
 from vlmrun.errors import CheckpointError
+from vlmrun.weights.reader import Reader, read_pickle
 
 
 class _Program:

@@ -8,9 +8,9 @@ import torch
 
 from tests.pico import LLAMA, WIDE, pico_llm
 from tests.unit.formats.conftest import differences, to
-from vlmrun.checkpoints import formats
-from vlmrun.checkpoints.tensors import Reader
+from vlmrun import formats
 from vlmrun.errors import CheckpointError
+from vlmrun.weights.reader import Reader
 
 gguf = pytest.importorskip("gguf")
 

@@ -10,12 +10,12 @@ import torch
 from tests.parity.golden import ASSETS, need
 from tests.pico import pico_llm, pico_loaded, pico_model_config
 from tests.unit.formats.conftest import differences, saved, to
-from vlmrun.checkpoints.formats import hf_llava, llava_text
-from vlmrun.checkpoints.load import describe, load
 from vlmrun.config.schema import ModelConfig
 from vlmrun.data import templates
 from vlmrun.data.sample import Turn
 from vlmrun.errors import CheckpointError
+from vlmrun.formats import hf_llava, llava_text
+from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import assemble
 from vlmrun.serve.dialogue import Dialogue
 

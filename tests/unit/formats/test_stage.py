@@ -6,11 +6,12 @@ import pytest
 
 from tests.integration.jobs import HARDWARE
 from tests.pico import pico_model_config
-from vlmrun.config.checks import check
+from vlmrun import graph
+from vlmrun.checks.values import check
 from vlmrun.config.compose import compose
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import RunConfig
-from vlmrun.run import graph, identity
+from vlmrun.run import identity
 from vlmrun.stages import KINDS, convert
 
 STAGE = {

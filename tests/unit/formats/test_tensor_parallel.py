@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmrun.checkpoints.formats.lazy import made
-from vlmrun.checkpoints.formats.megatron_names import Shape, table
-from vlmrun.checkpoints.formats.tensor_parallel import Along, Gated, Heads, Same, Vocabulary
+from vlmrun.formats.megatron_names import Shape, table
+from vlmrun.formats.tensor_parallel import Along, Gated, Heads, Same, Vocabulary
+from vlmrun.weights.lazy import made
 
 
 def rows(*numbers):

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from tests.conftest import ROOT
+from vlmrun.checks import hardware
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.validate import validate
-from vlmrun.hardware import checks
 from vlmrun.hardware.gpus import GPUS
 
 ROWS = {
@@ -42,5 +42,5 @@ def test_a_preset_is_as_the_guide_says_and_runs_on_its_gpu(name, monkeypatch):
     shut = {"NCCL_P2P_DISABLE": 1, "NCCL_IB_DISABLE": 1}
     assert found.env == (shut if "NCCL without P2P and InfiniBand" in besides else {})
     assert (found.launcher == "inline") == ("one process" in besides)
-    monkeypatch.setattr("vlmrun.hardware.attention.find_spec", lambda _name: True)
-    assert list(checks.check(found)) == []
+    monkeypatch.setattr("vlmrun.arch.attention.find_spec", lambda _name: True)
+    assert list(hardware.check(found)) == []

@@ -12,17 +12,17 @@ import torch
 import yaml
 
 from tests.pico import pico_vlm
+from vlmrun.arch.config_files import ATTENTION, LINEAR_LAYERS
+from vlmrun.checks import engines
 from vlmrun.config import derived
 from vlmrun.config.compose import conf_dir
 from vlmrun.errors import CheckpointError, ConfigError
-from vlmrun.hardware import checks_engine
 from vlmrun.model import attention
 from vlmrun.model.attention import packed_rows
 from vlmrun.model.llm import load
 from vlmrun.model.towers.clip import Clip
 from vlmrun.model.towers.dinov2 import Dinov2
 from vlmrun.model.towers.siglip import Siglip
-from vlmrun.run.parts import ATTENTION, LINEAR_LAYERS
 
 pytest.importorskip("xformers")
 
@@ -234,13 +234,13 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch):
 def test_the_families_that_cannot_have_it_are_known():
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    for family in ({*LINEAR_LAYERS} | {*derived.PACKABLE} | {*checks_engine.TENSOR_PARALLEL}) - {"minicpm"}:
+    for family in ({*LINEAR_LAYERS} | {*derived.PACKABLE} | {*engines.TENSOR_PARALLEL}) - {"minicpm"}:
         model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]]
         known = ["eager", *(["sdpa"] if model._supports_sdpa else [])]
         known += ["flash_attention_2"] if model._supports_flash_attn else []
         assert set(ATTENTION.get(family, ("eager", "sdpa", "flash_attention_2"))) == set(known), family
         if not model._supports_sdpa:
-            assert family in checks_engine._OWN_ATTENTION
+            assert family in engines._OWN_ATTENTION
 
 
 @pytest.mark.gpu

@@ -9,13 +9,13 @@ import torch
 import yaml
 
 from tests.pico import pico_tokenizer, pico_vlm
+from vlmrun.arch.config_files import ATTENTION, LINEAR_LAYERS
 from vlmrun.config.compose import conf_dir
 from vlmrun.errors import CheckpointError
 from vlmrun.model import families
 from vlmrun.model.connectors.mlp import MLP
 from vlmrun.model.llm import load
 from vlmrun.model.vlm import IMAGE_TOKEN, VLM
-from vlmrun.run.parts import ATTENTION, LINEAR_LAYERS
 
 OPTIONS = sorted(path.stem for path in (Path(conf_dir()) / "model/llm").glob("pico*.yaml"))
 

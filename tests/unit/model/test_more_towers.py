@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tests.pico import TOWER, pico_llm, pico_tower
-from vlmrun.checkpoints import native
-from vlmrun.checkpoints.load import load
 from vlmrun.config.schema import ModelConfig
 from vlmrun.errors import CheckpointError, ConfigError
+from vlmrun.formats.load import load
 from vlmrun.model.parts import assemble
 from vlmrun.model.towers.clip import Clip
 from vlmrun.model.towers.dinov2 import Dinov2
 from vlmrun.model.towers.siglip import Siglip
 from vlmrun.model.towers.timm import Timm
+from vlmrun.weights import native
 
 HOW = {"dtype": torch.float32, "attention": "eager"}
 EVA = {
@@ -205,7 +205,7 @@ def test_tiles_train_and_come_back(tmp_path, merge):
     import numpy as np
     from PIL import Image
 
-    from vlmrun.data.images import ImageTransform
+    from vlmrun.data.images.open import ImageTransform
 
     made = assemble(_model(tmp_path, "clip", "mlp.MLP", TILES | {"merge": merge}), **HOW, seed=0)
     transform = ImageTransform(made.preprocessor, made.model.tiles)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_llm, pico_loaded, pico_model_config
-from vlmrun.checkpoints import load as saved
-from vlmrun.checkpoints import native
 from vlmrun.config.schema import Tune
 from vlmrun.errors import ConfigError
+from vlmrun.formats import load as saved
 from vlmrun.model import new_tokens, tune
 from vlmrun.model.llm import load
 from vlmrun.model.parts import assemble
 from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.weights import native
 
 HOW = {"dtype": torch.float32, "attention": "sdpa"}
 ADDED = ["<im_start>", "<im_end>"]

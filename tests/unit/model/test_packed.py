@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.pico import NF4, TOWER, WIDE, pico_llm, pico_loaded, pico_model_config
+from vlmrun.checks import quantized
 from vlmrun.config.compose import compose
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.config.validate import validate
 from vlmrun.errors import CheckpointError
-from vlmrun.model import quantise, tune
-from vlmrun.run import packed
+from vlmrun.model import quantize, tune
 
 LORA = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear", bias="none", modules_to_save=["embed_tokens"])
 
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused(folder, quant, words):
 
 def test_an_adapter_on_packed_files_is_not_merged_into_them(folder):
     with pytest.raises(CheckpointError, match="held in few bits in its folder"):
-        quantise.layers(folder / "four/llm", NF4)
+        quantize.layers(folder / "four/llm", NF4)
 
 
 def _problems(folder, *overrides):
@@ -86,7 +86,7 @@ def _problems(folder, *overrides):
     unset = [f"data.{name}.{key}=x" for name in names for key in ("annotations", "images")]
     run, problems = validate(compose([*base, *unset, *overrides]).tree)
     assert not problems
-    return [(problem.where, problem.what) for problem in packed.check(run)]
+    return [(problem.where, problem.what) for problem in quantized.check(run)]
 
 
 def test_check_says_why_before_anything_is_loaded(folder):

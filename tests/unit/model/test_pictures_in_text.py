@@ -10,10 +10,10 @@ from vlmrun.config.schema import Tiles
 from vlmrun.data import index
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Dataset, Encoder, Source
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import TEMPLATES
-from vlmrun.hardware import checks
+from vlmrun.hardware import packages
 from vlmrun.model.tiles import Tiling, tiling
 from vlmrun.model.vlm import VLM
 
@@ -92,7 +92,7 @@ def test_a_rule_of_lengths_needs_square_maps_only_to_join_them():
 
 
 def test_a_missing_timm_is_told_with_its_command(monkeypatch):
-    assert list(checks.timm("model.tower")) == []
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    (problem,) = checks.timm("model.tower")
+    assert list(packages.timm("model.tower")) == []
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    (problem,) = packages.timm("model.tower")
     assert "pip install" in problem.fix

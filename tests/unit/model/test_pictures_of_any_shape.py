@@ -11,7 +11,7 @@ from vlmrun.config.schema import ModelConfig, Slices, Target
 from vlmrun.data import templates
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Encoder, Item
-from vlmrun.data.images import ImageTransform
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import assemble

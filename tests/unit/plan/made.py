@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tests.integration.jobs import HARDWARE, STAGE
+from vlmrun.arch.sizes import Shapes
+from vlmrun.cli import train
 from vlmrun.config.schema import HardwareConfig, TrainStage
-from vlmrun.plan.shapes import Shapes
-from vlmrun.run import planning, verbs
+from vlmrun.plan import run as planning
 
 
 def stage(**changes: Any) -> TrainStage:
@@ -20,6 +21,6 @@ def hardware(**changes: Any) -> HardwareConfig:
 
 
 def llava_7b() -> Shapes:
-    found, _ = planning.shapes(verbs.compose(["+recipe=llava15_7b"], []).model)
+    found, _ = planning.shapes(train.compose(["+recipe=llava15_7b"], []).model)
     assert found is not None
     return found

@@ -8,11 +8,13 @@ import pytest
 import torch
 import yaml
 
+from vlmrun.arch import linears, sizes
+from vlmrun.cli import train
 from vlmrun.config.compose import conf_dir
 from vlmrun.config.schema import Lora, ModelConfig, Target, Tune
 from vlmrun.model import tune
-from vlmrun.plan import families, meta, shapes
-from vlmrun.run import planning, verbs
+from vlmrun.plan import meta
+from vlmrun.plan import run as planning
 from vlmrun.train import audit
 
 PUBLISHED = planning.published()
@@ -24,13 +26,13 @@ PICO = sorted(path.stem for path in (conf_dir() / "model" / "llm").glob("pico*.y
 
 @cache
 def composed(*overrides: str) -> ModelConfig:
-    return verbs.compose(["+recipe=smoke", *overrides], []).model
+    return train.compose(["+recipe=smoke", *overrides], []).model
 
 
 @pytest.mark.parametrize("kind", ["llm", "tower"])
 def test_published_sizes_give_the_published_number_of_parameters(kind: str) -> None:
     for name, values in PUBLISHED[kind].items():
-        made = families.llm(values) if kind == "llm" else families.tower(values, {"layers": [-2]}, None)
+        made = linears.llm(values) if kind == "llm" else linears.tower(values, {"layers": [-2]}, None)
         if made is not None:
             assert made.n_parameters == values["parameters"], name
 
@@ -97,7 +99,7 @@ def test_a_published_models_counts_are_those_of_the_model_itself(name: str) -> N
     found, _ = planning.shapes(model, exact=True)
     assert found is not None
     how = Tune(llm="lora", tower="full", connector="full")
-    assert shapes.counts(found, how, LORA) == counted(model, how, LORA)
+    assert sizes.counts(found, how, LORA) == counted(model, how, LORA)
 
 
 @pytest.mark.parametrize("name", PICO)
@@ -109,7 +111,7 @@ def test_every_familys_counts_with_biases(name: str, bias: str) -> None:
     lora = LORA.model_copy(update={"bias": bias})
     for how, adapter in ((Tune(llm="lora", tower="freeze", connector="full"), lora),
                          (Tune(llm="full", tower="freeze", connector="freeze"), None)):  # fmt: skip
-        assert shapes.counts(found, how, adapter) == counted(model, how, adapter)
+        assert sizes.counts(found, how, adapter) == counted(model, how, adapter)
 
 
 def test_an_expression_names_targets() -> None:
@@ -118,7 +120,7 @@ def test_an_expression_names_targets() -> None:
     assert found is not None
     lora = LORA.model_copy(update={"targets": r"llm\..*layers\.\d+\.self_attn\.(q_proj|o_proj)"})
     how = Tune(llm="lora", tower="freeze", connector="full")
-    assert shapes.counts(found, how, lora) == counted(model, how, lora)
+    assert sizes.counts(found, how, lora) == counted(model, how, lora)
 
 
 @pytest.mark.parametrize("saved", [["embed_tokens"], ["embed_tokens", "lm_head"]])
@@ -128,7 +130,7 @@ def test_modules_that_train_whole_beside_adapters_are_counted(saved: list[str]) 
     assert found is not None
     lora = LORA.model_copy(update={"modules_to_save": saved})
     how = Tune(llm="lora", tower="freeze", connector="full")
-    assert shapes.counts(found, how, lora) == counted(model, how, lora)
+    assert sizes.counts(found, how, lora) == counted(model, how, lora)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "model" / "connector").glob("*.yaml")))
@@ -139,4 +141,4 @@ def test_every_connectors_count(name: str) -> None:
     found, _ = planning.shapes(model, exact=name.startswith("resampler"))
     assert found is not None
     how = Tune(llm="full", tower="freeze", connector="full" if name != "identity" else "freeze")
-    assert shapes.counts(found, how, None) == counted(model, how, None)
+    assert sizes.counts(found, how, None) == counted(model, how, None)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.plan.made import hardware, llava_7b, stage
 from vlmrun.config.schema import DataConfig, TrainStage
-from vlmrun.data import shapes
+from vlmrun.data.prepare import shapes
 from vlmrun.plan import advice, disk, lengths, memory, time
 from vlmrun.plan import stage as stages
 from vlmrun.plan.lengths import Known, Samples, Source, Text

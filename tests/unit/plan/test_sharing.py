@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from tests.unit.plan.made import hardware, llava_7b, stage
+from vlmrun.arch.sizes import Linear
 from vlmrun.config.schema import Packing
 from vlmrun.hardware import gpus
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan import stage as stages
 from vlmrun.plan.activations import Batch
 from vlmrun.plan.lengths import Samples
-from vlmrun.plan.shapes import Linear
 from vlmrun.plan.time import Rates
 
 SHAPES = llava_7b()

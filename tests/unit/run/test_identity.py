@@ -2,8 +2,9 @@
 
 import pytest
 
+from vlmrun import graph
 from vlmrun.config.schema import HardwareConfig, TrainStage, Volatile
-from vlmrun.run import graph, identity
+from vlmrun.run import identity
 
 
 def keys(run):

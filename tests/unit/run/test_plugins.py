@@ -6,8 +6,8 @@ import pytest
 
 from vlmrun.artifact import Artifact
 from vlmrun.errors import ConfigError
+from vlmrun.outcome import Outcome
 from vlmrun.run import plugins
-from vlmrun.run.pipeline import Outcome
 from vlmrun.run.sweep import expand
 
 

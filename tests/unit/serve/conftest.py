@@ -1,8 +1,8 @@
 import pytest
 
 from tests.pico import pico_loaded
-from vlmrun.checkpoints import native
 from vlmrun.data.templates import TEMPLATES
+from vlmrun.weights import native
 
 
 @pytest.fixture(scope="session")

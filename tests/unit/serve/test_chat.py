@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmrun import cli
+from vlmrun.cli import app as cli
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.serve import chat
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from vlmrun import logs
 from vlmrun.data.formats import wds
 from vlmrun.data.formats.base import records
-from vlmrun.data.images import find_image
+from vlmrun.data.images.open import find_image
 from vlmrun.data.reading import list_skipped, rejection_error
 from vlmrun.data.sample import Rejected
 from vlmrun.data.shards.folder import appearing

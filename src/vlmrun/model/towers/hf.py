@@ -12,7 +12,7 @@ from torch import nn
 
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model import pretrained, quantise
+from vlmrun.model import pretrained, quantize
 from vlmrun.model.towers import s2
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.towers.s2 import check_scales
@@ -160,8 +160,8 @@ def load_parts(
         )
     folder = locate(path)
     model = pretrained.load(model_type, folder, dtype=dtype, attention=attention)
-    if quantise.packed(folder) is not None:
-        quantise.settle(model, dtype)
+    if quantize.packed(folder) is not None:
+        quantize.settle(model, dtype)
     return model, folder
 
 

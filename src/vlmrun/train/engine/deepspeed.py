@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmrun import logs
+from vlmrun.checks.engines import AIO
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError, LaunchError
-from vlmrun.hardware.checks_engine import AIO
 from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.engine.tensor_parallel import Cut, group_norm

@@ -1,0 +1,1 @@
+"""What is known of LLMs, towers and connectors without torch."""

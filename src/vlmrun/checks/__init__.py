@@ -1,0 +1,1 @@
+"""Rules a run must keep, all asked before a weight is loaded."""

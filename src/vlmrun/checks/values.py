@@ -1,0 +1,204 @@
+"""Rules between fields, one small function each. They look at values only: no file is opened, no weight is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from vlmrun.checks import converting, merging, training
+from vlmrun.config import derived
+from vlmrun.config.schema import HardwareConfig, RunConfig, TrainStage
+from vlmrun.errors import Problem, suggest
+
+
+def check(run: RunConfig) -> list[Problem]:
+    """Every broken rule of a composed run."""
+    problems: list[Problem] = [*_tokens(run), *_objective(run)]
+    for name, stage in run.stage.items():
+        where = f"stage.{name}"
+        if isinstance(stage, TrainStage):
+            problems += _tuning(stage, where)
+            problems += _quant(stage, where)
+            problems += _new_tokens(stage, run, where)
+            problems += _rates(stage, where)
+            problems += _batch(stage, run.hardware, where)
+            problems += training.check(stage, run.hardware, where)
+            problems += training.packing(stage, run.model, where)
+            problems += _engine(stage, run.hardware, where)
+            problems += _adapted(stage, run, where)
+            problems += _lora_parent(stage, run, where)
+        else:
+            problems += merging.check(stage, run, where)
+            problems += converting.check(stage, where)
+    return problems
+
+
+def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if {stage.tune.llm, stage.tune.tower, stage.tune.connector} == {"freeze"}:
+        yield Problem(
+            "nothing is trained: every part is frozen", f"{where}.tune", f"for instance {where}.tune.connector=full"
+        )
+    if stage.tune.adapters and stage.lora is None:
+        yield Problem(
+            f"tune.llm is {stage.tune.llm}, but lora has no values",
+            where,
+            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear, bias: none, "
+            "modules_to_save: []}'",
+        )
+    if not stage.tune.adapters and stage.lora is not None:
+        yield Problem(
+            f"lora has values, but tune.llm is {stage.tune.llm}", where, f"{where}.tune.llm=lora or {where}.lora=null"
+        )
+    if stage.lora is not None and not stage.lora.targets:
+        yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
+    if stage.lora is not None and isinstance(stage.lora.targets, str):
+        try:
+            re.compile(stage.lora.targets)
+        except re.error as error:
+            what = f"{stage.lora.targets!r} is no regular expression: {error}"
+            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or an expression")
+
+
+def _quant(stage: TrainStage, where: str) -> Iterator[Problem]:
+    quant, packed = stage.quant, stage.tune.llm == "qlora"
+    if packed and quant is None:
+        yield Problem(
+            "tune.llm is qlora, but quant has no values", where, f"'{where}.quant={{bits: 4, type: nf4, double: true}}'"
+        )
+    if not packed and quant is not None:
+        yield Problem(
+            f"quant has values, but tune.llm is {stage.tune.llm}",
+            f"{where}.quant",
+            f"{where}.tune.llm=qlora, or {where}.quant=null",
+        )
+    if quant is not None and quant.bits == 8 and (quant.type != "nf4" or quant.double):
+        yield Problem(
+            "type and double are of 4 bits, but bits is 8",
+            f"{where}.quant",
+            f"'{where}.quant={{bits: 8, type: nf4, double: false}}' (the type is not used)",
+        )
+    if stage.compat.quantised_head and not packed:
+        yield Problem(
+            f"compat.quantised_head is of qlora, but tune.llm is {stage.tune.llm}",
+            f"{where}.compat.quantised_head",
+            f"{where}.compat.quantised_head=false",
+        )
+
+
+def _new_tokens(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    added = [*(run.model.image_markers or []), *run.model.new_tokens]
+    only_rows = stage.tune.llm == "new_tokens"
+    if only_rows and not added:
+        yield Problem(
+            "tune.llm is new_tokens, but the model adds none",
+            f"{where}.tune.llm",
+            "\"model.image_markers=['<im_start>', '<im_end>']\", or another tune.llm",
+        )
+    sharded = stage.engine == "deepspeed" and stage.zero == 3
+    if only_rows and sharded:
+        yield Problem("ZeRO-3 cuts the embedding whose rows are to be trained", f"{where}.zero", f"{where}.zero=2")
+    elif added and sharded and stage.init_from is None:
+        yield Problem(
+            "tokens cannot be added while ZeRO-3 loads the LLM in pieces",
+            f"{where}.zero",
+            f"{where}.zero=2 in the first stage: the later ones start from a model that has the tokens",
+        )
+    if added and stage.tune.llm == "qlora" and stage.init_from is None:
+        yield Problem(
+            "tokens cannot be added to a quantised LLM", f"{where}.init_from", "start from a stage that has added them"
+        )
+
+
+def _objective(run: RunConfig) -> Iterator[Problem]:
+    stage, _, number = (run.objective or "").partition(".")
+    if run.objective is not None and (stage not in run.stage or not number):
+        fix = suggest(stage, run.stage, noun="stages")
+        yield Problem(f"objective {run.objective!r} is no number of a stage", "objective", f"STAGE.NUMBER; {fix}")
+
+
+def _tokens(run: RunConfig) -> Iterator[Problem]:
+    added = [*(run.model.image_markers or []), *run.model.new_tokens]
+    where = "model.image_markers" if run.model.image_markers else "model.new_tokens"
+    twice = sorted({text for text in added if added.count(text) > 1})
+    if twice:
+        yield Problem(f"{', '.join(twice)} is named twice", where, "each token once")
+    if any(not text.strip() or text != text.strip() for text in added):
+        yield Problem("a new token is empty, or has a space at an end", where, "such as <im_start>")
+    if "<image>" in added:
+        yield Problem("<image> marks the place of pictures and is no token", where, "another name")
+
+
+def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:
+    optim = stage.optim
+    used = {
+        "lr": optim.lr if stage.tune.llm != "freeze" else None,
+        "connector_lr": _rate(optim.connector_lr, optim.lr) if stage.tune.connector == "full" else None,
+        "tower_lr": _rate(optim.tower_lr, optim.lr) if stage.tune.tower == "full" else None,
+    }
+    for name, rate in used.items():
+        if rate == 0.0:
+            yield Problem(
+                f"{name} is 0: that part would never move", f"{where}.optim.{name}", "freeze the part, or give a rate"
+            )
+    if optim.connector_lr is not None and stage.tune.connector == "freeze":
+        yield Problem(
+            "connector_lr is set, but the connector is frozen", f"{where}.optim.connector_lr", "set it to null"
+        )
+    if optim.tower_lr is not None and stage.tune.tower == "freeze":
+        yield Problem("tower_lr is set, but the vision tower is frozen", f"{where}.optim.tower_lr", "set it to null")
+    if any(beta >= 1.0 for beta in optim.betas):
+        yield Problem(f"betas {optim.betas} must be below 1", f"{where}.optim.betas", "[0.9, 0.999]")
+
+
+def _rate(own: float | None, common: float) -> float:
+    return common if own is None else own
+
+
+def _batch(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    if derived.data_ranks(hardware) == 0:
+        return  # told by checks/engines.py
+    unit = stage.micro_batch * derived.data_ranks(hardware)
+    if stage.global_batch % unit:
+        nearest = " or ".join(str(batch) for batch in derived.nearest_batches(stage, hardware))
+        yield Problem(
+            f"global_batch {stage.global_batch} cannot be cut into micro batches of {stage.micro_batch} "
+            f"on {derived.data_ranks(hardware)} rank(s)",
+            f"{where}.global_batch",
+            f"global_batch={nearest}, or another micro_batch: global batch = micro batch x accumulation x ranks",
+        )
+
+
+def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+    ranks = derived.ranks(hardware)
+    if hardware.launcher == "inline" and ranks > 1:
+        yield Problem(
+            f"launcher inline is one process, but there are {ranks} ranks",
+            "hardware.launcher",
+            "hardware.launcher=torchrun",
+        )
+    if stage.engine == "plain" and ranks > 1:
+        yield Problem("engine plain is one process", f"{where}.engine", f"{where}.engine=deepspeed")
+    if stage.engine == "deepspeed" and stage.zero == 0 and hardware.precision == "bf16":
+        # DeepSpeed's bf16 optimizer at stage 0 takes a step with zero gradients at start: Adam's count is one ahead.
+        yield Problem("bf16 with ZeRO 0 trains wrongly in DeepSpeed", f"{where}.zero", f"{where}.zero=1 or more")
+    if stage.engine == "deepspeed" and stage.zero == 3 and stage.tune.llm == "qlora":
+        yield Problem("ZeRO-3 would cut the packed weights into pieces", f"{where}.zero", f"{where}.zero=2")
+
+
+def _adapted(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if stage.tune.adapters and stage.init_from is None and run.model.llm.arguments.get("path") is None:
+        yield Problem(
+            f"tune.llm is {stage.tune.llm}, but the LLM's weights are made at random and lie in no folder",
+            f"{where}.tune.llm",
+            "give model.llm.path, or start from a stage (init_from)",
+        )
+
+
+def _lora_parent(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    parent = run.stage.get(stage.init_from or "")
+    if isinstance(parent, TrainStage) and parent.tune.adapters:
+        yield Problem(
+            f"{stage.init_from!r} ends with adapters that are not merged",
+            f"{where}.init_from",
+            f"add a merge stage of {stage.init_from} and start from that",
+        )

@@ -1,0 +1,1 @@
+"""The command line: one module per verb; `app` holds their table."""

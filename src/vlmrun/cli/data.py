@@ -1,0 +1,282 @@
+"""`vlmrun data show | lint | prepare`: what is trained, seen before it is trained."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlmrun import artifact, graph, logs
+from vlmrun.arch import config_files
+from vlmrun.cli import train
+from vlmrun.config import derived
+from vlmrun.config.job import StageJob
+from vlmrun.config.schema import Reading, RunConfig, TrainStage
+from vlmrun.data.formats.base import check_source
+from vlmrun.errors import CheckpointError, ConfigError, DataError, Problem, suggest
+from vlmrun.run import pipeline
+
+FOUND_PROBLEMS = DataError.exit_code
+_ACTIONS = ("show", "lint", "prepare", "convert")
+
+HELP = """\
+usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sample as the model will see it
+       vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
+       vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
+       vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
+       vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """`vlmrun data ...`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0
+    action, rest = arguments[0], arguments[1:]
+    if action not in _ACTIONS:
+        raise ConfigError(f"no verb `data {action}`", "command line", suggest(action, _ACTIONS, noun="verbs"))
+    logs.setup()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return {"show": show, "lint": lint, "prepare": prepare, "convert": convert}[action](rest)
+
+
+def show(arguments: list[str]) -> int:
+    """`vlmrun data show`."""
+    parser = argparse.ArgumentParser("vlmrun data show", description="One sample as the model will see it.")
+    parser.add_argument("--stage", help="a train stage of the run (default: the first)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options, words = parser.parse_known_args(arguments)
+    numbers = [word for word in words if word.isdecimal()]
+    if len(numbers) > 1:
+        raise ConfigError(f"two places are given: {', '.join(numbers)}", "command line", "name one record")
+    request = train.read([word for word in words if word not in numbers])
+    run = _prepared(train.compose(request.overrides, request.config_dirs), options.stage)
+    job = _job(run, _train_stage(run.config, options.stage))
+    look = importlib.import_module("vlmrun.inspect.sample")  # a string: it loads torch
+    found = look.show(job, int(numbers[0]) if numbers else 0, _sizes(run.config, look))
+    sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n" if options.json else _page(found))
+    return 0
+
+
+def lint(arguments: list[str]) -> int:
+    """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
+    parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
+    parser.add_argument("--images", type=Path, help="folder that image names start from")
+    parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
+    parser.add_argument("--split", help="energon: train (default), val or test")
+    parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
+    parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
+    parser.add_argument("--image-tokens", type=int, default=576, help="positions an image takes (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, default=2048, help="default: %(default)s")
+    parser.add_argument("--report", type=Path, help="write every problem there, one JSON object a line")
+    parser.add_argument("--limit", type=int, help="look at so many records only")
+    options, words = parser.parse_known_args(arguments)
+    linter = importlib.import_module("vlmrun.data.lint")  # strings: they load numpy, and torch for lengths
+    is_file = len(words) == 1 and "=" not in words[0]
+    jobs = [_file(words[0], options)] if is_file else list(_all_data(words, options.limit))
+    tally = linter.Tally()
+    with _Report(options.report) as report:
+        for path, rules in jobs:
+            for finding in linter.lint(path, rules, tally):
+                tally.add(finding)
+                report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
+    sys.stdout.write(_table(tally, linter.CLASSES, [str(path) for path, _ in jobs]))
+    return FOUND_PROBLEMS if tally.counts else 0
+
+
+def prepare(arguments: list[str]) -> int:
+    """`vlmrun data prepare scienceqa`."""
+    parser = argparse.ArgumentParser("vlmrun data prepare", description="Published data sets -> LLaVA JSON.")
+    parser.add_argument("dataset", choices=["scienceqa"])
+    parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
+    parser.add_argument("--split", default="train", help="a key of pid_splits.json (default: %(default)s)")
+    parser.add_argument("--prompt-format", default="QCM-LEA", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--escape-newlines", action="store_true", help="line breaks of reasons as backslash and n")
+    options = parser.parse_args(arguments)
+    scienceqa = importlib.import_module("vlmrun.data.prepare.scienceqa")
+    records = scienceqa.convert(
+        options.base_dir, options.split, options.prompt_format, escape_newlines=options.escape_newlines
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    artifact.write_text(options.output, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
+    n_images = sum("image" in record for record in records)
+    logs.get(__name__).info("%s: %d records, %d with a picture", options.output, len(records), n_images)
+    return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """`vlmrun data convert`."""
+    parser = argparse.ArgumentParser("vlmrun data convert", description="LLaVA JSON to MiniCPM-V JSON, or back.")
+    parser.add_argument("source", type=Path, help="annotation file")
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("--to", required=True, choices=["minicpm", "llava"], help="format of the output")
+    options = parser.parse_args(arguments)
+    other = {"minicpm": "llava", "llava": "minicpm"}[options.to]
+    converter = importlib.import_module("vlmrun.data.prepare.convert")
+    n_records = converter.convert(options.source, options.output, read_as=other, write_as=options.to)
+    logs.get(__name__).info("%s: %d records of format %s", options.output, n_records, options.to)
+    return 0
+
+
+def _prepared(config: RunConfig, stage: str | None) -> pipeline.Run:
+    """The planned run, with the data made that `stage` (None: every one) reads and that has to be made first."""
+    _require_files(config, stage)
+    run = pipeline.prepare(config)
+    wanted = {maker for item in run.planned if stage in (None, item.name) for maker in item.prepared.values()}
+    pipeline.make_data(run, {maker for maker in wanted if artifact.read(run.stage_folder(maker)) is None})
+    return run
+
+
+def _train_stage(config: RunConfig, name: str | None) -> str:
+    names = [key for key, stage in config.stage.items() if isinstance(stage, TrainStage)]
+    if name is None and names:
+        return names[0]
+    if name not in names:
+        raise ConfigError(f"no train stage {name or ''!r}", "--stage", suggest(name or "", names, noun="train stages"))
+    return name
+
+
+def _job(run: pipeline.Run, name: str) -> StageJob:
+    return pipeline.job_of(run, next(item for item in run.planned if item.name == name))
+
+
+def _sizes(config: RunConfig, look: Any) -> Any:
+    """What config.json tells of the parts.
+
+    Raises:
+        CheckpointError: when it is missing, or does not tell.
+    """
+    tower, llm = config_files.tower_facts(config.model.tower), config_files.llm_facts(config.model.llm)
+    if tower.n_patches is None or tower.hidden_dim is None:
+        raise CheckpointError("config.json does not tell how many features a picture gives", config.model.tower.target)
+    layers = config.model.tower.arguments.get("layers")
+    width = tower.hidden_dim * (len(layers) if isinstance(layers, list) else 1)
+    return look.Sizes(width, llm.hidden_dim, tower.n_patches, tower.image_size or 0)
+
+
+def _file(word: str, options: argparse.Namespace) -> tuple[Path, Any]:
+    path = Path(word).expanduser()
+    shards = options.format in derived.SHARDS
+    check_source(path, folder=shards)
+    options.images = path if shards else options.images
+    if options.images is None:
+        logs.get(__name__).info("no --images: pictures are not looked at")
+    if options.tokenizer is None and options.template is None:
+        lint = importlib.import_module("vlmrun.data.lint")
+        return path, lint.Rules(format=options.format, split=options.split, images=options.images, limit=options.limit)
+    return path, importlib.import_module("vlmrun.inspect.sample").rules_of_file(vars(options))
+
+
+def _all_data(words: Sequence[str], limit: int | None) -> Iterator[tuple[Path, Any]]:
+    """Every data entry that a train or evaluate stage reads, with the rules of the first that does."""
+    request = train.read(list(words))
+    run = _prepared(train.compose(request.overrides, request.config_dirs), None)
+    look = importlib.import_module("vlmrun.inspect.sample")
+    sizes = _sizes(run.config, look)
+    seen: set[tuple[str, str]] = set()
+    for item in graph.selected(run.planned, run.config.only):
+        if not isinstance(item.stage, Reading):
+            continue
+        job = pipeline.job_of(run, item)
+        for name, data in job.data.items():
+            if (name, str(item.stage.template)) in seen:
+                continue
+            seen.add((name, str(item.stage.template)))
+            yield Path(data.annotations), replace(look.rules(job, name, sizes), limit=limit)
+
+
+def _require_files(config: RunConfig, stage: str | None) -> None:
+    """Names every annotation file that is not there: a stage's key cannot be told without them."""
+    problems = []
+    stages = [each for name, each in config.stage.items() if stage in (None, name)]
+    used = {name for each in stages for name in derived.sources(each)}
+    for name, data in config.data.items():
+        if name not in used or data.prepare is not None:
+            continue
+        try:
+            check_source(Path(data.annotations).expanduser(), folder=derived.in_shards(data))
+        except DataError as error:
+            found = error.problems[0]
+            fix = data.about.fetch if data.about else found.fix
+            problems.append(Problem(f"{found.what}: {found.where}", f"data.{name}.annotations", fix))
+    if problems:
+        raise DataError(problems)
+
+
+class _Report:
+    """The report's file, or nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        self._file = Path(self._path or os.devnull).open("w", encoding="utf-8")
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _table(tally: Any, classes: dict[str, str], files: Sequence[str]) -> str:
+    """Class, count, meaning, and the first examples."""
+    lines = []
+    for kind, meaning in classes.items():
+        if kind not in tally.counts:
+            continue
+        lines.append(f"{kind:17} {tally.counts[kind]:>9,}  {meaning}")
+        for example in tally.examples[kind]:
+            place = example.file if example.index is None else f"{example.file}[{example.index}]"
+            id = f" (id {example.id!r})" if example.id else ""
+            lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
+    total = sum(tally.counts.values())
+    told = f"{total:,} problems" if total else "ok: no problem"
+    return (
+        "\n".join([*lines, f"{told} in {tally.n_records:,} records of {len(files)} file{'s' * (len(files) != 1)}"])
+        + "\n"
+    )
+
+
+def _page(found: dict[str, Any]) -> str:
+    """For a person: what is learnt in colour, or between [[ and ]]."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    file, index = found["source"]
+    head = [
+        f"stage {found['stage']}, data {found['data']}: {file}[{index}]"
+        + (f" (id {found['id']!r})" if found["id"] else "")
+    ]
+    for image in found["images"]:
+        cut = f", cut into {image['grid'][0]} x {image['grid'][1]} tiles" if image["grid"] else ""
+        head.append(f"image {image['name']}: {image['tokens']} tokens{cut}")
+    body = "".join(_piece(piece, colour) for piece in found["pieces"])
+    ids = " ".join(
+        f"[{id}]" if label != -100 else str(id) for id, label in zip(found["input_ids"], found["labels"], strict=True)
+    )
+    tail = [
+        f"template {found['template']}; {found['n_tokens']} tokens ({found['n_image_tokens']} of images), "
+        f"{found['n_supervised']} learnt; {found['n_kept']} of at most {found['max_length']} kept"
+    ]
+    if found["problem"]:
+        tail.append(f"cannot be trained: {found['problem']}")
+    elif found["truncated"]:
+        tail.append("truncated: what stands after the mark <<CUT>> is not seen")
+    return "\n".join([*head, "", body, "", f"ids: {ids}", *tail]) + "\n"
+
+
+def _piece(piece: dict[str, Any], colour: bool) -> str:
+    if piece.get("image"):
+        text = f"<image: {piece['n_tokens']} tokens>"
+        return f"\033[36m{text}\033[0m" if colour else text
+    text = piece["text"]
+    if not piece["kept"]:
+        return f"<<CUT>>{text}"
+    if not piece["supervised"]:
+        return str(text)
+    return f"\033[1;32m{text}\033[0m" if colour else f"[[{text}]]"

@@ -1,0 +1,197 @@
+"""The run verbs: compose, check, run; once, or once for every point of a sweep."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmrun import artifact, graph, logs, store
+from vlmrun.checks import hardware as hardware_checks
+from vlmrun.checks import run as checks
+from vlmrun.cluster import leader
+from vlmrun.cluster import node as nodes
+from vlmrun.config import compose as composing
+from vlmrun.config.schema import RunConfig
+from vlmrun.config.validate import validate
+from vlmrun.errors import ConfigError, Problem
+from vlmrun.plan import run as planning
+from vlmrun.run import pipeline, plugins, sweep
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    overrides: list[str]
+    config_dirs: list[Path]
+    show_config: bool
+    multirun: bool
+
+
+def train(arguments: list[str]) -> int:
+    """`vlmrun [train]`: a run, a sweep (`-m`), or the composed text (`--cfg job`)."""
+    request = read(arguments)
+    logs.setup()
+    own, hydras = plugins.split(request.overrides)
+    if request.show_config:
+        sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
+        return 0
+    graph.require(list(plugins.check(hydras, multirun=request.multirun)))
+    if request.multirun:
+        tree = composing.compose(plugins.fixed(own), request.config_dirs).tree
+        root = Path(str(tree.get("output", "outputs"))).expanduser()
+        if hydras:
+            return plugins.run(request.overrides, request.config_dirs, root, run)
+        return sweep.run(request.overrides, root, lambda point, folder: run(point, request.config_dirs, folder))
+    run(request.overrides, request.config_dirs)
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """`vlmrun check`: raises every problem found, or prints what would be run. With `-m`, of every point."""
+    request = read(arguments)
+    logs.setup()
+    own, hydras = plugins.split(request.overrides)
+    points = [point for point, _ in sweep.expand(own, ends=bool(hydras))] if request.multirun else [own]
+    configs: list[RunConfig] = []
+    problems = list(plugins.check(hydras, multirun=request.multirun))
+    for point in points:
+        try:
+            configs.append(compose(point, request.config_dirs))
+            problems += checks.check(configs[-1])
+        except ConfigError as error:
+            problems += error.problems
+    for warning in dict.fromkeys(warning for config in configs for warning in planning.warnings(config)):
+        log.warning("%s", warning)
+    graph.require(list(dict.fromkeys(problems)))
+    for config in configs:
+        _list_stages(config)
+    return 0
+
+
+def print_nodes(arguments: list[str]) -> int:
+    """`vlmrun nodes`: a shell script that runs this command on every node of a host file."""
+    config = compose(read(arguments).overrides, read(arguments).config_dirs)
+    graph.require(list(hardware_checks.check(config.hardware)))
+    if config.hardware.hostfile is None or config.hardware.nodes == 1:
+        raise ConfigError(
+            "there is no list of nodes",
+            "hardware.hostfile",
+            "hardware.nodes=2 hardware.hostfile=FILE of lines `HOST slots=N`",
+        )
+    sys.stdout.write("\n".join(nodes.commands(config.hardware, arguments)) + "\n")
+    return 0
+
+
+def _list_stages(config: RunConfig) -> None:
+    planned = pipeline.prepare(config)
+    for item in graph.selected(planned.planned, config.only):
+        folder = planned.stage_folder(item.name)
+        state = "finished" if artifact.read(folder) else "to do"
+        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {pipeline.describe(item)}\n")
+    sys.stdout.write(f"ok: {config.name} has no problems\n")
+
+
+def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
+    """One run from its overrides to its report."""
+    from vlmrun.report import run_page, run_table
+
+    config = compose(overrides, config_dirs)
+    graph.require(checks.check(config))
+    node = nodes.here(config.hardware, os.environ)
+    planned = pipeline.prepare(config, folder)
+    if node.rank > 0:
+        pipeline.train_along(planned, node)
+        return planned
+    artifact.write_text(planned.folder / "config.yaml", _text(config))
+    try:
+        with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
+            pipeline.execute(planned, others)
+    finally:
+        if planned.outcomes:
+            run_table.show(run_table.summary(planned.outcomes), config.name)
+    if all(outcome.reused for outcome in planned.outcomes) and (planned.folder / "report.html").is_file():
+        log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
+    else:
+        log.info("report: %s", run_page.write(planned.folder, config.name, planned.outcomes))
+    if folder is None:  # a point of a sweep is followed by the next point
+        _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
+    return planned
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
+    """Overrides -> a typed run.
+
+    Raises:
+        ConfigError: with every problem of names, values and types.
+    """
+    composed = composing.compose(overrides, config_dirs)
+    config, problems = validate(composed.tree, composed.problems)
+    if config is None or composed.problems or problems:
+        if config is not None and composed.problems:
+            told = {problem.where for problem in composed.problems}  # what has no value is no wrong value too
+            problems += [problem for problem in checks.check(config) if problem.where not in told]
+        raise ConfigError([*composed.problems, *problems])
+    return config
+
+
+def read(arguments: list[str]) -> Request:
+    """Splits our own options, which may stand anywhere, from Hydra's overrides."""
+    overrides: list[str] = []
+    config_dirs: list[Path] = []
+    show_config = multirun = False
+    rest = iter(arguments)
+    for word in rest:
+        name, _, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif name in ("--cfg", "-c"):
+            show_config = _expect(value or next(rest, ""), name, "job")
+        elif name in ("--config-dir", "-cd"):
+            config_dirs.append(_folder(value or next(rest, ""), name))
+        elif word.startswith("-"):
+            options = "-m, --cfg job, --config-dir DIR, --help, --version"
+            raise ConfigError(f"no option {word!r}", "command line", f"options: {options}")
+        else:
+            overrides.append(word)
+    return Request(overrides, config_dirs, show_config, multirun)
+
+
+def _expect(value: str, option: str, wanted: str) -> bool:
+    if value != wanted:
+        raise ConfigError(f"{option} {value}".strip(), "command line", f"{option} {wanted} prints the composed run")
+    return True
+
+
+def _folder(value: str, option: str) -> Path:
+    if not value or not Path(value).is_dir():
+        raise ConfigError(
+            [Problem(f"no folder {value!r}", f"command line ({option})", "give a folder laid out like conf/")]
+        )
+    return Path(value)
+
+
+def _text(config: RunConfig) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
+
+
+def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
+    models = [item for item in planned.outcomes if (item.folder / "weights").is_dir()]
+    if not models:
+        return
+    best = models[-1].name
+    pictures = sorted(store.stages_dir(planned.root).glob("*/data/images/test/*.png"))[:1]
+    picture = os.path.relpath(pictures[0]) if pictures else "PICTURE"
+    log.info("next:")
+    log.info("  vlmrun chat %s --image %s --prompt 'Describe the picture.'", best, picture)
+    log.info("  vlmrun ls %s", best)
+    trained = [item.name for item in planned.outcomes if item.artifact.kind == "train"]
+    if recipe and trained:
+        log.info("  vlmrun -m %s stage.%s.optim.lr=1e-3,3e-3", recipe[0], trained[-1])

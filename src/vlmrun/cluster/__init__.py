@@ -1,0 +1,1 @@
+"""Several nodes: who leads, who follows, and how they talk."""

@@ -1,0 +1,1 @@
+"""What upstream's data code does differently, by name."""

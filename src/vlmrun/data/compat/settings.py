@@ -1,0 +1,342 @@
+"""The labels of the published codes, quirks and all: for `stage.<name>.compat`, never by default.
+
+Upstream finds what is learnt by adding up lengths of pieces tokenised on their own; where the sum is not the length of
+the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vlmrun.data.compat.text import UpstreamText, is_legacy
+from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, kept_tokens
+from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
+from vlmrun.data.templates import TEMPLATES, Template
+from vlmrun.errors import ConfigError, DataError
+
+Project = Literal["llava", "kollava", "denseconnector", "bunny", "minicpm"]  # the last: minicpm_labels
+
+_TWO = ("vicuna_v1", "llava_v1", "v1_mmtag")
+_BUNNY = ("bunny", "bunny_llama", "vicuna_v1")
+_LLAMA_2 = ("llama_2", "llava_llama_2", "mistral_instruct")
+_HEADERS = ("mpt", "mpt_v0", "chatml_direct")
+_HASHES = ("llava_v0", "v0_mmtag", "kollava_mistral", "phi")  # the last two fall through to that path upstream
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What upstream makes of one sample.
+
+    Args:
+        mismatch: the two lengths (counted, actual) for whose difference all labels were dropped.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    mismatch: tuple[int, int] | None = None
+
+
+def effective(template: Template, *, v0_is_v1: bool, llama3_system_header: bool) -> Template:
+    """The template that upstream's flag really trains with."""
+    if v0_is_v1 and template.name == "llava_v0":
+        template = replace(TEMPLATES["vicuna_v1"], image_start=template.image_start, image_end=template.image_end)
+    if llama3_system_header and template.name == "llama_3":
+        template = replace(template, assistant_start=template.assistant_start.replace("assistant", "system"))
+    return template
+
+
+def as_upstream(sample: Sample, template: Template, project: Project | None) -> Sample:
+    """The record as upstream takes it (`compat.records`): fewer tags, a leading answer dropped.
+
+    Raises:
+        DataError: where upstream stops with an error, and where it would take another sample's picture.
+    """
+    turns = sample.turns
+    if sample.images:
+        turns = tuple(Turn(turn.role, one_tag(turn.text)) for turn in turns)
+    if not falls_through(template, project) and template.keep_question:
+        turns = _alternating(turns, sample.where)
+    n_tags = sum(turn.text.count(IMAGE_TAG) for turn in turns) if sample.images else 0
+    if n_tags and n_tags != len(sample.images):
+        raise DataError(
+            f"{n_tags} {IMAGE_TAG} tags are left, but the record has {len(sample.images)} images",
+            sample.where,
+            "upstream would take the next sample's image; write one tag in one turn",
+        )
+    return replace(sample, turns=turns, images=sample.images if n_tags else ())
+
+
+def falls_through(template: Template, project: Project | None) -> bool:
+    """Whether upstream trains this template through its `### ` path."""
+    return project not in (None, "bunny") and template.name in _HASHES
+
+
+def encode(
+    sample: Sample,
+    template: Template,
+    tokenizer: Any,
+    project: Project,
+    *,
+    image_tokens: Sequence[int],
+    max_length: int,
+) -> Encoded:
+    """Encodes a sample as `project` does; where that learns nothing of it, `n_supervised` is 0.
+
+    Args:
+        image_tokens: positions of each image of the sample after expansion.
+
+    Raises:
+        DataError: where upstream stops, or takes an image that belongs to another sample or to none.
+    """
+    masked = mask(sample, template, tokenizer, project, max_length=max_length)
+    n_images = masked.ids.count(IMAGE_TOKEN)
+    if n_images != len(sample.images):
+        raise DataError(
+            f"{n_images} {IMAGE_TAG} tags become images here, but the record has {len(sample.images)}",
+            sample.where,
+            "upstream would show another sample's image; mend the record",
+        )
+    kept = kept_tokens(masked.ids[:max_length], image_tokens, max_length)
+    ids, labels = masked.ids[:kept], masked.labels[:kept]
+    if IMAGE_TOKEN in masked.ids[kept:]:
+        raise DataError(
+            f"an image lies beyond the maximum length of {max_length} tokens",
+            sample.where,
+            "raise model.max_length, or shorten the record",
+        )
+    n_supervised = sum(label != IGNORE for label in labels)
+    return Encoded(ids, labels, kept < len(masked.ids), n_supervised)
+
+
+def mask(sample: Sample, template: Template, tokenizer: Any, project: Project, *, max_length: int) -> Masked:
+    """Token ids and labels as `project` makes them, before its collator cuts them.
+
+    Args:
+        max_length: the tokenizer's limit.
+
+    Raises:
+        DataError: where upstream stops with an error.
+        ConfigError: when the project has no such template.
+    """
+    text = UpstreamText(tokenizer, bool(sample.images), max_length, old=project == "kollava")
+    turns = sample.turns
+    if sample.images and template.keep_question:
+        turns = tuple(Turn(turn.role, template.wrap_images(turn.text)) for turn in turns)
+    masked = _style(template, project)(turns, template, text, project, sample.where)
+    return replace(masked, labels=[IGNORE if label == IMAGE_TOKEN else label for label in masked.labels])
+
+
+def _style(template: Template, project: Project) -> Callable[..., Masked]:
+    name = template.name
+    if name == "plain":
+        return _plain
+    if project == "bunny" and name in _BUNNY:
+        return _bunny
+    if project != "bunny":
+        for names, style in ((_TWO, _two), (_LLAMA_2, _llama_2), (_HEADERS, _headers), (_HASHES, _hashes)):
+            if name in names:
+                return style
+        if project == "denseconnector" and name == "llama_3":
+            return _headers
+    raise ConfigError(
+        f"{project} has no template {name!r} whose labels could be reproduced",
+        "stage.<name>.compat.labels",
+        "use one of that project's templates, or leave compat.labels null",
+    )
+
+
+def one_tag(text: str) -> str:
+    """One tag a turn, at its start, however many there were.
+
+    Source: haotian-liu/LLaVA@c121f043 llava/train/train.py, preprocess_multimodal.
+    """
+    if IMAGE_TAG not in text:
+        return text
+    return f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}".strip()
+
+
+def _alternating(turns: tuple[Turn, ...], where: str) -> tuple[Turn, ...]:
+    for turn in turns:
+        if turn.role == "unknown":
+            raise DataError("a message is from neither human nor gpt", where, "name the roles human and gpt")
+    if turns[0].role == "assistant":
+        turns = turns[1:]
+    for number, turn in enumerate(turns):
+        if turn.role != ("assistant" if number % 2 else "user"):
+            raise DataError(f"roles out of order at message {number}", where, "human and gpt take turns")
+    return turns
+
+
+def _plain(turns: Sequence[Turn], template: Template, text: UpstreamText, project: Project, where: str) -> Masked:
+    if len(turns) != 2 or IMAGE_TAG not in turns[0].text:
+        raise DataError("captions take one question with an image tag and one answer", where, "use another template")
+    # Cut at images whatever the record says, and never truncated.
+    cutting = replace(text, multimodal=True)
+    ids = cutting.measured(IMAGE_TAG + turns[1].text + template.answer_end)
+    labels = list(ids)
+    _ignore(labels, 0, len(cutting.measured(IMAGE_TAG)))
+    return Masked(ids, labels)
+
+
+def _two(turns: Sequence[Turn], template: Template, text: UpstreamText, project: Project, where: str) -> Masked:
+    whole = _render_two(turns, template)
+    corrected = project in ("llava", "denseconnector")
+    rounds = whole.split(template.answer_end)
+    found = []
+    for number, (before, round_) in enumerate(_rounds(rounds, _separator(template))):
+        less = int(corrected and number > 0 and not _legacy(text.tokenizer, where))
+        found.append((len(text.measured(before)) - 2 - less, len(text.measured(round_)) - less))
+    return _count(text.whole(whole), found, text, start=1)
+
+
+def _llama_2(turns: Sequence[Turn], template: Template, text: UpstreamText, project: Project, where: str) -> Masked:
+    if not turns or not turns[0].text:
+        raise DataError("the first question is empty", where, "upstream stops here as well: give it text")
+    whole = _render_llama_2(turns, template)
+    rounds = _rounds(whole.split("</s>"), "[/INST] ")
+    found = [(len(text.measured(before)) - 2, len(text.measured(round_))) for before, round_ in rounds]
+    return _count(text.whole(whole), found, text, start=1)
+
+
+def _headers(turns: Sequence[Turn], template: Template, text: UpstreamText, project: Project, where: str) -> Masked:
+    if project == "kollava":  # its older code cuts every sample at `<image>` and truncates none here
+        text = replace(text, multimodal=True)
+    end = template.answer_end
+    whole = template.system + "".join(_header_turn(turn, template) for turn in turns)
+    parts = whole.split(end)
+    groups = [end.join(parts[:3]), *(end.join(parts[i : i + 2]) for i in range(3, len(parts), 2))]
+    found = []
+    for number, (before, round_) in enumerate(_rounds(groups, end + template.assistant_start)):
+        n_before, n_round = len(text.measured(before)), len(text.measured(round_))
+        if project == "kollava":
+            n_round += len(text.measured(end))
+        elif template.name == "llama_3":
+            n_round += 1
+        else:
+            more = int(is_legacy(text.tokenizer) is True and (number > 0 or project == "denseconnector"))
+            n_before, n_round = n_before - 1 + more, n_round + more
+        found.append((n_before, n_round))
+    return _count(text.whole(whole), found, text, start=0)
+
+
+def _bunny(turns: Sequence[Turn], template: Template, text: UpstreamText, project: Project, where: str) -> Masked:
+    whole = _render_two(turns, template)
+    # `bunny` is also the text of upstream's phi3, which asks the tokenizer; the others always count on a bos.
+    bos = template.name != "bunny" or len(text.plain("")) > 0
+    rounds = _rounds(whole.split(template.answer_end), _separator(template))
+    less, more = (2, 0) if bos else (1, 1)
+    found = [(len(text.measured(before)) - less, len(text.measured(round_)) + more) for before, round_ in rounds]
+    tokenizer = text.tokenizer
+    hidden = len(found) if tokenizer.pad_token_id == tokenizer.eos_token_id else 0
+    return _count(text.whole(whole), found, text, start=int(bos), hidden=hidden)
+
+
+def _hashes(turns: Sequence[Turn], template: Template, text: UpstreamText, project: Project, where: str) -> Masked:
+    """The `### ` path: only what stands between a human turn's mark and its end is hidden. No check of lengths."""
+    user, assistant = _roles(template)
+    names = {"user": user, "assistant": assistant, "unknown": "unknown"}
+    system = template.system.removesuffix("### ").rstrip()
+    header = system + "\n\n"
+    said = [f"### {names[turn.role]}: {turn.text}\n" for turn in turns]
+    ids = text.whole("".join([header, *said, "### "]))
+    labels = list(ids)
+    position = 0
+    for number, piece in enumerate([header, *said]):
+        length = len(text.measured(piece)) if text.multimodal else text.visible(text.truncated(piece))
+        if number == 0:
+            _ignore(labels, 0, length)
+        elif turns[number - 1].role == "user":
+            _ignore(labels, position + 2, position + length)
+        position += length
+    return Masked(ids, labels)
+
+
+def _count(
+    ids: list[int], rounds: Sequence[tuple[int, int]], text: UpstreamText, *, start: int, hidden: int = 0
+) -> Masked:
+    """Hides the instruction of every round and the rest; all, when the rounds do not add up to the whole.
+
+    Args:
+        rounds: lengths of (instruction, round).
+        hidden: ends of rounds that were not counted in the whole because they equal the padding token.
+    """
+    labels = list(ids)
+    _ignore(labels, 0, start)
+    position = start
+    for instruction, length in rounds:
+        _ignore(labels, position, position + instruction)
+        position += length
+    _ignore(labels, position, len(labels))
+    total = text.visible(ids)
+    position -= hidden
+    if position < text.max_length and position != total:
+        return Masked(ids, [IGNORE] * len(ids), (position, total))
+    return Masked(ids, labels)
+
+
+def _rounds(rounds: Sequence[str], separator: str) -> list[tuple[str, str]]:
+    """(up to and with the separator, the whole) of every round, ending at the first that has not exactly one."""
+    found = []
+    for round_ in rounds:
+        parts = round_.split(separator)
+        if not round_ or len(parts) != 2:
+            break
+        found.append((parts[0] + separator, round_))
+    return found
+
+
+def _render_two(turns: Sequence[Turn], template: Template) -> str:
+    """An empty turn is its bare role and a colon: even the separator is lost."""
+    user, assistant = _roles(template)
+    text = template.system
+    for number, turn in enumerate(turns):
+        role, end = (assistant, template.answer_end) if number % 2 else (user, template.user_end)
+        text += f"{role}: {turn.text}{end}" if turn.text else f"{role}:"
+    return text
+
+
+def _render_llama_2(turns: Sequence[Turn], template: Template) -> str:
+    text = ""
+    for number, turn in enumerate(turns):
+        if not turn.text:
+            continue  # an empty turn is left out whole
+        if number % 2:
+            text += f"{template.answer_start}{turn.text}{template.answer_end}"
+        else:
+            start = template.first_user_start if number == 0 else template.user_start
+            text += f"{start}{turn.text}{template.user_end}"
+    return text
+
+
+def _header_turn(turn: Turn, template: Template) -> str:
+    """An empty turn is its bare header."""
+    start = template.user_start if turn.role == "user" else template.assistant_start
+    return start + (turn.text + template.answer_end if turn.text else "")
+
+
+def _roles(template: Template) -> tuple[str, str]:
+    first = template.user_start if template.first_user_start is None else template.first_user_start
+    return first.removesuffix(": "), template.assistant_start.removesuffix(":")
+
+
+def _separator(template: Template) -> str:
+    return f"{template.user_end}{template.assistant_start} "
+
+
+def _legacy(tokenizer: Any, where: str) -> bool:
+    found = is_legacy(tokenizer)
+    if found is None:
+        raise DataError(
+            "upstream cannot count the second round of this sample: the tokenizer has no `legacy` setting",
+            where,
+            "set model.llm.legacy, or leave compat.labels null",
+        )
+    return found
+
+
+def _ignore(labels: list[int], start: int, stop: int) -> None:
+    """Python's slices, as upstream's: a negative bound counts from the end, one beyond it is the end."""
+    for index in range(*slice(start, stop).indices(len(labels))):
+        labels[index] = IGNORE

@@ -1,0 +1,1 @@
+"""Images: opened safely, turned into tensors, cut into grids."""

@@ -1,0 +1,1 @@
+"""Sources of training data: drawn shapes and converters."""

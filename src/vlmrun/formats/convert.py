@@ -1,0 +1,125 @@
+"""A model from any format to any other, tensor by tensor, and the comparison of two models whatever their formats."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmrun import formats, logs
+from vlmrun.errors import CheckpointError, Problem
+from vlmrun.formats import modules, verify
+from vlmrun.formats.base import How, Model, cast
+from vlmrun.weights import folder as files
+from vlmrun.weights.lazy import Lazy
+from vlmrun.weights.writer import Report, raw, silent
+
+log = logs.get(__name__)
+
+PROVES_ITSELF = ("hf_llava",)
+
+
+def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was said
+    source: Path,
+    destination: Path,
+    to: str,
+    how: How,
+    *,
+    came_as: str | None = None,
+    prove: bool = True,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Writes the model in `source` as another format; the folder appears whole or not at all.
+
+    Args:
+        came_as: the source's format, where it is not to be detected.
+        prove: compare an export with ours in plain transformers before it gets its name.
+
+    Returns:
+        `from`, `to`, `tensors`, `notes`; `proof` when there was one.
+
+    Raises:
+        CheckpointError: when something is missing, unknown or damaged, the format cannot express the model, or the
+            proof fails.
+    """
+    writer = formats.get(to)
+    _check_destination(source, destination, to)
+    name = came_as or formats.detect(source)
+    # The digests of an artifact of ours are compared beside the work, not before it.
+    found, name = read(source, replace(how, trusted=name == "native"), name)
+    if to != "delta":  # its dtype is that of the difference, not of the model
+        found = cast(found, how.dtype)
+    found = _told(found, report)
+    problems = writer.refuse(found, how)
+    if problems:
+        raise CheckpointError([replace(problem, where=problem.where or str(source)) for problem in problems])
+    summary = {"from": name, "to": to, "tensors": len(found.tensors)}
+    written = replace(found, tensors=dict(found.tensors), json=dict(found.json))
+    with files.building(destination) as new, files.verifying([source] if name == "native" else []):
+        writer.write(written, new, how)
+        if prove and to in PROVES_ITSELF:
+            summary["proof"] = verify.prove(new, found)
+    return summary | {"notes": written.notes}
+
+
+def read(source: Path, how: How, came_as: str | None = None) -> tuple[Model, str]:
+    """A model under internal names, complete by its own configurations, and the format it was in."""
+    name = came_as or formats.detect(source)
+    model: Model = formats.read(source, how, name)
+    try:
+        modules.check(model)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise formats.odd(error, name, source) from error
+    return model, name
+
+
+def compare(first: Path, second: Path, how: How) -> list[Problem]:
+    """Everything in which the tensors of two models differ, whatever formats they are in."""
+    here, there = (read(folder, how)[0].tensors for folder in (first, second))
+    problems = [Problem(f"{name} is missing", str(second)) for name in sorted(here.keys() - there.keys())]
+    problems += [Problem(f"{name} is not in {first}", str(second)) for name in sorted(there.keys() - here.keys())]
+    for name in sorted(here.keys() & there.keys()):
+        different = _difference(here[name], there[name])
+        if different:
+            problems.append(Problem(f"{name}: {different}", str(second)))
+    return problems
+
+
+def _difference(here: Lazy, there: Lazy) -> str | None:
+    if here.shape != there.shape:
+        return f"{list(there.shape)}, expected {list(here.shape)}"
+    if here.dtype != there.dtype:
+        return f"{there.dtype}, expected {here.dtype}"
+    equal, apart = True, torch.zeros((), dtype=torch.float64)
+    for a, b in zip(here.pieces(), there.pieces(), strict=True):
+        if not (torch.equal(a, b) or raw(a) == raw(b)):
+            apart = torch.maximum(apart, (a.double() - b.double()).abs().max())  # keeps a nan
+            equal = False
+    return None if equal else f"values differ by up to {apart.item():.3g}"
+
+
+def _told(model: Model, report: Report) -> Model:
+    """The same model, telling of every tensor that is read."""
+    total, seen, telling_one = len(model.tensors), set[str](), threading.Lock()
+
+    def telling(name: str, value: Lazy) -> Lazy:
+        def rows(start: int, stop: int) -> torch.Tensor:
+            with telling_one:
+                if name not in seen:
+                    seen.add(name)
+                    report(len(seen), total, name)
+            return value.rows(start, stop)
+
+        return replace(value, rows=rows)
+
+    return replace(model, tensors={name: telling(name, value) for name, value in model.tensors.items()})
+
+
+def _check_destination(source: Path, destination: Path, to: str) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError("the destination is there already", str(destination), "remove it, or name another")
+    if destination.resolve().is_relative_to(source.resolve()) and source.is_dir():
+        raise CheckpointError("the destination lies in the source", str(destination), "name another")

@@ -1,0 +1,197 @@
+"""A saved model loads again from its folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from vlmrun.config.schema import ModelConfig, Target
+from vlmrun.errors import CheckpointError
+from vlmrun.model.parts import Loaded, assemble
+from vlmrun.model.pretrained import read_json
+from vlmrun.model.tune import trained_beside, wrap
+from vlmrun.weights.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
+from vlmrun.weights.native import DESCRIPTION, FORMAT
+from vlmrun.weights.reader import Reader
+from vlmrun.weights.writer import blocks
+
+
+def weights_folder(folder: Path) -> Path:
+    """The weights folder of an artifact, or the folder itself when it is one."""
+    folder = Path(folder)
+    for candidate in (folder / "weights", folder):
+        if (candidate / DESCRIPTION).is_file():
+            return candidate
+    raise CheckpointError(
+        f"there is no model here ({DESCRIPTION} is missing)",
+        str(folder),
+        "give the folder of a finished training, merge or average stage: `vlmrun ls` lists them",
+    )
+
+
+def _foreign(folder: Path, *, trusted: bool) -> Any:
+    """The model of a folder in another format, itself or in a convert stage; None when it is one of ours.
+
+    Args:
+        trusted: digests are not compared.
+    """
+    from vlmrun import formats  # which stands on what is here
+    from vlmrun.formats.base import How
+
+    folder = Path(folder)
+    if any((place / DESCRIPTION).is_file() for place in (folder, folder / "weights")):
+        return None
+    place = folder / "model" if (folder / "model").is_dir() else folder
+    try:
+        name = formats.detect(place)
+    except CheckpointError:
+        return None  # `weights_folder` says what is missing
+    return formats.read(place, How(trusted=trusted), name)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The `model.json` of an artifact or weights folder, or what it would be of a folder in another format."""
+    foreign = _foreign(folder, trusted=True)
+    if foreign is not None:
+        found: dict[str, Any] = foreign.description
+        return found
+    path = weights_folder(folder) / DESCRIPTION
+    description = read_json(path, "the model is incomplete: make the stage again")
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"unknown format {description.get('format')!r}",
+            str(path),
+            f"this version reads {FORMAT}: use the one that wrote it",
+        )
+    return description
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    merge_adapter: bool = False,
+    quantized: dict[str, Any] | None = None,
+) -> Loaded:
+    """Loads a saved model, in eval mode, with the template it was saved with.
+
+    Args:
+        folder: an artifact, its weights folder, or a whole model in another format.
+        merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
+        quantized: an LLM in few bits (`quantise.of`), to train on; a model whose adapter was
+            trained so is loaded so anyway.
+
+    Raises:
+        CheckpointError: when something is missing, damaged or does not fit.
+    """
+    foreign = _foreign(folder, trusted=False)
+    if foreign is not None:
+        return _realised(foreign, Path(folder), dtype, attention, quantized)
+    weights = weights_folder(folder)
+    description = describe(weights)
+    try:
+        model = ModelConfig.model_validate(description["model"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"the description cannot be read: {error}",
+            str(weights / DESCRIPTION),
+            "restore it, or make the stage again",
+        ) from error
+    model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
+    adapter = Adapter(weights / "adapter") if description.get("adapter") else None
+    # PEFT is given what our own trainer makes; any other adapter is folded in.
+    folded = adapter is not None and (merge_adapter or not adapter.plain)
+    held = quantized if merge_adapter or folded else quantized or description.get("quantized")
+    loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
+    loaded.template = description.get("template")
+    _fill(loaded.vlm.connector, weights / "connector")
+    loaded.sources["connector"] = weights / "connector"
+    if adapter is not None:
+        if folded:
+            _merge(loaded.vlm.llm, adapter, trained_base(weights, description))
+        else:
+            loaded.vlm.llm = _wrapped(loaded.vlm.llm, adapter).eval()
+            loaded.sources["adapter"] = adapter.folder
+    return loaded
+
+
+def _realised(
+    foreign: Any, folder: Path, dtype: torch.dtype, attention: str, quantized: dict[str, Any] | None
+) -> Loaded:
+    from vlmrun.formats.instantiate import realise
+
+    if quantized:
+        raise CheckpointError(
+            "a model in another format is not held in few bits", str(folder), "vlmrun convert SRC DST --to native"
+        )
+    return realise(foreign, dtype=dtype, attention=attention)
+
+
+def _inside(target: Target, weights: Path) -> Target:
+    """A part's target with its path made absolute; a path out of the folder is refused."""
+    path = (weights / str(target.arguments.get("path", ""))).resolve()
+    if not path.is_relative_to(weights.resolve()):
+        raise CheckpointError(
+            f"the description points outside its folder: {path}", str(weights / DESCRIPTION), "do not use it"
+        )
+    return Target.model_validate({"_target_": target.target, **target.arguments, "path": str(path)})
+
+
+def _fill(connector: nn.Module, folder: Path) -> None:
+    """Loads a connector's weights, all of them and no other."""
+    reader = Reader(folder)
+    expected = {name: tuple(value.shape) for name, value in connector.state_dict().items()}
+    found = {name: reader.shape(name) for name in reader.names()}
+    if expected != found:
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        name = different[0]
+        raise CheckpointError(
+            f"the connector's weights do not fit: {name} is {found.get(name)}, expected {expected.get(name)}",
+            str(folder),
+            "weights and model.json belong to different models: make the stage again",
+        )
+    connector.load_state_dict({name: reader.get(name) for name in found})
+
+
+def _wrapped(llm: nn.Module, adapter: Adapter) -> nn.Module:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    wrapped = wrap(llm, adapter.config)
+    state = adapter.state()
+    # PEFT 0.21 looks for biases of adapted layers under names that they do not have: they are carried here.
+    biases = {saved_name(name): p for name, p in wrapped.named_parameters() if name in trained_beside(wrapped)}
+    expected = {name: tuple(value.shape) for name, value in _lora_only(get_peft_model_state_dict(wrapped)).items()}
+    expected |= {name: tuple(value.shape) for name, value in biases.items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != found:
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise CheckpointError(
+            f"the adapter does not fit the LLM: {', '.join(different[:3])}", str(adapter.folder), "make the stage again"
+        )
+    set_peft_model_state_dict(wrapped, _lora_only(state))
+    with torch.no_grad():
+        for name, parameter in biases.items():
+            parameter.copy_(state[name])
+    return wrapped.requires_grad_(False)
+
+
+def _lora_only(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if is_adapter_name(name)}
+
+
+@torch.no_grad()
+def _merge(llm: nn.Module, adapter: Adapter, base: Base) -> None:
+    problems = adapter.problems({name: tuple(parameter.shape) for name, parameter in llm.named_parameters()})
+    if problems:
+        raise CheckpointError(problems)
+    for name, parameter in llm.named_parameters():
+        parameter.copy_(base(name, parameter))
+        if adapter.touches(name):
+            rows = parameter.view(len(parameter), -1)
+            for start, stop in blocks(tuple(parameter.shape)):  # as `merge` cuts it: equal to the bit
+                rows[start:stop] = fold(name, rows[start:stop], start, [(adapter, 1.0)])

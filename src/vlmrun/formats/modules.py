@@ -1,0 +1,90 @@
+"""The modules that a description asks for, to be filled or only looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmrun.build import build
+from vlmrun.config.schema import Target
+from vlmrun.errors import CheckpointError, Problem
+from vlmrun.formats.base import LLM_CONFIG, TOWER_CONFIG, Model
+from vlmrun.model import families, pretrained
+from vlmrun.model.parts import make_connector
+from vlmrun.model.towers.base import Tower
+from vlmrun.model.towers.hf import HuggingFaceTower
+
+_SHOWN = 20
+
+
+def modules(model: Model, *, dtype: torch.dtype, attention: str) -> dict[str, nn.Module]:
+    """Those of llm, tower and connector that the model has, with random weights, in eval mode.
+
+    Raises:
+        CheckpointError: when a configuration is missing.
+        ConfigError: when a part takes other arguments.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, found = model.config, {}
+    how = {"dtype": dtype, "attention": attention}
+    if LLM_CONFIG in model.json:
+        values = families.from_values(model.json[LLM_CONFIG])
+        found["llm"] = pretrained.create(AutoModelForCausalLM, values, **how)
+    if config is not None and TOWER_CONFIG in model.json:
+        given = {key: value for key, value in config.tower.arguments.items() if key != "path"}
+        target = {"_target_": config.tower.target, **given, "config": model.json[TOWER_CONFIG]}
+        tower: Tower = build(Target.model_validate(target), Tower, **how)
+        width = found["llm"].config.get_text_config().hidden_size
+        found |= {"tower": tower.eval(), "connector": make_connector(config, tower, width).to(dtype).eval()}
+    return found
+
+
+def on_meta(model: Model) -> dict[str, nn.Module]:
+    """The same without memory for weights: names and shapes."""
+    with torch.device("meta"):
+        return modules(model, dtype=torch.float32, attention="eager")
+
+
+def check(model: Model) -> None:
+    """Compares the tensors with those that the configurations ask for.
+
+    Raises:
+        CheckpointError: listing every tensor that is missing, unknown, or of another shape.
+    """
+    problems: list[Problem] = []
+    for part, module in on_meta(model).items():
+        if part == "tower" and not isinstance(module, HuggingFaceTower):
+            continue  # timm's is cut off behind the deepest layer: its own loader compares
+        expected, tied = _expected(part, module)
+        here = model.part(part)
+        problems += [Problem(f"{part}.{name} is missing") for name in sorted(expected.keys() - here.keys() - tied)]
+        problems += [Problem(f"{part}.{name} is unknown") for name in sorted(here.keys() - expected.keys())]
+        problems += [
+            Problem(f"{part}.{name} is {list(here[name].shape)}, its configuration says {list(expected[name])}")
+            for name in sorted(expected.keys() & here.keys())
+            if tuple(here[name].shape) != expected[name]
+        ]
+    if problems:
+        left = [Problem(f"and {len(problems) - _SHOWN} more")] if len(problems) > _SHOWN else []
+        raise CheckpointError(
+            [Problem("the tensors are not those of the configurations", "", _FIX), *problems[:_SHOWN], *left]
+        )
+
+
+_FIX = "files are missing or belong to different models; a delta or an adapter needs --base"
+
+
+def _expected(part: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shapes by name, and the names whose tensor another name has too, so that files may leave it out."""
+    state: dict[str, Any] = module.state_dict(keep_vars=True)
+    rename = module.saved_name if isinstance(module, Tower) else str
+    seen: set[int] = set()
+    tied = set()
+    for name, value in state.items():
+        if id(value) in seen:
+            tied.add(rename(name))
+        seen.add(id(value))
+    return {rename(name): tuple(value.shape) for name, value in state.items()}, tied

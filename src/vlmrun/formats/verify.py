@@ -1,0 +1,165 @@
+"""Proof of an export: plain transformers must see, read and answer as we do, or the export is thrown away.
+
+The same picture and question go through the exported processor and through ours, then through both models. Pixels and
+token ids must be equal, logits equal up to rounding, and the greedy answer equal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlmrun.data.dataset import Encoder
+from vlmrun.data.encode import encode_prompt
+from vlmrun.data.images.open import ImageTransform
+from vlmrun.data.prompts import Prompts
+from vlmrun.data.sample import IMAGE_TAG, Turn
+from vlmrun.errors import CheckpointError
+from vlmrun.formats.base import PREPROCESSOR, Model
+from vlmrun.formats.instantiate import realise
+from vlmrun.formats.llava_text import saved_template
+from vlmrun.model.pretrained import quietly
+from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.weights.reader import DTYPES
+
+QUESTION = "What is in the picture?"
+ATTENTION = "eager"
+N_NEW = 16
+# Of the largest logit: a few units in the last place after all layers.
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+def prove(folder: Path, model: Model) -> dict[str, Any]:
+    """Compares; the two models are in memory one after the other.
+
+    Returns:
+        `logits_apart`: greatest difference of a logit, `pixels`, `prompt_ids`, `generated`: how many were equal.
+
+    Raises:
+        CheckpointError: saying what differs.
+    """
+    dtype = DTYPES[model.description.get("dtype") or "fp32"]
+    ours = _ours(model, dtype)
+    try:
+        theirs = _theirs(folder, model, dtype)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        raise _failed(f"it cannot be used: {str(error).strip().splitlines()[0]}") from error
+    known = model.tensors["llm.model.embed_tokens.weight"].shape[0]
+    _same("token ids of the prompt", ours["ids"], theirs["ids"])
+    if saved_template(model).keep_question:
+        _same("token ids of a dialogue", ours["dialogue"], theirs["dialogue"])
+    _same("pixels", ours["pixels"], theirs["pixels"])
+    apart = (ours["logits"] - theirs["logits"][..., :known]).abs().max().item()
+    limit = _ROUNDING[dtype] * max(1.0, ours["logits"].abs().max().item())
+    if not apart <= limit:  # nan is not
+        raise _failed(f"logits are {apart:.3g} apart, rounding would explain {limit:.3g}")
+    _same("generated ids", ours["new"], theirs["new"])
+    return {
+        "logits_apart": apart,
+        "pixels": ours["pixels"].numel(),
+        "prompt_ids": ours["ids"].numel(),
+        "generated": ours["new"].numel(),
+    }
+
+
+def _ours(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    loaded = realise(model, dtype=dtype, attention=ATTENTION)
+    encoder = Encoder(
+        template=saved_template(model),
+        tokenizer=loaded.tokenizer,
+        image_transform=ImageTransform(loaded.preprocessor),
+        aspect=model.description["image_aspect"],
+        image_tokens=loaded.vlm.image_tokens,
+        max_length=loaded.model.max_length,
+    )
+    prompts = Prompts(encoder)
+    pixels = encoder.image_transform(picture(model), encoder.aspect)[None]
+    batch = prompts.collate([prompts.item(_TURNS[:1], pixels, "the proof")])
+    given = (batch["input_ids"], batch["attention_mask"], batch["pixels"])
+    with torch.no_grad():
+        logits = loaded.vlm(*given).logits
+        new = loaded.vlm.generate(*given, max_new_tokens=N_NEW, eos_ids=prompts.stop_ids)
+    dialogue = encode_prompt(_TURNS, encoder.template, loaded.tokenizer)
+    ids = {"ids": batch["input_ids"], "dialogue": torch.tensor([_expanded(dialogue, loaded.vlm.image_tokens())])}
+    return {**ids, "pixels": batch["pixels"], "logits": logits.float(), "new": new}
+
+
+_TURNS = [Turn("user", f"{IMAGE_TAG}\n{QUESTION}"), Turn("assistant", "It is red."), Turn("user", "Are you sure?")]
+
+
+def _expanded(ids: list[int], n: int) -> list[int]:
+    return [each for number in ids for each in [number] * (n if number == IMAGE_TOKEN else 1)]
+
+
+def _theirs(folder: Path, model: Model, dtype: torch.dtype) -> dict[str, Any]:
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    place = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+    with quietly():
+        processor = AutoProcessor.from_pretrained(**place)
+        llava, report = LlavaForConditionalGeneration.from_pretrained(
+            **place, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+        )
+    lost = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if lost:
+        raise _failed(f"tensors are missing or unexpected: {', '.join(lost[:3])}")
+    said = _messages(picture(model))
+    batch, dialogue = (processor.apply_chat_template(each, **_AS_TENSORS) for each in (said[:1], said))
+    with torch.no_grad():
+        logits = llava.eval()(**batch).logits.float()
+        answer = llava.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=N_NEW)
+    ids, marker = batch["input_ids"], llava.config.image_token_id
+    return {
+        "ids": ids.masked_fill(ids == marker, IMAGE_TOKEN),
+        "dialogue": dialogue["input_ids"].masked_fill(dialogue["input_ids"] == marker, IMAGE_TOKEN),
+        "pixels": batch["pixel_values"],
+        "logits": logits,
+        "new": answer[:, ids.shape[1] :],
+    }
+
+
+_AS_TENSORS = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def _messages(shown: Image.Image) -> list[dict[str, Any]]:
+    """The same turns as a processor takes them."""
+    content = [{"type": "image", "image": shown}, {"type": "text", "text": QUESTION}]
+    return [
+        {"role": "user", "content": content},
+        *({"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in _TURNS[1:]),
+    ]
+
+
+def picture(model: Model) -> Image.Image:
+    """A picture that is not square, has no two equal rows, and needs to be resized."""
+    edge = ImageTransform(model.json[PREPROCESSOR]).size[0]
+    height, width = edge * 3 // 2, edge * 2
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [rows * 255 // height, columns * 255 // width, (rows * columns) % 251]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def _same(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    if ours.shape != theirs.shape or not torch.equal(ours, theirs):
+        raise _failed(f"{what} differ: {_told(ours, theirs)} here, {_told(theirs, ours)} there")
+
+
+def _told(values: torch.Tensor, others: torch.Tensor) -> str:
+    """A few numbers around the first difference, or the shape."""
+    if values.dtype != torch.long:
+        return f"{list(values.shape)}"
+    pairs = zip(values.flatten().tolist(), others.flatten().tolist(), strict=False)
+    place = next((index for index, (a, b) in enumerate(pairs) if a != b), min(values.numel(), others.numel()))
+    return f"{values.flatten()[max(0, place - 3) : place + 4].tolist()} at {place}"
+
+
+def _failed(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the export does not answer as the model does in plain transformers: {what}",
+        "nothing was written",
+        "report it; --no-proof writes the folder all the same",
+    )

@@ -1,0 +1,1 @@
+"""One model of several: LoRA merges and averages."""

@@ -1,0 +1,220 @@
+"""`report.html`: what a run made, in one file that needs no other and no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmrun import artifact
+from vlmrun.report import answers, search, svg, tables
+from vlmrun.report import html as page
+from vlmrun.report.run_table import COLUMNS, Row, cells, number, share_text, summary
+from vlmrun.report.svg import Bar
+
+if TYPE_CHECKING:
+    from vlmrun.outcome import Outcome
+
+NAME = "report.html"
+_METRICS = "metrics.jsonl"
+_SCORES = "scores.json"
+_SCORES_ON_THE_WAY = "eval.jsonl"
+_PICTURES = 12
+_FILES_SHOWN = 40  # of one artifact; a prepared data set may have thousands
+_MEASURES = (
+    ("accuracy", "held-out pictures"),
+    ("unseen", "unseen combinations"),
+    ("shuffled", "shuffled pictures"),
+    ("chance", "chance: the most frequent answer"),
+)
+
+
+def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
+    """Writes the report of a run; what is missing on disk is said in it, and stops nothing."""
+    rows = summary(outcomes)
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    sections = [
+        _facts(rows),
+        _stages(rows),
+        _losses(outcomes),
+        _searches(outcomes),
+        _accuracy(rows),
+        _categories(outcomes),
+        _pictures(outcomes),
+        _on_the_way(outcomes),
+        _lineage(outcomes),
+        _environment(outcomes),
+        _digests(outcomes),
+    ]
+    path = run_folder / NAME
+    artifact.write_text(path, page.document(title, f"vlmrun report, {made}", [text for text in sections if text]))
+    return path
+
+
+def _facts(rows: Sequence[Row]) -> str:
+    evaluated = [row for row in rows if row.accuracy is not None]
+    items = [(str(len(rows)), "stage" if len(rows) == 1 else "stages")]
+    if any(row.reused for row in rows):
+        items.append((str(sum(row.reused for row in rows)), "of them reused"))
+    items.append((f"{sum(row.seconds or 0 for row in rows):.0f} s", "in all stages"))
+    if evaluated:
+        last = evaluated[-1]
+        items.append((share_text(last.accuracy), f"accuracy in {last.name}"))
+        items += [
+            (share_text(share), what)
+            for share, what in ((last.unseen, "unseen combinations"), (last.chance, "chance"))
+            if share is not None
+        ]
+    return page.facts(items)
+
+
+def _stages(rows: Sequence[Row]) -> str:
+    lines = [cells(row) for row in rows]
+    kept = [place for place in range(len(COLUMNS)) if any(line[place] for line in lines)]
+    styles = [
+        "right" if COLUMNS[place].right else "path" if COLUMNS[place].title == "artifact" else "" for place in kept
+    ]
+    titles = [COLUMNS[place].title for place in kept]
+    body = page.table(titles, [[line[place] for place in kept] for line in lines], styles)
+    return page.section("Stages", "", page.card("", body)) if lines else ""
+
+
+def _losses(outcomes: Sequence[Outcome]) -> str:
+    cards = []
+    for outcome in outcomes:
+        if outcome.artifact.kind != "train":
+            continue
+        points = [_point(row) for row in answers.rows(outcome.folder / _METRICS)]
+        steps = number(outcome.artifact.summary, "steps")
+        note = "" if steps is None else f"{steps:.0f} steps"
+        tried = [_point(row) for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)]
+        curve = svg.curve([point for point in points if point], outcome.name, [point for point in tried if point])
+        cards.append(page.card(outcome.name, curve, note))
+    note = (
+        "Faint: the loss of every step (of a long run, means of a few). Strong: smoothed, with its last value. "
+        "Dots: on held-out data, where a stage asks for it."
+    )
+    return page.section("Loss", note, f'<div class="charts">{"".join(cards)}</div>') if cards else ""
+
+
+def _point(row: dict[str, Any]) -> tuple[float, float | None] | None:
+    step = number(row, "step")
+    return None if step is None else (step, number(row, "loss"))
+
+
+def _searches(outcomes: Sequence[Outcome]) -> str:
+    cards = [
+        page.card(outcome.name, body)
+        for outcome in outcomes
+        if outcome.artifact.kind == "search" and (body := search.show(outcome.folder))
+    ]
+    note = "Every point is an average of the same models, asked the same questions; the best one is the stage's model."
+    return page.section("Search", note, *cards)
+
+
+def _accuracy(rows: Sequence[Row]) -> str:
+    measured = [(name, label) for name, label in _MEASURES if any(getattr(row, name) is not None for row in rows)]
+    groups = [
+        (row.name, [Bar(label, getattr(row, name), name) for name, label in measured])
+        for row in rows
+        if row.kind == "evaluate"
+    ]
+    if not groups:
+        return ""
+    note = "Exact match. A model that does not look does no better with its own pictures than with shuffled ones."
+    return page.section("Accuracy", note, page.card("", page.legend(measured) + svg.bars(groups)))
+
+
+def _categories(outcomes: Sequence[Outcome]) -> str:
+    """Categories down, evaluated models across, chance beside them."""
+    seen = {item.name: _seen(item.folder) for item in outcomes if item.artifact.kind == "evaluate"}
+    seen = {name: found for name, found in seen.items() if found}
+    if not seen:
+        return ""
+    names = list(dict.fromkeys(category for found in seen.values() for category in found))
+    lines = []
+    for category in names:
+        parts = [found.get(category, {}) for found in seen.values()]
+        known = next((part for part in parts if part), {})
+        count = number(known, "n_questions")
+        shares = [share_text(number(part, "accuracy")) for part in parts]
+        lines.append([category, "" if count is None else f"{count:.0f}", share_text(number(known, "chance")), *shares])
+    titles = ["category", "questions", "chance", *seen]
+    styles = ["", "right", "right", *["right heat"] * len(seen)]
+    body = page.table(titles, lines, styles)
+    return page.section("Accuracy by category", "Held-out pictures, without unseen combinations.", page.card("", body))
+
+
+def _seen(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        categories = json.loads((folder / _SCORES).read_text("utf-8"))["seen"]["categories"]
+        return {name: part for name, part in categories.items() if isinstance(part, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _pictures(outcomes: Sequence[Outcome]) -> str:
+    """Of the last evaluation: in a recipe's order, that of its final model."""
+    evaluated = [outcome for outcome in outcomes if outcome.artifact.kind == "evaluate"]
+    if not evaluated:
+        return ""
+    shown, total = answers.show(evaluated[-1].folder, _PICTURES)
+    whose = f"{len(shown)} of {total} answers in {evaluated[-1].name}."
+    note = f"{whose} Wrong ones are shown more often than they occur: up to a third."
+    return page.section("Pictures", note, page.gallery(shown))
+
+
+def _on_the_way(outcomes: Sequence[Outcome]) -> str:
+    """Answers that the last evaluation of each training generated, beside how many were right at which step."""
+    cards = []
+    for outcome in outcomes:
+        shown, step = answers.tried(outcome.folder, _PICTURES)
+        if shown:
+            shares = [
+                f"step {row.get('step')}: {share_text(number(row, 'exact_match'))}"
+                for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)
+            ]
+            cards.append(page.card(f"{outcome.name}, step {step}", page.gallery(shown), "right: " + ", ".join(shares)))
+    return page.section("Answers during training", "On held-out data.", *cards)
+
+
+def _lineage(outcomes: Sequence[Outcome]) -> str:
+    lines = []
+    for outcome in outcomes:
+        made = outcome.artifact
+        parents = ", ".join(f"{parent.name}-{parent.key}" for parent in made.parents)
+        lines.append([f"{made.name}-{made.key}", made.kind, parents or "none", tables.local_time(made.created)])
+    body = page.table(["artifact", "kind", "made from", "created"], lines)
+    return page.section("Lineage", "", page.card("", body)) if lines else ""
+
+
+def _environment(outcomes: Sequence[Outcome]) -> str:
+    """One column where all stages agree, as they do unless an old one was reused."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for outcome in outcomes:
+        versions = {"vlmrun": outcome.artifact.version, **outcome.artifact.environment}
+        for library, version in versions.items():
+            found.setdefault(library, {}).setdefault(version, []).append(outcome.name)
+    lines = []
+    for library, by_version in found.items():
+        alone = len(by_version) == 1
+        lines += [[library, version, "" if alone else ", ".join(stages)] for version, stages in by_version.items()]
+    body = page.table(["library", "version", "stages, where they differ"], lines)
+    return page.section("Environment", "", page.fold("Versions", body)) if lines else ""
+
+
+def _digests(outcomes: Sequence[Outcome]) -> str:
+    folds = []
+    for outcome in outcomes:
+        files = outcome.artifact.files
+        lines = [
+            [name, tables.bytes_text(file.n_bytes), file.sha256] for name, file in list(files.items())[:_FILES_SHOWN]
+        ]
+        body = page.table(["file", "size", "SHA-256"], lines, ["", "right", "path"])
+        if len(files) > _FILES_SHOWN:
+            body += f'<p class="quiet">and {len(files) - _FILES_SHOWN} more, listed in {artifact.NAME}</p>'
+        total = tables.bytes_text(sum(file.n_bytes for file in files.values()))
+        folds.append(page.fold(f"{outcome.name}: {len(files)} file{'' if len(files) == 1 else 's'}, {total}", body))
+    return page.section("Files", "", *folds)

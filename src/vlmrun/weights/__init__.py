@@ -1,0 +1,1 @@
+"""Tensors on disk: read lazily, written in parallel, folders published whole."""

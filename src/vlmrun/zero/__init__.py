@@ -1,0 +1,1 @@
+"""DeepSpeed's configuration, made from a stage and the hardware."""

@@ -1,0 +1,319 @@
+"""Cross checks: every broken rule is found, none is found in a sound run, and all of them at once."""
+
+import json
+
+import pytest
+
+from vlmrun.checks.run import check
+from vlmrun.config.compose import compose
+from vlmrun.config.validate import validate
+
+
+def composed(*overrides: str):
+    result = compose(["+recipe=smoke", *overrides])
+    run, problems = validate(result.tree, result.problems)
+    assert run is not None, [str(problem) for problem in [*result.problems, *problems]]
+    return run
+
+
+def found(*overrides: str) -> list[str]:
+    return [f"{problem.where}: {problem.what} | {problem.fix}" for problem in check(composed(*overrides))]
+
+
+def test_the_smoke_recipe_is_sound():
+    assert found() == []
+
+
+QLORA = ["stage.lora.tune.llm=qlora", "stage.lora.quant={bits: 4, type: nf4, double: true}"]
+HELD_OUT = "stage.instruct.eval={steps: 2, data: [shapes_test], max_samples: 8, generate: 0, max_new_tokens: 4}"
+RULES = {
+    "objective": ("objective=eval_mrge.accuracy", "is no number of a stage | STAGE.NUMBER; did you mean 'eval_merge'"),
+    "global batch": ("stage.lora.micro_batch=5", "cannot be cut into micro batches of 5"),
+    "nearest batch": ("stage.lora.micro_batch=5", "global_batch=30 or 35"),
+    "row too short": (
+        "stage.pretrain.packing={length: 64, method: even_fit, window: 100}",
+        "but a row only 64 | stage.pretrain.packing.length=",
+    ),
+    "rows in groups": (
+        [
+            "stage.pretrain.packing={length: 4096, method: even_fit, window: 100}",
+            "stage.pretrain.group_by_modality_length=true",
+        ],
+        "group_by_modality_length is an order of batches of samples",
+    ),
+    "rows of a recorded order": (
+        [
+            "stage.pretrain.packing={length: 4096, method: even_fit, window: 100}",
+            "stage.pretrain.compat.transformers_order='4.37'",
+        ],
+        "compat.transformers_order is an order of batches",
+    ),
+    "rows of an unknown family": (
+        [
+            "stage.pretrain.packing={length: 4096, method: even_fit, window: 100}",
+            "model/llm=pico_mpt",
+            "hardware.attention=eager",
+        ],
+        "not known to stay apart in mpt | stage.pretrain.packing=null; known: gemma, gemma2",
+    ),
+    "liger on a CPU": ("stage.pretrain.loss_head=liger", "liger needs a GPU | stage.pretrain.loss_head=chunked"),
+    "liger in fp16": (
+        ["hardware=v100_fp16", "stage.pretrain.loss_head=liger"],
+        "computes gradients before the loss is scaled",
+    ),
+    "liger missing": (
+        ["hardware=a100_bf16", "stage.pretrain.loss_head=liger"],
+        "liger-kernel is not installed | pip install 'vlmrun-trainer[gpu]'",
+    ),
+    "nothing trained": ("stage.pretrain.tune.connector=freeze", "every part is frozen"),
+    "lora without values": ("stage.lora.lora=null", "lora has no values"),
+    "lora values unused": ("stage.lora.tune.llm=full", "tune.llm is full"),
+    "qlora without values": (["stage.lora.tune.llm=qlora", "stage.lora.lora=null"], "tune.llm is qlora, but lora has"),
+    "qlora and ZeRO-3": (
+        ["stage.lora.tune.llm=qlora", "stage.lora.zero=3"],
+        "cut the packed weights into pieces | stage.lora.zero=2",
+    ),
+    "qlora without quant": ("stage.lora.tune.llm=qlora", "tune.llm is qlora, but quant has no values"),
+    "quant without qlora": (QLORA[1:], "quant has values, but tune.llm is lora"),
+    "type of 8 bits": (
+        [QLORA[0], "stage.lora.quant={bits: 8, type: fp4, double: false}"],
+        "type and double are of 4 bits, but bits is 8",
+    ),
+    "head without qlora": ("stage.lora.compat.quantised_head=true", "compat.quantised_head is of qlora"),
+    "rows of no tokens": ("stage.instruct.tune.llm=new_tokens", "tune.llm is new_tokens, but the model adds none"),
+    "rows and ZeRO-3": (
+        ["model.image_markers=['<s>', '<e>']", "stage.instruct.tune.llm=new_tokens", "stage.instruct.zero=3"],
+        "cuts the embedding whose rows",
+    ),
+    "tokens and ZeRO-3": (
+        ["model.new_tokens=['<new>']", "stage.pretrain.zero=3"],
+        "while ZeRO-3 loads the LLM in pieces",
+    ),
+    "tokens and qlora": (
+        ["model.new_tokens=['<new>']", *QLORA, "stage.lora.init_from=null"],
+        "cannot be added to a quantised LLM",
+    ),
+    "token twice": ("model.image_markers=['<a>', '<a>']", "<a> is named twice"),
+    "token of a space": ("model.new_tokens=[' a']", "has a space at an end"),
+    "token that is a place": ("model.new_tokens=['<image>']", "is no token"),
+    "role": ("+model.llm.tokens={padd: '<unk>'}", "did you mean 'pad'?"),
+    "role of no token": ("+model.llm.tokens={pad: '<unkn>'}", "the tokenizer has no token '<unkn>'"),
+    "attention of MPT": ("model/llm=pico_mpt", "mpt knows no attention 'sdpa'"),
+    "quantised by hand": ("+model.llm.quantized=nf4", "load takes no argument 'quantized'"),
+    "train from qlora": (["stage.lora2.init_from=lora", "stage.lora.tune.llm=qlora"], "adapters that are not merged"),
+    "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
+    "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
+    "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
+    "rate 0": ("stage.instruct.optim.lr=0.0", "would never move"),
+    "warm-up only": ("stage.instruct.optim.warmup_ratio=1.0", "the whole schedule is warm-up"),
+    "warm-up in one step": ("stage.instruct.max_steps=1", "all 1 steps are warm-up"),
+    "warm-up told twice": ("stage.instruct.optim.warmup_steps=2", "by warmup_steps, and both are given"),
+    "warm-up not told": ("stage.instruct.optim.warmup_ratio=null", "by warmup_steps, and neither is given"),
+    "warm-up of all steps": (
+        ["stage.instruct.optim.warmup_ratio=null", "stage.instruct.optim.warmup_steps=8", "stage.instruct.max_steps=8"],
+        "all 8 steps are warm-up, and the first has rate 0 | raise max_steps or lower warmup_steps",
+    ),
+    "lowest rate of none": (
+        ["stage.instruct.optim.schedule=constant", "stage.instruct.optim.min_lr_ratio=0.1"],
+        "schedule constant never falls",
+    ),
+    "best of nothing": ("stage.instruct.keep_best=loss", "keep_best needs evaluations"),
+    "best answers of none": ([HELD_OUT, "stage.instruct.keep_best=exact_match"], "none are generated"),
+    "held out and trained on": (
+        [HELD_OUT, "stage.instruct.eval.data=[shapes_instruct]"],
+        "shapes_instruct is trained on: what is evaluated on must be held out",
+    ),
+    "held-out data": ([HELD_OUT, "stage.instruct.eval.data=[shapes_tset]"], "eval.data: no data 'shapes_tset'"),
+    "answers of too few": ([HELD_OUT, "stage.instruct.eval.generate=99"], "99 answers of 8 samples"),
+    "rate of a frozen part": ("stage.instruct.optim.tower_lr=1e-4", "the vision tower is frozen"),
+    "inline ranks": ("hardware.ranks_per_node=2", "launcher inline is one process"),
+    "bf16 zero 0": (["hardware.precision=bf16", "stage.lora.zero=0"], "bf16 with ZeRO 0"),
+    "bf16 on v100": (["hardware.precision=bf16", "hardware.gpu=v100_32g"], "v100_32g has no bf16"),
+    "unknown gpu": ("hardware.gpu=a100", "unknown gpu 'a100'"),
+    "fp16 on a CPU": (
+        "hardware.precision=fp16",
+        "fp16 training needs a GPU: DeepSpeed refuses it on a CPU",
+    ),
+    "fp16 without DeepSpeed": (
+        ["hardware=v100_fp16", "stage.lora.engine=fsdp"],
+        "which engine fsdp has not | stage.lora.engine=deepspeed",
+    ),
+    "fp16 without ZeRO": (
+        ["hardware=v100_fp16", "stage.lora.zero=0"],
+        "scales losses for fp16 at ZeRO 1 or more | stage.lora.zero=2",
+    ),
+    "offload below ZeRO-2": (
+        ["stage.lora.zero=1", "stage.lora.offload=cpu"],
+        "only ZeRO 2 and 3, and fsdp, can keep state elsewhere | stage.lora.zero=3 or offload=none",
+    ),
+    "scores that are capped": (
+        ["model/llm=pico_mistral", "model.llm.config.model_type=gemma2"],
+        "gemma2 knows no attention 'sdpa' in transformers | hardware.attention=eager or flash_attention_2",
+    ),
+    "srun where there is none": ("hardware.launcher=srun", "there is no srun here | run it inside a SLURM job"),
+    "hosts for srun": (
+        ["hardware.launcher=srun", "hardware.hostfile=nowhere"],
+        "SLURM says which nodes srun starts ranks on | hardware.hostfile=null",
+    ),
+    "flash on cpu": ("hardware.attention=flash_attention_2", "flash-attn needs a GPU"),
+    "flash on V100": (
+        ["hardware=v100_fp16", "hardware.attention=flash_attention_2"],
+        "flash-attn needs a GPU of compute capability 8.0, v100_32g has 7.0 | hardware.attention=sdpa or xformers",
+    ),
+    "flash in fp32": (
+        ["hardware=h100_bf16", "hardware.precision=fp32", "hardware.attention=flash_attention_2"],
+        "flash-attn does not compute in fp32 | hardware.attention=sdpa, or hardware.precision=fp16 or bf16",
+    ),
+    "flash not installed": (
+        ["hardware=h100_bf16", "hardware.attention=flash_attention_2"],
+        "flash-attn is not installed | pip install 'vlmrun-trainer[gpu]'",
+    ),
+    "heads of flash": (
+        [
+            "hardware=h100_bf16",
+            "hardware.attention=flash_attention_2",
+            "model/llm=pico",
+            "model.llm.config.hidden_size=1056",
+        ],
+        "flash-attn computes heads of up to 256, the LLM has heads of 264 | hardware.attention=sdpa",
+    ),
+    "xformers on cpu": ("hardware.attention=xformers", "xformers needs a GPU"),
+    "heads of xformers": (
+        ["hardware=v100_fp16", "model/llm=pico", "model.llm.config.hidden_size=80"],
+        "xformers computes heads of multiples of 8 up to 65536, the LLM has heads of 20",
+    ),
+    "tf32 on V100": (["hardware=v100_fp16", "hardware.tf32=true"], "v100_32g has no TensorFloat-32"),
+    "bf16 on V100": (["hardware=v100_fp16", "hardware.precision=bf16"], "hardware.precision=fp16, or fp32"),
+    "variable of another kind": (
+        "+hardware.env.LD_PRELOAD=x.so",
+        "hardware.env.LD_PRELOAD: LD_PRELOAD may not be set by a configuration | names of NCCL_",
+    ),
+    "variable that loads code": ("+hardware.env.NCCL_NET_PLUGIN=x.so", "loads code or touches files"),
+    "variable of ours": ("+hardware.env.OMP_NUM_THREADS=4", "OMP_NUM_THREADS is not set here | set hardware.threads"),
+    "no hostfile": ("hardware.hostfile=nowhere", "nowhere cannot be read"),
+    "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
+    "average count": ("stage.average.weights=[0.2,0.3,0.5]", "2 models, 3 weights"),
+    "merge of no lora": ("stage.merge.init_from=instruct", "'instruct' has no adapters to merge"),
+    "train from lora": ("stage.lora2.init_from=lora", "adapters that are not merged"),
+    "cycle": ("stage.pretrain.init_from=instruct", "wait for each other"),
+    "near stage": ("stage.lora.init_from=instuct", "did you mean 'instruct'?"),
+    "near data": ("stage.lora.data=[shapes_lora]", "no data 'shapes_lora'"),
+    "only": ("only=[loraa]", "did you mean 'lora'?"),
+    "template": ("stage.lora.template=vicuna", "did you mean 'vicuna_v1'?"),
+    "template tokens": ("model.template=vicuna_v1", "needs the tokens </s>"),
+    "max length": ("model.max_length=16", "no text fits"),
+    "max positions": ("model.max_length=100000", "exceeds the LLM's"),
+    "tower layer": ("model.tower.layers=[-9]", "layer -9 does not exist"),
+    "target argument": ("+model.connector.dept=3", "did you mean 'depth'?"),
+    "type of a number": ("model.connector.depth=two", "model.connector.depth: MLP takes int as depth, not 'two'"),
+    "type of a list": (
+        "model.tower.layers=-1",
+        "model.tower.layers: Siglip takes Sequence[int] | None as layers, not -1",
+    ),
+    "type in a list": ("model.tower.layers=[a]", "Siglip takes Sequence[int] | None as layers, not ['a']"),
+    "type of a path": ("model.llm.path=7", "model.llm.path: load takes str | None as path, not 7"),
+    "type of a tower's path": ("model.tower.path=[7]", "model.tower.path: Siglip takes str | None as path, not [7]"),
+    "type of a config": (["model/llm=pico", "model.llm.config=3"], "load takes dict[str, Any] | None as config, not 3"),
+    "type of a size": (
+        ["model/llm=pico", "model.llm.config.hidden_size=x"],
+        "model.llm.config: config.json: hidden_size is 'x'",
+    ),
+    "size of nothing": (["model/tower=pico", "model.tower.config.patch_size=0"], "patch_size is 0"),
+    "size not stated": (["model/llm=pico", "~model.llm.config.vocab_size"], "config.json has no 'vocab_size'"),
+    "target forbidden": ("model.connector._target_=os.system", "is not allowed"),
+    "target name": ("model.connector._target_=vlmrun.model.connectors.mlp.MPL", "did you mean 'MLP'?"),
+    "missing model": ("model.llm.path=/nowhere/at/all", "no model folder '/nowhere/at/all'"),
+    "hub id": ("model.llm.path=lmsys/vicuna-7b-v1.5", "hf download lmsys/vicuna-7b-v1.5"),
+    "builtin": ("model.llm.path=builtin:micro-lm", "did you mean 'micro-llm'?"),
+    "format": ("data.shapes_test.format=vqaa", "did you mean 'vqa'?"),
+    "kind of data": ("stage.lora.data=[shapes_test]", "train cannot read data 'shapes_test' of format vqa"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_broken_rule_is_found(name):
+    overrides, text = RULES[name]
+    problems = found(*([overrides] if isinstance(overrides, str) else overrides))
+    assert any(text in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name.startswith(("type", "size"))])
+def test_a_wrong_type_is_one_problem(name):
+    overrides, _ = RULES[name]
+    assert len(found(*([overrides] if isinstance(overrides, str) else overrides))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("config.json", "[]", "config.json is not a JSON object"),
+        ("config.json", '{"hidden', "config.json is not JSON"),
+        ("tokenizer.json", '{"model": {"vocab"', "tokenizer.json is not a whole tokenizer"),
+        ("model.safetensors", "", "model.safetensors is not a whole safetensors file"),
+    ],
+)
+def test_a_damaged_file_is_one_problem(tmp_path, file, content, text):
+    sizes = {"model_type": "own", "hidden_size": 64, "vocab_size": 600}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    (tmp_path / file).write_text(content)
+    (problem,) = found(f"model.llm.path={tmp_path}")
+    assert problem.startswith("model.llm.path: ")
+    assert text in problem
+
+
+def test_qlora_is_sound_in_the_place_of_lora():
+    assert found(*QLORA, "stage.lora.zero=2") == []
+    assert found(*QLORA, "stage.lora.zero=3", "stage.lora.engine=plain") == [], "no shards"
+
+
+def test_bitsandbytes_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("vlmrun.hardware.packages.find_spec", lambda _name: None)
+    (problem,) = found(*QLORA)
+    assert problem.startswith("stage.lora.tune.llm: 4-bit weights need bitsandbytes")
+    assert "pip install 'bitsandbytes>=0.50'" in problem
+    assert found() == []
+    told = found("model/tower=eva02_clip_l_336")
+    assert any("timm, which is not installed | pip install 'vlmrun-trainer[towers]'" in line for line in told), told
+
+
+def test_a_loader_that_knows_no_four_bits_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "own_loader.py").write_text("def load(path=None, *, dtype, attention):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VLMRUN_ALLOW", "own_loader")
+    own = "model.llm._target_=own_loader.load"
+    assert found(own) == []
+    (problem,) = found(own, *QLORA)
+    assert "load takes no argument 'quant'" in problem
+
+
+def test_all_problems_come_at_once():
+    problems = found(
+        "stage.lora.micro_batch=5", "hardware.gpu=a100", "model.tower.layers=[7]", "model.max_length=100000"
+    )
+    assert len(problems) == 4, problems
+
+
+def test_vocabulary_larger_than_the_embedding_table(tmp_path):
+    run = composed("model/llm=pico", "model.llm.config.vocab_size=300")
+    problems = [problem.what for problem in check(run)]
+    assert any("300 embedding rows" in what for what in problems), problems
+
+
+def test_weights_may_be_absent_when_config_json_is_there(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "phi", "hidden_size": 2560, "vocab_size": 51200, "max_position_embeddings": 2048})
+    )
+    run = composed(f"model.llm.path={tmp_path}", "stage.lora.lora.targets=[fc1,q_proj]")
+    assert check(run) == []
+    run = composed(f"model.llm.path={tmp_path}", "stage.lora.lora.targets=[gate_proj]")
+    assert [problem.where for problem in check(run)] == ["stage.lora.lora.targets"]
+
+
+def test_files_of_ones_own_data_must_exist(tmp_path):
+    problems = found(
+        "data=[shapes_captions,shapes_instruct,shapes_lora_a,shapes_lora_b,shapes_test,llava]",
+        f"data.llava.annotations={tmp_path}/none.json",
+        f"data.llava.images={tmp_path}/none",
+        "stage.lora.data=[llava]",
+    )
+    assert len(problems) == 2, problems
