@@ -20,7 +20,7 @@ from vlmrun.config.schema import Compat
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
 
 NO_COMPAT: dict[str, Any] = {
-    name: None if name in ("labels", "transformers_order") else False for name in Compat.model_fields
+    name: None if name in ("labels", "transformers_order", "llava_prompt") else False for name in Compat.model_fields
 }
 
 STAGE: dict[str, Any] = {
@@ -29,6 +29,7 @@ STAGE: dict[str, Any] = {
     "data": ["shapes"],
     "data_weights": None,
     "group_by_modality_length": False,
+    "order": None,
     "packing": None,
     "template": None,
     "image_aspect": "square",

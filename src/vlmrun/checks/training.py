@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmrun.config import derived
-from vlmrun.config.schema import HardwareConfig, ModelConfig, Optim, TrainStage
+from vlmrun.config.schema import HardwareConfig, ModelConfig, Optim, RunConfig, TrainStage
 from vlmrun.errors import Problem
 
 
@@ -30,6 +30,35 @@ def _order(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[
             "transformers_order is the order of one process over the data as they are",
             f"{where}.compat.transformers_order",
             "null, or one rank and data_weights=null",
+        )
+
+
+def energon(run: RunConfig, stage: TrainStage, where: str) -> Iterator[Problem]:
+    """Rules about the order of megatron-energon's loader."""
+    asked = stage.order
+    if asked is None:
+        return
+    kinds = {run.data[name].format for name in stage.data if name in run.data}
+    if len(stage.data) != 1 or kinds - {"energon"}:
+        yield Problem(
+            f"order {asked.name} is that of one data set of format energon", f"{where}.order", f"{where}.order=null"
+        )
+    others = {
+        "data_weights": stage.data_weights,
+        "group_by_modality_length": stage.group_by_modality_length,
+        "packing": stage.packing,
+        "compat.transformers_order": stage.compat.transformers_order,
+    }
+    for name in (name for name, value in others.items() if value):
+        yield Problem(
+            f"{name} is another order than {asked.name}", f"{where}.{name}", f"{where}.order=null, or no {name}"
+        )
+    unit = asked.ranks * asked.micro_batch
+    if stage.global_batch % unit:
+        yield Problem(
+            f"global_batch {stage.global_batch} is not a multiple of {asked.ranks} ranks x {asked.micro_batch} samples",
+            f"{where}.order",
+            f"{where}.global_batch={max(1, round(stage.global_batch / unit)) * unit}, or other ranks there",
         )
 
 

@@ -24,6 +24,7 @@ def check(run: RunConfig) -> list[Problem]:
             problems += _batch(stage, run.hardware, where)
             problems += training.check(stage, run.hardware, where)
             problems += training.packing(stage, run.model, where)
+            problems += training.energon(run, stage, where)
             problems += _engine(stage, run.hardware, where)
             problems += _adapted(stage, run, where)
             problems += _lora_parent(stage, run, where)

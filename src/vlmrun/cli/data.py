@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmrun import artifact, graph, logs
 from vlmrun.arch import config_files
-from vlmrun.cli import train
+from vlmrun.cli import data_convert, train
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
@@ -30,6 +30,8 @@ usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sampl
        vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
        vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
        vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
+       vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and pictures to tar shards
+       vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and pictures
        vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
 """
 
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"no verb `data {action}`", "command line", suggest(action, _ACTIONS, noun="verbs"))
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return {"show": show, "lint": lint, "prepare": prepare, "convert": convert}[action](rest)
+    return {"show": show, "lint": lint, "prepare": prepare, "convert": data_convert.main}[action](rest)
 
 
 def show(arguments: list[str]) -> int:
@@ -109,20 +111,6 @@ def prepare(arguments: list[str]) -> int:
     artifact.write_text(options.output, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     n_images = sum("image" in record for record in records)
     logs.get(__name__).info("%s: %d records, %d with a picture", options.output, len(records), n_images)
-    return 0
-
-
-def convert(arguments: list[str]) -> int:
-    """`vlmrun data convert`."""
-    parser = argparse.ArgumentParser("vlmrun data convert", description="LLaVA JSON to MiniCPM-V JSON, or back.")
-    parser.add_argument("source", type=Path, help="annotation file")
-    parser.add_argument("output", type=Path, help="file to write")
-    parser.add_argument("--to", required=True, choices=["minicpm", "llava"], help="format of the output")
-    options = parser.parse_args(arguments)
-    other = {"minicpm": "llava", "llava": "minicpm"}[options.to]
-    converter = importlib.import_module("vlmrun.data.prepare.convert")
-    n_records = converter.convert(options.source, options.output, read_as=other, write_as=options.to)
-    logs.get(__name__).info("%s: %d records of format %s", options.output, n_records, options.to)
     return 0
 
 

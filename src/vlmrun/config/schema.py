@@ -38,6 +38,7 @@ Rate = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Aspect = Literal["square", "pad", "pad_after", "anyres", "slices"]  # how a picture comes to the tower's shape
 Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 
 
@@ -176,6 +177,8 @@ class Compat(Node):
     decay_unlisted_norms: bool  # weight decay on the norms that old transformers did not know as such
     transformers_order: Literal["4.37", "4.41"] | None  # the order of samples of that version's Trainer in one process
     quantised_head: bool  # qlora: the output head in few bits as well
+    # Pai-Megatron-Patch: a sample whose key contains llava is asked its picture alone; 4: shards are part of keys
+    llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
 
 
 class Optim(Node):
@@ -256,6 +259,17 @@ class Packing(Node):
     window: Positive  # samples that are sorted into rows together; in_order: of no meaning
 
 
+class Order(Node):
+    """The order of samples that megatron-energon's loader has, whatever ranks and workers there are here."""
+
+    name: Literal["energon4", "energon7"]
+    ranks: Positive  # data-parallel ranks there
+    workers: Count  # loader processes of each there
+    micro_batch: Positive  # samples that one of them gives at a time
+    slice_samples: Positive | None  # a shard is read in slices of about so many samples; null: whole
+    buffer: Positive | None  # samples that each next one is drawn from; null: none
+
+
 class TrainStage(Node):
     """Train some parts on some data."""
 
@@ -264,9 +278,10 @@ class TrainStage(Node):
     data: Annotated[list[str], Field(min_length=1)]
     data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, pictures and text apart
+    order: Annotated[Order | None, Neutral(None)]  # of another project's loader; null: ours, as `seed` says
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
-    image_aspect: Literal["square", "pad", "anyres", "slices"]
+    image_aspect: Aspect
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared pictures, shared by ranks, workers and runs
     tune: Tune
@@ -285,7 +300,7 @@ class TrainStage(Node):
     offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
     engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile]
     deepspeed: Annotated[DeepSpeed, Volatile]
-    gradient_checkpointing: Annotated[bool, Volatile]
+    gradient_checkpointing: Annotated[bool | Positive, Volatile]  # n: units of n blocks of the LLM keep their input
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
@@ -446,7 +461,7 @@ class EvaluateStage(Node):
     init_from: str
     data: Annotated[list[str], Field(min_length=1)]
     template: str | None  # null: the one the model was trained with
-    image_aspect: Literal["square", "pad", "anyres", "slices"] | None  # null: as the model was trained
+    image_aspect: Aspect | None  # null: as the model was trained
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
@@ -468,7 +483,7 @@ class SearchStage(Node):
     dtype: Kept
     data: Annotated[list[str], Field(min_length=1)]
     template: str | None
-    image_aspect: Literal["square", "pad", "anyres", "slices"] | None
+    image_aspect: Aspect | None
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmrun import logs
 from vlmrun.config import derived
-from vlmrun.config.schema import Compat, DataConfig, Slices
+from vlmrun.config.schema import Aspect, Compat, DataConfig, Slices
 from vlmrun.data import index
 from vlmrun.data.compat import minicpm
 from vlmrun.data.compat import settings as compat
@@ -21,7 +21,6 @@ from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
 from vlmrun.data.images import grid as slices
 from vlmrun.data.images.cache import Fitted, PictureCache
 from vlmrun.data.images.open import (
-    Aspect,
     ImageLayout,
     ImageTransform,
     find_image,
@@ -33,6 +32,7 @@ from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.index import Index
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample, locate_record
+from vlmrun.data.shards import keys
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, suggest
 
@@ -149,7 +149,7 @@ class Encoder:
 
         try:
             fitted, layout = make() if self.pictures is None else self.pictures.get(picture, make)
-            return self.image_transform.scale(fitted, layout), layout
+            return self.image_transform.scaled(fitted, layout, self.aspect)
         except DataError as error:  # the transform knows what is wrong, but not where
             raise DataError(
                 [replace(p, where=p.where or f"{name}, named in {where}") for p in error.problems]
@@ -185,6 +185,10 @@ class Dataset:
         """Words of every sample; negative for one without a picture."""
         found: list[int] = self._samples.words.tolist()
         return found
+
+    def places(self) -> list[int]:
+        """The number of every sample's record in its file, or in the line of all shards."""
+        return [self._samples[index].source[1] for index in range(len(self))]
 
     def has_pictures(self) -> bool:
         """Whether any sample has one."""
@@ -330,6 +334,8 @@ def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
             sample = compat.as_upstream(sample, encoder.template, encoder.labels_of)
         except DataError as error:
             return Rejected(sample.id, sample.source, error.problems[0].what, error.problems[0].fix)
+    if encoder.compat is not None and encoder.compat.llava_prompt is not None:
+        sample = keys.as_pai(sample, encoder.compat.llava_prompt)
     problem = misfit(sample, encoder.template)
     return sample if problem is None else Rejected(sample.id, sample.source, problem.what, problem.fix)
 

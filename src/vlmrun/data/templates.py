@@ -140,7 +140,9 @@ class Template:
         return cls(**values)
 
 
-# Source: haotian-liu/LLaVA@c121f043 llava/conversation.py, tabtoyou/KoLLaVA@0e70c784 and
+# Source: alibaba/Pai-Megatron-Patch@a098ca5 examples/llava_mcore and NVIDIA/Megatron-LM@64cbae55
+# multimodal_tokenizer.py (format mistral) for pai_mistral;
+# haotian-liu/LLaVA@c121f043 llava/conversation.py, tabtoyou/KoLLaVA@0e70c784 and
 # HJYao00/DenseConnector@0f8936c4 the same file, BAAI-DCAI/Bunny@08273acb bunny/conversation.py; strings as in the
 # specification of the family, 2.5.
 _CHAT = "A chat between a curious {} and an artificial intelligence assistant. "
@@ -314,6 +316,7 @@ TEMPLATES: dict[str, Template] = {
         _llama_2("llama_2", SYS_LLAMA2, "<s>"),
         _llama_2("llava_llama_2", SYS_LLAVA2, "<s>"),
         _llama_2("mistral_instruct", "", ""),
+        replace(_llama_2("pai_mistral", "", ""), user_end="[/INST]", answer_end="</s>"),
         _chatml("mpt", SYS_MPT),
         _chatml("mpt_v0", SYS_MPT_V0),
         _chatml("chatml_direct", "Answer the questions."),

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from vlmrun.config import derived
+from vlmrun.config.schema import Aspect
 from vlmrun.data import templates
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.images.open import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.images.open import ImageLayout, ImageTransform
 from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags

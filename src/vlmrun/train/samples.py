@@ -12,7 +12,7 @@ import numpy as np
 from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import ModelConfig, TrainStage
+from vlmrun.config.schema import ModelConfig, Order, TrainStage
 from vlmrun.data import lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.compat import settings
@@ -23,6 +23,9 @@ from vlmrun.data.loader import Reading, batches
 from vlmrun.data.packing import PackedSchedule
 from vlmrun.data.reading import list_skipped
 from vlmrun.data.sampler import Schedule
+from vlmrun.data.shards import metadata
+from vlmrun.data.shards.order import Loading
+from vlmrun.data.shards.schedule import EnergonSchedule
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import Loaded
 from vlmrun.train import dist
@@ -170,6 +173,8 @@ class Samples:
             "max_steps": stage.max_steps,
             "seed": stage.seed,
         }
+        if stage.order is not None:
+            return self._as_energon(stage.order, epochs=stage.epochs, **cut)
         if stage.packing is None:
             return Schedule(n_samples, epochs=stage.epochs, order=samples, **cut)
         assert stage.epochs is not None, "checked: packing lays out whole passes"
@@ -178,6 +183,16 @@ class Samples:
         )
         log.info("%s", packed.told())
         return packed
+
+    def _as_energon(self, order: Order, **cut: Any) -> Schedule:
+        config = self.job.data[self.stage.data[0]]
+        folder = Path(config.annotations)
+        counts = metadata.counts(folder)
+        shards = metadata.split(folder, config.split or "train")
+        loading = Loading(
+            order.name, order.ranks, order.workers, order.micro_batch, order.slice_samples, buffer=order.buffer
+        )
+        return EnergonSchedule([counts[shard] for shard in shards], self.dataset.places(), loading, **cut)
 
     def _token_lengths(self) -> np.ndarray:
         """Positions of every sample: measured once by all ranks together, then kept in the stage's folder."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from vlmrun.errors import DataError
 
 Version = Literal["energon4", "energon7"]
 
@@ -55,19 +57,28 @@ class Loading:
         return self.ranks * max(1, self.workers)
 
 
-def rank_batches(counts: Sequence[int], loading: Loading, rank: int) -> Iterator[list[int]]:
+def rank_batches(
+    counts: Sequence[int], loading: Loading, rank: int, unusable: Set[int] = frozenset()
+) -> Iterator[list[int]]:
     """The micro batches of one data-parallel rank, without end, as places in the line of all samples.
 
     Args:
         counts: samples of each shard, in the order of the split.
+        unusable: places whose samples the loader draws and leaves out; the next one fills the batch.
+
+    Raises:
+        DataError: when the rank gets no sample.
     """
     first = rank * max(1, loading.workers)
     cuts = pieces(sum(counts), loading)
-    streams = [
-        _batched(stream, loading.micro_batch)
-        for process in range(first, first + max(1, loading.workers))
-        if (stream := _process(counts, loading, process, cuts)) is not None
-    ]
+    streams = []
+    for process in range(first, first + max(1, loading.workers)):
+        if any(place not in unusable for place in range(cuts[process], cuts[process + 1])):
+            stream = _process(counts, loading, (cuts[process], cuts[process + 1]), process)
+            streams.append(_batched((place for place in stream if place not in unusable), loading.micro_batch))
+    if not streams:
+        what = f"rank {rank} of {loading.ranks} gets none of {sum(counts)} samples"
+        raise DataError(what, "stage.<name>.order.ranks", "fewer ranks and workers, or more data")
     # torch's loader asks its workers in turn; one without samples has ended before the first turn.
     for stream in itertools.cycle(streams):
         yield next(stream)
@@ -106,11 +117,8 @@ def slices(counts: Sequence[int], piece: tuple[int, int], most: int | None) -> l
     return found
 
 
-def _process(counts: Sequence[int], loading: Loading, process: int, cuts: Sequence[int]) -> Iterator[int] | None:
-    """The samples of one loader process, without end; None when it has none."""
-    piece = (cuts[process], cuts[process + 1])
-    if piece[0] == piece[1]:
-        return None
+def _process(counts: Sequence[int], loading: Loading, piece: tuple[int, int], process: int) -> Iterator[int]:
+    """The samples of one loader process, without end."""
     stream = _Slices(slices(counts, piece, loading.slice_samples), loading, process)
     return iter(stream) if loading.buffer is None else _buffered(iter(stream), loading, process)
 
