@@ -73,6 +73,11 @@ def cooldown_steps(optim: Optim, end: int) -> int:
     return max(1, math.ceil(optim.cooldown_ratio * end))
 
 
+def recomputed_together(stage: TrainStage) -> int:
+    """Blocks of the LLM that keep one input under gradient checkpointing; 0 without."""
+    return int(stage.gradient_checkpointing)
+
+
 def in_shards(data: DataConfig) -> bool:
     """Whether samples lie in tar shards, with their pictures."""
     return data.format in SHARDS

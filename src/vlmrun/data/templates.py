@@ -48,6 +48,8 @@ class Template:
         by_turn: every turn and what stands before it are tokenised on their own, without the tokenizer's beginning of
             text; only the last answer ends with `answer_end`, behind the others it is learnt in the place of the token
             that follows.
+        image_token: a picture stands as a special token in the text, so that what follows begins no text of its own:
+            tokenizers put a space before those.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Template:
     keep_question: bool = True
     trims: bool = False
     by_turn: bool = False
+    image_token: bool = False
 
     def render(self, turns: Sequence[Turn], *, images: bool = True) -> list[Piece]:
         """The whole conversation as pieces; their texts joined are what the tokenizer sees.
@@ -316,7 +319,7 @@ TEMPLATES: dict[str, Template] = {
         _llama_2("llama_2", SYS_LLAMA2, "<s>"),
         _llama_2("llava_llama_2", SYS_LLAVA2, "<s>"),
         _llama_2("mistral_instruct", "", ""),
-        replace(_llama_2("pai_mistral", "", ""), user_end="[/INST]", answer_end="</s>"),
+        replace(_llama_2("pai_mistral", "", ""), user_end="[/INST]", answer_end="</s>", image_token=True),
         _chatml("mpt", SYS_MPT),
         _chatml("mpt_v0", SYS_MPT_V0),
         _chatml("chatml_direct", "Answer the questions."),
