@@ -218,12 +218,12 @@ class _Writers:
     def __enter__(self) -> _Writers:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        for done in self._waiting:
-            if not done.cancelled():
-                self.n_bytes += done.result()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._pool is None:
+            return
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            self.n_bytes += sum(done.result() for done in self._waiting)
 
     def submit(self, path: Path, batch: list[_Record], mtime: float) -> None:
         """Writes a shard, or has it written while at most twice as many wait as there are writers."""
