@@ -12,7 +12,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+# What other code may act on: the user stopped the run, or a rank failed only because another one did.
+Reason = Literal["stopped", "lost_rank"]
 
 
 @dataclass(frozen=True)
@@ -33,24 +36,38 @@ class Problem:
 
 
 class VlmrunError(Exception):
-    """Base of every error that is shown as text instead of a traceback."""
+    """Base of every error that is shown as text instead of a traceback.
+
+    Args:
+        what: what is wrong, or every problem that was found.
+        where: the key, file or record.
+        fix: one command or value that helps.
+        reason: set where code decides by it, so that rewording a message changes nothing.
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str | Sequence[Problem], where: str = "", fix: str = "") -> None:
+    def __init__(
+        self, what: str | Sequence[Problem], where: str = "", fix: str = "", *, reason: Reason | None = None
+    ) -> None:
+        self.reason = reason
         if isinstance(what, str):
             self.problems = [Problem(what, where, fix)]
         else:
             self.problems = list(what)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
-    def __reduce__(self) -> tuple[type[VlmrunError], tuple[list[Problem]]]:
-        """Pickles the problems: an exception's default is its message alone."""
-        return type(self), (self.problems,)
+    def __reduce__(self) -> tuple[type[VlmrunError], tuple[list[Problem]], dict[str, Any]]:
+        """Pickles the problems and the reason: an exception's default is its message alone."""
+        return type(self), (self.problems,), {"reason": self.reason}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form, which a worker leaves for its parent."""
-        return {"type": type(self).__name__, "problems": [asdict(problem) for problem in self.problems]}
+        return {
+            "type": type(self).__name__,
+            "problems": [asdict(problem) for problem in self.problems],
+            "reason": self.reason,
+        }
 
 
 class ConfigError(VlmrunError):
@@ -77,14 +94,6 @@ class LaunchError(VlmrunError):
     exit_code = 5
 
 
-LOST = "lost another rank"  # what a rank says that failed only because another one did
-
-
-def is_lost(error: VlmrunError) -> bool:
-    """Whether an error is no more than the echo of another rank's."""
-    return isinstance(error, LaunchError) and LOST in error.problems[0].what
-
-
 _TYPES: dict[str, type[VlmrunError]] = {
     cls.__name__: cls for cls in (VlmrunError, ConfigError, DataError, CheckpointError, LaunchError)
 }
@@ -93,7 +102,7 @@ _TYPES: dict[str, type[VlmrunError]] = {
 def error_from_dict(data: dict[str, Any]) -> VlmrunError:
     """Rebuilds what `VlmrunError.to_dict` wrote."""
     problems = [Problem(**problem) for problem in data["problems"]]
-    return _TYPES.get(data["type"], VlmrunError)(problems)
+    return _TYPES.get(data["type"], VlmrunError)(problems, reason=data.get("reason"))
 
 
 def closest(name: str, options: Iterable[str]) -> str | None:

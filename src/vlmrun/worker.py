@@ -17,7 +17,7 @@ from types import FrameType
 from vlmrun import artifact, heartbeat, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import DataError, VlmrunError, error_from_dict, is_lost
+from vlmrun.errors import DataError, VlmrunError
 from vlmrun.stages import KINDS, Result
 
 log = logs.get(__name__)
@@ -119,7 +119,7 @@ def _leave(job: StageJob, error: VlmrunError) -> int:
     """
     path = job.path / FAILURE_FILE
     try:
-        if not path.exists() or is_lost(error_from_dict(json.loads(path.read_text("utf-8")))):
+        if not path.exists() or json.loads(path.read_text("utf-8")).get("reason") == "lost_rank":
             artifact.write_json(path, error.to_dict())
     except OSError:
         print(error, file=sys.stderr)  # noqa: T201 - the disk that is full is the one the error would be left on

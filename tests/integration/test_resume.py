@@ -255,7 +255,7 @@ def test_a_disk_too_full_to_begin_is_found_before_writing(tmp_path):
 def test_ctrl_c_saves_and_the_same_command_goes_on(undisturbed, number):
     folder, reference = undisturbed
     job = _job(folder, f"signal-{number}")
-    with pytest.raises(RankError, match=r"LaunchError.*stopped at step 5; checkpoint saved; the same command goes on"):
+    with pytest.raises(RankError, match=r"LaunchError.*stopped at step 5; checkpoint saved; the same command resumes"):
         forked.run(_signalled, 1, job.to_json(), int(number), 0, group=False)
     assert "step-5" in _steps(job)
     _finish(job)

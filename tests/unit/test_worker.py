@@ -14,7 +14,7 @@ from vlmrun import artifact, graph, logs, worker
 from vlmrun.config.compose import compose
 from vlmrun.config.job import FAILURE_FILE
 from vlmrun.config.validate import validate
-from vlmrun.errors import LOST, CheckpointError, DataError, LaunchError
+from vlmrun.errors import CheckpointError, DataError, LaunchError
 from vlmrun.run import identity, pipeline
 
 
@@ -117,7 +117,10 @@ def test_a_signal_ends_a_stage_with_130_and_without_a_traceback(run_stage, capsy
 @pytest.mark.parametrize("first", ["cause", "echo"])
 def test_the_rank_that_failed_is_heard_over_those_that_lost_it(tmp_path, first):
     job = types.SimpleNamespace(path=tmp_path)
-    errors = {"cause": DataError("5.png is no picture"), "echo": LaunchError(f"rank 0 {LOST}: Connection closed")}
+    errors = {
+        "cause": DataError("5.png is no picture"),
+        "echo": LaunchError("rank 0: Connection closed", reason="lost_rank"),
+    }
     for name in sorted(errors, key=lambda name: name != first):
         assert worker._leave(job, errors[name]) == errors[name].exit_code
     assert "5.png is no picture" in (tmp_path / FAILURE_FILE).read_text()

@@ -20,7 +20,7 @@ from vlmrun.cluster.channel import Guard
 from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict, is_lost
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 from vlmrun.run import argv
 from vlmrun.run.watch import Watch
 
@@ -69,7 +69,7 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
     if stopped:
         raise KeyboardInterrupt(_farewell(job, error))
-    if watch.dead and (error is None or is_lost(error)):
+    if watch.dead and (error is None or error.reason == "lost_rank"):
         killed = code < 0 and not watch.hung  # else it was us who ended what the dead rank had left waiting
         return watch.died(f"was killed by {signal.Signals(-code).name}" if killed else "died")
     if watch.hung:
@@ -81,16 +81,12 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
 
 def _may_pass(error: VlmrunError) -> bool:
     """Whether another start may go better: not when somebody stopped it, and not when an input is wrong."""
-    return type(error) in (VlmrunError, LaunchError) and not _was_stopped(error)
+    return type(error) in (VlmrunError, LaunchError) and error.reason != "stopped"
 
 
 def _told(error: VlmrunError, reason: str) -> VlmrunError:
     first, *others = error.problems
-    return type(error)([replace(first, what=f"{first.what} ({reason})"), *others])
-
-
-def _was_stopped(error: VlmrunError) -> bool:
-    return isinstance(error, LaunchError) and error.problems[0].what.startswith("stopped")
+    return type(error)([replace(first, what=f"{first.what} ({reason})"), *others], reason=error.reason)
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ def _farewell(job: StageJob, error: VlmrunError | None) -> str:
     """What to say to a person who stopped us."""
     if artifact.read(job.path) is not None:
         return f"stage {job.name!r} had finished when it was stopped; {_GOES_ON}"
-    if error is not None and _was_stopped(error):
+    if error is not None and error.reason == "stopped":
         return error.problems[0].what
     # Bugs and lost ranks are what a rank reports whose neighbour left first, not what the person did.
     by_the_way = error is None or type(error) in (VlmrunError, LaunchError)

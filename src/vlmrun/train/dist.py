@@ -22,7 +22,7 @@ import torch.distributed
 
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig
-from vlmrun.errors import LOST, LaunchError
+from vlmrun.errors import LaunchError
 from vlmrun.hardware import gpus
 
 
@@ -126,10 +126,11 @@ def session(hardware: HardwareConfig) -> Iterator[None]:
     except RuntimeError as error:
         if lost_a_rank(error):
             raise LaunchError(
-                f"rank {rank()} {LOST}: {str(error).splitlines()[0]}",
+                f"rank {rank()} lost another rank: {str(error).splitlines()[0]}",
                 f"{world()} ranks",
                 "its last words are in logs/rank-*.log; if it was only slow, raise hardware.timeout_seconds; "
                 "the same command goes on from the newest checkpoint",
+                reason="lost_rank",
             ) from error
         raise
     finally:

@@ -115,7 +115,7 @@ def _keep(plan: Plan, finished: int, totals: _Totals) -> None:
         plan.saver.save(finished)
         plan.saver.finish()
         raise LaunchError(
-            f"stopped at step {finished}; checkpoint saved; the same command goes on from there", plan.name
+            f"stopped at step {finished}; checkpoint saved; the same command resumes there", plan.name, reason="stopped"
         )
     is_best = plan.evaluate(finished)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.

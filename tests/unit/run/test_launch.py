@@ -46,8 +46,8 @@ ARTIFACT = {
 }  # fmt: skip
 
 
-def left(kind, what):
-    words = json.dumps({"type": kind, "problems": [{"what": what}]})
+def left(kind, what, reason=None):
+    words = json.dumps({"type": kind, "problems": [{"what": what}], "reason": reason})
     return f"pathlib.Path('FOLDER/failure.json').write_text({words!r})"
 
 
@@ -55,8 +55,8 @@ def left(kind, what):
     ("last", "said"),
     [
         ("pass", "stopped; the same command goes on from there"),
-        (left("LaunchError", "stopped at step 3; checkpoint saved"), "stopped at step 3; checkpoint saved"),
-        (left("LaunchError", "lost another rank"), "stopped; the same command goes on from there"),
+        (left("LaunchError", "step 3 is saved", "stopped"), "step 3 is saved"),
+        (left("LaunchError", "a neighbor left", "lost_rank"), "stopped; the same command goes on from there"),
         (left("VlmrunError", "a bug"), "stopped; the same command goes on from there"),
         (left("DataError", "disk full"), "error: disk full"),
         (FINISH, "stage 'merge' had finished when it was stopped; the same command goes on from there"),

@@ -213,7 +213,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(number):
 
     before = signal.getsignal(number)
     saves = []
-    with pytest.raises(LaunchError, match="stopped at step 3; checkpoint saved; the same command goes on from there"):
+    with pytest.raises(LaunchError, match="stopped at step 3; checkpoint saved; the same command resumes there"):
         _train(Endless(_steps(5)), saves=saves)
     assert saves == [3]
     assert signal.getsignal(number) is before
