@@ -23,6 +23,17 @@ _PLACE = re.compile(r"(?P<shard>.+\.tar)@(?P<offset>\d+)\+(?P<size>\d+)/(?P<name
 BLOCK = tarfile.BLOCKSIZE
 
 
+class _Content(io.BytesIO):
+    """A member's content, which goes by the member's name in the messages of whatever reads it."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self._member = name
+
+    def __repr__(self) -> str:
+        return repr(self._member)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a member's content lies."""
@@ -53,7 +64,7 @@ class Place:
 
     def open(self, shard: Path) -> BinaryIO:
         """The content as a file."""
-        return io.BytesIO(self.read(shard))
+        return _Content(self.read(shard), self.name)
 
 
 @dataclass

@@ -7,7 +7,8 @@ import tarfile
 import pytest
 
 from vlmrun.data.formats import energon, wds
-from vlmrun.data.images.open import find_image, open_image
+from vlmrun.data.images.open import find_image, image_size, open_image
+from vlmrun.data.lint import Rules, lint
 from vlmrun.data.sample import Rejected
 from vlmrun.data.shards import keys, metadata, tar
 from vlmrun.data.shards.write import SKIPPED, Layout, write
@@ -111,6 +112,22 @@ def test_members_are_read_where_they_lie(records, tmp_path):
         assert place is not None
         assert place.read(folder / place.shard) == (source / f"{number}.jpg").read_bytes()
         assert open_image(folder, sample.images[0]).size == (8, 8)
+
+
+def test_a_picture_that_cannot_be_read_is_told_by_its_name(records, tmp_path):
+    file = records(2)
+    (tmp_path / "source" / "images" / "1.jpg").write_bytes(b"no picture")
+    write(file, tmp_path / "wds", Layout())
+    sound, damaged = wds.read(tmp_path / "wds")
+    assert image_size(tmp_path / "wds", sound.images[0]) == (8, 8)
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"0001\.jpg") as error:
+            open_image(tmp_path / "wds", damaged.images[0])
+        messages.add(str(error.value))
+    assert len(messages) == 1
+    (found,) = lint(tmp_path / "wds", Rules(format="wds", images=tmp_path / "wds"))
+    assert (found.kind, found.id) == ("image_broken", "0001")
 
 
 def test_a_place_stays_inside_the_folder(records, tmp_path):
