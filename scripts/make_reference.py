@@ -28,6 +28,7 @@ NODES = {
     "Tune": ("stage.NAME.tune", "stage/_train.yaml"),
     "Lora": ("stage.NAME.lora", "stage/_train.yaml"),
     "Quant": ("stage.NAME.quant", ""),
+    "Order": ("stage.NAME.order", ""),
     "Packing": ("stage.NAME.packing", ""),
     "HeldOut": ("stage.NAME.eval", ""),
     "DeepSpeed": ("stage.NAME.deepspeed", "stage/_train.yaml"),
@@ -60,7 +61,7 @@ HEAD = """\
 
 First the keys, by the node they belong to, then the shipped files of `conf/` that give them values. `volatile` marks
 what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)). The schema has no defaults:
-`--cfg job` prints every value of a run.
+`--cfg job` prints every value of a run. Keys marked `Neutral(value)` in it may be left out of your own files.
 """
 
 
@@ -70,7 +71,8 @@ def render() -> str:
     tree = ast.parse(source)
     aliases = dict(_aliases(tree))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    forgotten = {name for name, node in classes.items() if name not in NODES and _fields(node)}
+    nodes = {name for name, node in classes.items() if not node.decorator_list}  # the others are marks
+    forgotten = {name for name in nodes - NODES.keys() if _fields(classes[name])}
     assert not forgotten, f"add to NODES: {sorted(forgotten)}"
     parts = [HEAD, "## Keys\n"]
     parts += [_node(classes[name], place, file, source, aliases) for name, (place, file) in NODES.items()]
@@ -105,7 +107,7 @@ def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
 def _aliases(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Names of types, such as `Positive`, in words."""
     words = {"Fraction": "number, 0 to 1", "Positive": "whole number, 1 or more", "Count": "whole number, 0 or more"}
-    words |= {"Rate": "number, 0 or more"}
+    words |= {"Rate": "number, 0 or more", "FieldMap": "text by name"}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name, text = node.targets[0].id, ast.unparse(node.value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class _VolatileMark:
@@ -24,7 +24,8 @@ Volatile = _VolatileMark()
 class Neutral:
     """Marker in a field's metadata: at this value the field does nothing, and is left out of a stage's identity.
 
-    A field that is added later is marked so: the keys of all that was run without it stay as they were.
+    A field that is added later is marked so: the keys of all that was run without it stay as they were, and a file or
+    an override written before it is still whole.
     """
 
     value: Any
@@ -38,6 +39,7 @@ Rate = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+FieldMap = dict[str, str | None]
 Aspect = Literal["square", "pad", "pad_after", "anyres", "slices"]  # how a picture comes to the tower's shape
 Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 
@@ -46,6 +48,20 @@ class Node(BaseModel):
     """Base of every configuration node: frozen, strict, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before_it_was_there(cls, values: Any) -> Any:
+        """Fields marked `Neutral` may be left out."""
+        if not isinstance(values, dict):
+            return values
+        added = {
+            name: mark.value
+            for name, field in cls.model_fields.items()
+            for mark in field.metadata
+            if isinstance(mark, Neutral) and name not in values
+        }
+        return {**values, **added}
 
 
 class Target(Node):
@@ -112,9 +128,7 @@ class DataConfig(Node):
 
     format: str
     split: Annotated[str | None, Neutral(None)]  # energon: a part of its split.yaml; null: train
-    fields: Annotated[
-        dict[str, str | None] | None, Neutral(None)
-    ]  # of shards: image, context, answers; null: as they say
+    fields: Annotated[FieldMap | None, Neutral(None)]  # of shards: image, context, answers; null: as they say
     annotations: str  # of shards: their folder
     images: str | None  # folder that every image path must stay inside
     on_error: Literal["fail", "skip"]  # skip: counted and listed in skipped.jsonl
@@ -193,7 +207,7 @@ class Optim(Node):
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     eps: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
-    power: Annotated[Annotated[float, Field(gt=0)], Neutral(1.0)]  # of polynomial; 1: linear
+    power: Annotated[float, Field(gt=0), Neutral(1.0)]  # of polynomial; 1: linear
     min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
     min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
     decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all
@@ -292,7 +306,7 @@ class TrainStage(Node):
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
     loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
-    epochs: Annotated[float, Field(gt=0)] | None  # null: as many as max_steps needs
+    epochs: Annotated[float | None, Field(gt=0)]  # null: as many as max_steps needs
     max_steps: Positive | None
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile]  # samples per forward and rank; in the key only under micro_mean
