@@ -101,10 +101,11 @@ def small(shelf, ranks, *more):
     """The recipe with tiny parts of the same families, two steps long; all else is its own."""
     launcher = "torchrun" if ranks > 1 else "inline"
     return composed(
-        "hardware=cpu", f"hardware.ranks_per_node={ranks}", f"hardware.launcher={launcher}", "hardware.precision=fp32", "hardware.tensor_parallel=1",
-        f"output={shelf / 'outputs'}", "model/llm=pico_mistral", f"model.llm.tokenizer={shelf / 'tokenizer'}",
-        "model.llm.config.num_key_value_heads=4", "++model.llm.tokens=null", "model/tower=pico_clip",
-        "model.connector.hidden=48", "model.max_length=128", "tracking=[]", "only=[pretrain]",
+        "hardware=cpu", f"hardware.ranks_per_node={ranks}", f"hardware.launcher={launcher}", "hardware.precision=fp32",
+        "hardware.tensor_parallel=1", f"output={shelf / 'outputs'}", "model/llm=pico_mistral",
+        f"model.llm.tokenizer={shelf / 'tokenizer'}", "model.llm.config.num_key_value_heads=4",
+        "++model.llm.tokens=null", "model/tower=pico_clip", "model.connector.hidden=48", "model.max_length=128",
+        "tracking=[]", "only=[pretrain]",
         *(f"data.{name}.annotations={shelf / 'wds'}" for name in ("pai_llava_558k", "pai_llava_558k_val")),
         "stage.pretrain.order.micro_batch=2", "stage.pretrain.global_batch=8", "stage.pretrain.max_steps=3",
         "stage.pretrain.optim.warmup_steps=1", "stage.pretrain.optim.decay_steps=2", "stage.pretrain.workers=0",
