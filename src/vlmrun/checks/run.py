@@ -12,6 +12,7 @@ from vlmrun.arch import attention
 from vlmrun.arch import config_files as parts
 from vlmrun.checks import engines, quantized, vision
 from vlmrun.checks import hardware as hardware_checks
+from vlmrun.checks import shards as shard_checks
 from vlmrun.checks import values as config_checks
 from vlmrun.config import derived
 from vlmrun.config.schema import Asking, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
@@ -154,8 +155,7 @@ def _data(run: RunConfig) -> Iterator[Problem]:
 def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     annotations = Path(data.annotations).expanduser()
     shards = derived.in_shards(data)
-    if shards and data.images is not None:
-        yield Problem("pictures of shards lie in the shards", f"{where}.images", f"{where}.images=null")
+    yield from shard_checks.check(data, where)
     is_there = annotations.is_dir() if shards else annotations.is_file()
     noun = "folder of shards" if shards else "file"
     missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]
