@@ -28,6 +28,9 @@ class Piece:
     then: str = ""
 
 
+_ADDED_LATER = ("image_token",)
+
+
 @dataclass(frozen=True)
 class Template:
     """The strings around turns.
@@ -119,8 +122,9 @@ class Template:
         return start, text + self.user_end
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """JSON-ready fields; one that was added later only where it says something, so that older ones are equal."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key not in _ADDED_LATER or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Template:
