@@ -200,9 +200,10 @@ def _row(model: str, label: str, turns: list[dict[str, tuple[float, float]]]) ->
 
 def train(label: str, text: str, channel: Connection) -> None:
     """A contender: builds its model and trains whenever it is told to. Runs in a process of its own."""
+    from vlmrun.names import METRICS
     from vlmrun.train import dist, loop, model, optim
     from vlmrun.train.engine import create
-    from vlmrun.train.log import METRICS, Lines, Metrics
+    from vlmrun.train.log import Lines, Metrics
 
     job = StageJob.model_validate_json(text)
     stage: Any = job.stage

@@ -243,7 +243,7 @@ def _batch(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples as vlmrun's collator gives them."""
     import torch
 
-    from vlmrun.model.vlm import IMAGE_TOKEN
+    from vlmrun.ids import IMAGE_TOKEN
 
     ids = torch.stack([item["input_ids"] for item in items])
     return {

@@ -342,8 +342,7 @@ def _batch(one: Case, vlm: Any) -> dict[str, Any]:
     """One picture and some text in each row; all rows but the first padded."""
     import torch
 
-    from vlmrun.model.loss import IGNORE
-    from vlmrun.model.vlm import IMAGE_TOKEN
+    from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
     torch.manual_seed(0)
     n_image, text = vlm.image_tokens(None), one.length * 7 // 8

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One of several nodes: says which one, and calls vlmrun. Hyper-parameters belong to conf/ and the command line.
+# One of several nodes: sets the node rank and calls vlmrun. Hyperparameters belong in conf/ and on the command line.
 # Run it on every node, on a file system they share:
 #   launchers/multinode.sh NODE_RANK MASTER_ADDR[:PORT] OVERRIDES...
 #   launchers/multinode.sh 0 gpu1 +recipe=NAME hardware=a100_bf16 hardware.nodes=2      on gpu1

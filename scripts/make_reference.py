@@ -1,4 +1,6 @@
-"""Writes docs/reference/config.md from the schema and `conf/`, with their comments; a test fails when it is stale.
+"""Writes docs/reference/config.md from the schema and `conf/`, with their comments, and rules.md from `checks/`.
+
+A test fails when they are stale.
 
 python scripts/make_reference.py
 """
@@ -10,15 +12,20 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmrun.checks import rules
+from vlmrun.checks.table import Rule
+from vlmrun.config.schema import AverageStage, ConvertStage, MergeStage, StageNode
+
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema.py"
+SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema"
 CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference" / "config.md"
+RULES_PAGE = ROOT / "docs" / "reference" / "rules.md"
 
 # Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
 NODES = {
     "RunConfig": ("", "config.yaml"),
-    "ModelConfig": ("model", "model/micro.yaml"),
+    "ModelConfig": ("model", "model/_vlm.yaml"),
     "Target": ("model.llm, model.tower, model.connector, data.NAME.prepare", ""),
     "Tiles": ("model.tiles", ""),
     "Slices": ("model.tiles, for image_aspect: slices", ""),
@@ -53,26 +60,60 @@ NODES = {
     "HardwareConfig": ("hardware", "hardware/cpu.yaml"),
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "min_length": "items at least", "max_length": "at most"}
-GROUPS = ("recipe", "model", "model/llm", "model/tower", "model/connector", "data", "stage", "stage/method", "hardware")
+GROUPS = (
+    *("recipe", "pipeline", "model", "model/llm", "model/tower", "model/connector"),
+    *("data", "stage", "stage/method", "hardware"),
+)
 HEAD = """\
 # Every key and option
 
-<!-- Made by scripts/make_reference.py from src/vlmrun/config/schema.py and conf/. Do not edit. -->
+<!-- Made by scripts/make_reference.py from src/vlmrun/config/schema/ and conf/. Do not edit. -->
 
 First the keys, by the node they belong to, then the shipped files of `conf/` that give them values. `volatile` marks
-what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)). The schema has no defaults:
-`--cfg job` prints every value of a run. Keys marked `Neutral(value)` in it may be left out of your own files.
+what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)); with exceptions: it is in the
+key where the result depends on it, as `micro_batch` under `loss: micro_mean`. The schema has no defaults:
+`--cfg job` prints every value of a run. Keys marked `neutral` may be left out of your own files.
 """
 
 
+RULES_HEAD = """\
+# Every rule
+
+<!-- Made by scripts/make_reference.py from src/vlmrun/checks/. Do not edit. -->
+
+`vlmrun check`, and every command that runs something, asks all of these before a weight is loaded, and reports all
+problems at once. Rules marked `files` depend on what is on this machine: model and data files, packages, drives;
+`vlmrun plan` leaves them out. `vlmrun merge`, `average` and `convert` ask those marked `commands` of their options.
+Where two rules are about the same place, the more general one is silent; it is listed as yielding to the other.
+"""
+
+
+def render_rules() -> str:
+    """The page of rules."""
+    rows = []
+    for rule in rules.RULES:
+        marks = [*(["files"] if rule.here else []), *(["commands"] if _of_command(rule) else [])]
+        marks += [f"yields to {name}" for name in rule.yields_to]
+        keys = ", ".join(f"`{key}`" for key in rule.reads)
+        rows.append(f"| {rule.name} | {_cell(rule.requires)} | {keys} | {', '.join(marks)} |")
+    return "\n".join([RULES_HEAD, "| rule | requires | looks at | |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def _of_command(rule: Rule) -> bool:
+    return (
+        rule.alone
+        and rule.of != (StageNode,)
+        and any(issubclass(kind, rule.of) for kind in (MergeStage, AverageStage, ConvertStage))
+    )
+
+
 def render() -> str:
-    """The whole page."""
-    source = SCHEMA.read_text("utf-8")
+    """The page of keys."""
+    source = "\n".join(file.read_text("utf-8") for file in sorted(SCHEMA.glob("*.py")))
     tree = ast.parse(source)
     aliases = dict(_aliases(tree))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    nodes = {name for name, node in classes.items() if not node.decorator_list}  # the others are marks
-    forgotten = {name for name in nodes - NODES.keys() if _fields(classes[name])}
+    forgotten = {name for name, node in classes.items() if name not in (*NODES, "StageNode") and _fields(node)}
     assert not forgotten, f"add to NODES: {sorted(forgotten)}"
     parts = [HEAD, "## Keys\n"]
     parts += [_node(classes[name], place, file, source, aliases) for name, (place, file) in NODES.items()]
@@ -93,7 +134,9 @@ def _node(node: ast.ClassDef, place: str, file: str, source: str, aliases: dict[
         written = ast.get_source_segment(source, field.annotation) or ""
         told = lines[field.lineno - 1].partition("  # ")[2] or spoken.get(name, "")
         name = "_target_" if name == "target" else name
-        volatile = "volatile" if "Volatile" in written else ""
+        volatile = (
+            "volatile, with exceptions" if "Volatile(" in written else "volatile" if "Volatile" in written else ""
+        )
         rows.append(f"| `{name}` | {_type(written, aliases)} | {volatile} | {_cell(told)} |")
     title = f"### {node.name}" + (f": `{place}`" if place else "")
     table = ["| key | type | | meaning |", "|---|---|---|---|", *rows]
@@ -163,4 +206,5 @@ def _file(path: Path, name: str) -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(render(), encoding="utf-8")
-    print(PAGE.relative_to(ROOT))
+    RULES_PAGE.write_text(render_rules(), encoding="utf-8")
+    print(PAGE.relative_to(ROOT), RULES_PAGE.relative_to(ROOT))

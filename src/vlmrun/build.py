@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from vlmrun import signature
@@ -28,6 +29,23 @@ def allowed_prefixes() -> tuple[str, ...]:
 def is_allowed(dotted: str) -> bool:
     """Whether a dotted path lies below an allowed prefix."""
     return any(dotted == prefix or dotted.startswith(prefix + ".") for prefix in allowed_prefixes())
+
+
+def module(dotted: str, where: str) -> ModuleType:
+    """Imports a module that lies below an allowed prefix.
+
+    Raises:
+        ConfigError: when it is not allowed, or not there.
+    """
+    if not is_allowed(dotted):
+        allowed = ", ".join(allowed_prefixes())
+        fix = f"allowed packages: {allowed}; allow one of your own with VLMRUN_ALLOW=its_name"
+        raise ConfigError(f"module {dotted!r} is not allowed", where, fix)
+    try:
+        return importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        fix = "check its name; the folder it lies in must be on PYTHONPATH"
+        raise ConfigError(f"no module {error.name!r}", where, fix) from error
 
 
 def check(target: str, arguments: dict[str, Any], where: str, supplied: frozenset[str] = frozenset()) -> list[Problem]:
@@ -90,6 +108,38 @@ def find(target: Any, base: type | None = None, **extra: Any) -> Any:
             f"name a subclass of {base.__module__}.{base.__name__}",
         )
     _bind(found, {**target.arguments, **extra}, target.target)
+    return found
+
+
+def attribute(target: str, name: str, base: type) -> Any:
+    """What a target's class assigns to an attribute: a class that its source names, imported from where that lies.
+
+    The class itself is not imported, nor what it imports, unless both are in one file.
+
+    Args:
+        target: that `check` has no problem with.
+        base: the class that the attribute's value must be derived from.
+
+    Returns:
+        None when the class, and what can be read of its bases, assign nothing.
+
+    Raises:
+        ConfigError: when it cannot be imported, is not allowed, or is of another kind.
+    """
+    module, _, kind = target.rpartition(".")
+    dotted = signature.assigned(module, kind, name, is_allowed)
+    if dotted is None:
+        return None
+    if not is_allowed(dotted):
+        raise ConfigError([_forbidden(dotted, f"{target}.{name}")])
+    origin, _, last = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(origin), last)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{dotted} cannot be imported: {error}", f"{target}.{name}", "mend that import") from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        fix = f"name a subclass of {base.__module__}.{base.__name__}"
+        raise ConfigError(f"{dotted} is not a {base.__name__}", f"{target}.{name}", fix)
     return found
 
 

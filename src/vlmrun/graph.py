@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from vlmrun import artifact, store
-from vlmrun.config import derived
-from vlmrun.config.schema import DataConfig, PrepareStage, RunConfig, Stage
+from vlmrun import artifact, kinds
+from vlmrun.config import derived, marks
+from vlmrun.config.marks import Parent, Source
+from vlmrun.config.schema import DataConfig, PrepareStage, RunConfig, StageNode
 from vlmrun.errors import ConfigError, Problem, suggest
 
 
@@ -22,7 +24,7 @@ class Planned:
     """
 
     name: str
-    stage: Stage
+    stage: StageNode
     parents: dict[str, str | None]
     prepared: dict[str, str]
 
@@ -43,13 +45,11 @@ def plan(run: RunConfig) -> tuple[list[Planned], list[Problem]]:
     maker_of = {user: name for name, users in makers.items() for user in users}
     for name, stage in run.stage.items():
         parents = _parents(name, stage, run, problems)
-        sources = derived.sources(stage)
-        for source in sources:
+        for key, source in marks.named(stage, Source):
             if source not in run.data:
-                key = "data" if source in getattr(stage, "data", []) else "eval.data"
                 fix = suggest(source, run.data, noun="selected data")
                 problems.append(Problem(f"no data {source!r}", f"stage.{name}.{key}", fix))
-        prepared = {source: maker_of[source] for source in sources if source in maker_of}
+        prepared = {source: maker_of[source] for source in derived.sources(stage) if source in maker_of}
         planned[name] = Planned(name, stage, parents, prepared)
     for name in run.only:
         if name not in run.stage:
@@ -60,7 +60,7 @@ def plan(run: RunConfig) -> tuple[list[Planned], list[Problem]]:
 def selected(planned: list[Planned], only: list[str]) -> list[Planned]:
     """The stages to run: all of them, or those of `only` with the data they need; data nobody reads is not made."""
     chosen = [item for item in planned if not only or item.name in only]
-    wanted = {item.name for item in chosen if item.stage.kind != "prepare"}
+    wanted = {item.name for item in chosen if not isinstance(item.stage, PrepareStage)}
     wanted |= {name for item in chosen for name in item.prepared.values()}
     return [item for item in planned if item.name in wanted]
 
@@ -85,20 +85,18 @@ def _stem(data: DataConfig) -> str:
     return parts[-2] if len(parts) > 1 else parts[0]
 
 
-def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -> dict[str, str | None]:
+def _parents(name: str, stage: StageNode, run: RunConfig, problems: list[Problem]) -> dict[str, str | None]:
     parents: dict[str, str | None] = {}
-    for reference in derived.parent_names(stage):
-        where = f"stage.{name}.{_key_of(reference, stage)}"
+    for key, reference in marks.named(stage, Parent):
+        where = f"stage.{name}.{key}"
         if reference in run.stage:
-            if run.stage[reference].kind == "evaluate":
+            if not kinds.of(run.stage[reference]).makes_model:
                 problems.append(Problem(f"stage {reference!r} makes no model", where, "start from what it evaluates"))
             parents[reference] = reference
             continue
         folder = Path(reference).expanduser()
-        if (folder / artifact.NAME).is_file():
+        if (folder / artifact.NAME).is_file() or kinds.of(stage).reads(folder):
             parents[reference] = None
-        elif (stage.kind == "convert" and folder.exists()) or (stage.kind == "evaluate" and store.is_model(folder)):
-            parents[reference] = None  # in another format; in which, its content says
         elif folder.is_dir():
             problems.append(
                 Problem(
@@ -113,33 +111,35 @@ def _parents(name: str, stage: Stage, run: RunConfig, problems: list[Problem]) -
     return parents
 
 
-def _key_of(reference: str, stage: Stage) -> str:
-    """The key that names this parent."""
-    listed = (key for key in ("models", "adapters") if reference in getattr(stage, key, []))
-    return next(listed, None) or ("base_model" if getattr(stage, "base_model", None) == reference else "init_from")
-
-
 def _ordered(planned: dict[str, Planned], problems: list[Problem]) -> list[Planned]:
-    """Depth-first, keeping the order of the configuration where references leave a choice."""
-    done: dict[str, Planned] = {}
-    path: list[str] = []
+    """Parents first; where references leave a choice, in the order of the configuration."""
+    sorter = _sorter(planned, problems)
+    place = {name: number for number, name in enumerate(planned)}
+    ordered: list[Planned] = []
+    ready: set[str] = set()
+    while sorter.is_active():
+        ready.update(sorter.get_ready())
+        name = min(ready, key=place.__getitem__)
+        ready.remove(name)
+        ordered.append(planned[name])
+        sorter.done(name)
+    return ordered
 
-    def visit(name: str) -> None:
-        if name in done or name not in planned:
-            return
-        if name in path:
-            circle = " -> ".join([*path[path.index(name) :], name])
-            problems.append(Problem(f"stages wait for each other: {circle}", f"stage.{name}", "break the circle"))
-            return
-        path.append(name)
-        for need in planned[name].needs:
-            visit(need)
-        path.pop()
-        done[name] = planned[name]
 
-    for name in planned:
-        visit(name)
-    return list(done.values())
+def _sorter(planned: dict[str, Planned], problems: list[Problem]) -> TopologicalSorter[str]:
+    """Of all stages but those of a cycle, each of which is a problem."""
+    left = planned
+    while True:
+        sorter = TopologicalSorter({name: set(item.needs) & left.keys() for name, item in left.items()})
+        try:
+            sorter.prepare()
+            return sorter
+        except CycleError as error:
+            cycle: list[str] = error.args[1][::-1]  # it lists what comes first first
+            problems.append(
+                Problem(f"stages wait for each other: {' -> '.join(cycle)}", f"stage.{cycle[0]}", "break the circle")
+            )
+            left = {name: item for name, item in left.items() if name not in cycle}
 
 
 def require(problems: list[Problem]) -> None:

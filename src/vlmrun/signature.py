@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -143,9 +143,7 @@ def _find(module: str, name: str, readable: Callable[[str], bool], seen: frozens
     if "__new__" in members or node.decorator_list or node.keywords:  # as @dataclass, which writes an __init__
         raise _Unreadable(name)
     for base in node.bases:
-        first, _, rest = ast.unparse(base).partition(".")
-        local = f"{module}.{first}" if first in defined and not rest else None
-        dotted = local or (f"{imported.get(first, '')}.{rest}" if rest else imported.get(first, ""))
+        dotted = _path(base, module, defined.keys(), imported)
         if not readable(dotted):
             raise _Unreadable(dotted)
         origin, _, attribute = dotted.rpartition(".")
@@ -156,6 +154,42 @@ def _find(module: str, name: str, readable: Callable[[str], bool], seen: frozens
         if found is not None:
             return found
     return None
+
+
+def _path(node: ast.expr, module: str, defined: Collection[str], imported: Mapping[str, str]) -> str:
+    """The dotted path that a name in a module stands for; not one of a package when the name is unknown."""
+    first, _, rest = ast.unparse(node).partition(".")
+    if first in defined and not rest:
+        return f"{module}.{first}"
+    return f"{imported.get(first, '')}.{rest}" if rest else imported.get(first, "")
+
+
+def assigned(module: str, name: str, wanted: str, readable: Callable[[str], bool]) -> str | None:
+    """The dotted path of what a class assigns to the attribute `wanted`, or else the nearest base that does.
+
+    Args:
+        readable: whether a dotted path may be followed.
+    """
+    try:
+        tree = _parse(module)
+    except _Unreadable:
+        return None
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    imported = dict(_imports(tree, module))
+    if name not in classes:
+        return _assigned_at(imported.get(name, ""), wanted, readable)
+    for member in classes[name].body:
+        targets = member.targets if isinstance(member, ast.Assign) else [getattr(member, "target", None)]
+        value = getattr(member, "value", None)
+        if value is not None and any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
+            return _path(value, module, classes.keys(), imported)
+    bases = (_path(base, module, classes.keys(), imported) for base in classes[name].bases)
+    return next((found for base in bases if (found := _assigned_at(base, wanted, readable))), None)
+
+
+def _assigned_at(dotted: str, wanted: str, readable: Callable[[str], bool]) -> str | None:
+    module, _, name = dotted.rpartition(".")
+    return assigned(module, name, wanted, readable) if module and readable(dotted) else None
 
 
 def _imports(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
+from vlmrun import worker
 from vlmrun.errors import LaunchError
 
 _NAMES = {
@@ -26,8 +26,7 @@ def main() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if visible and "," not in visible:
         os.environ["LOCAL_RANK"] = "0"
-    code: int = importlib.import_module("vlmrun.worker").main()
-    return code
+    return worker.main()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.errors import CheckpointError, LaunchError, suggest
+from vlmrun.names import MODEL
 
 log = logs.get(__name__)
 
@@ -80,7 +81,7 @@ def is_model(path: Path) -> bool:
     return any((path / name).is_file() for name in _MODEL_FILES)
 
 
-_MODEL_FILES = ("config.json", "model.json", "adapter_config.json", "latest_checkpointed_iteration.txt")
+_MODEL_FILES = ("config.json", MODEL, "adapter_config.json", "latest_checkpointed_iteration.txt")
 
 
 @contextlib.contextmanager

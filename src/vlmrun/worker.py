@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import json
 import logging
 import os
@@ -14,11 +13,11 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from vlmrun import artifact, heartbeat, logs
+from vlmrun import artifact, back, heartbeat, kinds, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
 from vlmrun.errors import DataError, VlmrunError
-from vlmrun.stages import KINDS, Result
+from vlmrun.outcome import Result
 
 log = logs.get(__name__)
 
@@ -44,13 +43,13 @@ def _run(job: StageJob) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
     try:
         logs.setup(rank=rank, folder=job.path / "logs")
-        if job.stage.kind == "train":
+        if kinds.of(job.stage).trains:
             _be_watched(job.path / "logs", rank)
-        execute = importlib.import_module(KINDS[job.stage.kind]).execute
+        stage = back.stage(job)
         # Only now: while modules load there is nothing to save, and SIGTERM ends us as it is.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        result = execute(job)
+        result = stage.execute(job)
         if rank == 0 and result is not None:
             finish(job, result, time.monotonic() - started)
     except VlmrunError as error:

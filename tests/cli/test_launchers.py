@@ -1,5 +1,6 @@
 """Two ranks through the real launchers, and what they train against one rank."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT, TINY
@@ -148,3 +150,29 @@ def ranks_of(folder):
     listed = subprocess.run(["pgrep", "-af", "vlmrun.worker"], capture_output=True, text=True, check=False).stdout
     mine = [line for line in listed.splitlines() if str(folder) in line and "vlmrun.torchrun" not in line]
     return sorted(int(line.split()[0]) for line in mine)
+
+
+def _listening(folder):
+    """Addresses that processes working on `folder` accept connections at."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("VLMRUN_OUTPUT") == str(folder):
+                connections = process.net_connections("inet")
+                found |= {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_ranks_of_one_node_are_reachable_from_this_machine_only(tmp_path, launcher):
+    command = [sys.executable, "-m", "vlmrun", *TINY, *ONLY, *TWO, f"hardware.launcher={launcher}"]
+    environment = os.environ | {"VLMRUN_OUTPUT": str(tmp_path)}
+    found = set()
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            found |= _listening(tmp_path)
+            time.sleep(0.1)
+        assert run.returncode == 0, run.stderr.read()
+    assert found == {"127.0.0.1"}  # gloo's own: that it was seen shows that the look works

@@ -1,30 +1,40 @@
-"""A connector from outside the package: one file, one YAML, some steps of training."""
+"""A connector from outside the package: one file, one YAML; checks of lengths, a plan, some steps of training."""
 
 import json
 
 from tests.conftest import TINY
 
 CODE = '''
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
+from vlmrun.arch.connectors import Arithmetic
 from vlmrun.model.connectors.base import Connector
 
 
+@dataclass(frozen=True)
+class HalvedArithmetic(Arithmetic):
+    scale: float = 1.0
+
+    def tokens(self, n_patches: int) -> int:
+        return n_patches // 2
+
+
 class Halved(Connector):
-    """Two neighbours become one."""
+    """Two neighbors become one."""
+
+    ARITHMETIC = HalvedArithmetic
 
     def __init__(self, vision_dim: int, llm_dim: int, scale: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(scale=scale)
         self.scale = scale
         self.linear = nn.Linear(2 * vision_dim, llm_dim)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         features = torch.cat(layers, dim=-1)
         return self.linear(features.unflatten(1, (-1, 2)).flatten(2)) * self.scale
-
-    def tokens(self, n_patches: int) -> int:
-        return n_patches // 2
 '''
 
 
@@ -39,6 +49,15 @@ def test_one_file_and_one_yaml(vlmrun, tmp_path):
     assert refused.returncode == 2
     assert "VLMRUN_ALLOW" in refused.stderr
     how = {"PYTHONPATH": str(tmp_path), "VLMRUN_ALLOW": "my_parts"}
+    # The micro tower gives 16 patches of width 96.
+    long = vlmrun("check", *command, "model.max_length=8", **how)
+    assert long.returncode == 2
+    assert "an image takes 8 tokens, a sample may have 8" in long.stderr
+    planned = vlmrun("plan", *command, "--json", **how)
+    assert planned.returncode == 0, planned.stderr
+    (stage,) = json.loads(planned.stdout)["stages"]
+    assert stage["parameters"]["connector"]["total"] % (2 * 96 + 1) == 0
+    assert stage["work"]["image_tokens"] == 8 * stage["work"]["samples"]
     done = vlmrun(*command, **how)
     assert done.returncode == 0, done.stderr
     weights = next(tmp_path.glob("outputs/stages/pretrain-*/weights"))

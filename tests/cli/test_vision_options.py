@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import ROOT, TINY
-from vlmrun.checks.run import check
+from vlmrun.checks.rules import check
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
 

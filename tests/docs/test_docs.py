@@ -7,33 +7,46 @@ right, not that it trains well. `tests/cli` and `tests/faults` train.
 `<!-- exit N -->` before a block: it fails with that code, and says every line of the `text` block after it.
 `<!-- exit N in part -->`: some points of the sweep do, the others succeed.
 `<!-- not run: REASON -->`: it needs what is not here.
+
+A command that only asks the front half runs in this process, with what it has imported; the others start one.
 """
 
+import contextlib
+import io
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
 
 from scripts import make_reference
 from tests.conftest import ROOT
+from vlmrun import graph
+from vlmrun.cli import app
+from vlmrun.config.compose import compose
 from vlmrun.config.paths import assets_dir
+from vlmrun.config.validate import validate
 from vlmrun.data.encode import misfit
 from vlmrun.data.formats import llava, vqa
 from vlmrun.data.sample import Sample
 from vlmrun.data.templates import TEMPLATES
-from vlmrun.run import plugins, sweep
+from vlmrun.run import identity, plugins, sweep
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Blocks that may stay unexecuted; one more needs a good reason and a change here.
 MOST_NOT_RUN = 2
 AS_THEY_ARE = ("--help", "--version")
+# Verbs that never load torch and start no process.
+FRONT = ("check", "recipes", "ls", "nodes", "plan", "--help", "--version")
 
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
@@ -104,16 +117,45 @@ def place(shown_files, tiny_run):
     return shown_files
 
 
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @cache
 def _run(command, folder):
     """Runs a command line; one that several pages give runs once, since none of them writes anything."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "vlmrun" and words[1] in FRONT and not any("hydra/" in word for word in words):
+        return _run_here(words[1:], folder)
     # -P: the installed command does not look for modules in the current folder either.
     vlmrun = f"{shlex.quote(sys.executable)} -P -m vlmrun.cli"
     script = re.sub(r"\bvlmrun\b", lambda _: vlmrun, command, count=1)
-    return subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=os.environ | {"PATH": f"{folder}/bin:{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def _run_here(arguments, folder):
+    """The command's own entry point, in its folder; signal handlers are put back."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            with mock.patch.dict(os.environ, PATH=f"{folder}/bin:{os.environ['PATH']}"):
+                code = app.main(arguments)
+        except SystemExit as left:
+            code = left.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def _instead(command):
@@ -237,16 +279,93 @@ def _is_ours(path):
     return any(inner.is_file() and "__pycache__" not in inner.parts for inner in path.rglob("*"))
 
 
-def test_the_stages_and_columns_shown_in_the_readme_are_the_ones_printed(tiny_run):
-    (shown,) = [block.text for block in BLOCKS if block.mark.startswith("output of")]
-    assert _table(shown) == _table(tiny_run.stderr)
+@pytest.fixture(scope="module")
+def shown():
+    """What the README says that `vlmrun +recipe=smoke` prints."""
+    (block,) = [block for block in BLOCKS if block.mark.startswith("output of")]
+    assert block.mark == "output of: vlmrun +recipe=smoke"
+    return block.text
+
+
+@pytest.fixture(scope="module")
+def smoke_keys():
+    """The keys of the stages of the smoke recipe: equal on every machine."""
+    run, problems = validate(compose(["+recipe=smoke"]).tree)
+    planned, more = graph.plan(run)
+    assert [*problems, *more] == []
+    return identity.keys(planned, run)
+
+
+def test_the_lines_shown_in_the_readme_are_the_ones_printed(shown, tiny_run):
+    """Line by line but for keys and numbers; of the last table also no path."""
+    printed = [_without_values(line) for line in tiny_run.stderr.splitlines()]
+    missing = [line for line in shown.splitlines() if line != "..." and _without_values(line) not in printed]
+    assert not missing, missing
+    kinds = list(_table(tiny_run.stderr))
+    assert list(_table(shown)) == kinds
+
+
+def _without_values(line):
+    """Words of a line that every run of the recipe prints."""
+    if re.match(r"(llm|tower|connector|all) ", line):
+        return " ".join(line.split())  # part, tuning, parameters, trainable: these are compared
+    line = re.sub(r"-[0-9a-f]{10}\b", "-KEY", re.sub(r"/\S+/(?=outputs/runs)", "", line))
+    words = re.sub(r"outputs/stages/\w+-KEY$|\bartifact$", "", line).split()
+    return " ".join("N" if re.fullmatch(r"[\d.,]+%?", word) else word for word in words if not _is_cell(words, word))
+
+
+def _is_cell(words, word):
+    """A number in a line of the last table: how many there are depends on how long a run is."""
+    kinds = {"prepare", "train", "merge", "average", "evaluate"}
+    return len(words) > 2 and words[1] in kinds and re.fullmatch(r"[\d.]+%?", word)
 
 
 def _table(text):
-    """Columns (but the last, a path), and stage and kind of every row."""
+    """Stage -> column -> cell of the last table, by the columns' right edges."""
     lines = text[text.index("smoke: 13 stages") :].splitlines()[1:15]
-    columns = [name for name in lines[0].split() if name != "artifact"]
-    return columns, [tuple(line.split()[:2]) for line in lines[1:]]
+    ends = {match[0]: match.end() for match in re.finditer(r"\S+", lines[0]) if match[0] not in ("kind", "artifact")}
+    rows = {}
+    for line in lines[1:]:
+        cells = {match.end(): match[0] for match in re.finditer(r"\S+", line)}
+        rows[line.split()[0]] = {name: cells[end] for name, end in ends.items() if end in cells} | {
+            "kind": line.split()[1]
+        }
+    return rows
+
+
+def test_the_steps_shown_in_the_readme_are_those_of_the_plan(shown):
+    plan = json.loads((ROOT / "tests" / "golden" / "plans" / "smoke.json").read_text())
+    steps = {stage["name"]: stage["work"]["steps"] for stage in plan["stages"] if stage.get("work")}
+    assert steps
+    assert {name: int(row["steps"]) for name, row in _table(shown).items() if "steps" in row} == steps
+
+
+def test_the_scores_shown_in_the_readme_are_those_of_a_run(shown, smoke_keys):
+    """Against the run that `make run` left in the checkout: the same stages, numbers alike on any machine."""
+    run = ROOT / "outputs" / "stages"
+    folders = {name: run / f"{name}-{key}" / "artifact.json" for name, key in smoke_keys.items()}
+    missing = [name for name, file in folders.items() if not file.is_file()]
+    if missing:
+        pytest.skip(f"make run first: {', '.join(missing)} not in {run}")
+    rows = _table(shown)
+    for name, file in folders.items():
+        summary = json.loads(file.read_text())["summary"]
+        for column, key in (("accuracy", "accuracy"), ("unseen", "accuracy_unseen"), ("chance", "chance")):
+            if column in rows[name]:
+                assert float(rows[name][column].rstrip("%")) == pytest.approx(100 * summary[key], abs=5), (name, column)
+        if "loss" in rows[name]:
+            assert float(rows[name]["loss"]) == pytest.approx(summary["loss"], abs=0.02), name
+
+
+def test_keys_shown_in_the_pages_are_those_of_the_recipe(smoke_keys):
+    named = {
+        (str(page.relative_to(ROOT)), *found)
+        for page in PAGES
+        for found in re.findall(r"\b([a-z]\w*)(?:-| +)([0-9a-f]{10})\b", page.read_text())
+        if found[0] in smoke_keys
+    }
+    assert len(named) > 5
+    assert not {place for place in named if smoke_keys[place[1]] != place[2]}
 
 
 def test_stage_files_named_in_the_readme_are_made(tiny_run):
@@ -263,6 +382,9 @@ def test_stage_files_named_in_the_readme_are_made(tiny_run):
 
 def test_the_configuration_reference_is_not_stale():
     assert make_reference.render() == make_reference.PAGE.read_text(), "run: python scripts/make_reference.py"
+    assert make_reference.render_rules() == make_reference.RULES_PAGE.read_text(), (
+        "run: python scripts/make_reference.py"
+    )
 
 
 def test_exit_codes_are_those_of_the_errors():

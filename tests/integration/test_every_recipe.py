@@ -19,7 +19,7 @@ from tests import pico_minicpm
 from tests.integration import ranks as forked
 from tests.pico import WIDE, pico_tokenizer
 from vlmrun import artifact, graph, store
-from vlmrun.checks import run as checks
+from vlmrun.checks import rules as checks
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import TrainStage

@@ -83,6 +83,7 @@ def _loaded(text, checkpoint):
     from pathlib import Path
 
     from vlmrun.config.job import StageJob
+    from vlmrun.names import PARTS
     from vlmrun.train import dist, engine, model, optim
 
     job = StageJob.model_validate(json.loads(text))
@@ -90,7 +91,7 @@ def _loaded(text, checkpoint):
         vlm = model.load(job, job.stage, None).vlm
         built = engine.create(vlm, optim.groups(vlm, job.stage.optim), job.stage, job.hardware, None)
         built.load(Path(checkpoint))
-        return {f"{part}.{name}": t.numpy() for part in optim.PARTS for name, t in built.gather(part)}
+        return {f"{part}.{name}": t.numpy() for part in PARTS for name, t in built.gather(part)}
 
 
 def _answers(text):
@@ -100,7 +101,7 @@ def _answers(text):
     import torch
 
     from vlmrun.config.job import StageJob
-    from vlmrun.model.vlm import IMAGE_TOKEN
+    from vlmrun.ids import IMAGE_TOKEN
     from vlmrun.train import dist, engine, model, optim
 
     job = StageJob.model_validate(json.loads(text))

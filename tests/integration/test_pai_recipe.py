@@ -14,8 +14,8 @@ from vlmrun.config import derived
 from vlmrun.config.compose import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.validate import validate
+from vlmrun.data.prepare.write_shards import Layout, write
 from vlmrun.data.shards import metadata
-from vlmrun.data.shards.write import Layout, write
 from vlmrun.run import identity, pipeline
 
 RECIPE = "pai_llava_mistral_7b"

@@ -1,14 +1,18 @@
 """The last checkpoint of a training, converted, is the stage's own weights to the bit; an earlier one is whole, too."""
 
+import hashlib
 import json
+import os
+import pickle
 
 import pytest
 import torch
 
-from tests.integration.jobs import run
+from tests.integration.jobs import make_job, run
+from vlmrun.back import Conversion, convert
 from vlmrun.errors import CheckpointError
 from vlmrun.formats.base import How
-from vlmrun.formats.convert import compare, convert
+from vlmrun.formats.convert import compare
 from vlmrun.formats.load import describe, load
 
 pytestmark = pytest.mark.ranks
@@ -33,12 +37,12 @@ LORA = {
 def test_checkpoints_become_whole_models(tmp_path, name, n, changes):
     job = run(tmp_path, name, n, max_steps=4, save_steps=2, **changes)
     (job.path / "job.json").write_text(job.to_json())
-    summary = convert(job.path / "checkpoints/step-4", tmp_path / "last", "native", How())
+    summary = convert(job.path / "checkpoints/step-4", tmp_path / "last", "native", Conversion())
     assert summary["from"] == "training"
     assert compare(job.path / "weights", tmp_path / "last", How()) == []
     described = [json.loads((place / "model.json").read_text()) for place in (job.path / "weights", tmp_path / "last")]
     assert described[0] == described[1]
-    convert(job.path / "checkpoints/step-2", tmp_path / "early", "native", How())
+    convert(job.path / "checkpoints/step-2", tmp_path / "early", "native", Conversion())
     assert compare(job.path / "weights", tmp_path / "early", How()), "training went on"
     loaded = load(tmp_path / "early", dtype=torch.float32, attention="sdpa", merge_adapter=name == "lora")
     assert loaded.template == describe(tmp_path / "early")["template"]
@@ -52,4 +56,36 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"the checkpoint is damaged: state\.pt"):
-        convert(job.path / "checkpoints/step-2", tmp_path / "no", "native", How())
+        convert(job.path / "checkpoints/step-2", tmp_path / "no", "native", Conversion())
+
+
+class Program:
+    """What a hostile pickle asks for: a call."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("hostile", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+@pytest.mark.parametrize("way", ["merge", "chat", "convert"])
+def test_a_folder_that_calls_itself_a_training_checkpoint_runs_no_code(tmp_path, hostile, way):
+    job = make_job(tmp_path, "plain")
+    (job.path / "job.json").write_text(job.to_json())
+    folder = tmp_path / "plain" / "checkpoints" / "step-9"
+    (folder / "deepspeed").mkdir(parents=True)
+    data = pickle.dumps(Program(tmp_path / "RAN"), 2)
+    (folder / "deepspeed" / hostile).write_bytes(data)
+    file = {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "MANIFEST.json").write_text(json.dumps({"step": 9, "files": {f"deepspeed/{hostile}": file}}))
+    (folder / "vlmrun.json").write_text('{"format": "training"}')
+    ways = {
+        "merge": lambda: load(folder, dtype=torch.float32, attention="sdpa", merge_adapter=True),
+        "chat": lambda: load(folder, dtype=torch.float32, attention="sdpa"),
+        "convert": lambda: convert(folder, tmp_path / "out", "llava", Conversion()),
+    }
+    with pytest.raises(CheckpointError):
+        ways[way]()
+    assert not (tmp_path / "RAN").exists()

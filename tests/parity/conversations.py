@@ -10,11 +10,12 @@ from typing import Any
 from tests.parity.golden import ASSETS
 from vlmrun.data import templates
 from vlmrun.data.compat import settings
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, encode
+from vlmrun.data.encode import Encoded, encode
 from vlmrun.data.formats import llava
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.tokenizers import load_tokenizer
 
 UNLIMITED = 10**6

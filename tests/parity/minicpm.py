@@ -12,10 +12,12 @@ from vlmrun.config.schema import Compat, Slices
 from vlmrun.data import templates
 from vlmrun.data.compat import minicpm as minicpm_labels
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, tokenize
+from vlmrun.data.encode import Encoded, tokenize
 from vlmrun.data.formats import minicpm
-from vlmrun.data.images.open import ImageTransform, grid
+from vlmrun.data.images import grid
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.sample import Rejected, Sample, Turn
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.tiles import Tiling
 from vlmrun.model.tokenizers import load_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.parity.golden import cases, tensors
-from vlmrun.checks.vision import TOKENS
+from vlmrun.arch.connectors import arithmetic
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
 from vlmrun.model.connectors.dense import Dense
@@ -65,7 +65,7 @@ def test_projectors(project, tmp_path):
         assert torch.allclose(connector([given]), expected, **TOLERANCE), case["id"]
         assert connector.tokens(given.shape[1]) == expected.shape[1], case["id"]
         target = Target.model_validate({"_target_": f"{kind.__module__}.{kind.__name__}", **arguments})
-        assert TOKENS[target.target](given.shape[1], target.arguments) == expected.shape[1], "the check knows as much"
+        assert arithmetic(target).tokens(given.shape[1]) == expected.shape[1], "the check knows as much"
         seen.add(case["type"])
     assert seen
 

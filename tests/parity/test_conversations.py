@@ -11,8 +11,9 @@ from tests.parity import golden
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded
+from vlmrun.data.encode import Encoded
 from vlmrun.data.sample import IMAGE_TAG, Rejected
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 FILES = [name for name in golden.files("g1_conversations/*.jsonl.gz") if "collator" not in name]
 COLLATED = golden.files("g1_conversations/*collator*.jsonl.gz")

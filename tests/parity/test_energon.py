@@ -15,8 +15,10 @@ import pytest
 from tests.parity.golden import CASES, cases, need
 from vlmrun.data.formats import energon, wds
 from vlmrun.data.images.open import open_image
+from vlmrun.data.prepare import unpack_shards as unpack
+from vlmrun.data.prepare import write_shards as write
 from vlmrun.data.sample import IMAGE_TAG, Rejected
-from vlmrun.data.shards import metadata, names, unpack, write
+from vlmrun.data.shards import metadata, names
 from vlmrun.data.shards.order import Loading, rank_batches
 from vlmrun.data.shards.schedule import EnergonSchedule
 from vlmrun.errors import DataError

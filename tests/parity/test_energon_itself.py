@@ -13,9 +13,9 @@ import sys
 import pytest
 from PIL import Image
 
+from vlmrun.data.prepare.write_shards import Layout, write
 from vlmrun.data.shards import metadata
 from vlmrun.data.shards.order import Loading, rank_batches
-from vlmrun.data.shards.write import Layout, write
 
 energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
 

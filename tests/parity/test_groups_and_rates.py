@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.integration.jobs import NO_COMPAT, STAGE
 from tests.parity.golden import CASES, cases, need
-from vlmrun.checks import training
+from vlmrun.checks import schedules
 from vlmrun.config.schema import Compat, Optim
 from vlmrun.train import optim
 
@@ -99,7 +99,7 @@ def test_megatrons_rates_and_weight_decays():
         if config["lr_warmup_fraction"] is not None:
             continue  # a share that is not rounded: ours is a whole number of updates
         settings, steps = _of_megatron(config), config["train_iters"]
-        assert not list(training.schedule(settings, "optim")), case["id"]
+        assert not list(schedules.schedule(settings, "optim")), case["id"]
         rate = optim.schedule(settings, steps, batch=config["global_batch_size"])
         found = [settings.lr * rate(number - 1) for number in case["iterations"]]
         assert found == pytest.approx(case["lr"], rel=0, abs=1e-15), case["id"]
@@ -114,7 +114,7 @@ def test_what_megatron_refuses_is_refused():
     refused = cases("g9_megatron_data/lr.json")["refused"]
     assert refused
     for case in refused:
-        assert list(training.schedule(_of_megatron(case["config"]), "optim")), case["id"]
+        assert list(schedules.schedule(_of_megatron(case["config"]), "optim")), case["id"]
 
 
 class _Tree(nn.Module):

@@ -11,7 +11,7 @@ from tests.pico import N_PATCHES, pico_loaded
 from vlmrun.data import templates
 from vlmrun.formats.base import How
 from vlmrun.formats.convert import convert
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.weights import native
 
 IDS = [0, 7, *[IMAGE_TOKEN] * N_PATCHES, 9, 10, 44]

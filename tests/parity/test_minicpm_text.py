@@ -10,10 +10,10 @@ from tests.parity import minicpm as of
 from vlmrun.config.schema import Slices
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import IMAGE_TOKEN
 from vlmrun.data.images import grid as slices
 from vlmrun.data.sample import Rejected
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 
 KINDS = sorted(of.TEMPLATES)
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -13,9 +13,10 @@ from torch import nn
 from tests.parity.golden import cases, tensors
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, kept_tokens
+from vlmrun.data.encode import Encoded, kept_tokens
 from vlmrun.data.images.open import ImageLayout, best_grid
 from vlmrun.errors import ConfigError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.connectors.identity import Identity
 from vlmrun.model.tiles import add_newline, tiling
 from vlmrun.model.towers.base import Tower

@@ -11,9 +11,9 @@ import torch
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_loaded
 from vlmrun import artifact
 from vlmrun.config.schema import AverageStage, Lora, MergeStage, Tune
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
-from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.weights import native
 
 TEMPLATE = {"name": "micro", "system": ""}

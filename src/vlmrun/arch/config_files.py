@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import struct
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vlmrun.arch import families
+from vlmrun.arch.families import LLAMA_LAYERS
 from vlmrun.config.paths import locate, read_config
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
 
-# Last names of the linear layers of families whose weights may be absent when a run is checked.
-_LLAMA_LIKE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LINEAR_LAYERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "stablelm", "gemma", "gemma2", "granite", "minicpm"), _LLAMA_LIKE
-    ),
-    "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-    "mpt": ("Wqkv", "out_proj", "up_proj", "down_proj"),
-    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-}
-# Families that transformers 5.23 computes with some attention only: MPT's is its own, Gemma 2 caps its scores.
-ATTENTION = {"mpt": ("eager",), "gemma2": ("eager", "flash_attention_2")}
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -47,16 +36,6 @@ class LlmFacts:
     max_positions: int | None
     linear_layers: frozenset[str] | None
     family: str = ""
-
-
-@dataclass(frozen=True)
-class TowerFacts:
-    """Of a vision tower: width of a layer, number of blocks, features per picture, edge of pictures; None: not told."""
-
-    hidden_dim: int | None
-    n_layers: int | None
-    n_patches: int | None
-    image_size: int | None
 
 
 @dataclass(frozen=True)
@@ -106,41 +85,14 @@ def config_of(part: Target) -> dict[str, Any]:
 
 def llm_facts(part: Target) -> LlmFacts:
     """Raises CheckpointError when config.json is missing, or a size in it is missing or of a wrong type."""
-    config = _renamed(_section(config_of(part), "text_config"))
-    names = LINEAR_LAYERS.get(str(config.get("model_type", "")))
+    config = _renamed(section(config_of(part), "text_config"))
+    names = families.find(str(config.get("model_type", ""))).layers
     linear = frozenset(names) if names else _linear_in_weights(part)
     stated = config.get("max_position_embeddings") is not None
-    positions = _size(config, "max_position_embeddings") if stated else None
+    positions = size(config, "max_position_embeddings") if stated else None
     return LlmFacts(
-        _size(config, "hidden_size"), _size(config, "vocab_size"), positions, linear, str(config.get("model_type", ""))
+        size(config, "hidden_size"), size(config, "vocab_size"), positions, linear, str(config.get("model_type", ""))
     )
-
-
-def tower_facts(part: Target) -> TowerFacts:
-    """Raises as `llm_facts`."""
-    config = _section(config_of(part), "vision_config")
-    if "architecture" in config:
-        return _timm_facts(part, config)
-    if part.arguments.get("image_size"):
-        config = config | {"image_size": part.arguments["image_size"]}
-    image_size = _size(config, "image_size")
-    patches = (image_size // _size(config, "patch_size")) ** 2 + (part.arguments.get("feature") == "cls_patch")
-    scales = part.arguments.get("scales") or [1]
-    largest = image_size * max((scale for scale in scales if isinstance(scale, int)), default=1)
-    return TowerFacts(_size(config, "hidden_size"), _size(config, "num_hidden_layers"), patches, largest)
-
-
-def _timm_facts(part: Target, config: dict[str, Any]) -> TowerFacts:
-    """Of a timm model, whose config names it and tells little; its name tells the patch size of a transformer."""
-    table = config.get("pretrained_cfg") or {}
-    given = part.arguments.get("image_size")
-    size = given if isinstance(given, int) else (table.get("input_size") or [None])[-1]
-    patch = re.search(r"patch(\d+)", str(config["architecture"]))
-    told = size is not None and patch is not None
-    arguments = config.get("model_args") or {}
-    side = int(size) // int(arguments.get("patch_size") or patch[1]) if size is not None and patch is not None else 0
-    width = arguments.get("embed_dim", config.get("num_features"))
-    return TowerFacts(width, arguments.get("depth"), side**2 if told else None, size)
 
 
 def _renamed(config: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +100,7 @@ def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     return {_COMMON_NAMES.get(key, key): value for key, value in config.items()}
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The part's own values inside the config of a whole VLM, or all of them."""
     section = config.get(name, config)
     if not isinstance(section, dict):
@@ -156,13 +108,27 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return section
 
 
-def _size(config: dict[str, Any], key: str) -> int:
+def size(config: dict[str, Any], key: str) -> int:
+    """A size stated in a config.json.
+
+    Raises:
+        CheckpointError: when it is missing or no whole number above 0.
+    """
     if key not in config:
         raise CheckpointError(f"config.json has no {key!r}", key, "is this the folder of a model of this kind?")
     value = config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"config.json: {key} is {value!r}", key, f"{key} is a whole number of at least 1")
     return value
+
+
+def width_of(config: dict[str, Any]) -> int:
+    """An LLM's width from its config.json, whatever its family calls it.
+
+    Raises:
+        CheckpointError: when it is missing or of a wrong type.
+    """
+    return size(_renamed(section(config, "text_config")), "hidden_size")
 
 
 def head_dim(part: Target) -> int | None:
@@ -207,9 +173,9 @@ def _tokenizer_in(content: dict[str, Any]) -> TokenizerFacts:
 
 def llama_layers(llm: LlmFacts) -> list[str]:
     """Names of the linear layers of a first layer built like Llama's, as LoRA's expressions see them; else none."""
-    if LINEAR_LAYERS.get(llm.family) != _LLAMA_LIKE:
+    if families.find(llm.family).layers != LLAMA_LAYERS:
         return []
-    halves = {"self_attn": _LLAMA_LIKE[:4], "mlp": _LLAMA_LIKE[4:]}
+    halves = {"self_attn": LLAMA_LAYERS[:4], "mlp": LLAMA_LAYERS[4:]}
     return [f"llm.model.layers.0.{half}.{name}" for half, names in halves.items() for name in names]
 
 

@@ -135,6 +135,7 @@ class Tower:
         edge: pixels along the square.
         enlarged: how many times the square's edge a picture has (S2: 3).
         squares: encoded for one picture (S2: 1 + 4 + 9).
+        scales: whose features lie side by side (S2: 3).
         kept: layers that are handed on.
         n_used: parameters that what is handed on depends on; the others are loaded, and never trained.
     """
@@ -152,6 +153,12 @@ class Tower:
     activation: Literal["gelu", "quick_gelu"]
     n_parameters: int
     n_used: int
+    scales: int = 1
+
+    @property
+    def width(self) -> int:
+        """Channels of all layers and scales together."""
+        return self.hidden * self.kept * self.scales
 
 
 def vit_block(hidden: int, intermediate: int) -> int:
@@ -219,8 +226,8 @@ def _places(name: str) -> list[str]:
     return [f"llm.model.layers.0.{part}.{name}" for part in ("self_attn", "mlp")]
 
 
-def stack(widths: Sequence[int], rows: int) -> tuple[tuple[tuple[Linear, int], ...], int]:
+def stack(widths: Sequence[int], rows: int, *, bias: bool = True) -> tuple[tuple[tuple[Linear, int], ...], int]:
     """Linear layers with GELU between them: themselves with their rows, and the elements saved."""
-    linears = tuple((Linear("", n_in, n_out, True), rows) for n_in, n_out in itertools.pairwise(widths))
+    linears = tuple((Linear("", n_in, n_out, bias), rows) for n_in, n_out in itertools.pairwise(widths))
     inner = sum(widths[1:-1])
     return linears, rows * (widths[0] + 2 * inner)  # each GELU keeps its input, the next layer its output

@@ -1,1 +1,1 @@
-"""Rules a run must keep, all asked before a weight is loaded."""
+"""Rules a run must keep: `table.py` says what a rule is, `rules.py` lists them all."""

@@ -8,9 +8,11 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
+from vlmrun.arch import families
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.paths import read_config
-from vlmrun.config.schema import HardwareConfig, ModelConfig, RunConfig, TrainStage
+from vlmrun.config.schema import ModelConfig, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, Problem, VlmrunError
 from vlmrun.hardware import gpus
 from vlmrun.zero import config as zero
@@ -20,34 +22,7 @@ from vlmrun.zero import user_json
 _ANY_WIDTH = 1024
 AIO = "apt-get install libaio-dev (and gcc, ninja: DeepSpeed compiles async_io at its first use), or offload: cpu"
 
-
-# Families that transformers plans as whole columns and rows, which is what `train/engine/tensor_parallel.py` cuts;
-# MiniCPM is held as Granite. A test compares with transformers.
-TENSOR_PARALLEL = ("gemma2", "granite", "llama", "minicpm", "mistral", "phi", "qwen2")
-# Families whose attention is not transformers' exchangeable one, or does more than sdpa (Gemma 2 caps its scores).
-_OWN_ATTENTION = ("gemma2", "mpt")
 _HEADS = ("num_attention_heads", "num_key_value_heads")
-
-
-def check(run: RunConfig, *, here: bool = True) -> list[Problem]:
-    """Every broken rule of the run's training stages.
-
-    Args:
-        here: also what this machine must have for it: a drive, and what drives it.
-    """
-    problems = list(_groups(run))
-    if derived.data_ranks(run.hardware) == 0 or run.hardware.gpu not in gpus.GPUS:
-        return problems
-    for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage):
-            where = f"stage.{name}"
-            problems += _fsdp(stage, where)
-            problems += _offload(stage, where)
-            problems += _drive(stage, where) if here else []
-            problems += _zero_plus_plus(stage, run.hardware, where)
-            problems += _own(stage, run.hardware, where)
-            problems += _shared(stage, run.hardware, where)
-    return problems
 
 
 def llm_shape(model: ModelConfig) -> dict[str, Any]:
@@ -90,16 +65,16 @@ def _groups(run: RunConfig) -> Iterator[Problem]:
                     f"hardware.{name}",
                     f"hardware.{name}={' or '.join(map(str, fits))}",
                 )
-    family = shape.get("model_type")
-    if tensor > 1 and family and family not in TENSOR_PARALLEL:
+    family = families.find(str(shape.get("model_type") or ""))
+    if tensor > 1 and family.name and not family.tensor_parallel:
         yield Problem(
-            f"how the layers of {family} can be shared is not known",
+            f"how the layers of {family.name} can be shared is not known",
             "hardware.tensor_parallel",
-            f"hardware.tensor_parallel=1 and ZeRO-3; known: {', '.join(TENSOR_PARALLEL)}",
+            f"hardware.tensor_parallel=1 and ZeRO-3; known: {', '.join(families.having('tensor_parallel'))}",
         )
-    if sequence > 1 and family in _OWN_ATTENTION:
+    if sequence > 1 and family.own_attention:
         yield Problem(
-            f"{family} attends in its own way, which ranks cannot share",
+            f"{family.name} attends in its own way, which ranks cannot share",
             "hardware.sequence_parallel",
             "hardware.sequence_parallel=1",
         )
@@ -153,20 +128,27 @@ def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
             f"{where}.offload_checkpoints",
             f"{where}.gradient_checkpointing=true",
         )
+
+
+def _to_drive(stage: TrainStage, where: str) -> Iterator[Problem]:
     if _on_drive(stage) and stage.zero != 3:
-        yield Problem("only ZeRO-3 can keep state on a drive", f"{where}.offload", f"{where}.zero=3, or offload=cpu")
+        yield Problem(f"offload=nvme needs ZeRO-3 (zero is {stage.zero})", f"{where}.offload", f"{where}.zero=3")
 
 
 def _on_drive(stage: TrainStage) -> bool:
     return stage.engine == "deepspeed" and "nvme" in zero.offloads(stage).values()
 
 
-def _drive(stage: TrainStage, where: str) -> Iterator[Problem]:
-    if not _on_drive(stage):
+def _drive(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if not _on_drive(stage) or stage.zero != 3:
         return
     numbers = stage.deepspeed
     if numbers.nvme_path is None:
-        yield Problem("which drive?", f"{where}.deepspeed.nvme_path", "a folder on a local NVMe drive")
+        yield Problem(
+            "offload=nvme needs a folder on a local NVMe drive (nvme_path is null)",
+            f"{where}.deepspeed.nvme_path",
+            f"{where}.deepspeed.nvme_path=/local_nvme",
+        )
     else:
         folder = Path(numbers.nvme_path).expanduser()
         if not folder.is_dir():
@@ -179,7 +161,8 @@ def _drive(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem("offload to a drive needs libaio, which is not installed", f"{where}.offload", AIO)
 
 
-def _zero_plus_plus(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _zero_plus_plus(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    hardware = run.hardware
     numbers = stage.deepspeed
     quantised = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if getattr(numbers, name)]
     used = [*quantised, *(["zero_hpz_partition_size"] if numbers.zero_hpz_partition_size > 1 else [])]
@@ -187,7 +170,7 @@ def _zero_plus_plus(stage: TrainStage, hardware: HardwareConfig, where: str) -> 
         yield Problem(
             f"ZeRO++ ({', '.join(used)}) is of ZeRO-3", f"{where}.deepspeed", f"{where}.zero=3, or leave it out"
         )
-    if quantised and gpus.find(hardware.gpu).is_cpu:
+    if quantised and hardware.gpu in gpus.GPUS and gpus.find(hardware.gpu).is_cpu:
         yield Problem(
             f"{', '.join(quantised)}: DeepSpeed's kernels that pack them exist for GPUs only",
             f"{where}.deepspeed",
@@ -201,8 +184,9 @@ def _zero_plus_plus(stage: TrainStage, hardware: HardwareConfig, where: str) -> 
         )
 
 
-def _own(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _own(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     """A DeepSpeed JSON of the user's own."""
+    hardware = run.hardware
     path = stage.deepspeed.config
     if path is None:
         return
@@ -211,6 +195,8 @@ def _own(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Pr
         yield Problem(f"engine {stage.engine} reads no DeepSpeed JSON", place, f"{where}.engine=deepspeed, or null")
         return
     unit = stage.micro_batch * derived.data_ranks(hardware)
+    if unit == 0 or hardware.gpu not in gpus.GPUS:
+        return  # problems of their own
     if stage.global_batch % unit or (stage.zero == 0 and hardware.precision == "bf16"):
         return  # checks/values.py says so; there is no dict to compare with
     try:
@@ -222,15 +208,10 @@ def _own(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Pr
     yield from user_json.problems(own, stage, ours, where)
 
 
-def _shared(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
-    """Stages whose LLM, or whose sequences, several ranks share."""
-    if hardware.tensor_parallel > 1:
-        yield from _tensor_parallel(stage, hardware, where)
-    if hardware.sequence_parallel > 1:
-        yield from _sequence_parallel(stage, hardware, where)
-
-
-def _tensor_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _tensor_parallel(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    hardware = run.hardware
+    if hardware.tensor_parallel == 1:
+        return
     place = "hardware.tensor_parallel"
     if stage.engine != "deepspeed":
         yield Problem(f"engine {stage.engine} has no tensor parallelism", place, f"{where}.engine=deepspeed")
@@ -243,7 +224,10 @@ def _tensor_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) ->
         yield Problem("DeepSpeed's ZeRO-1 in bf16 fails where no shared layer learns", place, f"{where}.zero=2")
 
 
-def _sequence_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _sequence_parallel(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    hardware = run.hardware
+    if hardware.sequence_parallel == 1:
+        return
     if stage.engine == "plain":
         yield Problem("engine plain is one process", "hardware.sequence_parallel", f"{where}.engine=deepspeed")
     if stage.packing is not None:
@@ -256,3 +240,30 @@ def _sequence_parallel(stage: TrainStage, hardware: HardwareConfig, where: str) 
         yield Problem(
             "sequence parallelism attends through sdpa here", "hardware.sequence_parallel", "hardware.attention=sdpa"
         )
+
+
+_TRAIN = (TrainStage,)
+RULES = (
+    Rule("groups-of-ranks", "Ranks that share a model or a sequence divide all ranks, and the LLM's heads and layers.",
+         ("hardware.tensor_parallel", "hardware.sequence_parallel", "model.llm"), _groups),
+    Rule("fsdp", "fsdp shards gradients and optimizer state, of weights of one type that are not quantized.",
+         ("stage.*.engine", "stage.*.zero", "stage.*.tune.llm", "stage.*.offload", "stage.*.compat.fp16_tower"), _fsdp,
+         of=_TRAIN, alone=True),
+    Rule("offload-to-drive", "State is offloaded to a drive by ZeRO-3 only.",
+         ("stage.*.offload", "stage.*.zero"), _to_drive, of=_TRAIN, alone=True),
+    Rule("offload-values", "Values of an offload are given where there is something to offload.",
+         ("stage.*.deepspeed.offload_param", "stage.*.deepspeed.nvme_path", "stage.*.offload_checkpoints"), _offload,
+         of=_TRAIN, alone=True),
+    Rule("drive", "A drive that state is offloaded to is there, can be written, and libaio is installed.",
+         ("stage.*.deepspeed.nvme_path",), _drive, of=_TRAIN, here=True),
+    Rule("zero-plus-plus", "ZeRO++ belongs to ZeRO-3, quantized transfers to GPUs, and its groups divide the ranks.",
+         ("stage.*.deepspeed", "stage.*.zero", "hardware.gpu"), _zero_plus_plus, of=_TRAIN),
+    Rule("deepspeed-json", "A DeepSpeed JSON of the user's own agrees with the run.",
+         ("stage.*.deepspeed.config",), _own, of=_TRAIN),
+    Rule("tensor-parallel", "Layers of the LLM are shared in DeepSpeed, where the LLM trains whole or not at all.",
+         ("hardware.tensor_parallel", "stage.*.engine", "stage.*.tune.llm", "stage.*.zero"), _tensor_parallel,
+         of=_TRAIN),
+    Rule("sequence-parallel", "Sequences are shared in DeepSpeed or fsdp, through sdpa, and not in packed rows.",
+         ("hardware.sequence_parallel", "hardware.attention", "stage.*.engine", "stage.*.packing"), _sequence_parallel,
+         of=_TRAIN),
+)  # fmt: skip

@@ -7,26 +7,32 @@ from shutil import which
 
 from vlmrun.arch import attention
 from vlmrun.checks import environment
+from vlmrun.checks.table import Rule
 from vlmrun.cluster import hostfile
-from vlmrun.config.schema import HardwareConfig
+from vlmrun.config.schema import RunConfig
 from vlmrun.errors import Problem, suggest
-from vlmrun.hardware.gpus import GPUS, Gpu
+from vlmrun.hardware.gpus import GPUS
 
 
-def check(hardware: HardwareConfig) -> Iterator[Problem]:
-    """Precision, attention, environment and nodes against each other and the GPU named."""
-    gpu = GPUS.get(hardware.gpu)
+def _gpu(run: RunConfig) -> Iterator[Problem]:
+    if run.hardware.gpu not in GPUS:
+        fix = suggest(run.hardware.gpu, GPUS, noun="gpus")
+        yield Problem(f"unknown gpu {run.hardware.gpu!r}", "hardware.gpu", fix)
+
+
+def _attention(run: RunConfig) -> Iterator[Problem]:
+    if run.hardware.gpu in GPUS:
+        yield from attention.check(run.hardware, GPUS[run.hardware.gpu])
+
+
+def _environment(run: RunConfig) -> Iterator[Problem]:
+    yield from environment.check(run.hardware.env)
+
+
+def _precision(run: RunConfig) -> Iterator[Problem]:
+    hardware, gpu = run.hardware, GPUS.get(run.hardware.gpu)
     if gpu is None:
-        yield Problem(f"unknown gpu {hardware.gpu!r}", "hardware.gpu", suggest(hardware.gpu, GPUS, noun="gpus"))
         return
-    yield from _precision(hardware, gpu)
-    yield from attention.check(hardware, gpu)
-    yield from environment.check(hardware.env)
-    yield from _srun(hardware)
-    yield from _nodes(hardware)
-
-
-def _precision(hardware: HardwareConfig, gpu: Gpu) -> Iterator[Problem]:
     where = "hardware.precision"
     if hardware.precision == "bf16" and not gpu.bf16:
         yield Problem(f"{gpu.name} has no bf16", where, "hardware.precision=fp16, or fp32")
@@ -36,7 +42,8 @@ def _precision(hardware: HardwareConfig, gpu: Gpu) -> Iterator[Problem]:
         yield Problem(f"{gpu.name} has no TensorFloat-32", "hardware.tf32", "hardware.tf32=false")
 
 
-def _srun(hardware: HardwareConfig) -> Iterator[Problem]:
+def _srun(run: RunConfig) -> Iterator[Problem]:
+    hardware = run.hardware
     if hardware.launcher != "srun":
         return
     if which("srun") is None:
@@ -49,8 +56,8 @@ def _srun(hardware: HardwareConfig) -> Iterator[Problem]:
         yield Problem("SLURM says which nodes srun starts ranks on", "hardware.hostfile", "hardware.hostfile=null")
 
 
-def _nodes(hardware: HardwareConfig) -> Iterator[Problem]:
-    """A host file must have as many hosts as there are nodes, with room for their ranks."""
+def _nodes(run: RunConfig) -> Iterator[Problem]:
+    hardware = run.hardware
     if hardware.hostfile is None:
         return
     hosts, problems = hostfile.read(hardware.hostfile)
@@ -70,3 +77,18 @@ def _nodes(hardware: HardwareConfig) -> Iterator[Problem]:
                 "hardware.hostfile",
                 "as many slots as GPUs are used on each node",
             )
+
+
+RULES = (
+    Rule("gpu", "The GPU is one whose memory and abilities are known.", ("hardware.gpu",), _gpu, here=True),
+    Rule("precision", "The GPU can compute in the precision that is asked for.",
+         ("hardware.gpu", "hardware.precision", "hardware.tf32"), _precision, here=True),
+    Rule("attention", "The attention kernel is installed and runs on the GPU in this precision.",
+         ("hardware.attention", "hardware.gpu", "hardware.precision"), _attention, here=True),
+    Rule("environment", "A configuration sets only variables that tune communication and devices.", ("hardware.env",),
+         _environment, here=True),
+    Rule("srun", "The srun launcher is used inside SLURM, without a host file.",
+         ("hardware.launcher", "hardware.hostfile"), _srun, here=True),
+    Rule("host-file", "A host file names as many hosts as there are nodes, with room for their ranks.",
+         ("hardware.hostfile", "hardware.nodes", "hardware.ranks_per_node"), _nodes, here=True),
+)  # fmt: skip

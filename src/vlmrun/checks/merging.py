@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import (
     AverageStage,
@@ -28,19 +29,7 @@ _NUMBERS = {"density", "gamma", "epsilon", "scale"}  # of methods: what a search
 _ONCE = "name each once and give it the sum of its weights"
 
 
-def check(stage: Any, run: RunConfig, where: str) -> Iterator[Problem]:
-    """What is wrong with one stage; nothing, of another kind."""
-    if isinstance(stage, MergeStage):
-        yield from merge(stage, where)
-        yield from _merge_parents(stage, run, where)
-    elif isinstance(stage, AverageStage):
-        yield from average(stage, where)
-    elif isinstance(stage, SearchStage):
-        yield from _search(stage, where)
-
-
-def average(stage: AverageStage, where: str) -> Iterator[Problem]:
-    """What is wrong with an average, whatever its models are."""
+def _average(stage: AverageStage, where: str) -> Iterator[Problem]:
     yield from _models(stage, where)
     if stage.weights is not None and stage.ema is not None:
         yield Problem("both weights and ema are given", f"{where}.ema", f"{where}.weights=null, or {where}.ema=null")
@@ -161,8 +150,7 @@ def _merge_parents(stage: MergeStage, run: RunConfig, where: str) -> Iterator[Pr
             )
 
 
-def merge(stage: MergeStage, where: str) -> Iterator[Problem]:
-    """What is wrong with a merge, whatever its adapters are."""
+def _merge(stage: MergeStage, where: str) -> Iterator[Problem]:
     names = [stage.init_from, *stage.adapters]
     if len(set(names)) != len(names):
         yield Problem("an adapter is named twice", f"{where}.adapters", _ONCE)
@@ -170,3 +158,19 @@ def merge(stage: MergeStage, where: str) -> Iterator[Problem]:
         yield Problem(f"{len(names)} adapters, {len(stage.weights)} weights", f"{where}.weights", "one per adapter")
     if stage.arithmetic == "fp16" and stage.dtype != "fp16":
         yield Problem("sums in fp16 are written as fp16", f"{where}.dtype", f"{where}.dtype=fp16")
+
+
+RULES = (
+    Rule("merge", "Each adapter of a merge is named once and has one weight, and sums in fp16 are written as fp16.",
+         ("stage.*.adapters", "stage.*.weights", "stage.*.arithmetic", "stage.*.dtype"), _merge, of=(MergeStage,),
+         alone=True),
+    Rule("merged-stages", "What is merged was trained through adapters.", ("stage.*.init_from", "stage.*.adapters"),
+         _merge_parents, of=(MergeStage,)),
+    Rule("average", "Each model of an average is named once and weighted as its method needs, and a base model is "
+         "named where the method counts changes from one.",
+         ("stage.*.models", "stage.*.weights", "stage.*.ema", "stage.*.rules", "stage.*.method", "stage.*.base_model"),
+         _average, of=(AverageStage,), alone=True),
+    Rule("search", "A search has weights or numbers of its method to try, and each of them would make an average.",
+         ("stage.*.models", "stage.*.weights", "stage.*.divisions", "stage.*.grid", "stage.*.method"), _search,
+         of=(SearchStage,), alone=True),
+)  # fmt: skip

@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmrun.arch import config_files
+from vlmrun.checks.table import Rule
 from vlmrun.config import paths
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.hardware import packages
 
 
-def check(run: RunConfig) -> Iterator[Problem]:
-    """Every train stage that begins with such parts."""
-    for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage) and stage.init_from is None:
-            yield from _llm(run, stage, f"stage.{name}")
-            yield from _tower(run, stage, f"stage.{name}")
-
-
-def _llm(run: RunConfig, stage: TrainStage, where: str) -> Iterator[Problem]:
-    found = _held(run, "llm")
+def _llm(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    found = _held(run, "llm") if stage.init_from is None else None
     if found is None:
         return
     told = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.items())
@@ -34,8 +27,8 @@ def _llm(run: RunConfig, stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem("the LLM's weights lie in other few bits", f"{where}.quant", f"'{where}.quant={{{told}}}'")
 
 
-def _tower(run: RunConfig, stage: TrainStage, where: str) -> Iterator[Problem]:
-    if _held(run, "tower") is None:
+def _tower(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if stage.init_from is not None or _held(run, "tower") is None:
         return
     yield from packages.bitsandbytes("model.tower.path")
     if stage.tune.tower == "full":
@@ -54,3 +47,11 @@ def _held(run: RunConfig, part: str) -> dict[str, object] | None:
         return paths.packed(config_files.config_of(target))
     except CheckpointError:  # a folder that is not there is told where the part is looked at
         return None
+
+
+RULES = (
+    Rule("quantized-llm", "Weights of an LLM that are quantized on disk are tuned by QLoRA, with the same bits.",
+         ("model.llm.path", "stage.*.tune.llm", "stage.*.quant"), _llm, of=(TrainStage,), here=True),
+    Rule("quantized-tower", "Weights of a tower that are quantized on disk are not trained.",
+         ("model.tower.path", "stage.*.tune.tower"), _tower, of=(TrainStage,), here=True),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a composed run before a weight is loaded, in one list."""
+"""Rules between a run and the files it names: references, targets, LLM, tokenizer, templates, data."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun import build, graph
-from vlmrun.arch import attention
+from vlmrun import build, graph, kinds
+from vlmrun.arch import attention, families
 from vlmrun.arch import config_files as parts
-from vlmrun.checks import engines, quantized, vision
-from vlmrun.checks import hardware as hardware_checks
 from vlmrun.checks import shards as shard_checks
-from vlmrun.checks import values as config_checks
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import Asking, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
+from vlmrun.config.schema import Asking, ConvertStage, DataConfig, Reading, RunConfig, StageNode, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.images import grid
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 from vlmrun.hardware import packages
+from vlmrun.names import MODEL, PARTS, WEIGHTS
 
 # Arguments that model/parts.py supplies itself when it builds a part.
 _SUPPLIED = {
@@ -35,28 +34,12 @@ _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers",
           "num_key_value_heads", "vocab_size", "image_size", "patch_size")  # fmt: skip
 
 
-def check(run: RunConfig) -> list[Problem]:
-    """All problems: references, rules between fields, targets, dimensions, tokenizer, templates, files."""
-    _, problems = graph.plan(run)
-    problems += config_checks.check(run)
-    problems += hardware_checks.check(run.hardware)
-    problems += engines.check(run)
-    problems += _heads(run)
-    problems += _targets(run)
-    problems += _packages(run)
-    problems += _templates(run)
-    problems += _data(run)
-    problems += _llm(run)
-    problems += vision.check(run)
-    problems += quantized.check(run)
-    problems += _continued(run)
-    return [problem for problem in dict.fromkeys(problems) if not _elsewhere(problem.where, run)]
+def _references(run: RunConfig) -> Iterator[Problem]:
+    yield from graph.plan(run)[1]
 
 
-def _elsewhere(where: str, run: RunConfig) -> bool:
-    """Whether a place belongs to a stage that `only` leaves out."""
-    parts = where.split(".")
-    return bool(run.only) and parts[0] == "stage" and parts[1] in run.stage and parts[1] not in run.only
+def _kind(stage: StageNode, where: str) -> Iterator[Problem]:
+    yield from kinds.of(stage).check(stage, where)
 
 
 def _heads(run: RunConfig) -> Iterator[Problem]:
@@ -72,7 +55,7 @@ def _heads(run: RunConfig) -> Iterator[Problem]:
 
 
 def _targets(run: RunConfig) -> Iterator[Problem]:
-    for name in ("llm", "tower", "connector"):
+    for name in PARTS:
         part = getattr(run.model, name)
         if name == "connector":
             part, _ = derived.connector_weights(part)
@@ -188,19 +171,20 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
             "model.max_length",
             f"model.max_length={facts.max_positions} or less",
         )
-    known = parts.ATTENTION.get(facts.family, (run.hardware.attention,))
-    if run.hardware.attention not in known:
+    family = families.find(facts.family)
+    known = family.attention
+    if known is not None and run.hardware.attention not in known:
         yield Problem(
             f"{facts.family} knows no attention {run.hardware.attention!r} in transformers",
             "hardware.attention",
             f"hardware.attention={' or '.join(known)}",
         )
     for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage) and stage.packing is not None and facts.family not in derived.PACKABLE:
+        if isinstance(stage, TrainStage) and stage.packing is not None and not family.packable:
             yield Problem(
                 f"samples of one row are not known to stay apart in {facts.family or 'this LLM'}",
                 f"stage.{name}.packing",
-                f"stage.{name}.packing=null; known: {', '.join(sorted(derived.PACKABLE))}",
+                f"stage.{name}.packing=null; known: {', '.join(families.having('packable'))}",
             )
     yield from _roles(run, tokenizer)
     if tokenizer is not None:
@@ -296,7 +280,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
     """A model of another run that a stage starts from must be of the parts that this run describes."""
     for name, stage in run.stage.items():
         reference = getattr(stage, "init_from", None)
-        saved = Path(reference or "").expanduser() / "weights" / "model.json"
+        saved = Path(reference or "").expanduser() / WEIGHTS / MODEL
         if not reference or reference in run.stage or not saved.is_file():
             continue
         try:
@@ -309,7 +293,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
 
 def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
     held = json.loads(saved.read_text("utf-8"))["model"]
-    for part in ("llm", "tower", "connector"):
+    for part in PARTS:
         target = getattr(run.model, part)
         ours = {"_target_": target.target, **target.arguments}
         theirs = held[part]
@@ -327,3 +311,29 @@ def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
         if changed:
             fix = f"choose the same model/{part} and the same values"
             yield Problem(f"its {part} is another than this run describes: {'; '.join(changed)}", where, fix)
+
+
+RULES = (
+    Rule("references", "A stage starts from stages of the run or from finished artifacts, without a cycle, and reads "
+         "data of the run.",
+         ("stage.*.init_from", "stage.*.adapters", "stage.*.models", "stage.*.base_model", "stage.*.data", "only"),
+         _references),
+    Rule("stage-kind", "A stage of a plugin's kind keeps the rules of that kind.", ("stage.*",), _kind, of=(StageNode,),
+         alone=True),
+    Rule("head-size", "The attention kernel computes heads of the sizes that LLM and tower have.",
+         ("hardware.attention", "model.llm", "model.tower"), _heads, here=True),
+    Rule("targets", "Classes and functions that are named are allowed, exist, and take the arguments they are given.",
+         ("model.llm", "model.tower", "model.connector", "data.*.prepare"), _targets, here=True),
+    Rule("packages", "Packages that QLoRA and liger's loss need are installed, and the LLM's loader knows of both.",
+         ("stage.*.tune.llm", "stage.*.loss_head", "model.llm"), _packages, here=True),
+    Rule("templates", "Every template exists, and MiniCPM-V's labels are made by its own templates.",
+         ("model.template", "stage.*.template", "stage.*.compat.labels"), _templates, here=True),
+    Rule("data", "Data that are read have a known format, which the stage can use, and their files are there.",
+         ("data.*.format", "data.*.annotations", "data.*.images", "stage.*.data"), _data, here=True),
+    Rule("llm", "The LLM has room for the longest sample, knows the attention and the packing that are asked for, has "
+         "the layers that LoRA names, and a tokenizer with the tokens of template and roles.", ("model.llm",
+         "model.max_length", "model.template", "hardware.attention", "stage.*.packing", "stage.*.lora.targets"), _llm,
+         here=True),
+    Rule("same-parts", "A model of another run that a stage starts from has the parts that this run describes.",
+         ("stage.*.init_from", "model"), _continued, here=True),
+)  # fmt: skip

@@ -1,44 +1,24 @@
-"""Rules between fields, one small function each. They look at values only: no file is opened, no weight is loaded."""
+"""Rules between the values of training stages, one small function each; no file is opened, no weight is loaded."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from vlmrun.checks import converting, merging, training
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import HardwareConfig, RunConfig, TrainStage
+from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.errors import Problem, suggest
 
 
-def check(run: RunConfig) -> list[Problem]:
-    """Every broken rule of a composed run."""
-    problems: list[Problem] = [*_tokens(run), *_objective(run)]
-    for name, stage in run.stage.items():
-        where = f"stage.{name}"
-        if isinstance(stage, TrainStage):
-            problems += _tuning(stage, where)
-            problems += _quant(stage, where)
-            problems += _new_tokens(stage, run, where)
-            problems += _rates(stage, where)
-            problems += _batch(stage, run.hardware, where)
-            problems += training.check(stage, run.hardware, where)
-            problems += training.packing(stage, run.model, where)
-            problems += training.energon(run, stage, where)
-            problems += _engine(stage, run.hardware, where)
-            problems += _adapted(stage, run, where)
-            problems += _lora_parent(stage, run, where)
-        else:
-            problems += merging.check(stage, run, where)
-            problems += converting.check(stage, where)
-    return problems
-
-
-def _tuning(stage: TrainStage, where: str) -> Iterator[Problem]:
+def _something_trains(stage: TrainStage, where: str) -> Iterator[Problem]:
     if {stage.tune.llm, stage.tune.tower, stage.tune.connector} == {"freeze"}:
         yield Problem(
             "nothing is trained: every part is frozen", f"{where}.tune", f"for instance {where}.tune.connector=full"
         )
+
+
+def _lora(stage: TrainStage, where: str) -> Iterator[Problem]:
     if stage.tune.adapters and stage.lora is None:
         yield Problem(
             f"tune.llm is {stage.tune.llm}, but lora has no values",
@@ -155,21 +135,22 @@ def _rate(own: float | None, common: float) -> float:
     return common if own is None else own
 
 
-def _batch(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
-    if derived.data_ranks(hardware) == 0:
-        return  # told by checks/engines.py
-    unit = stage.micro_batch * derived.data_ranks(hardware)
-    if stage.global_batch % unit:
-        nearest = " or ".join(str(batch) for batch in derived.nearest_batches(stage, hardware))
-        yield Problem(
-            f"global_batch {stage.global_batch} cannot be cut into micro batches of {stage.micro_batch} "
-            f"on {derived.data_ranks(hardware)} rank(s)",
-            f"{where}.global_batch",
-            f"global_batch={nearest}, or another micro_batch: global batch = micro batch x accumulation x ranks",
-        )
+def _batch(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    ranks = run.hardware.data_ranks
+    if ranks == 0 or stage.global_batch % (stage.micro_batch * ranks) == 0:
+        return  # too few ranks for a group are a problem of their own
+    nearest = " or ".join(str(batch) for batch in derived.nearest_batches(stage, run.hardware))
+    fitting = [n for n in range(stage.micro_batch, 0, -1) if stage.global_batch % (n * ranks) == 0]
+    same = f"{where}.micro_batch={fitting[0]}, or " if fitting else ""
+    yield Problem(
+        f"global_batch {stage.global_batch} is no multiple of micro_batch {stage.micro_batch} x {ranks} rank(s)",
+        f"{where}.global_batch",
+        f"{same}{where}.global_batch={nearest}, which trains another way",
+    )
 
 
-def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator[Problem]:
+def _one_process(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    hardware = run.hardware
     ranks = derived.ranks(hardware)
     if hardware.launcher == "inline" and ranks > 1:
         yield Problem(
@@ -179,7 +160,10 @@ def _engine(stage: TrainStage, hardware: HardwareConfig, where: str) -> Iterator
         )
     if stage.engine == "plain" and ranks > 1:
         yield Problem("engine plain is one process", f"{where}.engine", f"{where}.engine=deepspeed")
-    if stage.engine == "deepspeed" and stage.zero == 0 and hardware.precision == "bf16":
+
+
+def _zero(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if stage.engine == "deepspeed" and stage.zero == 0 and run.hardware.precision == "bf16":
         # DeepSpeed's bf16 optimizer at stage 0 takes a step with zero gradients at start: Adam's count is one ahead.
         yield Problem("bf16 with ZeRO 0 trains wrongly in DeepSpeed", f"{where}.zero", f"{where}.zero=1 or more")
     if stage.engine == "deepspeed" and stage.zero == 3 and stage.tune.llm == "qlora":
@@ -203,3 +187,32 @@ def _lora_parent(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Prob
             f"{where}.init_from",
             f"add a merge stage of {stage.init_from} and start from that",
         )
+
+
+_TRAIN = (TrainStage,)
+RULES = (
+    Rule("new-tokens", "Tokens that are added have a name of their own and are named once.",
+         ("model.image_markers", "model.new_tokens"), _tokens),
+    Rule("objective", "A sweep's objective is a number of one of the run's stages.", ("objective",), _objective),
+    Rule("something-trains", "A training stage trains at least one part.", ("stage.*.tune",), _something_trains,
+         of=_TRAIN, alone=True),
+    Rule("lora", "LoRA has values, with targets, exactly where the LLM is trained through adapters.",
+         ("stage.*.tune.llm", "stage.*.lora"), _lora, of=_TRAIN, alone=True),
+    Rule("quantization", "Quantization has values, which fit its bits, exactly where the LLM is tuned by QLoRA.",
+         ("stage.*.tune.llm", "stage.*.quant", "stage.*.compat.quantised_head"), _quant, of=_TRAIN, alone=True),
+    Rule("new-token-rows", "New tokens can be added, and their rows trained alone, while no rank holds only a shard of "
+         "the embedding.", ("stage.*.tune.llm", "stage.*.zero", "stage.*.init_from", "model.new_tokens"), _new_tokens,
+         of=_TRAIN),
+    Rule("rates", "Every part that is trained has a rate above 0, and no frozen one has a rate.",
+         ("stage.*.optim", "stage.*.tune"), _rates, of=_TRAIN, alone=True),
+    Rule("even-batch", "The global batch is a multiple of micro batch x ranks.",
+         ("stage.*.global_batch", "stage.*.micro_batch", "hardware"), _batch, of=_TRAIN),
+    Rule("one-process", "The plain engine and the inline launcher run on one rank.",
+         ("stage.*.engine", "hardware.launcher", "hardware.ranks_per_node", "hardware.nodes"), _one_process, of=_TRAIN),
+    Rule("zero-stage", "DeepSpeed trains in bf16 at ZeRO 1 or more, and quantized weights below ZeRO-3.",
+         ("stage.*.zero", "stage.*.tune.llm", "hardware.precision"), _zero, of=_TRAIN),
+    Rule("adapters-have-a-base", "Adapters are trained on an LLM that lies in a folder or comes from a stage.",
+         ("stage.*.tune.llm", "stage.*.init_from", "model.llm.path"), _adapted, of=_TRAIN),
+    Rule("merged-before-training", "Training starts from a model whose adapters are merged.", ("stage.*.init_from",),
+         _lora_parent, of=_TRAIN),
+)  # fmt: skip

@@ -5,7 +5,6 @@ Hydra's override grammar serves the run verbs; the others are plain argparse. Er
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
@@ -13,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from vlmrun.errors import LaunchError, VlmrunError, suggest
+from vlmrun import __version__
+from vlmrun.errors import ConfigError, LaunchError, VlmrunError, suggest
 
 # verb -> module:function taking the remaining arguments and returning an exit code
 VERBS = {
@@ -21,10 +21,10 @@ VERBS = {
     "check": "vlmrun.cli.train:check",
     "nodes": "vlmrun.cli.train:print_nodes",
     "plan": "vlmrun.cli.plan:main",
-    "recipes": "vlmrun.cli.app:recipes",
-    "ls": "vlmrun.cli.app:ls",
-    "chat": "vlmrun.cli.app:chat",
-    "convert": "vlmrun.cli.app:convert",
+    "recipes": "vlmrun.cli.recipes:main",
+    "ls": "vlmrun.cli.ls:main",
+    "chat": "vlmrun.cli.chat:main",
+    "convert": "vlmrun.cli.convert:main",
     "data": "vlmrun.cli.data:main",
     "merge": "vlmrun.cli.weights:merge",
     "average": "vlmrun.cli.weights:average",
@@ -66,8 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command `vlmrun`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--version" in arguments:
-        from vlmrun import __version__
-
         print(f"vlmrun {__version__}")  # noqa: T201 - asked for on stdout
         return 0
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
@@ -98,114 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return LaunchError.exit_code
 
 
-def recipes(arguments: list[str]) -> int:
-    """`vlmrun recipes`."""
-    parser = argparse.ArgumentParser("vlmrun recipes", description="List recipes, or show what one does and needs.")
-    parser.add_argument("name", nargs="?", help="a recipe's name")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    options = parser.parse_args(arguments)
-    from vlmrun.cli import recipes as listing
-
-    listing.main(options.name, as_json=options.json)
-    return 0
-
-
-def ls(arguments: list[str]) -> int:
-    """`vlmrun ls`."""
-    parser = argparse.ArgumentParser("vlmrun ls", description="List artifacts, or show where one came from.")
-    parser.add_argument("artifact", nargs="?", help="a stage name, name-key, key, or folder")
-    parser.add_argument(
-        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--verify", action="store_true", help="read every file again and compare its digest")
-    options = parser.parse_args(arguments)
-    from pathlib import Path
-
-    from vlmrun.cli import ls as listing
-
-    listing.main(Path(options.output), options.artifact, as_json=options.json, thorough=options.verify)
-    return 0
-
-
-def chat(arguments: list[str]) -> int:
-    """`vlmrun chat`."""
-    parser = argparse.ArgumentParser("vlmrun chat", description="Talk with a model about a picture.")
-    parser.add_argument("artifact", help="a stage name, name-key, key, or folder")
-    parser.add_argument("--image", help="picture to talk about")
-    parser.add_argument("--prompt", help="ask this, print the answer, and stop")
-    parser.add_argument("--max-new-tokens", type=_at_least_one, default=64)
-    parser.add_argument(
-        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    from pathlib import Path
-
-    from vlmrun import store
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    folder = store.find(Path(options.output), options.artifact)
-    image = Path(options.image) if options.image else None
-    # A string, so that the front half does not depend on what loads torch.
-    talk = importlib.import_module("vlmrun.serve.chat").main
-    talk(folder, image, options.prompt, options.max_new_tokens)
-    return 0
-
-
-def convert(arguments: list[str]) -> int:
-    """`vlmrun convert`."""
-    parser = argparse.ArgumentParser(
-        "vlmrun convert",
-        description="Write a model in another format. The source's format is found out from its content.",
-        epilog="formats: docs/guides/convert.md",
-    )
-    parser.add_argument("source", help="a stage, an artifact, a training checkpoint, or a folder or file of a model")
-    parser.add_argument("destination", help="a folder that is not there yet; with --check the model to compare with")
-    parser.add_argument("--to", help="the format to write, such as hf_llava")
-    parser.add_argument("--from", dest="came_as", help="the source's format, if it is taken for another")
-    parser.add_argument("--base", help="the LLM or model that an adapter, a projector or a delta belongs to")
-    parser.add_argument("--tower", help="folder of the vision tower, if the source names one that is not here")
-    parser.add_argument("--template", help="a built-in template, if the source's format does not say which")
-    parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
-    parser.add_argument("--tp", type=_at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
-    parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
-    parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
-    parser.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
-    parser.add_argument(
-        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    if options.check == (options.to is not None):
-        raise _usage("one of --to FORMAT and --check is needed", "vlmrun convert SRC DST --to hf_llava")
-    from pathlib import Path
-
-    from vlmrun import store
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    source = Path(options.source).expanduser()
-    if not source.exists():
-        source = store.find(Path(options.output), options.source)
-    run = importlib.import_module("vlmrun.formats.command").main
-    code: int = run(source, Path(options.destination).expanduser(), options)
-    return code
-
-
-def _at_least_one(text: str) -> int:
-    """An argument's number, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _refuse_unknown_verb(word: str) -> None:
     if word.isidentifier():
-        raise _usage(f"no verb {word!r}", suggest(word, VERBS, noun="verbs"))
-
-
-def _usage(what: str, fix: str) -> VlmrunError:
-    from vlmrun.errors import ConfigError
-
-    return ConfigError(what, "command line", fix)
+        raise ConfigError(f"no verb {word!r}", "command line", suggest(word, VERBS, noun="verbs"))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, graph, logs
-from vlmrun.arch import config_files
+from vlmrun import artifact, back, graph, logs
 from vlmrun.cli import data_convert, train
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
+from vlmrun.data.findings import CLASSES, Finding, Tally
 from vlmrun.data.formats.base import check_source
-from vlmrun.errors import CheckpointError, ConfigError, DataError, Problem, suggest
+from vlmrun.errors import ConfigError, DataError, Problem, suggest
+from vlmrun.inspect import sizes
 from vlmrun.run import pipeline
 
 FOUND_PROBLEMS = DataError.exit_code
@@ -61,8 +61,7 @@ def show(arguments: list[str]) -> int:
     request = train.read([word for word in words if word not in numbers])
     run = _prepared(train.compose(request.overrides, request.config_dirs), options.stage)
     job = _job(run, _train_stage(run.config, options.stage))
-    look = importlib.import_module("vlmrun.inspect.sample")  # a string: it loads torch
-    found = look.show(job, int(numbers[0]) if numbers else 0, _sizes(run.config, look))
+    found = back.show_sample(job, int(numbers[0]) if numbers else 0, sizes.of(run.config.model))
     sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n" if options.json else _page(found))
     return 0
 
@@ -80,16 +79,14 @@ def lint(arguments: list[str]) -> int:
     parser.add_argument("--report", type=Path, help="write every problem there, one JSON object a line")
     parser.add_argument("--limit", type=int, help="look at so many records only")
     options, words = parser.parse_known_args(arguments)
-    linter = importlib.import_module("vlmrun.data.lint")  # strings: they load numpy, and torch for lengths
+    tally = Tally()
     is_file = len(words) == 1 and "=" not in words[0]
-    jobs = [_file(words[0], options)] if is_file else list(_all_data(words, options.limit))
-    tally = linter.Tally()
+    sources = [_file(words[0], options, tally)] if is_file else list(_all_data(words, options.limit, tally))
     with _Report(options.report) as report:
-        for path, rules in jobs:
-            for finding in linter.lint(path, rules, tally):
-                tally.add(finding)
-                report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
-    sys.stdout.write(_table(tally, linter.CLASSES, [str(path) for path, _ in jobs]))
+        for finding in chain.from_iterable(sources):
+            tally.add(finding)
+            report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
+    sys.stdout.write(_table(tally, len(sources)))
     return FOUND_PROBLEMS if tally.counts else 0
 
 
@@ -103,8 +100,7 @@ def prepare(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument("--escape-newlines", action="store_true", help="line breaks of reasons as backslash and n")
     options = parser.parse_args(arguments)
-    scienceqa = importlib.import_module("vlmrun.data.prepare.scienceqa")
-    records = scienceqa.convert(
+    records = back.scienceqa(
         options.base_dir, options.split, options.prompt_format, escape_newlines=options.escape_newlines
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -136,49 +132,31 @@ def _job(run: pipeline.Run, name: str) -> StageJob:
     return pipeline.job_of(run, next(item for item in run.planned if item.name == name))
 
 
-def _sizes(config: RunConfig, look: Any) -> Any:
-    """What config.json tells of the parts.
-
-    Raises:
-        CheckpointError: when it is missing, or does not tell.
-    """
-    tower, llm = config_files.tower_facts(config.model.tower), config_files.llm_facts(config.model.llm)
-    if tower.n_patches is None or tower.hidden_dim is None:
-        raise CheckpointError("config.json does not tell how many features a picture gives", config.model.tower.target)
-    layers = config.model.tower.arguments.get("layers")
-    width = tower.hidden_dim * (len(layers) if isinstance(layers, list) else 1)
-    return look.Sizes(width, llm.hidden_dim, tower.n_patches, tower.image_size or 0)
-
-
-def _file(word: str, options: argparse.Namespace) -> tuple[Path, Any]:
+def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Finding]:
     path = Path(word).expanduser()
     shards = options.format in derived.SHARDS
     check_source(path, folder=shards)
     options.images = path if shards else options.images
     if options.images is None:
         logs.get(__name__).info("no --images: pictures are not looked at")
-    if options.tokenizer is None and options.template is None:
-        lint = importlib.import_module("vlmrun.data.lint")
-        return path, lint.Rules(format=options.format, split=options.split, images=options.images, limit=options.limit)
-    return path, importlib.import_module("vlmrun.inspect.sample").rules_of_file(vars(options))
+    return back.lint_file(path, vars(options), tally)
 
 
-def _all_data(words: Sequence[str], limit: int | None) -> Iterator[tuple[Path, Any]]:
-    """Every data entry that a train or evaluate stage reads, with the rules of the first that does."""
+def _all_data(words: Sequence[str], limit: int | None, tally: Tally) -> Iterator[Iterator[Finding]]:
+    """What is wrong with every data entry that a train or evaluate stage reads, by the rules of the first that does."""
     request = train.read(list(words))
     run = _prepared(train.compose(request.overrides, request.config_dirs), None)
-    look = importlib.import_module("vlmrun.inspect.sample")
-    sizes = _sizes(run.config, look)
+    known = sizes.of(run.config.model)
     seen: set[tuple[str, str]] = set()
     for item in graph.selected(run.planned, run.config.only):
         if not isinstance(item.stage, Reading):
             continue
         job = pipeline.job_of(run, item)
-        for name, data in job.data.items():
+        for name in job.data:
             if (name, str(item.stage.template)) in seen:
                 continue
             seen.add((name, str(item.stage.template)))
-            yield Path(data.annotations), replace(look.rules(job, name, sizes), limit=limit)
+            yield back.lint_data(job, name, known, limit, tally)
 
 
 def _require_files(config: RunConfig, stage: str | None) -> None:
@@ -213,10 +191,10 @@ class _Report:
         self._file.close()
 
 
-def _table(tally: Any, classes: dict[str, str], files: Sequence[str]) -> str:
+def _table(tally: Tally, n_files: int) -> str:
     """Class, count, meaning, and the first examples."""
     lines = []
-    for kind, meaning in classes.items():
+    for kind, meaning in CLASSES.items():
         if kind not in tally.counts:
             continue
         lines.append(f"{kind:17} {tally.counts[kind]:>9,}  {meaning}")
@@ -226,10 +204,7 @@ def _table(tally: Any, classes: dict[str, str], files: Sequence[str]) -> str:
             lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
     total = sum(tally.counts.values())
     told = f"{total:,} problems" if total else "ok: no problem"
-    return (
-        "\n".join([*lines, f"{told} in {tally.n_records:,} records of {len(files)} file{'s' * (len(files) != 1)}"])
-        + "\n"
-    )
+    return "\n".join([*lines, f"{told} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
 
 
 def _page(found: dict[str, Any]) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 from typing import Any
 
-from vlmrun import logs
+from vlmrun import back, logs
+from vlmrun.data.shards import metadata
 from vlmrun.errors import ConfigError
 
 _OTHER = {"minicpm": "llava", "llava": "minicpm"}
@@ -23,13 +23,12 @@ def main(arguments: list[str]) -> int:
     _check(options)
     source, output = options.source.expanduser(), options.output.expanduser()
     if options.came_as == "wds":
-        n_records = importlib.import_module("vlmrun.data.shards.unpack").unpack(source, output)
+        n_records = back.unpack_shards(source, output)
         log.info("%s: %s records and their pictures", output, f"{n_records:,}")
     elif options.to in _SHARDS:
         _to_shards(source, output, options)
     else:
-        converter = importlib.import_module("vlmrun.data.prepare.convert")
-        n_records = converter.convert(source, output, read_as=_OTHER[options.to], write_as=options.to)
+        n_records = back.convert_data(source, output, read_as=_OTHER[options.to], write_as=options.to)
         log.info("%s: %d records of format %s", output, n_records, options.to)
     return 0
 
@@ -75,10 +74,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _to_shards(source: Path, output: Path, options: argparse.Namespace) -> None:
-    write = importlib.import_module("vlmrun.data.shards.write")  # a string: it loads numpy
-    metadata = importlib.import_module("vlmrun.data.shards.metadata")
     given = {name: getattr(options, name) for name in ("pattern", "max_count", "writers")}
-    layout = write.Layout(**{name: value for name, value in given.items() if value is not None})
+    layout = {name: value for name, value in given.items() if value is not None}
     shares = metadata.shares(options.split or "9,1,0")
 
     def finish(folder: Path) -> None:
@@ -87,7 +84,7 @@ def _to_shards(source: Path, output: Path, options: argparse.Namespace) -> None:
             log.info("split: %s", ", ".join(f"{part} {len(shards)} shard(s)" for part, shards in parts.items()))
 
     images = options.images.expanduser() if options.images else None
-    _tell(output, write.write(
+    _tell(output, back.write_shards(
         source, output, layout, images=images, on_error=options.on_error or "fail", finish=finish
     ), options.to)  # fmt: skip
 

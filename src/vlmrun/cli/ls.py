@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 from vlmrun import artifact, logs, store
 from vlmrun.artifact import Artifact
+from vlmrun.cli.options import output_option
 from vlmrun.config.job import JOB_FILE
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.report import lineage, tables
@@ -53,21 +55,24 @@ class Entry:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def main(root: Path, reference: str | None, as_json: bool, thorough: bool) -> None:
+def main(arguments: list[str]) -> int:
     """Lists stages, or shows one.
-
-    Args:
-        root: the output root.
-        reference: a path, `name-key`, a key, or a stage name (the newest).
-        thorough: read every file again and compare its digest.
 
     Raises:
         CheckpointError: when the reference names nothing, or, with everything damaged, after the list is written.
     """
-    if reference is None:
-        _list(root, as_json=as_json, thorough=thorough)
+    parser = argparse.ArgumentParser("vlmrun ls", description="List artifacts, or show where one came from.")
+    parser.add_argument("artifact", nargs="?", help="a stage name, name-key, key, or folder")
+    output_option(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--verify", action="store_true", help="read every file again and compare its digest")
+    options = parser.parse_args(arguments)
+    root = Path(options.output)
+    if options.artifact is None:
+        _list(root, as_json=options.json, thorough=options.verify)
     else:
-        _show(_find(root, reference), as_json=as_json, thorough=thorough)
+        _show(_find(root, options.artifact), as_json=options.json, thorough=options.verify)
+    return 0
 
 
 def entries(root: Path, *, thorough: bool = False) -> tuple[list[Entry], list[Problem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from vlmrun.config.compose import compose, conf_dir, search_path
 from vlmrun.config.schema import DataConfig, RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, suggest
+from vlmrun.names import PARTS
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
@@ -32,50 +34,54 @@ class Recipe:
     name: str
     about: str
     model: str
+    pipeline: str
     data: tuple[str, ...]
     stages: tuple[str, ...]
     gpus: str
     source: str
 
 
-def main(name: str | None, *, as_json: bool) -> None:
+def main(arguments: list[str]) -> int:
     """Lists recipes, or shows one.
 
     Raises:
         ConfigError: with the nearest name, when there is no such recipe.
     """
-    found = recipes()
+    parser = argparse.ArgumentParser("vlmrun recipes", description="List recipes, or show what one does and needs.")
+    parser.add_argument("name", nargs="?", help="a recipe's name")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(arguments)
+    name, found = options.name, recipes()
     if name is None:
-        _list(list(found.values()), as_json=as_json)
+        _list(list(found.values()), as_json=options.json)
     elif name not in found:
         raise ConfigError(f"no recipe {name!r}", "vlmrun recipes", suggest(name, found, noun="recipes"))
     else:
-        _show(found[name], as_json=as_json)
+        _show(found[name], as_json=options.json)
+    return 0
 
 
 def recipes() -> dict[str, Recipe]:
     """All recipes by name: the shipped ones and those of plugins."""
-    folders = [folder / "recipe" for folder in (conf_dir(), *search_path())]
-    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.yaml"))]
+    files = [file for folder in _folders() for file in sorted((folder / "recipe").glob("*.yaml"))]
     return {file.stem: _read(file) for file in files}
+
+
+def _folders() -> list[Path]:
+    return [conf_dir(), *search_path()]
 
 
 def _read(file: Path) -> Recipe:
     text = file.read_text("utf-8")
     head = [line[1:].strip() for line in text.partition("defaults:")[0].splitlines() if line.startswith("#")][1:]
     content = _plain(text)
-    chosen: dict[str, Any] = {}
-    added: list[str] = []
-    for entry in content.get("defaults", []):
-        for key, value in entry.items() if isinstance(entry, dict) else ():
-            if key.startswith("override /"):
-                chosen[key.removeprefix("override /")] = value
-            elif key.startswith("/stage@stage."):
-                added.append(key.removeprefix("/stage@stage."))
+    chosen = _chosen(content)
+    added = [key.removeprefix("/stage@stage.") for key in chosen if key.startswith("/stage@stage.")]
     return Recipe(
         name=file.stem,
         about=head[0].partition("   vlmrun")[0] if head else "",
         model=str(chosen.get("model", "")),
+        pipeline=str(chosen.get("/pipeline", "")),
         data=tuple(chosen.get("data") or ()),
         stages=(*(chosen.get("stage") or ()), *added),
         gpus=_gpus(str(chosen.get("hardware", "cpu")), content.get("hardware") or {}),
@@ -90,9 +96,29 @@ def _plain(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def _chosen(content: dict[str, Any]) -> dict[str, Any]:
+    """Group -> option of a defaults list. What a recipe chooses goes before what its pipeline chooses."""
+    chosen: dict[str, Any] = {}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, dict):
+            chosen |= {key.removeprefix("override /"): value for key, value in entry.items()}
+    pipeline = chosen.get("/pipeline")
+    return chosen if pipeline is None else _chosen(_option("pipeline", pipeline)) | chosen
+
+
+def _option(group: str, name: str) -> dict[str, Any]:
+    """An option's text laid over the files it starts from (`- NAME@_here_`); empty when there is no such file."""
+    file = next((file for folder in _folders() if (file := folder / group / f"{name}.yaml").is_file()), None)
+    own = _plain(file.read_text("utf-8")) if file else {}
+    bases = [entry for entry in own.get("defaults", []) if isinstance(entry, str) and entry.endswith("@_here_")]
+    values: dict[str, Any] = {}
+    for base in bases:
+        values |= _option(group, base.removesuffix("@_here_"))
+    return values | own
+
+
 def _gpus(option: str, changes: dict[str, Any]) -> str:
-    file = conf_dir() / "hardware" / f"{option}.yaml"
-    values = {**(_plain(file.read_text("utf-8")) if file.is_file() else {}), **changes}
+    values = _option("hardware", option) | changes
     n_ranks = int(values.get("nodes", 1)) * int(values.get("ranks_per_node", 1))
     return "cpu" if values.get("gpu") == "cpu" else f"{n_ranks} x {values.get('gpu', option)}"
 
@@ -120,7 +146,7 @@ def _show(recipe: Recipe, *, as_json: bool) -> None:
     write = sys.stdout.write
     write(f"{recipe.name}: {recipe.about}\nsource: {recipe.source}\nhardware: {recipe.gpus}, ")
     write(f"{run.hardware.precision}\n\nmodel {recipe.model}\n")
-    for part in ("llm", "tower", "connector"):
+    for part in PARTS:
         target = getattr(run.model, part)
         write(f"  {part:9}  {target.arguments.get('path') or target.target.rpartition('.')[2]}\n")
     write(f"  template   {run.model.template}, at most {run.model.max_length} tokens\n\nstages\n")

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmrun import artifact, graph, logs, store
+from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.checks import hardware as hardware_checks
-from vlmrun.checks import run as checks
+from vlmrun.checks import rules, table
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
+from vlmrun.names import WEIGHTS
 from vlmrun.plan import run as planning
 from vlmrun.run import pipeline, plugins, sweep
 
@@ -63,7 +64,7 @@ def check(arguments: list[str]) -> int:
     for point in points:
         try:
             configs.append(compose(point, request.config_dirs))
-            problems += checks.check(configs[-1])
+            problems += rules.check(configs[-1])
         except ConfigError as error:
             problems += error.problems
     for warning in dict.fromkeys(warning for config in configs for warning in planning.warnings(config)):
@@ -77,7 +78,7 @@ def check(arguments: list[str]) -> int:
 def print_nodes(arguments: list[str]) -> int:
     """`vlmrun nodes`: a shell script that runs this command on every node of a host file."""
     config = compose(read(arguments).overrides, read(arguments).config_dirs)
-    graph.require(list(hardware_checks.check(config.hardware)))
+    graph.require(table.problems(hardware_checks.RULES, config))
     if config.hardware.hostfile is None or config.hardware.nodes == 1:
         raise ConfigError(
             "there is no list of nodes",
@@ -93,7 +94,9 @@ def _list_stages(config: RunConfig) -> None:
     for item in graph.selected(planned.planned, config.only):
         folder = planned.stage_folder(item.name)
         state = "finished" if artifact.read(folder) else "to do"
-        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {pipeline.describe(item)}\n")
+        sys.stdout.write(
+            f"{state:9} {item.name:14} {planned.keys[item.name]}  {kinds.of(item.stage).describe(item.stage)}\n"
+        )
     sys.stdout.write(f"ok: {config.name} has no problems\n")
 
 
@@ -102,7 +105,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     from vlmrun.report import run_page, run_table
 
     config = compose(overrides, config_dirs)
-    graph.require(checks.check(config))
+    graph.require(rules.check(config))
     node = nodes.here(config.hardware, os.environ)
     planned = pipeline.prepare(config, folder)
     if node.rank > 0:
@@ -135,7 +138,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
     if config is None or composed.problems or problems:
         if config is not None and composed.problems:
             told = {problem.where for problem in composed.problems}  # what has no value is no wrong value too
-            problems += [problem for problem in checks.check(config) if problem.where not in told]
+            problems += [problem for problem in rules.check(config) if problem.where not in told]
         raise ConfigError([*composed.problems, *problems])
     return config
 
@@ -183,7 +186,7 @@ def _text(config: RunConfig) -> str:
 
 
 def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
-    models = [item for item in planned.outcomes if (item.folder / "weights").is_dir()]
+    models = [item for item in planned.outcomes if (item.folder / WEIGHTS).is_dir()]
     if not models:
         return
     best = models[-1].name
@@ -192,6 +195,6 @@ def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
     log.info("next:")
     log.info("  vlmrun chat %s --image %s --prompt 'Describe the picture.'", best, picture)
     log.info("  vlmrun ls %s", best)
-    trained = [item.name for item in planned.outcomes if item.artifact.kind == "train"]
+    trained = [item.name for item in planned.outcomes if kinds.of_artifact(item.artifact.kind).trains]
     if recipe and trained:
         log.info("  vlmrun -m %s stage.%s.optim.lr=1e-3,3e-3", recipe[0], trained[-1])

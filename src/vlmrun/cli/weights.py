@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -13,22 +12,24 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vlmrun import artifact, graph, logs, store
+from vlmrun import artifact, back, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
-from vlmrun.checks import merging
+from vlmrun.checks import rules
+from vlmrun.cli.options import output_option
 from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.run import identity
 
 log = logs.get(__name__)
 
-_MODEL = "model.json"
+Kind = TypeVar("Kind", MergeStage, AverageStage)
 _OURS = {"weights", "lock", "logs", ".weights.part", ".weights.old"}  # what an interrupted attempt may have left
 
 
@@ -47,8 +48,8 @@ def merge(arguments: list[str]) -> int:
     given = {"weights": options.weights, "base": options.base, "arithmetic": options.arithmetic, "dtype": options.dtype}
     values = _preset("merge", []) | {key: value for key, value in given.items() if value is not None}
     stage = _typed(MergeStage, values | {"init_from": names[0], "adapters": names[1:]})
-    graph.require(list(merging.merge(stage, "merge")))
-    return _carry_out("vlmrun.stages.merge", stage, places, options)
+    graph.require(rules.check_stage(stage, "merge"))
+    return _carry_out(stage, places, options)
 
 
 def average(arguments: list[str]) -> int:
@@ -80,8 +81,8 @@ def average(arguments: list[str]) -> int:
         "base_model": None if base is None else str(base),
     }
     stage = _typed(AverageStage, values | ({"dtype": options.dtype} if options.dtype else {}))
-    graph.require(list(merging.average(stage, "average")))
-    return _carry_out("vlmrun.stages.average", stage, [*places, *([base] if base else [])], options)
+    graph.require(rules.check_stage(stage, "average"))
+    return _carry_out(stage, [*places, *([base] if base else [])], options)
 
 
 def _parser(verb: str, about: str) -> argparse.ArgumentParser:
@@ -89,9 +90,7 @@ def _parser(verb: str, about: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", help="where the artifact goes; a finished one is never written over")
     parser.add_argument("--check", action="store_true", help="compare everything, digests too, and write nothing")
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), help="type of the weights (default: keep)")
-    parser.add_argument(
-        "--output", default=os.environ.get("VLMRUN_OUTPUT", "outputs"), help="output root (default: %(default)s)"
-    )
+    output_option(parser)
     return parser
 
 
@@ -105,7 +104,7 @@ def _resolve(root: Path, text: str) -> Path:
 
 
 def _is_ours(place: Path) -> bool:
-    return any((folder / _MODEL).is_file() for folder in (place, place / "weights"))
+    return any((folder / MODEL).is_file() for folder in (place, place / WEIGHTS))
 
 
 @contextlib.contextmanager
@@ -122,10 +121,7 @@ def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, s
             if not _is_ours(place):
                 made = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix=".vlmrun-source-", dir=beside)))
                 log.info("%s: brought into our own format first", place)
-                # Strings, so that the front half does not depend on what loads torch.
-                how = importlib.import_module("vlmrun.formats.base").How()
-                convert = importlib.import_module("vlmrun.formats.convert").convert
-                convert(place, made / "weights", "native", how, prove=False)
+                back.convert(place, made / WEIGHTS, "native", back.Conversion(), prove=False)
                 found[str(place)] = str(made)
         yield found
 
@@ -167,7 +163,7 @@ def _preset(name: str, overrides: list[str]) -> dict[str, Any]:
     return values
 
 
-def _typed(kind: Any, values: dict[str, Any]) -> Any:
+def _typed(kind: type[Kind], values: dict[str, Any]) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -180,23 +176,21 @@ def _said(detail: Any) -> str:
     return f"{where} = {detail['input']!r}: {detail['msg'].lower()}"
 
 
-def _carry_out(module: str, stage: Any, places: list[Path], options: argparse.Namespace) -> int:
+def _carry_out(stage: MergeStage | AverageStage, places: list[Path], options: argparse.Namespace) -> int:
     """Checks only, or makes the artifact."""
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.out is None and not options.check:
         raise ConfigError("--out is missing", "command line", "--out FOLDER, or --check to compare without writing")
-    # A string, so that the front half does not depend on what loads torch.
-    kind = importlib.import_module(module)
     if options.check:
         _verify(places)
         with _native(places, None) as parents:
-            sys.stdout.write(f"ok: {kind.check(stage, parents)}\n")
+            sys.stdout.write(f"ok: {back.compatible(stage, parents)}\n")
         return 0
     folder = Path(options.out).expanduser().resolve()
     _require_free(folder)
     with store.lock(folder, wait=False, say=log.info), _native(places, folder) as parents:
-        result = kind.make(stage, parents, folder)
+        result = back.make(stage, parents, folder)
         found = [parent for place in places if (parent := artifact.parent(place)) is not None]
         made = Artifact(
             name=folder.name,
@@ -216,7 +210,7 @@ def _carry_out(module: str, stage: Any, places: list[Path], options: argparse.Na
 
 def _key(stage: Any, parents: list[str]) -> str:
     """As a stage's in a run: its values and its parents' keys."""
-    content = {"version": identity.KIND_VERSION[stage.kind], "stage": identity.stable(stage), "parents": parents}
+    content = {"version": kinds.of(stage).version, "stage": identity.stable(stage), "parents": parents}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

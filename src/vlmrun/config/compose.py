@@ -124,7 +124,7 @@ def _explain(error: Exception, culprit: str, extra: list[str], before: list[str]
         near = closest(name, options)
         instead = culprit.replace(name, near) if near else None
         return Problem(f"{group} has no option {name!r}", _where(culprit), suggest(name, options)), instead
-    if "No match in the defaults list" in str(error) or (key == "recipe" and not culprit.startswith("+")):
+    if "No match in the defaults list" in str(error) or (key in ("recipe", "pipeline") and not culprit.startswith("+")):
         added = f"+{culprit.lstrip('+')}"
         return Problem(f"{key!r} is not chosen yet", _where(culprit), f"add it with a plus: {added}"), added
     if isinstance(error, ConfigCompositionException):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmrun.config import marks
+from vlmrun.config.marks import Parent, Source
 from vlmrun.config.schema import (
     AverageStage,
     DataConfig,
@@ -17,15 +19,12 @@ from vlmrun.config.schema import (
     Reading,
     SearchStage,
     Slices,
+    StageNode,
     Target,
     TrainStage,
 )
 
 SHARDS = frozenset({"wds", "energon"})  # formats that are folders of tar files
-# Families whose samples stay apart when several share a row; tests/unit/model/test_packed_rows.py tries each.
-PACKABLE = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "granite", "minicpm", "gemma", "gemma2"}
-)
 
 
 def ranks(hardware: HardwareConfig) -> int:
@@ -40,7 +39,7 @@ def replicas(hardware: HardwareConfig) -> int:
 
 def data_ranks(hardware: HardwareConfig) -> int:
     """Ranks, or groups of them, that read samples of their own."""
-    return ranks(hardware) // replicas(hardware)
+    return hardware.data_ranks
 
 
 def accumulation(stage: TrainStage, hardware: HardwareConfig) -> int:
@@ -90,11 +89,9 @@ def image_root(data: DataConfig) -> Path | None:
     return None if data.images is None else Path(data.images).expanduser()
 
 
-def sources(stage: object) -> list[str]:
-    """Names of all data a stage reads: what it trains on or asks, and what it is tried on meanwhile."""
-    held_out = getattr(stage, "eval", None)
-    names = [*getattr(stage, "data", []), *(held_out.data if held_out else [])]
-    return list(dict.fromkeys(names))
+def sources(stage: StageNode) -> list[str]:
+    """Names of all data a stage reads: what it trains on or asks, and what it is evaluated on meanwhile."""
+    return list(dict.fromkeys(name for _, name in marks.named(stage, Source)))
 
 
 def template(stage: Reading, model: ModelConfig) -> str:
@@ -107,14 +104,9 @@ def slices(model: ModelConfig) -> Slices | None:
     return model.tiles if isinstance(model.tiles, Slices) else None
 
 
-def parent_names(stage: object) -> list[str]:
+def parent_names(stage: StageNode) -> list[str]:
     """What a stage refers to: names of stages or paths of artifacts, in order."""
-    if models := getattr(stage, "models", None):
-        base = getattr(stage, "base_model", None)
-        return [*models, *([base] if base else [])]
-    start = getattr(stage, "init_from", None)
-    base = getattr(stage, "base_model", None)
-    return [*([start] if start else []), *getattr(stage, "adapters", []), *([base] if base else [])]
+    return [reference for _, reference in marks.named(stage, Parent)]
 
 
 def average_weights(stage: AverageStage) -> list[float]:

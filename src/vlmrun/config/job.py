@@ -11,6 +11,8 @@ from pydantic import Field
 from vlmrun.config.schema import DataConfig, HardwareConfig, ModelConfig, Node, Stage, Tracker
 
 JOB_FILE = "job.json"
+# Environment variable with a folder in which the ranks of one node meet.
+RENDEZVOUS = "VLMRUN_RENDEZVOUS"
 FAILURE_FILE = "failure.json"  # a worker's last words: an error for its parent to show
 
 

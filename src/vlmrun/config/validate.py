@@ -9,13 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vlmrun.config.schema import RunConfig, UserStage
+from vlmrun.config.schema import DataConfig, RunConfig, StageNode
 from vlmrun.errors import Problem, suggest
-
-_KINDS = {
-    typing.get_args(model.model_fields["kind"].annotation)[0]: model
-    for model in typing.get_args(typing.get_args(UserStage)[0])
-}
 
 
 def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunConfig | None, list[Problem]]:
@@ -43,7 +38,7 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
 def _path(location: tuple[int | str, ...], tree: Any) -> str:
     """A dotted key, without what pydantic puts in where it has several models or types to choose from."""
     parts = [str(part) for part in location]
-    if len(parts) > 2 and ((parts[0] == "stage" and parts[2] in _KINDS) or parts[:2] == ["model", "tiles"]):
+    if len(parts) > 2 and parts[:2] == ["model", "tiles"]:
         del parts[2]
     for place, part in enumerate(parts):
         if not isinstance(tree, dict | list):
@@ -64,16 +59,15 @@ def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
         if not parent:
             fix = f"choose a recipe, as +recipe=smoke, or give {name}=..."
         return Problem(f"{path} is missing", parent or "the run", fix)
-    if kind == "union_tag_not_found":
+    if kind == "no_kind":
         return Problem(
             f"stage {name!r} has no kind",
             path,
             "it is not among the selected stages, but something sets values of it: to run part of a recipe use "
             f"only=[...] instead of stage=[...], or take out the values of {path}",
         )
-    if kind == "union_tag_invalid":
-        given = str(detail.get("ctx", {}).get("tag", ""))
-        return Problem(f"unknown kind {given}", path, suggest(given, _KINDS, noun="kinds"))
+    if kind == "bad_kind":
+        return Problem(detail["ctx"]["what"], path, detail["ctx"]["fix"])
     if kind == "model_type" and detail["input"] is None:
         return Problem(f"{path} is not chosen", path, f"choose one: {path}=..., or a recipe: +recipe=smoke")
     if kind == "literal_error":
@@ -96,12 +90,12 @@ def _fields(path: str, tree: dict[str, Any]) -> list[str]:
         if model is None:
             return []
     names = [field.alias or name for name, field in model.model_fields.items()]
-    return names if path else [*names, "recipe"]
+    return names if path else [*names, "recipe", "pipeline"]
 
 
 def _step(model: Any, part: str, node: Any) -> Any:
     if model is dict:  # the value below a named stage or data source
-        return _KINDS.get(node.get("kind")) if isinstance(node, dict) and "kind" in node else _data_model()
+        return StageNode.classes.get(node.get("kind", "")) if isinstance(node, dict) and "kind" in node else DataConfig
     annotation = model.model_fields[part].annotation if part in model.model_fields else None
     given = node.keys() if isinstance(node, dict) else set()
     options = list(_models(annotation))
@@ -117,9 +111,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     elif typing.get_origin(annotation) is not dict:
         for option in typing.get_args(annotation):
             yield from _models(option)
-
-
-def _data_model() -> Any:
-    from vlmrun.config.schema import DataConfig
-
-    return DataConfig

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
 from vlmrun.data.images.open import ImageLayout
 from vlmrun.data.images.patch_strips import joined
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
 class Collator:

@@ -12,22 +12,16 @@ from typing import Any
 import numpy as np
 
 from vlmrun import logs
+from vlmrun.arch.tiles import n_tiles
 from vlmrun.config import derived
 from vlmrun.config.schema import Aspect, Compat, DataConfig, Slices
 from vlmrun.data import index
 from vlmrun.data.compat import minicpm
 from vlmrun.data.compat import settings as compat
-from vlmrun.data.encode import IGNORE, Encoded, encode, misfit
+from vlmrun.data.encode import Encoded, encode, misfit
 from vlmrun.data.images import grid as slices
 from vlmrun.data.images.cache import Fitted, PictureCache
-from vlmrun.data.images.open import (
-    ImageLayout,
-    ImageTransform,
-    find_image,
-    image_size,
-    load_image,
-    n_tiles,
-)
+from vlmrun.data.images.open import ImageLayout, ImageTransform, find_image, image_size, load_image
 from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.index import Index
 from vlmrun.data.reading import list_skipped, rejection_error, usable
@@ -35,6 +29,7 @@ from vlmrun.data.sample import Question, Rejected, Sample, locate_record
 from vlmrun.data.shards import keys
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError, suggest
+from vlmrun.ids import IGNORE
 
 log = logs.get(__name__)
 

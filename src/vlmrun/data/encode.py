@@ -14,9 +14,7 @@ from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError, Problem
-
-IMAGE_TOKEN = -200  # stands for an image among token ids; in no vocabulary (equals vlmrun.model.vlm.IMAGE_TOKEN)
-IGNORE = -100  # label of a token that is not learnt
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import warnings
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +20,14 @@ import numpy as np
 from PIL import Image
 
 from vlmrun.data import formats
-from vlmrun.data.encode import IMAGE_TOKEN, encode, misfit
+from vlmrun.data.encode import encode, misfit
+from vlmrun.data.findings import Finding, Tally
 from vlmrun.data.images.open import find_image
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 
-# Problem class -> what it means, in the order of the table.
-CLASSES = {
-    "malformed": "the file cannot be read here",
-    "record": "not a record of this format",
-    "roles": "human and gpt do not take turns",
-    "empty": "an empty question or answer",
-    "placeholders": "image tags and images do not fit",
-    "image_missing": "a picture is not there",
-    "image_outside": "a picture lies outside the image folder",
-    "image_broken": "a picture's header cannot be read, or it is too large",
-    "template": "the template cannot show this record",
-    "special_text": "text that a template or tokenizer takes for a mark",
-    "too_long": "longer than the maximum length: its end is cut off",
-    "not_learnt": "no answer, or not every image, lies within the maximum length",
-    "duplicate_id": "an id that an earlier record has",
-    "duplicate_record": "the same images and text as an earlier record",
-    "count": "another number of records than the data set should have",
-}
 # Marks of the common templates: what a record must not contain when it is not known which template will be used.
 _TOKENS = (
     "</s> <s> <unk> <pad> [PAD] ### [INST] [/INST] <<SYS>> <|im_start|> <|im_end|> <|endoftext|> <|end_of_text|> "
@@ -61,21 +45,6 @@ _WORDS = (
 )
 _UNLIMITED = 1 << 60
 _PICTURES_KEPT = 1 << 16  # answers about pictures that are remembered
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem of one record. `index` is None for one of the whole file."""
-
-    kind: str
-    file: str
-    index: int | None
-    id: str
-    what: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """A line of the report."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -119,23 +88,6 @@ class Rules:
     marks: tuple[str, ...] = COMMON_MARKS
     records: int | None = None
     limit: int | None = None
-
-
-@dataclass
-class Tally:
-    """Counts, and the first examples of every class."""
-
-    n_records: int = 0
-    n_examples: int = 3
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[Finding]] = field(default_factory=dict)
-
-    def add(self, finding: Finding) -> None:
-        """Counts one."""
-        self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
-        kept = self.examples.setdefault(finding.kind, [])
-        if len(kept) < self.n_examples:
-            kept.append(finding)
 
 
 def marks_of(template: Template | None, special_tokens: Iterable[str] = ()) -> tuple[str, ...]:

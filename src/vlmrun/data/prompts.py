@@ -9,10 +9,11 @@ import numpy as np
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Encoder, Item, Layouts
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, encode_prompt
+from vlmrun.data.encode import Encoded, encode_prompt
 from vlmrun.data.sample import Turn
 from vlmrun.data.templates import Template
 from vlmrun.errors import CheckpointError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
 class Prompts:

@@ -17,6 +17,7 @@ from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped
 from vlmrun.data.sample import IMAGE_TAG, Question
 from vlmrun.errors import DataError
+from vlmrun.names import SKIPPED
 
 Report = Callable[[int, int], None]
 
@@ -65,7 +66,7 @@ class Asker:
             for batch, kept in zip(batches, is_kept, strict=True):
                 if kept:
                     continue
-                new = self._answer(batch, answers.parent / "skipped.jsonl")
+                new = self._answer(batch, answers.parent / SKIPPED)
                 handle.write("".join(_line(row) for row in new))
                 handle.flush()
                 rows += new

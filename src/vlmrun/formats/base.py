@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,7 +21,6 @@ from vlmrun.weights.lazy import Lazy
 from vlmrun.weights.reader import dtype_name
 from vlmrun.weights.writer import Writer
 
-PARTS = ("llm", "tower", "connector", "adapter")
 LLM_CONFIG, GENERATION = "llm/config.json", "llm/generation_config.json"
 TOWER_CONFIG, PREPROCESSOR = "tower/config.json", "tower/preprocessor_config.json"
 ADAPTER_CONFIG, ADAPTER = "adapter/adapter_config.json", "adapter_model"  # PEFT's names of its files
@@ -95,7 +94,7 @@ class How:
 
 
 class Format(Protocol):
-    """What a module of this package offers. A format that is only read has no `write`."""
+    """What a module of this package offers."""
 
     def detect(self, folder: Path) -> bool:
         """Whether the folder's content is of this format."""
@@ -104,7 +103,12 @@ class Format(Protocol):
         """Names, shapes and configurations; tensors follow when asked for."""
 
     def refuse(self, model: Model, how: How) -> list[Problem]:
-        """Everything of the model that this format cannot express."""
+        """Everything of the model that this format cannot express; a format that is only read refuses all."""
+
+
+@runtime_checkable
+class WrittenFormat(Format, Protocol):
+    """A format that is written as well."""
 
     def write(self, model: Model, folder: Path, how: How) -> None:
         """Fills a folder that is there and empty."""

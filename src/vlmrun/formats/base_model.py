@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmrun import formats
 from vlmrun.errors import CheckpointError
+from vlmrun.formats import registry
 from vlmrun.formats.base import LLM_CONFIG, How, Model
 
 
@@ -19,7 +19,7 @@ def model(how: How, wanted_by: Path) -> Model:
         raise CheckpointError(
             "this is a piece of a model: what it belongs to is not in the folder", str(wanted_by), "give --base DIR"
         )
-    found: Model = formats.read(how.base, How(tower=how.tower, template=how.template))
+    found = registry.read(how.base, How(tower=how.tower, template=how.template))
     if LLM_CONFIG not in found.json:
         raise CheckpointError("the base holds no LLM", str(how.base), "give the folder of an LLM or of a whole model")
     return found

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from vlmrun import formats, logs
+from vlmrun import logs
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats import modules, verify
-from vlmrun.formats.base import How, Model, cast
+from vlmrun.formats import modules, table, verify
+from vlmrun.formats.base import How, Model, WrittenFormat, cast
 from vlmrun.weights import folder as files
 from vlmrun.weights.lazy import Lazy
 from vlmrun.weights.writer import Report, raw, silent
@@ -45,9 +45,9 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
         CheckpointError: when something is missing, unknown or damaged, the format cannot express the model, or the
             proof fails.
     """
-    writer = formats.get(to)
+    writer = table.get(to)
     _check_destination(source, destination, to)
-    name = came_as or formats.detect(source)
+    name = came_as or table.detect(source)
     # The digests of an artifact of ours are compared beside the work, not before it.
     found, name = read(source, replace(how, trusted=name == "native"), name)
     if to != "delta":  # its dtype is that of the difference, not of the model
@@ -56,6 +56,7 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
     problems = writer.refuse(found, how)
     if problems:
         raise CheckpointError([replace(problem, where=problem.where or str(source)) for problem in problems])
+    assert isinstance(writer, WrittenFormat), to
     summary = {"from": name, "to": to, "tensors": len(found.tensors)}
     written = replace(found, tensors=dict(found.tensors), json=dict(found.json))
     with files.building(destination) as new, files.verifying([source] if name == "native" else []):
@@ -67,12 +68,12 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
 
 def read(source: Path, how: How, came_as: str | None = None) -> tuple[Model, str]:
     """A model under internal names, complete by its own configurations, and the format it was in."""
-    name = came_as or formats.detect(source)
-    model: Model = formats.read(source, how, name)
+    name = came_as or table.detect(source)
+    model = table.read(source, how, name)
     try:
         modules.check(model)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise formats.odd(error, name, source) from error
+        raise table.odd(error, name, source) from error
     return model, name
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmrun.arch import families
 from vlmrun.errors import Problem
 from vlmrun.formats import manifest
 from vlmrun.formats.base import GENERATION, LLM_CONFIG, How, Model, of_part, write_tensors
 from vlmrun.formats.bitsandbytes import tensors_of
 from vlmrun.formats.native import write_files
-from vlmrun.model import families
 from vlmrun.model.pretrained import read_json
 from vlmrun.weights import folder as files
 
@@ -25,7 +25,7 @@ def detect(folder: Path) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     values = read_json(folder / "config.json", "fetch the model again")
-    known = values.get("model_type") in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *families.REPLACED)
+    known = values.get("model_type") in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *families.having("held_as"))
     return known and not {"mm_vision_tower", "vision_config"} & values.keys()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact
+from vlmrun.arch.towers import n_patches
 from vlmrun.data import templates
 from vlmrun.data.prompts import stop_ids
 from vlmrun.data.sample import IMAGE_TAG
@@ -15,16 +16,14 @@ from vlmrun.formats.base import GENERATION, PREPROCESSOR, TOWER_CONFIG, Model
 from vlmrun.formats.instantiate import tokenizer
 from vlmrun.model.pretrained import read_json
 
-# The template that upstream's models of a family were published with, where nothing in the folder says which.
-_USUAL = {"llama": "vicuna_v1", "mistral": "mistral_instruct", "mpt": "mpt", "phi": "bunny", "phi3": "bunny",
-          "qwen2": "bunny", "stablelm": "bunny", "minicpm": "vicuna_v1", "bunny-llama": "bunny_llama"}  # fmt: skip
+_USUAL = "vicuna_v1"
 
 
-def template_for(family: str, asked: str | None) -> tuple[Template, list[str]]:
-    """The template that was asked for, or the family's usual one and a note that it was assumed."""
+def template_for(usual: str | None, asked: str | None) -> tuple[Template, list[str]]:
+    """The template that was asked for, or the usual one of the LLM's family and a note that it was assumed."""
     if asked is not None:
         return templates.get(asked), []
-    name = _USUAL.get(family, "vicuna_v1")
+    name = usual or _USUAL
     return templates.get(name), [f"the folder names no template: {name} is assumed (--template NAME)"]
 
 
@@ -168,4 +167,4 @@ def n_image_tokens(model: Model) -> int:
     """Positions a picture takes."""
     vision = model.json[TOWER_CONFIG]
     n_class = int(vision["model_type"] == "clip_vision_model")
-    return (vision["image_size"] // vision["patch_size"]) ** 2 + n_class - (strategy(model) == "default")
+    return n_patches(vision["image_size"], vision["patch_size"]) + n_class - (strategy(model) == "default")

@@ -11,63 +11,42 @@ from torch import nn
 
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.errors import CheckpointError
+from vlmrun.formats import table
+from vlmrun.formats.base import How, Model
+from vlmrun.formats.instantiate import realise
 from vlmrun.model.parts import Loaded, assemble
-from vlmrun.model.pretrained import read_json
 from vlmrun.model.tune import trained_beside, wrap
+from vlmrun.names import MODEL, WEIGHTS
+from vlmrun.weights import native
 from vlmrun.weights.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
-from vlmrun.weights.native import DESCRIPTION, FORMAT
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import Reader
 from vlmrun.weights.writer import blocks
 
 
-def weights_folder(folder: Path) -> Path:
-    """The weights folder of an artifact, or the folder itself when it is one."""
-    folder = Path(folder)
-    for candidate in (folder / "weights", folder):
-        if (candidate / DESCRIPTION).is_file():
-            return candidate
-    raise CheckpointError(
-        f"there is no model here ({DESCRIPTION} is missing)",
-        str(folder),
-        "give the folder of a finished training, merge or average stage: `vlmrun ls` lists them",
-    )
-
-
-def _foreign(folder: Path, *, trusted: bool) -> Any:
+def _foreign(folder: Path, *, trusted: bool) -> Model | None:
     """The model of a folder in another format, itself or in a convert stage; None when it is one of ours.
 
     Args:
         trusted: digests are not compared.
     """
-    from vlmrun import formats  # which stands on what is here
-    from vlmrun.formats.base import How
-
     folder = Path(folder)
-    if any((place / DESCRIPTION).is_file() for place in (folder, folder / "weights")):
+    if any((place / MODEL).is_file() for place in (folder, folder / WEIGHTS)):
         return None
     place = folder / "model" if (folder / "model").is_dir() else folder
     try:
-        name = formats.detect(place)
+        name = table.detect(place)
     except CheckpointError:
         return None  # `weights_folder` says what is missing
-    return formats.read(place, How(trusted=trusted), name)
+    return table.read(place, How(trusted=trusted), name)
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """The `model.json` of an artifact or weights folder, or what it would be of a folder in another format."""
     foreign = _foreign(folder, trusted=True)
     if foreign is not None:
-        found: dict[str, Any] = foreign.description
-        return found
-    path = weights_folder(folder) / DESCRIPTION
-    description = read_json(path, "the model is incomplete: make the stage again")
-    if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"unknown format {description.get('format')!r}",
-            str(path),
-            f"this version reads {FORMAT}: use the one that wrote it",
-        )
-    return description
+        return foreign.description
+    return native.describe(folder)
 
 
 def load(
@@ -93,13 +72,13 @@ def load(
     if foreign is not None:
         return _realised(foreign, Path(folder), dtype, attention, quantized)
     weights = weights_folder(folder)
-    description = describe(weights)
+    description = native.describe(weights)
     try:
         model = ModelConfig.model_validate(description["model"])
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"the description cannot be read: {error}",
-            str(weights / DESCRIPTION),
+            str(weights / MODEL),
             "restore it, or make the stage again",
         ) from error
     model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
@@ -121,10 +100,8 @@ def load(
 
 
 def _realised(
-    foreign: Any, folder: Path, dtype: torch.dtype, attention: str, quantized: dict[str, Any] | None
+    foreign: Model, folder: Path, dtype: torch.dtype, attention: str, quantized: dict[str, Any] | None
 ) -> Loaded:
-    from vlmrun.formats.instantiate import realise
-
     if quantized:
         raise CheckpointError(
             "a model in another format is not held in few bits", str(folder), "vlmrun convert SRC DST --to native"
@@ -137,7 +114,7 @@ def _inside(target: Target, weights: Path) -> Target:
     path = (weights / str(target.arguments.get("path", ""))).resolve()
     if not path.is_relative_to(weights.resolve()):
         raise CheckpointError(
-            f"the description points outside its folder: {path}", str(weights / DESCRIPTION), "do not use it"
+            f"the description points outside its folder: {path}", str(weights / MODEL), "do not use it"
         )
     return Target.model_validate({"_target_": target.target, **target.arguments, "path": str(path)})
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
+from vlmrun.arch import families
+from vlmrun.arch.towers import positions
 from vlmrun.errors import Problem
 from vlmrun.formats.base import LLM_CONFIG, PREPROCESSOR, TOWER_CONFIG, How, Model
 from vlmrun.formats.llava_text import template_for
 from vlmrun.formats.megatron_names import CONNECTOR, LAYERS, LLM, TOWER, Shape
 from vlmrun.model.pretrained import read_json
-from vlmrun.model.towers.hf import positions
 from vlmrun.weights.lazy import Lazy, made
 from vlmrun.weights.reader import dtype_name
 
 CLASS = "tower.embeddings.class_embedding"  # [width] here, [1, 1, width] there
-_FAMILIES = ("llama", "mistral", "qwen2")  # RMSNorm, gated SiLU, rotary positions, and nothing more
 _CLIP = "vlmrun.model.towers.clip.Clip"
 _MLP = "vlmrun.model.connectors.mlp.MLP"
 _HEAD = 64  # width of a head in every CLIP that was published
@@ -51,8 +51,8 @@ def _kinds(model: Model) -> Iterator[Problem]:
     assert config is not None
     tower, connector, llm = config.tower, config.connector, model.json[LLM_CONFIG]
     told = {key: value for key, value in tower.arguments.items() if key not in ("path", "layers")}
-    if llm["model_type"] not in _FAMILIES:
-        yield _cannot(f"LLM of the family {llm['model_type']} (it knows {', '.join(_FAMILIES)})")
+    if not families.find(llm["model_type"]).megatron:
+        yield _cannot(f"LLM of the family {llm['model_type']} (it knows {', '.join(families.having('megatron'))})")
     if tower.target != _CLIP or (told.get("scales") or [1]) != [1] or told.get("feature", "patch") != "patch":
         yield _cannot(f"tower {tower.target.rpartition('.')[2]} with {told}")
     if len(tower.arguments.get("layers") or ()) != 1:
@@ -126,7 +126,7 @@ def described(folder: Path, ranks: list[dict[str, torch.Tensor]], how: How) -> M
     first, n = ranks[0], len(ranks)
     projection = first.get(f"{CONNECTOR}linear_fc1.weight")
     hidden = None if projection is None else projection.shape[0] * n
-    template, notes = template_for(llm["model_type"], how.template)
+    template, notes = template_for(families.find(llm["model_type"]).template, how.template)
     vision = _clip(first, n)
     edge = vision["image_size"]
     sizes = {"size": {"height": edge, "width": edge}}

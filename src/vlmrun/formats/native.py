@@ -8,17 +8,17 @@ from pathlib import Path
 
 from vlmrun import artifact
 from vlmrun.errors import Problem
-from vlmrun.formats.base import ADAPTER, PARTS, How, Model, of_part, write_tensors
+from vlmrun.formats.base import ADAPTER, How, Model, of_part, write_tensors
 from vlmrun.formats.bitsandbytes import tensors_of
-from vlmrun.formats.load import describe, weights_folder
 from vlmrun.model.pretrained import read_json
+from vlmrun.names import MODEL, PARTS, WEIGHTS
 from vlmrun.weights import folder as files
-from vlmrun.weights.native import DESCRIPTION, FORMAT
+from vlmrun.weights.native import FORMAT, describe, weights_folder
 
 
 def detect(folder: Path) -> bool:
     """Whether there is a model.json, here or in `weights`."""
-    return any((place / DESCRIPTION).is_file() for place in (folder, folder / "weights"))
+    return any((place / MODEL).is_file() for place in (folder, folder / WEIGHTS))
 
 
 def read(folder: Path, how: How) -> Model:
@@ -27,7 +27,7 @@ def read(folder: Path, how: How) -> Model:
     if not how.trusted:
         _verify(weights)
     model = Model({}, describe(weights))
-    for part in PARTS:
+    for part in (*PARTS, "adapter"):
         place = weights / part
         if not place.is_dir() or (part == "adapter" and not model.description.get("adapter")):
             continue
@@ -49,7 +49,7 @@ def _take(model: Model, place: str, file: Path) -> None:
 
 def _verify(weights: Path) -> None:
     folder = weights.parent
-    found = artifact.read(folder) if weights.name == "weights" else None
+    found = artifact.read(folder) if weights.name == WEIGHTS else None
     if found is not None:
         artifact.verify(folder, found, thorough=True)
 
@@ -67,14 +67,14 @@ def write(model: Model, folder: Path, how: How) -> None:
     """Parts, their files, and model.json last."""
     config = model.config
     assert config is not None
-    for part in PARTS:
+    for part in (*PARTS, "adapter"):
         tensors = model.part(part)
         if tensors or part == "connector":
             write_tensors(folder / part, tensors.items(), name=ADAPTER if part == "adapter" else "model")
     write_files(model, folder)
     description = {key: model.description.get(key) for key in _KEYS}
     adapter = "adapter" if model.has("adapter") else None
-    artifact.write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "adapter": adapter})
+    artifact.write_json(folder / MODEL, {"format": FORMAT, **description, "adapter": adapter})
 
 
 _KEYS = ("model", "template", "image_aspect", "adapter", "quantized", "dtype")

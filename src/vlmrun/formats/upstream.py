@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact
+from vlmrun.arch.families import FAMILIES
+from vlmrun.arch.families import find as find_family
 from vlmrun.build import find
 from vlmrun.config.paths import locate
 from vlmrun.errors import CheckpointError, Problem
@@ -57,7 +59,7 @@ def names(model: Model) -> Names:
     """Internal and upstream names, for this connector and LLM."""
     config = model.config
     assert config is not None
-    stem = "transformer" if model.json[LLM_CONFIG].get("model_type") == "mpt" else "model"
+    stem = find_family(str(model.json[LLM_CONFIG].get("model_type"))).decoder
     table = find(config.connector, Connector, vision_dim=0, llm_dim=0).UPSTREAM
     bare = config.connector.arguments.get("depth") == 1  # `linear` has no number in its names
     pairs = [
@@ -76,14 +78,14 @@ def names(model: Model) -> Names:
 
 @dataclass(frozen=True)
 class Upstream:
-    """The format of one project.
-
-    Args:
-        families: its `model_type` of an LLM's family; a family that is not there cannot be written.
-    """
+    """The format of one project."""
 
     name: str
-    families: dict[str, str]
+
+    @property
+    def families(self) -> dict[str, str]:
+        """Its `model_type` of an LLM's family; a family that is not there cannot be written."""
+        return {name: row.upstream[self.name] for name, row in FAMILIES.items() if self.name in row.upstream}
 
     def detect(self, folder: Path) -> bool:
         """Whether config.json names a tower and a model type of this project."""
@@ -248,12 +250,5 @@ def _tower(values: dict[str, Any], folder: Path, how: How, model: Model) -> dict
     return of_part("tower", tensors_of(place))
 
 
-_LLAVA = {"llama": "llava_llama", "mistral": "llava_mistral", "mpt": "llava_mpt"}
-LLAVA = Upstream("llava", _LLAVA)
-KOLLAVA = Upstream("kollava", {"llama": "llava"})
-DENSE = Upstream("denseconnector", _LLAVA)
-BUNNY = Upstream(
-    "bunny",
-    {family: f"bunny-{family}" for family in ("llama", "phi", "phi3", "qwen2", "stablelm", "minicpm")},
-)
+LLAVA, KOLLAVA, DENSE, BUNNY = (Upstream(name) for name in ("llava", "kollava", "denseconnector", "bunny"))
 PROJECTOR_ONLY = Projector()

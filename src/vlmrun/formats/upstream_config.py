@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vlmrun.arch import families
 from vlmrun.config.schema import ModelConfig
 from vlmrun.data import templates
 from vlmrun.errors import CheckpointError
@@ -36,8 +37,6 @@ _NOT_LLM = {
     "s2_scales", "freeze_mm_vision_resampler", "auto_map", "quantization_config",
 }  # fmt: skip
 _FAMILY = re.compile(r"^(llava_|bunny-)|^llava$")
-_ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "mpt": "Mpt", "phi": "Phi", "phi3": "Phi3",
-                  "qwen2": "Qwen2", "stablelm": "StableLM", "minicpm": "MiniCPM"}  # fmt: skip
 _MARKERS = ["<im_start>", "<im_end>"]
 
 
@@ -55,8 +54,8 @@ def family(values: dict[str, Any]) -> str:
 def language_model(values: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the LLM alone."""
     kept = {key: value for key, value in values.items() if not key.startswith("mm_") and key not in _NOT_LLM}
-    name = _ARCHITECTURES.get(family(values), "")
-    return kept | {"model_type": family(values), "architectures": [f"{name}ForCausalLM"]}
+    found = families.find(family(values))
+    return kept | {"model_type": found.name, "architectures": [f"{found.architecture or ''}ForCausalLM"]}
 
 
 def described(values: dict[str, Any], how: How) -> Model:
@@ -67,7 +66,9 @@ def described(values: dict[str, Any], how: How) -> Model:
     """
     aspect = values.get("image_aspect_ratio", "square")
     markers = _MARKERS if values.get("mm_use_im_start_end") else None
-    usual = "bunny-llama" if values["model_type"] == "bunny-llama" else family(values)
+    found = families.find(family(values))
+    bunny = str(values["model_type"]).startswith("bunny-")
+    usual = (found.bunny_template if bunny else None) or found.template
     template, notes = template_for(usual, how.template)
     marked = templates.marked(template.name, markers)
     description = {
@@ -145,7 +146,7 @@ def values(model: Model, project: Any, tower: str) -> dict[str, Any]:
     kind = "Bunny" if project.name == "bunny" else "Llava"
     tiles = config.tiles
     mixed = {
-        "architectures": [f"{kind}{_ARCHITECTURES.get(known, '')}ForCausalLM"],
+        "architectures": [f"{kind}{families.find(known).architecture or ''}ForCausalLM"],
         "model_type": project.families.get(known, f"llava_{known}"),
         "mm_vision_tower": tower,
         "mm_projector_type": projector_type(config),

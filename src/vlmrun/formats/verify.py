@@ -22,8 +22,8 @@ from vlmrun.errors import CheckpointError
 from vlmrun.formats.base import PREPROCESSOR, Model
 from vlmrun.formats.instantiate import realise
 from vlmrun.formats.llava_text import saved_template
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model.pretrained import quietly
-from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.weights.reader import DTYPES
 
 QUESTION = "What is in the picture?"

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
-
-from vlmrun.build import build
+from vlmrun.arch.connectors import arithmetic
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import locate
@@ -16,29 +14,20 @@ from vlmrun.config.schema import ModelConfig, Slices, Tiles, TrainStage
 from vlmrun.data import formats, lint, templates
 from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Encoder
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, tokenize
+from vlmrun.data.encode import Encoded, tokenize
 from vlmrun.data.images import grid
 from vlmrun.data.images.open import ImageLayout, ImageTransform, best_grid, open_image
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.templates import Piece
 from vlmrun.errors import CheckpointError, DataError
-from vlmrun.model.connectors.base import Connector
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
+from vlmrun.inspect.sizes import Sizes
 from vlmrun.model.parts import added_tokens
 from vlmrun.model.tiles import tiling
 from vlmrun.model.tokenizers import load_tokenizer
 from vlmrun.train.samples import template_of
 
 _UNLIMITED = 1 << 60
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What `config.json` tells of the parts; `run.parts` reads it."""
-
-    vision_dim: int
-    llm_dim: int
-    n_patches: int
-    image_size: int
 
 
 @dataclass(frozen=True)
@@ -100,10 +89,10 @@ def tokenizer_of(model: ModelConfig) -> Any:
 
 
 def looker(model: ModelConfig, stage: TrainStage, sizes: Sizes) -> Looker:
-    """Everything but weights: the connector is made of empty tensors, to be asked how many tokens it gives."""
-    target, _ = derived.connector_weights(model.connector)
-    with torch.device("meta"):
-        connector: Connector = build(target, Connector, vision_dim=sizes.vision_dim, llm_dim=sizes.llm_dim)
+    """Everything but weights."""
+    connector = arithmetic(model.connector)
+    assert connector is not None, "checked: the connector's target and arguments are right"
+    connector.check_widths(sizes.vision_dim, sizes.llm_dim)
     cuts = stage.image_aspect in ("anyres", "slices")
     encoder = Encoder(
         template=template_of(model, stage),

@@ -16,12 +16,13 @@ from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.schema import AverageStage
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats.load import describe, weights_folder
+from vlmrun.formats.load import describe
 from vlmrun.merging import methods
-from vlmrun.merging.compatible import PARTS, differences, same_files
+from vlmrun.merging.compatible import differences, same_files
 from vlmrun.merging.methods.blocks import Piece, Source
+from vlmrun.names import MODEL, PARTS
 from vlmrun.weights import folder as files
-from vlmrun.weights.native import DESCRIPTION
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
 from vlmrun.weights.writer import Report, Shape, Writer, cast, counting, silent
 
@@ -60,7 +61,7 @@ def average(
             changed += write_part(plan, part, new / part, told)
             files.place_rest(plan.folders[0] / part, new / part, stage.dtype)
         description = describe(plan.folders[0]) | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
-        artifact.write_json(new / DESCRIPTION, description)
+        artifact.write_json(new / MODEL, description)
     return {"models": len(sources), "tensors": total, "averaged": changed}
 
 

@@ -10,11 +10,11 @@ import torch
 
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats.load import describe
-from vlmrun.weights.native import DESCRIPTION, PREPROCESSOR
+from vlmrun.names import MODEL, PARTS
+from vlmrun.weights.native import PREPROCESSOR
 from vlmrun.weights.reader import Reader
 from vlmrun.weights.writer import blocks
 
-PARTS = ("llm", "tower", "connector")
 # Keys of config.json that say how a file was written, not what the model is.
 _WRITING = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"}
 _SAME = "average models that were trained from the same parts in the same way"
@@ -40,7 +40,7 @@ def differences(first: Path, other: Path, *, is_base: bool = False) -> list[Prob
             model.pop("template", None)
     for key in ("model",) if is_base else ("model", "template", "image_aspect"):
         if here[key] != there[key]:
-            found.append(Problem(f"{DESCRIPTION} differs in {key}: {there[key]} and {here[key]}", str(other), _SAME))
+            found.append(Problem(f"{MODEL} differs in {key}: {there[key]} and {here[key]}", str(other), _SAME))
     return found
 
 

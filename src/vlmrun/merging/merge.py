@@ -14,13 +14,14 @@ from torch import Tensor
 from vlmrun import artifact
 from vlmrun.config.schema import AverageStage, Linear, MergeStage
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats.load import describe, weights_folder
+from vlmrun.formats.load import describe
 from vlmrun.merging.average import Plan, write_part
 from vlmrun.merging.compatible import differences, same_content
 from vlmrun.model.pretrained import read_json
+from vlmrun.names import MODEL
 from vlmrun.weights import folder as files
 from vlmrun.weights.adapter import Adapter, Base, fold, trained_base
-from vlmrun.weights.native import DESCRIPTION
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
 from vlmrun.weights.writer import AT_ONCE, Report, Shape, Writer, blocks, cast, counting, silent
 
@@ -49,7 +50,7 @@ def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: 
         for part in ("tower", "connector"):
             _place_beside(plan, part, new / part)
         plain = {"adapter": None, "quantized": None} | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
-        artifact.write_json(new / DESCRIPTION, describe(first) | plain)
+        artifact.write_json(new / MODEL, describe(first) | plain)
     return {"tensors": len(plan.reader.names()), "merged": changed} | plan.base_note()
 
 

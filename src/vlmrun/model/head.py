@@ -52,10 +52,11 @@ class Head:
         head = None if self.tail is None else base.get_output_embeddings()
         if self.tail is None or not _is_plain_linear(head):  # an engine may have replaced it since
             logits = llm(**inputs, use_cache=False).logits
-            logits = logits.reshape(*labels.shape, -1)  # rows may have become one (`packs.inputs`)
-            losses = token_losses(logits, labels)
+            logits = logits.reshape(*labels.shape, -1)  # [B, L, V]; rows may have become one (`packed_rows.inputs`)
+            losses = token_losses(logits, labels)  # [n_supervised]
             # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
             return losses.sum() if losses.numel() else logits.sum().float() * 0.0, logits
+        # [B, L, D] -> the supervised positions' [n_supervised, D] and [n_supervised]
         hidden, targets = supervised(base.get_decoder()(**inputs, use_cache=False)[0], labels)
         # As a call of the head, so that whoever shards its weights gathers them for it.
         compute = _liger if self.kind == "liger" and len(targets) else self._chunked

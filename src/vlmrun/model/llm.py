@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
+from vlmrun.arch.families import FAMILIES, find
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
 from vlmrun.model import families, new_tokens, pretrained, quantize
 from vlmrun.model.tokenizers import is_converted, load_tokenizer
-
-_COMMON_TYPES = ["llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "stablelm", "minicpm", "mpt", "gemma2"]
 
 
 @dataclass
@@ -108,8 +107,8 @@ def _create(config: dict[str, Any], vocab_size: int, *, dtype: torch.dtype, atte
 
     config.setdefault("vocab_size", vocab_size)
     model_type = str(config.get("model_type", ""))
-    if model_type not in CONFIG_MAPPING and model_type not in families.REPLACED:
-        near = suggest(model_type, _COMMON_TYPES, noun="common types")
+    if model_type not in CONFIG_MAPPING and find(model_type).held_as is None:
+        near = suggest(model_type, FAMILIES, noun="common types")
         raise ConfigError(f"unknown model_type {model_type!r}", "model.llm.config.model_type", near)
     made = families.from_values(config)
     return pretrained.create(AutoModelForCausalLM, made, dtype=dtype, attention=attention)

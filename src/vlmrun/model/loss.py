@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100  # label of a position that is not supervised
+from vlmrun.ids import FP32_LOGITS_CPU, FP32_LOGITS_GPU, IGNORE
+
 # fp16 holds no gradient below 6e-8, and a loss scale would come too late for one computed in the forward pass.
 _FP16_SCALE = 256.0
 
 _BLOCK = 2048  # rows of the head; larger ones are new memory to the allocator each time
-# Logits in fp32 at a time: as many as a CPU's cache holds; elsewhere enough to be worth a kernel's start.
-FP32_LOGITS_CPU = 2**19
-FP32_LOGITS_GPU = 2**22
 
 
 def count(labels: Tensor) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vlmrun.config import derived
+from vlmrun.arch import families
 from vlmrun.errors import ConfigError
 from vlmrun.model import attention
 from vlmrun.model.head import causal_lm
@@ -23,10 +23,10 @@ def inputs(llm: torch.nn.Module, embeds: torch.Tensor, position_ids: torch.Tenso
         embeds [B,L,H], position_ids [B,L]; under flash attention the result has [1,B*L,H] and [1,B*L].
 
     Raises:
-        ConfigError: for a family whose samples are not known to stay apart (`derived.PACKABLE`).
+        ConfigError: for a family whose samples are not known to stay apart (`arch.families`).
     """
     config = causal_lm(llm).config.get_text_config()
-    if config.model_type not in derived.PACKABLE:
+    if not families.find(config.model_type).packable:
         raise ConfigError(
             f"samples of one row are not known to stay apart in {config.model_type}", "stage.*.packing", "packing: null"
         )

@@ -94,7 +94,7 @@ def make_connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
             f"model.tower.layers is null, but {kind.__name__} asks for none", "model.tower.layers", "[-2], for instance"
         )
     vision_dim = tower.hidden_dim if wanted is None else tower.hidden_dim // len(wanted)
-    if tower.ADAPTIVE and not kind.ADAPTIVE and isinstance(model.tiles, Slices):
+    if tower.ARITHMETIC.ADAPTIVE and not kind.ARITHMETIC.ADAPTIVE and isinstance(model.tiles, Slices):
         raise ConfigError(
             f"slices of this tower have shapes of their own, which {kind.__name__} does not take",
             "model.connector",

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from vlmrun.errors import CheckpointError
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.tiles import NEWLINE
+from vlmrun.names import WEIGHTS
 
 _MARK = "mm_projector."
 
@@ -47,7 +48,7 @@ def _told(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
 
 
 def _read(place: Path) -> dict[str, torch.Tensor]:
-    folders = [place / "weights" / "connector", place / "connector", place]
+    folders = [place / WEIGHTS / "connector", place / "connector", place]
     folder = next((each for each in folders if any(each.glob("*.safetensors"))), None) if place.is_dir() else None
     files = sorted(folder.glob("*.safetensors")) if folder is not None else [place]
     tensors: dict[str, torch.Tensor] = {}

@@ -19,7 +19,7 @@ def splice(embeds: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> 
     Raises:
         DataError: when the number of feature rows is not the number of image positions.
     """
-    rows = features.reshape(-1, features.shape[-1])
+    rows = features.reshape(-1, features.shape[-1])  # [S, D]
     n_positions = int(mask.sum())
     if rows.shape[0] != n_positions:
         raise DataError(
@@ -27,4 +27,5 @@ def splice(embeds: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> 
             f"a batch of {mask.shape[0]} sequences of {mask.shape[1]} tokens",
             "every image needs one <image> in its text, expanded to as many positions as the connector gives tokens",
         )
-    return embeds.masked_scatter(mask.unsqueeze(-1).expand_as(embeds), rows.to(embeds.dtype))
+    # Row-major over mask and rows alike: the n-th true position takes the n-th row.
+    return embeds.masked_scatter(mask.unsqueeze(-1).expand_as(embeds), rows.to(embeds.dtype))  # [B, L, D]

@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from vlmrun.errors import ConfigError
-from vlmrun.model.loss import IGNORE
+from vlmrun.ids import IGNORE
 
 NAME = "vlmrun_ulysses"
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import DataError
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import packed_rows
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.head import Head
@@ -20,8 +21,6 @@ from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, Layout, grids_of, tiling
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.ulysses import Ulysses
-
-IMAGE_TOKEN = -200  # id of an image position in expanded ids; never in a vocabulary, never reaches the embedding table
 
 
 @dataclass
@@ -93,16 +92,16 @@ class VLM(nn.Module):
         Raises:
             DataError: when pictures and image positions do not fit.
         """
-        embeds = self.embed(input_ids, pixels, layouts)
+        embeds = self.embed(input_ids, pixels, layouts)  # [B, L, D]
         inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
         if position_ids is not None:
-            inputs = packed_rows.inputs(self.llm, embeds, position_ids)
+            inputs = packed_rows.inputs(self.llm, embeds, position_ids)  # under flash attention one row: [1, B L, D]
         if labels is None:
             logits = self.llm(**inputs, use_cache=False).logits
-            return VLMOutput(logits.reshape(*input_ids.shape, -1))
+            return VLMOutput(logits.reshape(*input_ids.shape, -1))  # [B, L, V]
         if self.sequence is not None:
-            inputs, labels = self.sequence.cut(inputs, labels)
-        loss_sum, logits = self.head.loss_sum(self.llm, labels, inputs)
+            inputs, labels = self.sequence.cut(inputs, labels)  # this rank's part: [B, L / ranks, D], [B, L / ranks]
+        loss_sum, logits = self.head.loss_sum(self.llm, labels, inputs)  # scalar; [B, L, V] or None
         if self.sequence is not None:
             loss_sum = self.sequence.total(loss_sum)
         return VLMOutput(logits, loss_sum, count(labels))
@@ -113,14 +112,19 @@ class VLM(nn.Module):
         pixels: torch.Tensor | None,
         layouts: Sequence[Layout | None] | None = None,
     ) -> torch.Tensor:
-        """Token embeddings with image features in their places."""
-        mask = input_ids == IMAGE_TOKEN
+        """Token embeddings with image features in their places.
+
+        Shape:
+            input_ids [B, L]; pixels [S, 3, H, W], S tiles of all images of the batch; result [B, L, D]
+        """
+        mask = input_ids == IMAGE_TOKEN  # [B, L]
         blank = self._is_blank(mask, pixels)
         if pixels is None:
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
-        features = self._features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)
+        features = self._features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)  # [rows, D]
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
-        embeds = embedding(input_ids.masked_fill(mask, 0))
+        # The id of an image is no row of the table: any other stands in, and the feature replaces what it gives.
+        embeds = embedding(input_ids.masked_fill(mask, 0))  # [B, L, D]
         if blank:
             # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
             return embeds + features.sum().to(embeds.dtype) * 0
@@ -191,18 +195,22 @@ class VLM(nn.Module):
         return any(parameter.requires_grad for parameter in self.tower.parameters())
 
     def _features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
-        """Rows for the image positions, of all pictures one after another."""
+        """Rows for the image positions, of all pictures one after another.
+
+        Shape:
+            pixels [S, 3, H, W]; result [rows, D], as many rows as the text has image positions
+        """
         wanted = self._trains_tower() and not self.tower_no_grad
         # Pictures of their own shapes; a tower and a connector that take them are told.
         shapes = () if (grids := grids_of(layouts)) is None else (grids,)
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-            layers = self.tower(pixels.to(self.tower.dtype), *shapes)
+            layers = self.tower(pixels.to(self.tower.dtype), *shapes)  # one [S, P, Dv] for each requested layer
         # An identity has no parameters; it hands features to the LLM as they will be added there.
         weight = next(self.connector.parameters(), None)
         dtype = self.llm.get_input_embeddings().weight.dtype if weight is None else weight.dtype  # type: ignore[operator]
-        features = self.connector([layer.to(dtype) for layer in layers], *shapes)
-        newline = getattr(self.connector, NEWLINE, None)
-        rows = self.image_tokens.merged(features, layouts, newline)
+        features = self.connector([layer.to(dtype) for layer in layers], *shapes)  # [S, T, D]
+        newline = getattr(self.connector, NEWLINE, None)  # [D]
+        rows = self.image_tokens.merged(features, layouts, newline)  # [rows, D]
         # In the graph on every rank, whether or not a picture of this batch was cut.
         return rows if newline is None else rows + newline.sum() * 0
 

@@ -1,26 +1,13 @@
-"""Bytes that stages leave on disk, and what merging, averaging and evaluating need in memory."""
+"""Bytes that training leaves on disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from vlmrun.arch.sizes import Shapes, counts
-from vlmrun.config.schema import (
-    Asking,
-    AverageStage,
-    ConvertStage,
-    HardwareConfig,
-    MergeStage,
-    SearchStage,
-    TrainStage,
-)
-
-FP32 = 4
-_SLICE = 2**19  # elements that weights/writer.py works on at a time
-# Slices in fp32 for each tensor that is made: what `make bench-merge` measured of the method (ties) and the format
-# (megatron) that hold most.
-_HELD, _HELD_CONVERTING = 30, 12
-_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+from vlmrun.config.schema import HardwareConfig, TrainStage
+from vlmrun.kinds import needs
+from vlmrun.kinds.needs import FP32
 
 
 @dataclass(frozen=True)
@@ -38,7 +25,7 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     One more than `save_total_limit` lies there while it is written, and with `keep_best` that of the best model.
     """
     found = counts(shapes, stage.tune, stage.lora)
-    size = _SIZES[hardware.precision] if stage.engine == "deepspeed" else FP32
+    size = needs.written(1, "keep", hardware) if stage.engine == "deepspeed" else FP32
     masters = FP32 if stage.engine == "deepspeed" and (stage.zero > 0 or size < FP32) else 0
     # Each of the ranks that share the LLM's layers writes its piece, and what is whole on all of them.
     sharing = hardware.tensor_parallel
@@ -52,33 +39,3 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     written += found["tower"].total if stage.tune.tower == "full" else 0
     written += found["connector"].total
     return Disk(checkpoint, checkpoint * min(saved, kept), written * size)
-
-
-Made = MergeStage | AverageStage | SearchStage
-
-
-def merged(shapes: Shapes, stage: Made, hardware: HardwareConfig) -> tuple[int, int]:
-    """Bytes of the model that is made, and of the computer's memory meanwhile: slices of tensors."""
-    size = _SIZES.get(stage.dtype, _SIZES[hardware.precision])
-    models = 1 + len(stage.adapters) if isinstance(stage, MergeStage) else len(stage.models)
-    whole = shapes.llm.n_parameters if isinstance(stage, MergeStage) else shapes.n_parameters
-    return whole * size, (models + _HELD) * _at_once(hardware) * _SLICE * FP32
-
-
-def converted(shapes: Shapes, stage: ConvertStage, hardware: HardwareConfig) -> tuple[int, int]:
-    """The same of a model in another format."""
-    whole = shapes.n_parameters * _SIZES.get(stage.dtype, _SIZES[hardware.precision])
-    return whole, _HELD_CONVERTING * _at_once(hardware) * _SLICE * FP32
-
-
-def _at_once(hardware: HardwareConfig) -> int:
-    """Tensors that are made at a time, as weights/writer.py (Makers) decides."""
-    return max(2, min(hardware.threads, 8))
-
-
-def evaluated(shapes: Shapes, stage: Asking, hardware: HardwareConfig, length: int) -> int:
-    """Memory of answering a batch: weights, keys and values of every token, the logits of one position each."""
-    llm, size = shapes.llm, _SIZES[hardware.precision]
-    tokens = stage.batch * (length + stage.max_new_tokens)
-    cache = 2 * llm.layers * llm.kv_heads * llm.head_dim * tokens * size
-    return shapes.n_parameters * size + cache + stage.batch * llm.vocab * FP32

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vlmrun.arch.sizes import Llm
 from vlmrun.config.schema import TrainStage
+from vlmrun.ids import FP32_LOGITS_CPU, FP32_LOGITS_GPU
 from vlmrun.plan.activations import FP32, Batch
 
 
@@ -16,11 +17,6 @@ class Loss:
     kept: int
     forward: int
     backward: int
-
-
-# Logits in fp32 at a time: model/loss.py, which a plan cannot import (a test holds them equal).
-FP32_LOGITS_CPU = 2**19
-FP32_LOGITS_GPU = 2**22
 
 
 @dataclass(frozen=True)

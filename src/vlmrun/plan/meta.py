@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmrun.arch import families as known
 from vlmrun.arch import sizes
+from vlmrun.arch.towers import positions, squares
 from vlmrun.build import build, find
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
@@ -33,7 +35,7 @@ def vlm(model: ModelConfig, llm: dict[str, Any], tower: dict[str, Any], n_added:
 
     with torch.device("meta"), pretrained.quietly():
         config = families.from_values({key: value for key, value in llm.items() if key != "parameters"})
-        attention = "eager" if config.model_type == "mpt" else "sdpa"
+        attention = known.find(config.model_type).attention_like("sdpa")
         text = pretrained.create(AutoModelForCausalLM, config, dtype=torch.bfloat16, attention=attention)
         if n_added:
             text.resize_token_embeddings(config.vocab_size + n_added, mean_resizing=False)
@@ -98,7 +100,7 @@ def _tower(tower: Tower) -> sizes.Tower:
     kept = len(tower.layers)
     hidden = tower.hidden_dim // kept // len(getattr(tower, "scales", [1]))
     inner = max((m.out_features for m in tower.modules() if isinstance(m, nn.Linear)), default=4 * hidden)
-    deepest = max(layer if layer >= 0 else tower.n_layers + 1 + layer for layer in tower.layers)
+    deepest = max(positions(tower.layers, tower.n_layers))
     scales = getattr(tower, "scales", [1])
     return sizes.Tower(
         hidden=hidden,
@@ -109,7 +111,8 @@ def _tower(tower: Tower) -> sizes.Tower:
         patches=tower.n_patches,
         edge=tower.image_size // scales[-1],
         enlarged=scales[-1],
-        squares=sum(scale**2 for scale in scales),
+        squares=squares(scales),
+        scales=len(scales),
         kept=kept,
         activation="gelu",
         n_parameters=total,

@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from vlmrun import graph
-from vlmrun.arch import config_files, linears
+from vlmrun import back, graph
+from vlmrun.arch import connectors, families, towers
+from vlmrun.arch.published import config_of
 from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
-from vlmrun.checks import engines, vision
-from vlmrun.checks import values as config_checks
+from vlmrun.arch.tiles import most
+from vlmrun.checks import rules
 from vlmrun.config import derived
-from vlmrun.config.schema import ModelConfig, RunConfig, Slices, Target, Tiles, TrainStage
-from vlmrun.errors import CheckpointError, Problem, VlmrunError
+from vlmrun.config.schema import ModelConfig, PrepareStage, RunConfig, Slices, Tiles, TrainStage
+from vlmrun.errors import ConfigError, VlmrunError
 from vlmrun.plan import advice, lengths, stage, time
 from vlmrun.plan.lengths import Known
 from vlmrun.plan.stage import OtherPlan, Read, TrainPlan
 from vlmrun.plan.time import Rates
 
 CAPTION_TEMPLATES = ("plain",)  # a picture and what it shows, nothing asked
-
-
-@dataclass(frozen=True)
-class Config:
-    """A part's config.json, and whether it is the one published for that hub id because the folder is not here."""
-
-    values: dict[str, Any]
-    published: bool
-
-
-def config_of(part: Target, kind: str) -> Config:
-    """The config of the `llm` or the `tower`.
-
-    Raises:
-        CheckpointError: when neither the folder is here nor the hub id known.
-    """
-    try:
-        return Config(config_files.config_of(part), False)
-    except CheckpointError:
-        known = published()[kind].get(str(part.arguments.get("path")))
-        if known is None:
-            raise
-        return Config(known, True)
-
-
-@cache
-def published() -> dict[str, dict[str, dict[str, Any]]]:
-    """plan/published.yaml."""
-    text = files("vlmrun.plan").joinpath("published.yaml").read_text("utf-8")
-    found: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return dict(found)
 
 
 def shapes(model: ModelConfig, *, exact: bool = False) -> tuple[Shapes | None, list[str]]:
@@ -74,36 +39,33 @@ def shapes(model: ModelConfig, *, exact: bool = False) -> tuple[Shapes | None, l
     found = _computed(model, llm.values, tower.values)
     if found is None and exact:
         n_added = len([*(model.image_markers or []), *model.new_tokens])
-        # A string, so that the front half does not depend on what loads torch.
-        found = importlib.import_module("vlmrun.plan.meta").shapes_of(model, llm.values, tower.values, n_added)
+        found = back.shapes_of(model, llm.values, tower.values, n_added)
     return found, stood_in
 
 
 def _computed(model: ModelConfig, llm_config: dict[str, Any], tower_config: dict[str, Any]) -> Shapes | None:
-    llm = linears.llm(llm_config, len([*(model.image_markers or []), *model.new_tokens]))
-    section = tower_config.get("vision_config", tower_config)
-    target, _ = derived.connector_weights(model.connector)
-    wanted = linears.wanted_layers(target.target, target.arguments, section.get("num_hidden_layers", 0))
-    tower = linears.tower(tower_config, model.tower.arguments, wanted)
-    if llm is None or tower is None:
+    llm = families.llm(llm_config, len([*(model.image_markers or []), *model.new_tokens]))
+    eye, connector = towers.arithmetic(model.tower, tower_config), connectors.arithmetic(model.connector)
+    if llm is None or eye is None or connector is None:
         return None
-    between = _connector(model, target, llm, tower)
+    wanted = connector.wanted_layers(eye.n_layers or 0)
+    tower = eye.sizes(model.tower.arguments.get("layers") or wanted or [])
+    if tower is None:
+        return None
+    between = _between(connector, llm, tower, wanted, model.tiles)
     return Shapes(llm, tower, between) if between is not None else None
 
 
-def _connector(model: ModelConfig, target: Target, llm: Llm, tower: Tower) -> Connector | None:
-    count = vision.TOKENS.get(target.target)
-    if count is None:
-        return None
+def _between(
+    connector: connectors.Arithmetic, llm: Llm, tower: Tower, wanted: list[int] | None, tiles: Tiles | Slices | None
+) -> Connector | None:
+    one_layer = tower.width // tower.kept
     try:
-        rows = (tower.patches, count(tower.patches, target.arguments))
-    except (ValueError, TypeError, AttributeError):
+        made = connector.sizes(tower.width if wanted is None else one_layer, llm.hidden, tower.patches)
+    except ConfigError:  # a problem of its own
         return None
-    scales = len(model.tower.arguments.get("scales") or [1])
-    widths = (tower.hidden * tower.kept * scales, tower.hidden * scales, llm.hidden)
-    made = linears.connector(target.target, target.arguments, widths, rows)
-    newline = llm.hidden * (isinstance(model.tiles, Tiles) and model.tiles.merge == "spatial_unpad")
-    return Connector(made.linears, made.tokens, made.saved, made.extra + newline) if made else None
+    newline = llm.hidden * (isinstance(tiles, Tiles) and tiles.merge == "spatial_unpad")
+    return replace(made, extra=made.extra + newline) if made is not None else None
 
 
 @dataclass(frozen=True)
@@ -134,17 +96,12 @@ def plan(run: RunConfig, options: Options) -> Plan:
     Raises:
         VlmrunError: when a config.json is missing, or nothing tells how many records there are.
     """
-    planned, problems = graph.plan(run)
-    graph.require([*problems, *_problems(run)])
+    graph.require(rules.check(run, here=False))
+    planned, _ = graph.plan(run)
     found, stood_in = shapes(run.model, exact=True)
     assert found is not None
-    chosen = [item for item in graph.selected(planned, run.only) if item.stage.kind != "prepare"]
+    chosen = [item for item in graph.selected(planned, run.only) if not isinstance(item.stage, PrepareStage)]
     return Plan(run, tuple(_stage(run, item.name, found, options) for item in chosen), tuple(stood_in))
-
-
-def _problems(run: RunConfig) -> list[Problem]:
-    """Rules between values; whether this machine has what the run needs is no matter here."""
-    return [*config_checks.check(run), *engines.check(run, here=False)]
 
 
 def warnings(run: RunConfig) -> list[str]:
@@ -154,7 +111,7 @@ def warnings(run: RunConfig) -> list[str]:
         room = advice.capacity(run.hardware)
     except VlmrunError:
         return []  # a problem of its own
-    if found is None or room is None or _problems(run):
+    if found is None or room is None or rules.check(run, here=False):
         return []
     said = []
     for name, one in run.stage.items():
@@ -181,7 +138,8 @@ def _read(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> R
     captions = derived.template(one, run.model) in CAPTION_TEMPLATES
     known = Known(captions, run.model.max_length, options.records, options.counted)
     sources = {name: lengths.source(name, run.data[name], known) for name in derived.sources(one)}
-    per_picture, tiles = _of_a_picture(run.model, one, found)
+    per_tile, edge = found.connector.tokens, found.tower.edge * found.tower.enlarged
+    per_picture, tiles = most(per_tile, run.model.tiles, one.image_aspect, edge)
 
     def together(names: list[str], weights: list[float] | None) -> lengths.Samples:
         chosen = [sources[name] for name in names]
@@ -189,16 +147,3 @@ def _read(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> R
 
     held_out = together(one.eval.data, None) if one.eval is not None else None
     return Read(tuple(sources.values()), together(one.data, one.data_weights), held_out)
-
-
-def _of_a_picture(model: ModelConfig, one: TrainStage, found: Shapes) -> tuple[int, int]:
-    """Image tokens, and pieces that the tower takes, of a picture that is cut as often as allowed."""
-    per_piece, cut = found.connector.tokens, model.tiles
-    if one.image_aspect == "slices" and isinstance(cut, Slices):
-        pieces = 1 + cut.max_slices * (cut.max_slices > 1)
-        return per_piece * pieces, pieces
-    if one.image_aspect == "anyres" and isinstance(cut, Tiles):
-        edge, grids = found.tower.edge, cut.grids
-        most = max(vision.most_tokens(cut, grid, per_piece, edge) for grid in grids)
-        return most, 1 + max((grid[0] // edge) * (grid[1] // edge) for grid in grids)
-    return per_piece, 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlmrun import kinds
 from vlmrun.arch.sizes import Counts, Shapes, counts
-from vlmrun.config.schema import ConvertStage, EvaluateStage, HardwareConfig, SearchStage, TrainStage
+from vlmrun.config.schema import HardwareConfig, StageNode, TrainStage
+from vlmrun.kinds.needs import Needs
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan.activations import Batch
 from vlmrun.plan.advice import Suggestion
@@ -57,12 +59,11 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class OtherPlan:
-    """A stage of another kind: bytes on disk, and of memory."""
+    """A stage that does not train."""
 
     name: str
     kind: str
-    disk: int
-    memory: int
+    needs: Needs
 
 
 def batch_of(stage: TrainStage, samples: Samples) -> Batch:
@@ -116,15 +117,6 @@ def train(
     )
 
 
-def other(
-    name: str, shapes: Shapes, stage: disk.Made | ConvertStage | EvaluateStage, hardware: HardwareConfig, length: int
-) -> OtherPlan:
-    """A stage that does not train; a search answers questions with the models it makes."""
-    if isinstance(stage, EvaluateStage):
-        return OtherPlan(name, stage.kind, 0, disk.evaluated(shapes, stage, hardware, length))
-    if isinstance(stage, ConvertStage):
-        return OtherPlan(name, stage.kind, *disk.converted(shapes, stage, hardware))
-    on_disk, memory_of_slices = disk.merged(shapes, stage, hardware)
-    if isinstance(stage, SearchStage):
-        return OtherPlan(name, stage.kind, on_disk, disk.evaluated(shapes, stage, hardware, length))
-    return OtherPlan(name, stage.kind, on_disk, memory_of_slices)
+def other(name: str, shapes: Shapes, stage: StageNode, hardware: HardwareConfig, length: int) -> OtherPlan:
+    """A stage that does not train, as its kind says."""
+    return OtherPlan(name, stage.kind, kinds.of(stage).needs(stage, shapes, hardware, length))

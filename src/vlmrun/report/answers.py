@@ -12,9 +12,8 @@ from typing import Any
 
 from vlmrun.config.job import JOB_FILE
 from vlmrun.eval.vqa import UNSEEN, is_match
+from vlmrun.names import ANSWERS, SAMPLES
 
-ANSWERS = "answers.jsonl"
-SAMPLES = "samples.jsonl"
 _TRIED = ("data", "question", "expected", "answer")
 _MOST_BYTES = 2_000_000  # of a picture inside the page
 _WRONG_SHARE = 1 / 3

@@ -47,7 +47,8 @@ svg .value { font-size: 11.5px; font-weight: 600; }
 .raw { opacity: .35; } .smooth { stroke-width: 2; }
 .tried { fill: none; stroke: var(--green); stroke-width: 1.5; } .tried-dot { fill: var(--green); }
 .dot { fill: var(--blue); } .raw-dot { fill: var(--blue); opacity: .35; }
-.accuracy { fill: var(--blue); background: var(--blue); } .unseen { fill: var(--green); background: var(--green); }
+.accuracy { fill: var(--blue); background: var(--blue); }
+.accuracy_unseen { fill: var(--green); background: var(--green); }
 .shuffled { fill: var(--grey); background: var(--grey); } .chance { fill: var(--pale); background: var(--pale); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 12px; font-size: 13px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 6px; }

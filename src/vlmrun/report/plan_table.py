@@ -106,7 +106,6 @@ def _parts(trained: Sequence[TrainPlan]) -> Grid:
 
 
 def _others(others: Sequence[OtherPlan], gpu: str) -> Grid:
-    places = {"evaluate": gpu, "search": gpu}
     columns = [
         Column("stage"),
         Column("kind"),
@@ -118,9 +117,9 @@ def _others(others: Sequence[OtherPlan], gpu: str) -> Grid:
         [
             one.name,
             one.kind,
-            tables.bytes_text(one.memory),
-            places.get(one.kind, "computer"),
-            tables.bytes_text(one.disk),
+            tables.bytes_text(one.needs.memory),
+            gpu if one.needs.on_gpu else "computer",
+            tables.bytes_text(one.needs.disk),
         ]
         for one in others
     ]

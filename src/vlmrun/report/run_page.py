@@ -8,24 +8,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmrun import artifact
+from vlmrun import artifact, kinds
+from vlmrun.kinds.base import AnyKind
+from vlmrun.names import HELD_OUT, METRICS, SCORES
 from vlmrun.report import answers, search, svg, tables
 from vlmrun.report import html as page
-from vlmrun.report.run_table import COLUMNS, Row, cells, number, share_text, summary
+from vlmrun.report.run_table import Row, cells, columns, number, share_text, summary
 from vlmrun.report.svg import Bar
 
 if TYPE_CHECKING:
     from vlmrun.outcome import Outcome
 
 NAME = "report.html"
-_METRICS = "metrics.jsonl"
-_SCORES = "scores.json"
-_SCORES_ON_THE_WAY = "eval.jsonl"
 _PICTURES = 12
 _FILES_SHOWN = 40  # of one artifact; a prepared data set may have thousands
 _MEASURES = (
     ("accuracy", "held-out pictures"),
-    ("unseen", "unseen combinations"),
+    ("accuracy_unseen", "unseen combinations"),
     ("shuffled", "shuffled pictures"),
     ("chance", "chance: the most frequent answer"),
 )
@@ -53,30 +52,32 @@ def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
     return path
 
 
+def _kind(outcome: Outcome) -> AnyKind:
+    return kinds.of_artifact(outcome.artifact.kind)
+
+
 def _facts(rows: Sequence[Row]) -> str:
-    evaluated = [row for row in rows if row.accuracy is not None]
+    evaluated = [row for row in rows if "accuracy" in row.numbers]
     items = [(str(len(rows)), "stage" if len(rows) == 1 else "stages")]
     if any(row.reused for row in rows):
         items.append((str(sum(row.reused for row in rows)), "of them reused"))
     items.append((f"{sum(row.seconds or 0 for row in rows):.0f} s", "in all stages"))
     if evaluated:
         last = evaluated[-1]
-        items.append((share_text(last.accuracy), f"accuracy in {last.name}"))
+        items.append((share_text(last.numbers["accuracy"]), f"accuracy in {last.name}"))
         items += [
-            (share_text(share), what)
-            for share, what in ((last.unseen, "unseen combinations"), (last.chance, "chance"))
-            if share is not None
+            (share_text(last.numbers[key]), what)
+            for key, what in (("accuracy_unseen", "unseen combinations"), ("chance", "chance"))
+            if key in last.numbers
         ]
     return page.facts(items)
 
 
 def _stages(rows: Sequence[Row]) -> str:
-    lines = [cells(row) for row in rows]
-    kept = [place for place in range(len(COLUMNS)) if any(line[place] for line in lines)]
-    styles = [
-        "right" if COLUMNS[place].right else "path" if COLUMNS[place].title == "artifact" else "" for place in kept
-    ]
-    titles = [COLUMNS[place].title for place in kept]
+    lines, titled = cells(rows), columns(rows)
+    kept = [place for place in range(len(titled)) if any(line[place] for line in lines)]
+    styles = ["right" if titled[place].right else "path" if titled[place].title == "artifact" else "" for place in kept]
+    titles = [titled[place].title for place in kept]
     body = page.table(titles, [[line[place] for place in kept] for line in lines], styles)
     return page.section("Stages", "", page.card("", body)) if lines else ""
 
@@ -84,12 +85,12 @@ def _stages(rows: Sequence[Row]) -> str:
 def _losses(outcomes: Sequence[Outcome]) -> str:
     cards = []
     for outcome in outcomes:
-        if outcome.artifact.kind != "train":
+        if not _kind(outcome).trains:
             continue
-        points = [_point(row) for row in answers.rows(outcome.folder / _METRICS)]
+        points = [_point(row) for row in answers.rows(outcome.folder / METRICS)]
         steps = number(outcome.artifact.summary, "steps")
         note = "" if steps is None else f"{steps:.0f} steps"
-        tried = [_point(row) for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)]
+        tried = [_point(row) for row in answers.rows(outcome.folder / HELD_OUT)]
         curve = svg.curve([point for point in points if point], outcome.name, [point for point in tried if point])
         cards.append(page.card(outcome.name, curve, note))
     note = (
@@ -105,21 +106,17 @@ def _point(row: dict[str, Any]) -> tuple[float, float | None] | None:
 
 
 def _searches(outcomes: Sequence[Outcome]) -> str:
-    cards = [
-        page.card(outcome.name, body)
-        for outcome in outcomes
-        if outcome.artifact.kind == "search" and (body := search.show(outcome.folder))
-    ]
+    cards = [page.card(outcome.name, body) for outcome in outcomes if (body := search.show(outcome.folder))]
     note = "Every point is an average of the same models, asked the same questions; the best one is the stage's model."
     return page.section("Search", note, *cards)
 
 
 def _accuracy(rows: Sequence[Row]) -> str:
-    measured = [(name, label) for name, label in _MEASURES if any(getattr(row, name) is not None for row in rows)]
+    measured = [(name, label) for name, label in _MEASURES if any(name in row.numbers for row in rows)]
     groups = [
-        (row.name, [Bar(label, getattr(row, name), name) for name, label in measured])
+        (row.name, [Bar(label, row.numbers.get(name), name) for name, label in measured])
         for row in rows
-        if row.kind == "evaluate"
+        if kinds.of_artifact(row.kind).answers
     ]
     if not groups:
         return ""
@@ -129,7 +126,7 @@ def _accuracy(rows: Sequence[Row]) -> str:
 
 def _categories(outcomes: Sequence[Outcome]) -> str:
     """Categories down, evaluated models across, chance beside them."""
-    seen = {item.name: _seen(item.folder) for item in outcomes if item.artifact.kind == "evaluate"}
+    seen = {item.name: _seen(item.folder) for item in outcomes if _kind(item).answers}
     seen = {name: found for name, found in seen.items() if found}
     if not seen:
         return ""
@@ -149,7 +146,7 @@ def _categories(outcomes: Sequence[Outcome]) -> str:
 
 def _seen(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        categories = json.loads((folder / _SCORES).read_text("utf-8"))["seen"]["categories"]
+        categories = json.loads((folder / SCORES).read_text("utf-8"))["seen"]["categories"]
         return {name: part for name, part in categories.items() if isinstance(part, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -157,7 +154,7 @@ def _seen(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _pictures(outcomes: Sequence[Outcome]) -> str:
     """Of the last evaluation: in a recipe's order, that of its final model."""
-    evaluated = [outcome for outcome in outcomes if outcome.artifact.kind == "evaluate"]
+    evaluated = [outcome for outcome in outcomes if _kind(outcome).answers]
     if not evaluated:
         return ""
     shown, total = answers.show(evaluated[-1].folder, _PICTURES)
@@ -174,7 +171,7 @@ def _on_the_way(outcomes: Sequence[Outcome]) -> str:
         if shown:
             shares = [
                 f"step {row.get('step')}: {share_text(number(row, 'exact_match'))}"
-                for row in answers.rows(outcome.folder / _SCORES_ON_THE_WAY)
+                for row in answers.rows(outcome.folder / HELD_OUT)
             ]
             cards.append(page.card(f"{outcome.name}, step {step}", page.gallery(shown), "right: " + ", ".join(shares)))
     return page.section("Answers during training", "On held-out data.", *cards)

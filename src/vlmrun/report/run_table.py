@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmrun import kinds
+from vlmrun.kinds.base import Number
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
@@ -19,36 +21,21 @@ _LONGEST_ERROR = 70
 
 @dataclass(frozen=True)
 class Row:
-    """A stage in numbers; None where its kind has no such number. Shares are between 0 and 1."""
+    """A stage in numbers, by their names in its summary; None where it has no such number. Shares are from 0 to 1."""
 
     name: str
     kind: str
-    steps: int | None
-    loss: float | None
-    held_out: float | None  # loss on held-out data of a training that evaluated on the way
-    accuracy: float | None
-    unseen: float | None  # accuracy on attribute combinations that no training picture has
-    chance: float | None
-    shuffled: float | None  # accuracy when every question is given another question's picture
+    numbers: dict[str, float]
     seconds: float | None
     reused: bool
     folder: Path
 
 
-COLUMNS = (
-    Column("stage"),
-    Column("kind"),
-    Column("steps", right=True),
-    Column("loss", right=True),
-    Column("held-out", right=True),
-    Column("accuracy", right=True),
-    Column("unseen", right=True),
-    Column("chance", right=True),
-    Column("shuffled", right=True),
-    Column("seconds", right=True),
-    Column("reused", below=True),
-    Column("artifact", below=True),
-)
+def columns(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """Those of a table of stages; numbers are those of the kinds (`kinds/`)."""
+    numbers = (Column(number.title, right=True) for number in kinds.columns(row.kind for row in rows))
+    ends = (Column("seconds", right=True), Column("reused", below=True), Column("artifact", below=True))
+    return (Column("stage"), Column("kind"), *numbers, *ends)
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -64,18 +51,20 @@ def show(rows: Sequence[Row], title: str) -> None:
     stages = "1 stage" if len(rows) == 1 else f"{len(rows)} stages"
     heading = f"{title}: {stages}{reused}, {seconds:.1f} s of work"
     styles = ["dim" if row.reused else "" for row in rows]
-    tables.write(Grid(heading, COLUMNS, [cells(row) for row in rows], styles), sys.stderr)
+    tables.write(Grid(heading, columns(rows), cells(rows), styles), sys.stderr)
 
 
-def cells(row: Row) -> list[str]:
-    """A row as the text of its columns."""
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows as the text of `columns`."""
+    shown = kinds.columns(row.kind for row in rows)
+    return [_line(row, shown) for row in rows]
+
+
+def _line(row: Row, shown: Sequence[Number]) -> list[str]:
     return [
         row.name,
         row.kind,
-        "" if row.steps is None else str(row.steps),
-        loss_text(row.loss),
-        loss_text(row.held_out),
-        *(share_text(value) for value in (row.accuracy, row.unseen, row.chance, row.shuffled)),
+        *(_STYLES[number.style](row.numbers.get(number.key)) for number in shown),
         "" if row.seconds is None else f"{row.seconds:.1f}",
         "reused" if row.reused else "",
         tables.shown(row.folder),
@@ -85,7 +74,7 @@ def cells(row: Row) -> list[str]:
 def compare(jobs: Sequence[Job]) -> None:
     """Writes the table of a sweep: what each point changed, how it went and how good it became."""
     rows = {job.number: summary(job.outcomes) for job in jobs}
-    evaluated = list(dict.fromkeys(row.name for found in rows.values() for row in found if row.kind == "evaluate"))
+    evaluated = list(dict.fromkeys(row.name for found in rows.values() for row in found if _answers(row)))
     columns = [
         *(Column("job", right=True), Column("overrides"), Column("state")),
         *(Column(name, right=True) for name in evaluated),
@@ -118,26 +107,26 @@ def share_text(share: float | None) -> str:
 
 def _row(outcome: Outcome) -> Row:
     values = outcome.artifact.summary
-    steps = number(values, "steps")
     return Row(
         name=outcome.name,
         kind=outcome.artifact.kind,
-        steps=None if steps is None else int(steps),
-        loss=number(values, "loss"),
-        held_out=number(values, "eval_loss"),
-        accuracy=number(values, "accuracy"),
-        unseen=number(values, "accuracy_unseen"),
-        chance=number(values, "chance"),
-        shuffled=number(values, "shuffled"),
+        numbers={key: value for key in values if (value := number(values, key)) is not None},
         seconds=number(values, "seconds"),
         reused=outcome.reused,
         folder=outcome.folder,
     )
 
 
+def _count_text(count: float | None) -> str:
+    return "" if count is None else f"{count:.0f}"
+
+
+_STYLES = {"count": _count_text, "loss": loss_text, "share": share_text}
+
+
 def _compared(job: Job, rows: list[Row], evaluated: list[str]) -> list[str]:
-    accuracy = {row.name: share_text(row.accuracy) for row in rows if row.kind == "evaluate"}
-    losses = [row.loss for row in rows if row.kind == "train"]
+    accuracy = {row.name: share_text(row.numbers.get("accuracy")) for row in rows if _answers(row)}
+    losses = [row.numbers.get("loss") for row in rows if kinds.of_artifact(row.kind).trains]
     return [
         str(job.number),
         " ".join(job.overrides),
@@ -148,6 +137,10 @@ def _compared(job: Job, rows: list[Row], evaluated: list[str]) -> list[str]:
         str(sum(row.reused for row in rows)) if rows else "",
         tables.shown(job.folder) if job.folder.exists() else "",
     ]
+
+
+def _answers(row: Row) -> bool:
+    return kinds.of_artifact(row.kind).answers
 
 
 def _state(job: Job) -> str:

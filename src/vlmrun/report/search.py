@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmrun.names import POINTS
 from vlmrun.report import answers, svg
 from vlmrun.report import html as page
 from vlmrun.report.run_table import number, share_text
 from vlmrun.report.svg import Bar
-
-POINTS = "points.jsonl"
 
 
 def show(folder: Path) -> str:

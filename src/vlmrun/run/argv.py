@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 
+from vlmrun import kinds
 from vlmrun.cluster.node import ALONE, Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
@@ -26,7 +27,7 @@ def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node:
     """
     worker = ["-m", "vlmrun.worker", str(job.path / JOB_FILE)]
     launcher = job.hardware.launcher
-    if job.stage.kind != "train" or launcher == "inline":
+    if not kinds.of(job.stage).trains or launcher == "inline":
         return [sys.executable, *worker]
     if launcher == "torchrun":
         return [sys.executable, "-m", "vlmrun.torchrun", *_torchrun(job, port, attempt, node), *worker]

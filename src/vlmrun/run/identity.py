@@ -14,14 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vlmrun import artifact
-from vlmrun.config import derived
+from vlmrun import artifact, kinds
+from vlmrun.config import derived, marks
+from vlmrun.config.marks import Contents, Parent, Source
 from vlmrun.config.paths import locate
-from vlmrun.config.schema import ConvertStage, DataConfig, Neutral, Reading, RunConfig, TrainStage, Volatile
+from vlmrun.config.schema import DataConfig, ModelConfig, RunConfig
 from vlmrun.graph import Planned
-
-# Raised when the code of a kind changes what it makes from the same configuration.
-KIND_VERSION = {"prepare": 1, "train": 4, "merge": 3, "average": 2, "search": 1, "convert": 2, "evaluate": 1}
 
 _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
@@ -44,9 +42,8 @@ def stable(node: BaseModel) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, field in type(node).model_fields.items():
         value = getattr(node, name)
-        if any(mark is Volatile or (isinstance(mark, Neutral) and mark.value == value) for mark in field.metadata):
-            continue
-        kept[field.alias or name] = _plain(value)
+        if not marks.is_volatile(field) and not marks.is_neutral(field, value):
+            kept[field.alias or name] = _plain(value)
     return {**kept, **(node.model_extra or {})}
 
 
@@ -57,55 +54,45 @@ def _plain(value: Any) -> Any:
 
 
 def _identity(item: Planned, run: RunConfig, found: dict[str, str]) -> dict[str, Any]:
-    stage = stable(item.stage)
-    for reference in ("init_from", "adapters", "models", "base_model", "data"):
-        stage.pop(reference, None)  # names; what they stand for comes below
+    stage = item.stage
+
+    def data(node: BaseModel) -> dict[str, Any]:
+        """The fields of a node that name data, by what the names stand for."""
+        fields = [name for name, field in type(node).model_fields.items() if Source in field.metadata]
+        return {
+            name: [_data(run.data[source], found.get(item.prepared.get(source, ""))) for source in getattr(node, name)]
+            for name in fields
+        }
+
+    values = stable(stage)
+    for name, field in type(stage).model_fields.items():
+        if Parent in field.metadata or Source in field.metadata:
+            values.pop(name)  # names; what they stand for comes below
+    values |= {key: _contents(locate(path)) for key, path in marks.named(stage, Contents)}
     identity: dict[str, Any] = {
-        "kind": item.stage.kind,
-        "version": KIND_VERSION[item.stage.kind],
-        "stage": stage,
+        "kind": stage.kind,
+        "version": kinds.of(stage).version,
+        "stage": values,
         "parents": [found[name] if name else _artifact_key(path) for path, name in item.parents.items()],
     }
-    if isinstance(item.stage, ConvertStage) and item.stage.tower is not None:
-        stage["tower"] = _contents(locate(item.stage.tower))
-    if isinstance(item.stage, Reading):
-        stage["template"] = derived.template(item.stage, run.model)
-        identity["precision"] = run.hardware.precision
-        identity["model"] = stable(run.model)
-        identity["data"] = [_data(run.data[name], found.get(item.prepared.get(name, ""))) for name in item.stage.data]
+    if read := data(stage):
+        if "template" in values:
+            values["template"] = values["template"] or run.model.template
+        identity |= {"precision": run.hardware.precision, "model": stable(run.model)} | read
         if not item.parents:
-            identity["parts"] = [_folders(part.model_extra or {}) for part in (run.model.llm, run.model.tower)]
-            _, weights = derived.connector_weights(run.model.connector)
-            file = Path(weights or "").expanduser()  # a finished stage, whose name is in the model, or a file
-            identity |= {"connector": _fingerprint(file)} if weights and file.is_file() else {}
-    if isinstance(item.stage, TrainStage) and _depends_on_cut(item.stage, run):
-        identity["cut"] = [item.stage.micro_batch, derived.data_ranks(run.hardware)]
-    if isinstance(item.stage, TrainStage) and item.stage.keep_best is not None:
-        assert item.stage.eval is not None, "checked: the best is chosen by evaluations"
-        held_out = item.stage.eval
-        identity["eval"] = stable(held_out) | {
-            "data": [_data(run.data[name], found.get(item.prepared.get(name, ""))) for name in held_out.data]
-        }
-    if isinstance(item.stage, TrainStage) and run.hardware.precision != "fp32":
-        # DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast.
-        identity["engine"] = item.stage.engine
-    if isinstance(item.stage, TrainStage) and item.stage.engine == "deepspeed" and item.stage.zero == 3:
-        # ZeRO++ rounds what travels.
-        numbers = item.stage.deepspeed
-        rounded = [numbers.zero_quantized_weights, numbers.zero_quantized_gradients]
-        identity |= {"rounded": rounded} if any(rounded) else {}
+            identity |= _parts(run.model)
+    for condition in marks.conditions(stage):
+        for key, value in condition(stage, run).items():
+            identity[key] = _plain(value) | data(value) if isinstance(value, BaseModel) else value
     return identity
 
 
-def _depends_on_cut(stage: TrainStage, run: RunConfig) -> bool:
-    """Whether the result depends on how the batch is cut.
-
-    A mean of means does, an order made of micro batches, and pictures that see what fills a batch up; all else not.
-    """
-    tower = run.model.tower.arguments
-    together = tower.get("sees_padding") is True or tower.get("positions") == "strip"
-    ordered = stage.group_by_modality_length or stage.compat.transformers_order is not None
-    return stage.loss == "micro_mean" or ordered or together
+def _parts(model: ModelConfig) -> dict[str, Any]:
+    """What a stage without parents starts from: the files of the parts."""
+    _, weights = derived.connector_weights(model.connector)
+    file = Path(weights or "").expanduser()  # a finished stage, whose name is in the model, or a file
+    connector = {"connector": _fingerprint(file)} if weights and file.is_file() else {}
+    return {"parts": [_folders(part.model_extra or {}) for part in (model.llm, model.tower)], **connector}
 
 
 def _hash(identity: dict[str, Any]) -> str:

@@ -11,15 +11,16 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, kinds, logs
 from vlmrun.cluster.channel import Guard
 from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
-from vlmrun.config.job import FAILURE_FILE, StageJob
+from vlmrun.config.job import FAILURE_FILE, RENDEZVOUS, StageJob
 from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, VlmrunError, error_from_dict
 from vlmrun.run import argv
 from vlmrun.run.watch import Watch
@@ -63,7 +64,7 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     port = _free_port()
-    if job.stage.kind == "train":
+    if kinds.of(job.stage).trains:
         crew.start(job.name, attempt, port)
     code, stopped = once(job, Start(port, attempt, crew.node), crew.guard, watch, lock_fd)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None
@@ -89,6 +90,16 @@ def _told(error: VlmrunError, reason: str) -> VlmrunError:
     return type(error)([replace(first, what=f"{first.what} ({reason})"), *others], reason=error.reason)
 
 
+@contextlib.contextmanager
+def _meeting_place(job: StageJob) -> Iterator[dict[str, str]]:
+    """For the ranks of one node: a folder of their own to meet in, so that they open no port others could reach."""
+    if job.hardware.nodes > 1 or job.hardware.launcher not in ("torchrun", "deepspeed"):  # srun's rank may be elsewhere
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="vlmrun-ranks-", ignore_cleanup_errors=True) as folder:
+        yield {RENDEZVOUS: folder}
+
+
 @dataclass(frozen=True)
 class Start:
     """One start of a job's ranks: where they meet, how often they were started before, and on which node these are."""
@@ -110,10 +121,10 @@ def once(job: StageJob, start: Start, guard: Guard, watch: Watch, *held: int) ->
         The exit code, and whether we were asked to stop.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    with _signals(watch) as signals:
+    with _signals(watch) as signals, _meeting_place(job) as meeting:
         process = subprocess.Popen(
             argv.command(job, start.port, visible, start.attempt, start.node),
-            env=argv.environment(job, os.environ, start.port, start.node),
+            env=argv.environment(job, os.environ, start.port, start.node) | meeting,
             start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
             preexec_fn=_prepare_child,
             pass_fds=held,

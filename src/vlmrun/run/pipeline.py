@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, graph, logs, store
+from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.cluster.channel import Guard
 from vlmrun.cluster.follower import follow
 from vlmrun.cluster.leader import NOBODY, Crew
 from vlmrun.cluster.node import Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
-from vlmrun.config.schema import AverageStage, DataConfig, RunConfig
+from vlmrun.config.schema import DataConfig, RunConfig
 from vlmrun.errors import CheckpointError
 from vlmrun.graph import Planned
 from vlmrun.outcome import Outcome
@@ -118,7 +118,7 @@ def _one(run: Run, item: Planned, position: str, crew: Crew) -> Outcome:
             return Outcome(item.name, found, folder, reused=True)
         job = job_of(run, item)
         artifact.write_text(folder / JOB_FILE, job.to_json())
-        log.info("%s %s: %s, %s", position, item.name, describe(item), _short(folder))
+        log.info("%s %s: %s, %s", position, item.name, kinds.of(item.stage).describe(item.stage), _short(folder))
         started = time.monotonic()
         launch.run(job, lock_fd, crew)
         found = store.finished(folder)
@@ -151,38 +151,6 @@ def job_of(run: Run, item: Planned) -> StageJob:
         hardware=run.config.hardware,
         tracking=run.config.tracking,
     )
-
-
-def describe(item: Planned) -> str:
-    """A stage in a few words."""
-    stage = item.stage
-    if stage.kind == "train":
-        parts = {"llm": stage.tune.llm, "tower": stage.tune.tower, "connector": stage.tune.connector}
-        trained = [f"{name} ({how})" for name, how in parts.items() if how != "freeze"]
-        return f"train {' + '.join(trained)} on {', '.join(stage.data)}"
-    if stage.kind == "prepare":
-        return f"prepare data with {stage.source.target}"
-    if stage.kind == "average":
-        return _described(stage)
-    if stage.kind == "search":
-        tried = f"{len(derived.points(stage))} points of {stage.method.name}"
-        return f"search {tried} over {', '.join(stage.models)} on {', '.join(stage.data)}"
-    if stage.kind == "evaluate":
-        return f"evaluate {stage.init_from} on {', '.join(stage.data)}"
-    if stage.kind == "convert":
-        return f"convert {stage.init_from} to {stage.to}"
-    names, weights = [stage.init_from, *stage.adapters], stage.weights or [1.0] * (1 + len(stage.adapters))
-    if len(names) == 1 and weights == [1.0]:
-        return f"merge {stage.init_from}"
-    return "merge " + " + ".join(f"{w:g} {name}" for w, name in zip(weights, names, strict=True))
-
-
-def _described(stage: AverageStage) -> str:
-    terms = zip(derived.average_weights(stage), stage.models, strict=True)
-    text = "average " + " + ".join(f"{weight:g} {name}" for weight, name in terms)
-    if stage.method.name != "linear":
-        text += f" by {stage.method.name}" + (f" from {stage.base_model}" if stage.base_model else "")
-    return text + (f", {len(stage.rules)} rule(s)" if stage.rules else "")
 
 
 def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, kinds, logs
 from vlmrun.config import compose as composing
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import ConfigError, LaunchError, Problem, VlmrunError, error_from_dict, suggest
@@ -165,8 +165,9 @@ def objective(config: RunConfig, outcomes: Sequence[Outcome]) -> float | None:
                 f"stage {stage!r} has no number {name!r}", "objective", suggest(name, numbers, noun="numbers")
             )
         return value
-    for kind, name in (("evaluate", "accuracy"), ("train", "loss")):
-        values = [run_table.number(item.artifact.summary, name) for item in outcomes if item.artifact.kind == kind]
+    judged = [(kinds.of_artifact(item.artifact.kind).objective, item.artifact.summary) for item in outcomes]
+    for name in ("accuracy", "loss"):
+        values = [run_table.number(summary, name) for objective, summary in judged if objective == name]
         told = [value for value in values if value is not None]
         if told:
             return told[-1]

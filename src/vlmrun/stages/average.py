@@ -11,7 +11,8 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage
 from vlmrun.eval.progress import progress
 from vlmrun.merging import average
-from vlmrun.stages import Result
+from vlmrun.names import PARTS, WEIGHTS
+from vlmrun.outcome import Result
 
 log = logs.get(__name__)
 
@@ -29,20 +30,20 @@ def make(stage: AverageStage, parents: Mapping[str, str], folder: Path) -> Resul
     sources, base = places(stage, parents)
     with progress("averaging", "tensors") as report:
         summary = average.average(
-            stage, sources, folder / "weights", base=base, report=lambda done, total, _: report(done, total)
+            stage, sources, folder / WEIGHTS, base=base, report=lambda done, total, _: report(done, total)
         )
     log.info(
         "%s: %d of %d tensors differed in %d models",
         stage.method.name, summary["averaged"], summary["tensors"], summary["models"],
     )  # fmt: skip
-    return Result(summary=summary | {"method": stage.method.name}, roots=("weights",))
+    return Result(summary=summary | {"method": stage.method.name}, roots=(WEIGHTS,))
 
 
 def check(stage: AverageStage, parents: Mapping[str, str]) -> str:
     """Proves, without writing, that an average would lose nothing; what was compared, in words."""
     sources, base = places(stage, parents)
     names = average.prepare(stage, sources, base).names()
-    by_part = {part: sum(name.startswith(f"{part}.") for name in names) for part in average.PARTS}
+    by_part = {part: sum(name.startswith(f"{part}.") for name in names) for part in PARTS}
     counted = ", ".join(f"{part} {count}" for part, count in by_part.items())
     return f"{len(sources)} models with the same {len(names)} tensors ({counted}), configurations and templates"
 

@@ -10,7 +10,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import ConvertStage
 from vlmrun.formats.base import How
 from vlmrun.formats.convert import convert
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 from vlmrun.weights.reader import DTYPES
 
 log = logs.get(__name__)

@@ -24,16 +24,12 @@ from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import Loaded
-from vlmrun.stages import Result
+from vlmrun.names import ANSWERS, SCORES, SHUFFLED, SKIPPED
+from vlmrun.outcome import Result
 from vlmrun.train import dist
 from vlmrun.weights.reader import DTYPES
 
 log = logs.get(__name__)
-
-ANSWERS = "answers.jsonl"
-CONTROL = "answers_shuffled.jsonl"
-SCORES = "scores.json"
-SKIPPED = "skipped.jsonl"
 
 
 def execute(job: StageJob) -> Result | None:
@@ -54,13 +50,13 @@ def execute(job: StageJob) -> Result | None:
     control: list[dict[str, Any]] = []
     if job.stage.shuffle_control:
         with progress("answers with shuffled pictures") as report:
-            control = asker.predict(with_other_pictures(found, job.stage.seed), job.path / CONTROL, report)
+            control = asker.predict(with_other_pictures(found, job.stage.seed), job.path / SHUFFLED, report)
     if not answers:
         raise DataError("no question could be asked", str(job.path / SKIPPED), "look at the reasons there")
     scores = score(answers, control)
     artifact.write_json(job.path / SCORES, scores)
     _tell(scores)
-    present = [name for name in (ANSWERS, CONTROL, SCORES, SKIPPED) if (job.path / name).is_file()]
+    present = [name for name in (ANSWERS, SHUFFLED, SCORES, SKIPPED) if (job.path / name).is_file()]
     return Result(summary(scores, time.monotonic() - began), roots=tuple(present))
 
 

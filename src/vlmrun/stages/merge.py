@@ -11,7 +11,8 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import MergeStage
 from vlmrun.eval.progress import progress
 from vlmrun.merging import merge
-from vlmrun.stages import Result
+from vlmrun.names import WEIGHTS
+from vlmrun.outcome import Result
 
 log = logs.get(__name__)
 
@@ -28,11 +29,11 @@ def make(stage: MergeStage, parents: Mapping[str, str], folder: Path) -> Result:
     """Writes `folder/weights`; `parents` says where the stage's references are."""
     sources = [Path(parents[name]) for name in (stage.init_from, *stage.adapters)]
     with progress("merging", "tensors") as report:
-        summary = merge.merge(stage, sources, folder / "weights", report=lambda done, total, _: report(done, total))
+        summary = merge.merge(stage, sources, folder / WEIGHTS, report=lambda done, total, _: report(done, total))
     log.info("merged %d of %d tensors from %s", summary["merged"], summary["tensors"], ", ".join(map(str, sources)))
     if "base" in summary:
         log.info("merged into: %s", summary["base"])
-    return Result(summary=summary, roots=("weights",))
+    return Result(summary=summary, roots=(WEIGHTS,))
 
 
 def check(stage: MergeStage, parents: Mapping[str, str]) -> str:

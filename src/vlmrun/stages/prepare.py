@@ -8,7 +8,7 @@ from vlmrun.build import build
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import PrepareStage
 from vlmrun.errors import DataError
-from vlmrun.stages import Result
+from vlmrun.outcome import Result
 
 FOLDER = "data"
 

@@ -18,12 +18,12 @@ from vlmrun.errors import DataError
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.merging import average as weights
-from vlmrun.stages import Result, average, evaluate
+from vlmrun.names import ANSWERS, BEST, POINTS, SKIPPED, WEIGHTS
+from vlmrun.outcome import Result
+from vlmrun.stages import average, evaluate
 
 log = logs.get(__name__)
 
-POINTS = "points.jsonl"
-BEST = "best.json"
 _TRIAL = "trial"  # the model of one point: written, asked, removed
 
 
@@ -47,7 +47,7 @@ def execute(job: StageJob) -> Result | None:
     artifact.write_json(job.path / BEST, best)
     kept = {name: best[name] for name in ("accuracy", "accuracy_unseen", "chance", "n_questions")}
     summary = kept | {"points": len(rows), "best": label(best), "seconds": round(time.monotonic() - began, 3)}
-    present = [name for name in ("weights", POINTS, BEST, evaluate.SKIPPED) if (job.path / name).exists()]
+    present = [name for name in (WEIGHTS, POINTS, BEST, SKIPPED) if (job.path / name).exists()]
     return Result(summary, roots=tuple(present))
 
 
@@ -88,12 +88,12 @@ def _try(job: StageJob, number: int, point: AverageStage, asked: list[Any]) -> d
     try:
         sources, base = average.places(point, job.parents)
         # Digests are compared when the best one is written: once, not at every point.
-        weights.average(point, sources, trial / "weights", base=base, verify=False)
+        weights.average(point, sources, trial / WEIGHTS, base=base, verify=False)
         with progress(f"answers of point {number + 1}") as report:
-            answers = evaluate.asker_of(job, trial).predict(asked, trial / evaluate.ANSWERS, report)
-        if (trial / evaluate.SKIPPED).is_file():  # the same at every point, listed once
-            left = (trial / evaluate.SKIPPED).read_text("utf-8").splitlines()
-            list_skipped(job.path / evaluate.SKIPPED, map(json.loads, left))
+            answers = evaluate.asker_of(job, trial).predict(asked, trial / ANSWERS, report)
+        if (trial / SKIPPED).is_file():  # the same at every point, listed once
+            left = (trial / SKIPPED).read_text("utf-8").splitlines()
+            list_skipped(job.path / SKIPPED, map(json.loads, left))
     finally:
         shutil.rmtree(trial, ignore_errors=True)
     if not answers:

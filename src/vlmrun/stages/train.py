@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from vlmrun.config.job import StageJob
-from vlmrun.stages import Result
+from vlmrun.names import HELD_OUT, METRICS, SAMPLES, SKIPPED, WEIGHTS
+from vlmrun.outcome import Result
 from vlmrun.train import setup
-from vlmrun.train.log import METRICS, data_wait
-from vlmrun.train.samples import SKIPPED
-from vlmrun.train.scores import SAMPLES, SCORES
+from vlmrun.train.log import data_wait
 
 
 def execute(job: StageJob) -> Result | None:
@@ -33,6 +32,6 @@ def execute(job: StageJob) -> Result | None:
         summary |= {"eval_loss": trained.score["loss"], "eval_exact_match": trained.score["exact_match"]}
     if trained.best is not None:
         summary["best_step"] = trained.best
-    roots = [setup.WEIGHTS, METRICS]
-    roots += [name for name in (SKIPPED, SCORES, SAMPLES) if (job.path / name).is_file()]
+    roots = [WEIGHTS, METRICS]
+    roots += [name for name in (SKIPPED, HELD_OUT, SAMPLES) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

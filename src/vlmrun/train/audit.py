@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from vlmrun import logs
 from vlmrun.config.schema import Tune
 from vlmrun.errors import ConfigError, Problem, VlmrunError
+from vlmrun.names import PARTS
 from vlmrun.train import dist
-from vlmrun.train.optim import PARTS, part_of
+from vlmrun.train.optim import part_of
 
 log = logs.get(__name__)
 

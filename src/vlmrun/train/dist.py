@@ -15,12 +15,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 
 from vlmrun.config import derived
+from vlmrun.config.job import RENDEZVOUS
 from vlmrun.config.schema import HardwareConfig
 from vlmrun.errors import LaunchError
 from vlmrun.hardware import gpus
@@ -215,12 +217,20 @@ def _join(hardware: HardwareConfig) -> None:
     backend = "gloo" if place.type == "cpu" else "nccl"
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    if "RANK" in os.environ and RENDEZVOUS in os.environ:
+        if backend == "gloo" and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        # A file, not torch's TCP store: that listens on every interface, and all ranks are here.
+        store = torch.distributed.FileStore(str(Path(os.environ[RENDEZVOUS]) / "ranks"), ranks)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+        return
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
         torch.distributed.init_process_group(backend, timeout=timeout)
         return
     # One process needs no rendezvous, and no port that another job could hold.
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    alone = torch.distributed.HashStore()
+    torch.distributed.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
 
 
 def _check_world(hardware: HardwareConfig) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from vlmrun import artifact, logs
 from vlmrun.config.job import StageJob
+from vlmrun.names import METRICS
 from vlmrun.train.scores import Score
 
 log = logs.get(__name__)
 
-METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 3.0
 _TRACKED = ("loss", "lr", "grad_norm", "supervised_tokens", "tokens", "epoch", "loss_scale")
 

@@ -16,8 +16,8 @@ import torch
 from vlmrun import heartbeat, logs
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import LaunchError, VlmrunError
-from vlmrun.model.loss import IGNORE, count
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
+from vlmrun.model.loss import count
 from vlmrun.train import dist, loss
 from vlmrun.train.audit import Proof
 from vlmrun.train.checkpoint.policy import Saver

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vlmrun.arch import config_files
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
@@ -25,8 +26,6 @@ from vlmrun.weights.reader import DTYPES
 from vlmrun.zero import config as zero
 from vlmrun.zero import user_json
 
-_USUAL_WIDTH = 1024
-
 
 def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
     """The dict for `deepspeed.initialize`; None for the other engines."""
@@ -34,7 +33,7 @@ def deepspeed_config(job: StageJob, stage: TrainStage) -> dict[str, Any] | None:
         return None
     if "nvme" in zero.offloads(stage).values():
         require_drive()
-    return user_json.complete(stage, job.hardware, hidden_dim=_hidden_dim(job, stage), name=job.name)
+    return user_json.complete(stage, job.hardware, hidden_dim=_llm_width(job, stage), name=job.name)
 
 
 def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loaded:
@@ -118,14 +117,13 @@ def _refuse_adapter(folder: Path) -> None:
         )
 
 
-def _hidden_dim(job: StageJob, stage: TrainStage) -> int:
-    """The LLM's width, read before anything is loaded: ZeRO-3's thresholds follow from it."""
-    arguments = job.model.llm.arguments
-    if stage.init_from is not None:
-        config = read_config(str(saved.weights_folder(Path(job.parents[stage.init_from])) / "llm"))
-    elif arguments.get("path"):
-        config = read_config(str(arguments["path"]))
-    else:
-        config = arguments.get("config") or {}
-    width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size") or _USUAL_WIDTH
-    return int(width)
+def _llm_width(job: StageJob, stage: TrainStage) -> int:
+    """Read before anything is loaded: DeepSpeed's buckets and thresholds follow from it.
+
+    Raises:
+        CheckpointError: when config.json does not state it.
+    """
+    if stage.init_from is None:
+        return config_files.width_of(config_files.config_of(job.model.llm))
+    weights = saved.weights_folder(Path(job.parents[stage.init_from]))
+    return config_files.width_of(read_config(str(weights / "llm")))

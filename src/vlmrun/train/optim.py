@@ -16,8 +16,7 @@ from torch import nn
 
 from vlmrun.config import derived
 from vlmrun.config.schema import Compat, Optim
-
-PARTS = ("llm", "tower", "connector")
+from vlmrun.names import PARTS
 
 # What transformers 4.3x knew as layer norms, besides torch's own; MiniCPM's norm is Granite's here.
 _LISTED_NORMS = ("LayerNorm", "LlamaRMSNorm", "GraniteRMSNorm")

@@ -28,11 +28,11 @@ from vlmrun.data.shards.order import Loading
 from vlmrun.data.shards.schedule import EnergonSchedule
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import Loaded
+from vlmrun.names import SKIPPED
 from vlmrun.train import dist
 
 log = logs.get(__name__)
 
-SKIPPED = "skipped.jsonl"
 INDEX = "index"
 LENGTHS = "lengths.npy"
 # A draft is this much larger than the tower's pictures, so that scaling it down still smooths.

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmrun import artifact
+from vlmrun.names import HELD_OUT, SAMPLES
 from vlmrun.train import dist
-
-SCORES = "eval.jsonl"
-SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Record:
 
     def __init__(self, folder: Path, done: int) -> None:
         """Args: done: steps of the checkpoint a run goes on from; later rows are cut off."""
-        self._scores = [row for row in read(folder / SCORES) if row["step"] <= done]
+        self._scores = [row for row in read(folder / HELD_OUT) if row["step"] <= done]
         self._samples = [row for row in read(folder / SAMPLES) if row["step"] <= done]
         self._folder = folder
         self._write()
@@ -72,8 +70,8 @@ class Record:
         return next((row for row in self._scores if row["step"] == step), None)
 
     def _write(self) -> None:
-        if dist.is_main() and (self._scores or (self._folder / SCORES).is_file()):
-            for name, rows in ((SAMPLES, self._samples), (SCORES, self._scores)):
+        if dist.is_main() and (self._scores or (self._folder / HELD_OUT).is_file()):
+            for name, rows in ((SAMPLES, self._samples), (HELD_OUT, self._scores)):
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 artifact.write_text(self._folder / name, text)
 

@@ -12,12 +12,13 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
+from vlmrun.names import METRICS, PARTS, WEIGHTS
 from vlmrun.train import audit, dist, loop, model, optim
 from vlmrun.train.checkpoint import commit, reshard
 from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine import Engine, create
 from vlmrun.train.held_out import Evaluator
-from vlmrun.train.log import METRICS, Row, Tracker, open_trackers, read
+from vlmrun.train.log import Row, Tracker, open_trackers, read
 from vlmrun.train.samples import INDEX, Samples
 from vlmrun.train.scores import Record
 from vlmrun.weights import native
@@ -25,7 +26,6 @@ from vlmrun.weights import native
 log = logs.get(__name__)
 
 CHECKPOINTS = "checkpoints"
-WEIGHTS = "weights"
 
 
 @dataclass
@@ -66,7 +66,7 @@ def train(job: StageJob) -> Trained | None:
 def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
     """The parts that are saved from memory: a random one lies in no folder it could be linked from, trained or not."""
     changed = ("full", "new_tokens")
-    return [part for part in optim.PARTS if getattr(stage.tune, part) in changed or loaded.sources[part] is None]
+    return [part for part in PARTS if getattr(stage.tune, part) in changed or loaded.sources[part] is None]
 
 
 class _Run:

@@ -17,19 +17,51 @@ from torch import nn
 from vlmrun import artifact
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Target
+from vlmrun.errors import CheckpointError
 from vlmrun.model.parts import Loaded
+from vlmrun.model.pretrained import read_json
 from vlmrun.model.tune import has_adapter
+from vlmrun.names import MODEL
 from vlmrun.weights import adapter as adapters
 from vlmrun.weights import folder as files
 from vlmrun.weights.reader import dtype_name
 from vlmrun.weights.writer import Shape, Writer
 
 FORMAT = "vlmrun-1"
-DESCRIPTION = "model.json"
 PREPROCESSOR = "preprocessor_config.json"
 _LLM_CONFIG = ("config.json", "generation_config.json")
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
+
+
+def weights_folder(folder: Path) -> Path:
+    """The weights folder of an artifact, or the folder itself when it is one."""
+    folder = Path(folder)
+    for candidate in (folder / "weights", folder):
+        if (candidate / MODEL).is_file():
+            return candidate
+    raise CheckpointError(
+        f"there is no model here ({MODEL} is missing)",
+        str(folder),
+        "give the folder of a finished training, merge or average stage: `vlmrun ls` lists them",
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The `model.json` of an artifact or a weights folder.
+
+    Raises:
+        CheckpointError: when there is none, or it is of another version.
+    """
+    path = weights_folder(folder) / MODEL
+    description = read_json(path, "the model is incomplete: make the stage again")
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"unknown format {description.get('format')!r}",
+            str(path),
+            f"this version reads {FORMAT}: use the one that wrote it",
+        )
+    return description
 
 
 def save(
@@ -73,7 +105,7 @@ def save(
             "quantized": loaded.quantized,
             "dtype": dtype_name(_first(loaded.vlm.connector, loaded.vlm.llm).dtype),
         }
-        artifact.write_json(new / DESCRIPTION, description)
+        artifact.write_json(new / MODEL, description)
 
 
 def _first(*modules: nn.Module) -> torch.Tensor:

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from vlmrun.arch import config_files
+from vlmrun.arch import config_files, towers
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
@@ -13,6 +13,10 @@ from vlmrun.errors import CheckpointError
 
 def part(**arguments) -> Target:
     return Target.model_validate({"_target_": "vlmrun.model.llm.load", **arguments})
+
+
+def tower(**arguments) -> Target:
+    return Target.model_validate({"_target_": "vlmrun.model.towers.clip.Clip", **arguments})
 
 
 def safetensors(header: object) -> bytes:
@@ -28,7 +32,7 @@ def test_the_shipped_parts_tell_their_sizes():
     tokenizer = config_files.tokenizer_facts(llm)
     assert tokenizer is not None
     assert 0 < tokenizer.n_ids <= facts.vocab_size
-    assert config_files.tower_facts(part(path="builtin:micro-tower")).n_patches > 0
+    assert towers.facts(tower(path="builtin:micro-tower")).n_patches > 0
 
 
 def test_linear_layers_of_an_unknown_family_come_from_the_headers(tmp_path):
@@ -105,12 +109,12 @@ def test_a_path_that_leads_nowhere_is_named(path):
 @pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "image_size", "patch_size", "num_hidden_layers"])
 def test_a_size_of_a_wrong_type_is_named(key, value):
     sizes = dict.fromkeys(("hidden_size", "vocab_size", "image_size", "patch_size", "num_hidden_layers"), 8)
-    facts = config_files.llm_facts if key == "vocab_size" else config_files.tower_facts
-    facts(part(config=sizes))
+    facts, target = (config_files.llm_facts, part) if key == "vocab_size" else (towers.facts, tower)
+    facts(target(config=sizes))
     with pytest.raises(CheckpointError, match=f"{key} is "):
-        facts(part(config={**sizes, key: value}))
+        facts(target(config={**sizes, key: value}))
     with pytest.raises(CheckpointError, match=f"has no '{key}'"):
-        facts(part(config={name: size for name, size in sizes.items() if name != key}))
+        facts(target(config={name: size for name, size in sizes.items() if name != key}))
 
 
 @pytest.mark.parametrize("extra", [{"model_type": []}, {"max_position_embeddings": None}])

@@ -3,13 +3,14 @@
 import pytest
 
 from tests.integration.jobs import HARDWARE
-from vlmrun.checks import environment, hardware
+from vlmrun.checks import environment, hardware, table
 from vlmrun.cluster import hostfile
-from vlmrun.config.schema import HardwareConfig
+from vlmrun.config.schema import HardwareConfig, RunConfig
 
 
 def problems(**changes):
-    return [f"{p.where}: {p.what} | {p.fix}" for p in hardware.check(HardwareConfig.model_validate(HARDWARE | changes))]
+    run = RunConfig.model_construct(hardware=HardwareConfig.model_validate(HARDWARE | changes), only=[], stage={})
+    return [f"{p.where}: {p.what} | {p.fix}" for p in table.problems(hardware.RULES, run)]
 
 
 def test_hosts_are_read_in_order_with_their_slots(tmp_path):

@@ -6,8 +6,7 @@ from functools import cache
 import pytest
 import yaml
 
-from vlmrun import graph
-from vlmrun.checks import values
+from vlmrun.checks import rules
 from vlmrun.config import derived
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.schema import RunConfig
@@ -46,7 +45,7 @@ def run_of(changes):
 
 def found(changes):
     run = run_of(changes)
-    problems = [*graph.plan(run)[1], *values.check(run)]
+    problems = rules.check(run, here=False)
     return [f"{problem.where}: {problem.what} | {problem.fix}" for problem in problems]
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from tests import pico_minicpm
-from vlmrun.checks import run as checks
+from vlmrun.checks import rules as checks
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
 

@@ -43,7 +43,8 @@ def unfinished(root: Path) -> Path:
 
 
 def ls(root: Path, reference: str | None = None, *, as_json: bool = False, thorough: bool = False) -> None:
-    listing.main(root, reference, as_json=as_json, thorough=thorough)
+    words = [*([reference] if reference else []), *(["--json"] * as_json), *(["--verify"] * thorough)]
+    assert listing.main([*words, "--output", str(root)]) == 0
 
 
 def test_all_stages_are_listed_oldest_first(root, unfinished, capsys):

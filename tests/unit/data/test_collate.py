@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded
+from vlmrun.data.encode import Encoded
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.tiles import Tiling
 
 PAD, TOKENS, SIZE = 7, 3, 4

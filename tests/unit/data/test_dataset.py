@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from vlmrun.data.dataset import open_datasets
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN
 from vlmrun.data.reading import MAX_LISTED, list_skipped
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
 def opened(config, encoder, skipped=None):

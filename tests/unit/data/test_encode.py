@@ -9,10 +9,11 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from tests.pico import pico_tokenizer
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, encode, encode_prompt
+from vlmrun.data.encode import encode, encode_prompt
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 LONG = 10**6
 MARKS = ("<image>", "<|", "</s>")  # text that is no ordinary text to a tokenizer or template
@@ -148,9 +149,3 @@ def test_a_tokenizer_without_offsets_is_refused():
 
     with pytest.raises(CheckpointError, match="Slow cannot tell"):
         encode(sample("x", "y"), TEMPLATES["micro"], Slow(), image_tokens=[4] * 9, max_length=LONG)
-
-
-def test_image_and_ignore_ids_are_the_models():
-    from vlmrun.model import loss, vlm
-
-    assert (IMAGE_TOKEN, IGNORE) == (vlm.IMAGE_TOKEN, loss.IGNORE)

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmrun.data import lint
-from vlmrun.data.lint import Measure, Rules, Tally
+from vlmrun.data import findings, lint
+from vlmrun.data.findings import Tally
+from vlmrun.data.lint import Measure, Rules
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import DataError
 
@@ -173,7 +174,7 @@ def test_questions_are_judged_too(found, images):
 def test_a_tally_counts_all_and_keeps_the_first():
     tally = Tally(n_examples=2)
     for index in range(5):
-        tally.add(lint.Finding("roles", "f", index, "", ""))
+        tally.add(findings.Finding("roles", "f", index, "", ""))
     assert tally.counts == {"roles": 5}
     assert [example.index for example in tally.examples["roles"]] == [0, 1]
 
@@ -185,4 +186,4 @@ def test_earlier_is_the_first_place_of_an_equal_number(numbers):
 
 
 def test_every_class_has_a_line_in_the_table():
-    assert {kind for _, kind in FORM.values()} <= set(lint.CLASSES)
+    assert {kind for _, kind in FORM.values()} <= set(findings.CLASSES)

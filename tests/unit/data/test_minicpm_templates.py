@@ -8,10 +8,11 @@ from transformers import AutoTokenizer
 from tests.pico_minicpm import llm
 from vlmrun.config.schema import Slices
 from vlmrun.data import templates
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, encode, encode_prompt
+from vlmrun.data.encode import encode, encode_prompt
 from vlmrun.data.images import grid
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import Template
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 NAMES = ("minicpm_v2", "minicpm_v25", "minicpm_v26")
 RULES = Slices(max_slices=4, resolution=32, marks="nested", image_ids="never")

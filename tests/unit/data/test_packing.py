@@ -7,10 +7,11 @@ from vlmrun.config.schema import Packing
 from vlmrun.data import lengths as measured
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import IGNORE, Encoded
+from vlmrun.data.encode import Encoded
 from vlmrun.data.order import shuffled
 from vlmrun.data.packing import PackedSchedule, pack
 from vlmrun.errors import ConfigError, DataError
+from vlmrun.ids import IGNORE
 from vlmrun.model.tiles import Tiling
 
 METHODS = ["even_fit", "best_fit", "first_fit", "in_order"]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlmrun.data.encode import IMAGE_TOKEN
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import Turn
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, DataError
+from vlmrun.ids import IMAGE_TOKEN
 
 
 def with_template(encoder, name):

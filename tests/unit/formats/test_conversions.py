@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tests.pico import pico_llm, pico_loaded, pico_model_config, pico_tower
 from tests.unit.formats.conftest import differences, saved, to
 from tests.unit.models import add_lora
-from vlmrun import formats
 from vlmrun.config.schema import Format, ModelConfig
 from vlmrun.errors import CheckpointError, ConfigError
-from vlmrun.formats.base import How
+from vlmrun.formats import table
+from vlmrun.formats.base import How, WrittenFormat
 from vlmrun.formats.convert import convert
 from vlmrun.model.parts import assemble
 
@@ -38,7 +38,7 @@ def everywhere(tmp_path_factory, model):
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(WHOLE, 2)))
 def test_from_any_format_to_any_other(tmp_path, everywhere, model, first, second):
     to(everywhere / first, tmp_path / "made", second)
-    assert formats.detect(tmp_path / "made") == second
+    assert table.detect(tmp_path / "made") == second
     assert differences(model, tmp_path / "made") == []
 
 
@@ -109,7 +109,7 @@ def test_dense_connectors_scales_and_tiles_have_a_place_in_their_own_projects_on
     loaded = assemble(ModelConfig.model_validate(dense), dtype=torch.float32, attention="sdpa", seed=0)
     saved(tmp_path / "dense", loaded)
     to(tmp_path / "dense", tmp_path / "theirs", "denseconnector")
-    assert formats.detect(tmp_path / "theirs") == "denseconnector"
+    assert table.detect(tmp_path / "theirs") == "denseconnector"
     to(tmp_path / "theirs", tmp_path / "back", "native")
     assert differences(tmp_path / "dense", tmp_path / "back") == []
     for name in ("hf_llava", "llava", "bunny", "megatron"):
@@ -138,7 +138,7 @@ def test_dense_connectors_scales_and_tiles_have_a_place_in_their_own_projects_on
 def test_a_folder_that_somebody_else_wrote_is_read_from_its_own_configuration(tmp_path, everywhere, model, name):
     shutil.copytree(everywhere / name, tmp_path / "theirs")
     (tmp_path / "theirs/vlmrun.json").unlink()
-    assert formats.detect(tmp_path / "theirs") == name
+    assert table.detect(tmp_path / "theirs") == name
     summary = to(tmp_path / "theirs", tmp_path / "back", "native")
     assumed = "bunny_llama" if name == "bunny" else "vicuna_v1"
     assert f"{assumed} is assumed" in summary["notes"][0]
@@ -259,4 +259,5 @@ def test_a_format_that_was_mistaken_can_be_named(tmp_path, everywhere, model):
 
 
 def test_the_schema_names_every_format_that_is_written():
-    assert set(get_args(Format)) == {name for name in formats.FORMATS if hasattr(formats.get(name), "write")}
+    written = {name for name, format in table.FORMATS.items() if isinstance(format, WrittenFormat)}
+    assert set(get_args(Format)) == written

@@ -8,8 +8,8 @@ import torch
 
 from tests.pico import LLAMA, WIDE, pico_llm
 from tests.unit.formats.conftest import differences, to
-from vlmrun import formats
 from vlmrun.errors import CheckpointError
+from vlmrun.formats import table
 from vlmrun.weights.reader import Reader
 
 gguf = pytest.importorskip("gguf")
@@ -75,7 +75,7 @@ def test_weights_and_tokenizer_come_back(tmp_path):
     (tmp_path / "theirs").mkdir()
     packed = "model.layers.1.mlp.up_proj.weight"
     _write(tmp_path / "theirs/pico.gguf", llm, {packed})
-    assert formats.detect(tmp_path / "theirs") == formats.detect(tmp_path / "theirs/pico.gguf") == "gguf"
+    assert table.detect(tmp_path / "theirs") == table.detect(tmp_path / "theirs/pico.gguf") == "gguf"
     to(tmp_path / "theirs", tmp_path / "hf", "hf")
     assert [what.partition(":")[0] for what in differences(llm, tmp_path / "hf")] == [f"llm.{packed}"]
     back = Reader(tmp_path / "hf").get(packed)

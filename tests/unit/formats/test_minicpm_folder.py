@@ -9,14 +9,10 @@ from safetensors.torch import load_file, save_file
 from tests import pico_minicpm
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
+from vlmrun.formats import convert, minicpm, table
+from vlmrun.formats.base import How
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import assemble
-
-# The package of formats comes with another branch; without it this module has nothing to test.
-convert = pytest.importorskip("vlmrun.formats.convert")
-formats = pytest.importorskip("vlmrun.formats")
-minicpm = pytest.importorskip("vlmrun.formats.minicpm")
-How = pytest.importorskip("vlmrun.formats.base").How
 
 VLM_KEYS = {
     "architectures": ["MiniCPMV"],
@@ -72,7 +68,7 @@ def _logits(vlm):
 
 def test_it_loads_as_parts_without_its_code(published, tmp_path):
     folder, made = published
-    assert formats.detect(folder) == "minicpm"
+    assert table.detect(folder) == "minicpm"
     convert.convert(folder, tmp_path / "native", "native", How())
     loaded = load(tmp_path / "native", dtype=torch.float32, attention="sdpa")
     tower = loaded.vlm.tower

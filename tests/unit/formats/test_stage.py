@@ -6,13 +6,13 @@ import pytest
 
 from tests.integration.jobs import HARDWARE
 from tests.pico import pico_model_config
-from vlmrun import graph
-from vlmrun.checks.values import check
+from vlmrun import back, graph
+from vlmrun.checks.rules import check
 from vlmrun.config.compose import compose
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import RunConfig
 from vlmrun.run import identity
-from vlmrun.stages import KINDS, convert
+from vlmrun.stages import convert
 
 STAGE = {
     "kind": "convert", "to": "llava", "base_model": None, "tower": None, "template": None, "dtype": "keep", "tp": 1,
@@ -38,8 +38,8 @@ def _job(folder, source, **changes):
 
 
 def test_it_writes_a_model_folder_or_our_own_weights(tmp_path, model):
-    assert KINDS["convert"] == "vlmrun.stages.convert"
-    made = convert.execute(_job(tmp_path, model, to="hf_llava"))
+    job = _job(tmp_path, model, to="hf_llava")
+    made = back.stage(job).execute(job)
     assert made.roots == ("model",)
     assert (made.summary["from"], made.summary["to"], made.summary["generated"] > 0) == ("native", "hf_llava", True)
     assert json.loads((tmp_path / "stage/model/config.json").read_text())["model_type"] == "llava"

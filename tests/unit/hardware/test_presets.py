@@ -5,8 +5,9 @@ import re
 import pytest
 
 from tests.conftest import ROOT
-from vlmrun.checks import hardware
+from vlmrun.checks import hardware, table
 from vlmrun.config.compose import compose, conf_dir
+from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.hardware.gpus import GPUS
 
@@ -43,4 +44,5 @@ def test_a_preset_is_as_the_guide_says_and_runs_on_its_gpu(name, monkeypatch):
     assert found.env == (shut if "NCCL without P2P and InfiniBand" in besides else {})
     assert (found.launcher == "inline") == ("one process" in besides)
     monkeypatch.setattr("vlmrun.arch.attention.find_spec", lambda _name: True)
-    assert list(hardware.check(found)) == []
+    run = RunConfig.model_construct(hardware=found, only=[], stage={})
+    assert table.problems(hardware.RULES, run) == []

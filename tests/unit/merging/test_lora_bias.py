@@ -7,9 +7,9 @@ from tests.pico import IMAGE_SIZE, N_PATCHES, pico_llm, pico_loaded
 from tests.unit.models import merging
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.formats.load import load
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.merging.merge import merge
 from vlmrun.model import tune
-from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.weights import native
 
 HOW = {"dtype": torch.float32, "attention": "sdpa"}

@@ -12,9 +12,7 @@ import torch
 import yaml
 
 from tests.pico import pico_vlm
-from vlmrun.arch.config_files import ATTENTION, LINEAR_LAYERS
-from vlmrun.checks import engines
-from vlmrun.config import derived
+from vlmrun.arch import families
 from vlmrun.config.compose import conf_dir
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.model import attention
@@ -234,13 +232,14 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch):
 def test_the_families_that_cannot_have_it_are_known():
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    for family in ({*LINEAR_LAYERS} | {*derived.PACKABLE} | {*engines.TENSOR_PARALLEL}) - {"minicpm"}:
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]]
-        known = ["eager", *(["sdpa"] if model._supports_sdpa else [])]
-        known += ["flash_attention_2"] if model._supports_flash_attn else []
-        assert set(ATTENTION.get(family, ("eager", "sdpa", "flash_attention_2"))) == set(known), family
-        if not model._supports_sdpa:
-            assert family in engines._OWN_ATTENTION
+    for name, family in families.FAMILIES.items():
+        if family.held_as is not None:
+            continue
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]]
+        known = {"eager", *(["sdpa", "xformers"] if model._supports_sdpa else [])}
+        known |= {"flash_attention_2"} if model._supports_flash_attn else set()
+        assert set(family.attention or ()) == known, name
+        assert family.own_attention == (not model._supports_sdpa), name
 
 
 @pytest.mark.gpu

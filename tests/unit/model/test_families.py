@@ -9,13 +9,14 @@ import torch
 import yaml
 
 from tests.pico import pico_tokenizer, pico_vlm
-from vlmrun.arch.config_files import ATTENTION, LINEAR_LAYERS
+from vlmrun.arch.families import find
+from vlmrun.arch.minicpm import granite_values
 from vlmrun.config.compose import conf_dir
 from vlmrun.errors import CheckpointError
-from vlmrun.model import families
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model.connectors.mlp import MLP
 from vlmrun.model.llm import load
-from vlmrun.model.vlm import IMAGE_TOKEN, VLM
+from vlmrun.model.vlm import VLM
 
 OPTIONS = sorted(path.stem for path in (Path(conf_dir()) / "model/llm").glob("pico*.yaml"))
 
@@ -25,7 +26,7 @@ def _option(name):
 
 
 def _how(config):
-    return {"dtype": torch.float32, "attention": "eager" if config["model_type"] in ATTENTION else "sdpa"}
+    return {"dtype": torch.float32, "attention": find(config["model_type"]).attention_like("sdpa")}
 
 
 def _saved(folder, name):
@@ -35,7 +36,7 @@ def _saved(folder, name):
     model = load(None, dict(config), "builtin:micro-llm", **_how(config)).model
     pico_tokenizer(folder)
     model.save_pretrained(folder)
-    if config["model_type"] in families.REPLACED:
+    if find(config["model_type"]).held_as is not None:
         (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     return folder, config
 
@@ -75,7 +76,7 @@ def test_check_knows_the_linear_layers_of_a_family(name):
     linear = {
         n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
     }
-    assert linear == set(LINEAR_LAYERS[config["model_type"]])
+    assert linear == set(find(config["model_type"]).layers)
 
 
 def _by_the_formula(config, weights, embeds):
@@ -121,6 +122,6 @@ def test_minicpm_is_computed_by_its_published_formula(tmp_path):
 
 def test_a_minicpm_that_is_another_model_is_refused():
     with pytest.raises(CheckpointError, match="scale_emb"):
-        families.granite_values({"model_type": "minicpm", "hidden_size": 8, "num_hidden_layers": 1})
+        granite_values({"model_type": "minicpm", "hidden_size": 8, "num_hidden_layers": 1})
     with pytest.raises(CheckpointError, match="experts"):
-        families.granite_values(_option("pico_minicpm") | {"num_experts": 8})
+        granite_values(_option("pico_minicpm") | {"num_experts": 8})

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
 from tests.pico import LLAMA, N_PATCHES, pico_vlm
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.head import Head, find_tail
-from vlmrun.model.loss import IGNORE, ChunkedLoss, Chunks, Tail, count, supervised
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.model.loss import ChunkedLoss, Chunks, Tail, count, supervised
 
 TAILS = [Tail(), Tail(divide=8.0), Tail(times=0.0625), Tail(cap=3.0), Tail(divide=0.5, cap=2.0)]
 FAMILIES = {

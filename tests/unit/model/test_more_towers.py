@@ -112,7 +112,7 @@ def test_batch_norms_keep_their_statistics_while_trained():
 def test_what_timm_cannot_do_is_said():
     with pytest.raises(ConfigError, match="timm has no model 'eva_02'"):
         Timm(config={"architecture": "eva_02"}, **HOW)
-    with pytest.raises(ConfigError, match="no layer 0"):
+    with pytest.raises(ConfigError, match="layer 0 does not exist"):
         Timm(config=EVA, layers=[0], **HOW)
     with pytest.raises(ConfigError, match="maps of different sizes"):
         Timm(config=CNN, layers=[1, 5], **HOW)

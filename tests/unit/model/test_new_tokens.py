@@ -7,10 +7,10 @@ from tests.pico import IMAGE_SIZE, N_PATCHES, pico_llm, pico_loaded, pico_model_
 from vlmrun.config.schema import Tune
 from vlmrun.errors import ConfigError
 from vlmrun.formats import load as saved
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import new_tokens, tune
 from vlmrun.model.llm import load
 from vlmrun.model.parts import assemble
-from vlmrun.model.vlm import IMAGE_TOKEN
 from vlmrun.weights import native
 
 HOW = {"dtype": torch.float32, "attention": "sdpa"}

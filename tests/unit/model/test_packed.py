@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.pico import NF4, TOWER, WIDE, pico_llm, pico_loaded, pico_model_config
-from vlmrun.checks import quantized
+from vlmrun.checks import quantized, table
 from vlmrun.config.compose import compose
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.config.validate import validate
@@ -86,7 +86,7 @@ def _problems(folder, *overrides):
     unset = [f"data.{name}.{key}=x" for name in names for key in ("annotations", "images")]
     run, problems = validate(compose([*base, *unset, *overrides]).tree)
     assert not problems
-    return [(problem.where, problem.what) for problem in quantized.check(run)]
+    return [(problem.where, problem.what) for problem in table.problems(quantized.RULES, run)]
 
 
 def test_check_says_why_before_anything_is_loaded(folder):

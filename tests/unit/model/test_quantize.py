@@ -12,10 +12,10 @@ from tests.pico import IMAGE_SIZE, LLAMA, N_PATCHES, NF4, WIDE, pico_llm, pico_l
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.hardware import packages
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import quantize, tune
 from vlmrun.model.llm import load
 from vlmrun.model.parts import assemble
-from vlmrun.model.vlm import IMAGE_TOKEN
 
 HOW = {"dtype": torch.float32, "attention": "sdpa"}
 LORA = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear", bias="none", modules_to_save=[])

@@ -53,7 +53,7 @@ def test_unused_parameters_are_exactly_those_without_gradient(kind, layers):
 
 @pytest.mark.parametrize("layers", [[3], [-4], [0, 9], []])
 def test_a_layer_that_is_not_there_is_an_error(layers):
-    with pytest.raises(ConfigError, match=r"from -3 to 2"):
+    with pytest.raises(ConfigError, match=r"to 2, or -1 to -3 from the end"):
         Clip(config=dict(TOWER), layers=layers, **HOW)
 
 

@@ -6,8 +6,8 @@ import torch
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError
+from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import tune
-from vlmrun.model.vlm import IMAGE_TOKEN
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 

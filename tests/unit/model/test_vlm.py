@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
 from vlmrun.errors import DataError
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.ids import IMAGE_TOKEN
 
 KINDS = ["clip", "siglip"]
 IMAGE = [IMAGE_TOKEN] * N_PATCHES

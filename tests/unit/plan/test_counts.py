@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vlmrun.arch import linears, sizes
+from vlmrun.arch import families, published, sizes, towers
 from vlmrun.cli import train
 from vlmrun.config.compose import conf_dir
 from vlmrun.config.schema import Lora, ModelConfig, Target, Tune
@@ -17,7 +17,7 @@ from vlmrun.plan import meta
 from vlmrun.plan import run as planning
 from vlmrun.train import audit
 
-PUBLISHED = planning.published()
+PUBLISHED = published.published()
 LORA = Lora(r=8, alpha=16.0, dropout=0.05, targets="all-linear", bias="none", modules_to_save=[])
 ON_DEMAND = {"emoji_smollm2"}  # its folders are made by `make demo`
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
@@ -32,7 +32,8 @@ def composed(*overrides: str) -> ModelConfig:
 @pytest.mark.parametrize("kind", ["llm", "tower"])
 def test_published_sizes_give_the_published_number_of_parameters(kind: str) -> None:
     for name, values in PUBLISHED[kind].items():
-        made = linears.llm(values) if kind == "llm" else linears.tower(values, {"layers": [-2]}, None)
+        eye = towers.Transformer(values, {})
+        made = families.llm(values) if kind == "llm" else eye.sizes([-2])
         if made is not None:
             assert made.n_parameters == values["parameters"], name
 
@@ -47,7 +48,7 @@ def test_every_hub_id_of_conf_is_published() -> None:
 
 def two_blocks(model: ModelConfig) -> ModelConfig:
     """The same with an LLM of two blocks: every further one adds the same count, and takes time to build."""
-    values = dict(planning.config_of(model.llm, "llm").values)
+    values = dict(published.config_of(model.llm, "llm").values)
     values["n_layers" if "n_layers" in values else "num_hidden_layers"] = 2
     arguments = {**model.llm.arguments, "path": None, "config": values, "tokenizer": "builtin:micro-llm"}
     return model.model_copy(update={"llm": Target.model_validate({"_target_": model.llm.target, **arguments})})
@@ -55,7 +56,7 @@ def two_blocks(model: ModelConfig) -> ModelConfig:
 
 def counted(model: ModelConfig, how: Tune, lora: Lora | None) -> dict[str, tuple[int, int]]:
     """What the trainer would count, on the meta device."""
-    llm, tower = (planning.config_of(getattr(model, part), part).values for part in ("llm", "tower"))
+    llm, tower = (published.config_of(getattr(model, part), part).values for part in ("llm", "tower"))
     vlm = meta.vlm(model, llm, tower, len([*(model.image_markers or []), *model.new_tokens]))
     with torch.device("meta"):
         tune.apply(vlm, how, lora)

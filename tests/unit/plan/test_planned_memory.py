@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.plan.made import hardware, llava_7b, stage
+from vlmrun.ids import FP32_LOGITS_GPU
 from vlmrun.plan import memory
 from vlmrun.plan.activations import Batch
-from vlmrun.plan.loss import FP32_LOGITS_CPU, FP32_LOGITS_GPU, Numbers, _chunked, _plain
+from vlmrun.plan.loss import Numbers, _chunked, _plain
 
 SHAPES = llava_7b()
 BATCH = Batch(sequences=16, length=2048, supervised=16 * 1000, squares=16)
@@ -88,12 +89,6 @@ def test_a_head_that_learns_brings_its_gradient() -> None:
     assert trained.kept - frozen.kept == 4 * 32000 * 4096
     assert trained.backward - frozen.backward == 2 * 32000 * 4096
     assert trained.forward == frozen.forward
-
-
-def test_the_loss_takes_logits_to_fp32_by_as_many_as_planned() -> None:
-    from vlmrun.model import loss
-
-    assert (loss.FP32_LOGITS_CPU, loss.FP32_LOGITS_GPU) == (FP32_LOGITS_CPU, FP32_LOGITS_GPU)
 
 
 def test_quantised_weights_take_half_a_byte_and_their_scales() -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from vlmrun import graph
-from vlmrun.config.schema import HardwareConfig, TrainStage, Volatile
+from vlmrun.config.marks import is_volatile
+from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.run import identity
 
 
@@ -34,7 +35,7 @@ VOLATILE = {
 
 
 def test_every_volatile_field_is_listed_here():
-    marked = {name for name, field in TrainStage.model_fields.items() if Volatile in field.metadata}
+    marked = {name for name, field in TrainStage.model_fields.items() if is_volatile(field)}
     assert marked == set(VOLATILE)
 
 
@@ -44,7 +45,7 @@ def test_volatile_fields_leave_every_key_alone(smoke, field):
 
 
 def test_hardware_leaves_keys_alone_but_for_precision(smoke):
-    marked = {name for name, field in HardwareConfig.model_fields.items() if Volatile in field.metadata}
+    marked = {name for name, field in HardwareConfig.model_fields.items() if is_volatile(field)}
     assert marked == set(HardwareConfig.model_fields) - {"gpu", "precision"}
     assert keys(smoke()) == keys(smoke("hardware.threads=2", "hardware.launcher=torchrun", "hardware.gpu=a100_80g"))
     assert changed(keys(smoke()), keys(smoke("hardware.precision=bf16"))) >= {"pretrain", "eval_average"}

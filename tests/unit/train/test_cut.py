@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
-from vlmrun.model.loss import IGNORE, count
-from vlmrun.model.vlm import IMAGE_TOKEN
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
+from vlmrun.model.loss import count
 from vlmrun.train.loss import Window
 
 N = 6

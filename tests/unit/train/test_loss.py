@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmrun.model.loss import IGNORE, count, token_losses
+from vlmrun.ids import IGNORE
+from vlmrun.model.loss import count, token_losses
 from vlmrun.train.loss import Window
 
 

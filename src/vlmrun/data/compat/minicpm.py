@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vlmrun.data.encode import IGNORE
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError
+from vlmrun.ids import IGNORE
 
 Relabel = Callable[[list[int]], list[int]]
 

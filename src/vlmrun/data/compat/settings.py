@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vlmrun.data.compat.text import UpstreamText, is_legacy
-from vlmrun.data.encode import IGNORE, IMAGE_TOKEN, Encoded, kept_tokens
+from vlmrun.data.encode import Encoded, kept_tokens
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import TEMPLATES, Template
 from vlmrun.errors import ConfigError, DataError
+from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 Project = Literal["llava", "kollava", "denseconnector", "bunny", "minicpm"]  # the last: minicpm_labels
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmrun.data.encode import IMAGE_TOKEN
 from vlmrun.data.sample import IMAGE_TAG
+from vlmrun.ids import IMAGE_TOKEN
 
 
 @dataclass(frozen=True)

@@ -180,11 +180,6 @@ class ImageLayout:
     patches: tuple[tuple[int, int], ...] = ()
 
 
-def n_tiles(layout: ImageLayout | None) -> int:
-    """Pictures that the tower sees for one picture."""
-    return 1 if layout is None or layout.grid is None else 1 + layout.grid[0] * layout.grid[1]
-
-
 class ImageTransform:
     """Resize, crop, rescale and normalise as `preprocessor_config.json` says.
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from vlmrun.arch.connectors import Arithmetic
 from vlmrun.errors import ConfigError
 
 
@@ -15,30 +16,36 @@ class Connector(nn.Module):
     """Turns tower features into rows of the LLM's embedding space.
 
     A subclass takes `vision_dim` (channels of all requested layers together) and `llm_dim` besides its own arguments;
-    both are supplied when it is built.
+    both are supplied when it is built. Its own arguments go to `super().__init__` by name.
 
     Attributes:
-        ADAPTIVE: knows what to do with pictures of different shapes: `forward(layers, grids)`, where features behind a
-            picture's own rows x columns are padding.
+        ARITHMETIC: how many tokens come out, which layers are wanted; made of the class's own arguments.
         UPSTREAM: first part of a name behind `mm_projector.` in an original checkpoint -> first part of ours; the
             longest that fits counts.
     """
 
-    ADAPTIVE: ClassVar[bool] = False
+    ARITHMETIC: ClassVar[type[Arithmetic]] = Arithmetic
     UPSTREAM: ClassVar[Mapping[str, str]] = {"": ""}
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.arithmetic = self.ARITHMETIC(**arguments)
+
+    def __init_subclass__(cls) -> None:
+        """Refuses what has moved: `check` and `plan` would not see it."""
+        super().__init_subclass__()
+        moved = [name for name in ("tokens", "wanted_layers") if name in vars(cls)]
+        if moved:
+            raise ConfigError(
+                f"{cls.__name__} defines {' and '.join(moved)} itself, which `check` cannot see",
+                f"{cls.__module__}.{cls.__name__}",
+                "move it to a subclass of vlmrun.arch.connectors.Arithmetic, and name that as ARITHMETIC",
+            )
 
     @classmethod
     def wanted_layers(cls, n_layers: int, **arguments: Any) -> list[int] | None:
-        """The tower's layers that this connector needs, if it needs certain ones; None: those of model.tower.layers.
-
-        A connector that returns some is used with `model.tower.layers: null`, and its `vision_dim` is the width of
-        one layer.
-
-        Args:
-            n_layers: how many blocks the tower has; 0 is the input of the first.
-            arguments: those in the connector's YAML.
-        """
-        return None
+        """The tower's layers that a connector with these arguments needs (`Arithmetic.wanted_layers`)."""
+        return cls.ARITHMETIC(**arguments).wanted_layers(n_layers)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Joins the requested layers of the tower.
@@ -49,17 +56,5 @@ class Connector(nn.Module):
         raise NotImplementedError
 
     def tokens(self, n_patches: int) -> int:
-        """How many rows come out for so many patches; one for each unless a connector says otherwise."""
-        return n_patches
-
-
-def side_of(n_patches: int, name: str) -> int:
-    """Edge of the square map that the patches form."""
-    side = round(n_patches**0.5)
-    if side * side != n_patches:
-        raise ConfigError(
-            f"{name} needs a square map of patches, the tower gives {n_patches}",
-            "model.connector",
-            "feature: patch, which leaves the class token out, or another connector",
-        )
-    return side
+        """How many rows come out for so many patches."""
+        return self.arithmetic.tokens(n_patches)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from vlmrun.errors import ConfigError, suggest
+from vlmrun.arch import connectors as arch
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.connectors.mlp import STACKED_UPSTREAM, stacked
-
-KINDS = ("sti", "sci", "dci")
-_BASE = -2  # the layer LLaVA selects
-_POOL = 8
 
 
 class Dense(Connector):
@@ -33,7 +29,9 @@ class Dense(Connector):
         HJYao00/DenseConnector@0f8936c4 llava/model/multimodal_projector/builder.py
     """
 
+    ARITHMETIC = arch.Dense
     UPSTREAM = STACKED_UPSTREAM
+    arithmetic: arch.Dense
 
     def __init__(
         self,
@@ -43,41 +41,18 @@ class Dense(Connector):
         depth: int = 2,
         shallow: Sequence[int] = (7, 15),
     ) -> None:
-        super().__init__()
-        _check_kind(kind)
-        self.kind = kind
-        self.n_shallow = len(shallow)
-        wide = {"sti": 1, "sci": 1 + len(shallow), "dci": 3}[kind]
-        self.layers = stacked(vision_dim * wide, llm_dim, depth)
-
-    @classmethod
-    def wanted_layers(
-        cls, n_layers: int, *, kind: str, shallow: Sequence[int] = (7, 15), **arguments: Any
-    ) -> list[int]:
-        """The selected layer first, then the others in ascending order."""
-        _check_kind(kind)
-        return [_BASE, *(range(n_layers // 2 * 2) if kind == "dci" else shallow)]
+        super().__init__(kind=kind, depth=depth, shallow=shallow)
+        self.layers = stacked(self.arithmetic.mlp, self.arithmetic.joined(vision_dim), llm_dim)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Joins and projects."""
-        base, *others = layers
-        if self.kind == "sti":
-            pooled = [F.avg_pool1d(other.transpose(1, 2), _POOL).transpose(1, 2) for other in others]
-            return self.layers(torch.cat([base, *pooled], dim=1))
-        if self.kind == "dci":
+        base, *others = layers  # each [N, P, Dv]
+        if self.arithmetic.kind == "sti":
+            # [N, P, Dv] -> [N, Dv, P] -> [N, Dv, P // 8] -> [N, P // 8, Dv]
+            pooled = [F.avg_pool1d(other.transpose(1, 2), self.arithmetic.POOL).transpose(1, 2) for other in others]
+            return self.layers(torch.cat([base, *pooled], dim=1))  # [N, P + 2 (P // 8), Dh]
+        if self.arithmetic.kind == "dci":
             half = len(others) // 2
+            # A running sum, so that no stack of half the tower's layers is held. Each [N, P, Dv].
             others = [sum(part[1:], part[0]) / half for part in (others[:half], others[half:])]
-        return self.layers(torch.cat([base, *others], dim=-1))
-
-    def tokens(self, n_patches: int) -> int:
-        """One for each patch, and under sti the averages, of which an incomplete last one is left out."""
-        if self.kind != "sti":
-            return n_patches
-        if n_patches < _POOL:
-            raise ConfigError(f"sti averages {_POOL} patches, the tower gives {n_patches}", "model.connector", "dci")
-        return n_patches + self.n_shallow * (n_patches // _POOL)
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise ConfigError(f"no dense connector {kind!r}", "model.connector.kind", suggest(kind, KINDS, noun="kinds"))
+        return self.layers(torch.cat([base, *others], dim=-1))  # [N, P, 3 Dv] -> [N, P, Dh]

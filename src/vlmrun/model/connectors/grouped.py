@@ -7,10 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from vlmrun.errors import ConfigError
+from vlmrun.arch import connectors as arch
 from vlmrun.model.connectors.base import Connector
-
-_GROUP = 4
 
 
 class Grouped(Connector):
@@ -24,25 +22,18 @@ class Grouped(Connector):
         BAAI-DCAI/Bunny@08273ac bunny/model/multimodal_projector/builder.py
     """
 
+    ARITHMETIC = arch.Grouped
+    arithmetic: arch.Grouped
+
     def __init__(self, vision_dim: int, llm_dim: int, order: Literal["channel", "token"]) -> None:
-        super().__init__()
+        super().__init__(order=order)
         self.order = order
-        self.linear = nn.Linear(vision_dim * _GROUP, llm_dim)
+        self.linear = nn.Linear(vision_dim * arch.Grouped.GROUP, llm_dim)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Groups and projects."""
-        features = torch.cat(layers, dim=-1)
-        groups = features.unflatten(1, (self.tokens(features.shape[1]), _GROUP))
+        features = torch.cat(layers, dim=-1)  # [N, P, Dv]
+        groups = features.unflatten(1, (self.tokens(features.shape[1]), arch.Grouped.GROUP))  # [N, T, 4, Dv]
         if self.order == "channel":
-            groups = groups.transpose(2, 3)
-        return self.linear(groups.flatten(2))
-
-    def tokens(self, n_patches: int) -> int:
-        """A quarter of the patches."""
-        if n_patches % _GROUP:
-            raise ConfigError(
-                f"{n_patches} patches cannot be taken {_GROUP} at a time",
-                "model.connector",
-                "a tower whose patches divide by 4, or another connector",
-            )
-        return n_patches // _GROUP
+            groups = groups.transpose(2, 3)  # [N, T, Dv, 4]
+        return self.linear(groups.flatten(2))  # [N, T, 4 Dv] -> [N, T, Dh]

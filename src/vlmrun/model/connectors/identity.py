@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from vlmrun.errors import ConfigError
+from vlmrun.arch import connectors as arch
 from vlmrun.model.connectors.base import Connector
 
 
 class Identity(Connector):
     """Hands the features on; it has no parameters, so `tune.connector` must be freeze."""
 
+    ARITHMETIC = arch.Identity
+
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
-        if vision_dim != llm_dim:
-            raise ConfigError(
-                f"features of width {vision_dim} do not fit an LLM of width {llm_dim} without a connector",
-                "model.connector",
-                "model/connector=linear",
-            )
+        self.arithmetic.check_widths(vision_dim, llm_dim)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Concatenates the tower's layers on channels."""
-        return torch.cat(layers, dim=-1)
+        return torch.cat(layers, dim=-1)  # [N, P, Dh]

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmrun.model.connectors.base import Connector, side_of
+from vlmrun.arch import connectors as arch
+from vlmrun.model.connectors.base import Connector
 
 
 class LDP(Connector):
@@ -18,6 +19,8 @@ class LDP(Connector):
         identity takes.
     """
 
+    ARITHMETIC = arch.LDP
+
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
         mlp = nn.Sequential(nn.Identity(), nn.Linear(vision_dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
@@ -26,14 +29,11 @@ class LDP(Connector):
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Projects each patch, then mixes and quarters the map."""
-        value = self.model["mlp"](torch.cat(layers, dim=-1))
-        side = side_of(value.shape[1], "ldp")
-        map_ = value.transpose(1, 2).unflatten(2, (side, side))
-        return self.model["mb_block"](map_).flatten(2).transpose(1, 2)
-
-    def tokens(self, n_patches: int) -> int:
-        """A quarter of the map, an odd edge rounded up."""
-        return ((side_of(n_patches, "ldp") + 1) // 2) ** 2
+        rows = self.model["mlp"](torch.cat(layers, dim=-1))  # [N, P, Dv] -> [N, P, Dh]
+        side = arch.side_of(rows.shape[1], "ldp")
+        map_ = rows.transpose(1, 2).unflatten(2, (side, side))  # [N, Dh, side, side]
+        small = self.model["mb_block"](map_)  # [N, Dh, ceil(side / 2), ceil(side / 2)]
+        return small.flatten(2).transpose(1, 2)  # [N, T, Dh]
 
 
 class _Block(nn.Module):
@@ -59,7 +59,7 @@ class _ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of a map."""
 
     def forward(self, map_: torch.Tensor) -> torch.Tensor:
-        return super().forward(map_.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(map_.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # [N, D, Y, X] -> [N, Y, X, D] and back
 
 
 class _Excitation(nn.Module):
@@ -67,16 +67,10 @@ class _Excitation(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        squeezed = _divisible(width // 4)
+        squeezed = arch.LDP.squeezed(width)
         self.fc1 = nn.Conv2d(width, squeezed, 1)
         self.fc2 = nn.Conv2d(squeezed, width, 1)
 
     def forward(self, map_: torch.Tensor) -> torch.Tensor:
-        mean = map_.mean(dim=(2, 3), keepdim=True)
+        mean = map_.mean(dim=(2, 3), keepdim=True)  # [N, D, 1, 1]
         return map_ * F.hardsigmoid(self.fc2(F.relu(self.fc1(mean))))
-
-
-def _divisible(value: int, by: int = 8) -> int:
-    """The nearest multiple, never more than a tenth below."""
-    near = max(by, (value + by // 2) // by * by)
-    return near + by if near < 0.9 * value else near

@@ -8,23 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vlmrun.errors import ConfigError
+from vlmrun.arch import connectors as arch
 from vlmrun.model.connectors.base import Connector
 
 # `linear` stood there bare, without a number.
 STACKED_UPSTREAM = {"weight": "layers.0.weight", "bias": "layers.0.bias", "": "layers."}
 
 
-def stacked(
-    vision_dim: int, llm_dim: int, depth: int, *, hidden: int | None = None, bias: bool = True
-) -> nn.Sequential:
-    """`depth` linear layers with exact GELU between them, `hidden` wide inside; null: as wide as the LLM."""
-    if depth < 1:
-        raise ConfigError(f"an MLP connector of depth {depth}", "model.connector.depth", "give 1 (linear) or more")
-    widths = [vision_dim, *[hidden or llm_dim] * (depth - 1), llm_dim]
+def stacked(mlp: arch.MLP, vision_dim: int, llm_dim: int) -> nn.Sequential:
+    """Linear layers with exact GELU between them."""
     layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.GELU(), nn.Linear(before, after, bias=bias)]
+    for before, after in itertools.pairwise(mlp.widths(vision_dim, llm_dim)):
+        layers += [nn.GELU(), nn.Linear(before, after, bias=mlp.bias)]
     return nn.Sequential(*layers[1:])
 
 
@@ -41,7 +36,9 @@ class MLP(Connector):
         init_std: of the normal distribution each layer's weights are drawn from; None: as torch draws them.
     """
 
+    ARITHMETIC = arch.MLP
     UPSTREAM = STACKED_UPSTREAM
+    arithmetic: arch.MLP
 
     def __init__(
         self,
@@ -52,20 +49,14 @@ class MLP(Connector):
         bias: bool = True,
         init_std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        self.layers = stacked(vision_dim, llm_dim, depth, hidden=hidden, bias=bias)
+        super().__init__(depth=depth, hidden=hidden, bias=bias, init_std=init_std)
+        self.layers = stacked(self.arithmetic, vision_dim, llm_dim)
         if init_std is not None:
-            self._draw(init_std)
-
-    def _draw(self, init_std: Sequence[float]) -> None:
-        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        if len(init_std) != len(linear):
-            raise ConfigError(
-                f"{len(init_std)} deviations for {len(linear)} layers", "model.connector.init_std", "one for each layer"
-            )
-        for layer, std in zip(linear, init_std, strict=True):
-            nn.init.normal_(layer.weight, std=std)
+            linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+            for layer, std in zip(linear, init_std, strict=True):
+                nn.init.normal_(layer.weight, std=std)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Concatenates the tower's layers on channels and projects them."""
-        return self.layers(torch.cat(layers, dim=-1))
+        features = torch.cat(layers, dim=-1)  # [N, P, Dv]
+        return self.layers(features)  # [N, P, Dh]

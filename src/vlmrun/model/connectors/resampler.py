@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmrun.errors import ConfigError
-from vlmrun.model.connectors.base import Connector, side_of
+from vlmrun.arch import connectors as arch
+from vlmrun.model.connectors.base import Connector
 from vlmrun.model.towers.base import Grids
-
-_HEAD = 128  # width of a head, unless it is told how many there are
 
 
 class _Attention(nn.Module):
@@ -54,18 +52,12 @@ class Resampler(Connector):
         openbmb/MiniCPM-Llama3-V-2_5 resampler.py; state keys are the original's.
     """
 
-    ADAPTIVE = True
+    ARITHMETIC: ClassVar[type[arch.Resampler]] = arch.Resampler
+    arithmetic: arch.Resampler
 
     def __init__(self, vision_dim: int, llm_dim: int, queries: int = 96, heads: int | None = None) -> None:
-        super().__init__()
-        heads = heads or max(1, llm_dim // _HEAD)
-        if llm_dim % heads or llm_dim % 4 or queries < 1:
-            raise ConfigError(
-                f"a resampler of {queries} queries and {heads} heads at width {llm_dim}",
-                "model.connector",
-                "at least one query, heads that divide the LLM's width, a width that 4 divides",
-            )
-        self.n_queries = queries
+        super().__init__(queries=queries, heads=heads)
+        self.arithmetic.check_widths(vision_dim, llm_dim)
         self.query = nn.Parameter(torch.empty(queries, llm_dim))
         nn.init.trunc_normal_(self.query, std=0.02)
         self.kv_proj: nn.Module = nn.Identity()
@@ -73,27 +65,24 @@ class Resampler(Connector):
             linear = nn.Linear(vision_dim, llm_dim, bias=False)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             self.kv_proj = linear
-        self.attn = _Attention(llm_dim, heads)
+        self.attn = _Attention(llm_dim, self.arithmetic.n_heads(llm_dim))
         self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(llm_dim, eps=1e-6) for _ in range(3))
         self.proj = nn.Parameter(torch.randn(llm_dim, llm_dim) * llm_dim**-0.5)
 
     def forward(self, layers: list[torch.Tensor], grids: Grids | None = None) -> torch.Tensor:
         """As many rows for every picture."""
-        features = torch.cat(layers, dim=-1)
+        features = torch.cat(layers, dim=-1)  # [N, P, Dv]
         n_patches = features.shape[1]
         if grids is None:
-            side = side_of(n_patches, "resampler")
+            side = arch.side_of(n_patches, "resampler")
             grids = [(side, side)] * len(features)
-        found = self.ln_kv(self.kv_proj(features))
-        places, real = self._places(grids, found)
-        query = self.ln_q(self.query) + self._query_places(found)
-        query = query.expand(len(found), -1, -1)
-        found = self.attn(query, found + places, found, None if bool(real.all()) else real)
-        return self.ln_post(found) @ self.proj
-
-    def tokens(self, n_patches: int) -> int:
-        """The queries, whatever the picture."""
-        return self.n_queries
+        values = self.ln_kv(self.kv_proj(features))  # [N, P, Dh]
+        places, real = self._places(grids, values)  # [N, P, Dh], [N, P]
+        query = self.ln_q(self.query) + self._query_places(values)  # [Q, Dh]
+        query = query.expand(len(values), -1, -1)  # [N, Q, Dh]
+        # Without padding no mask at all: sdpa has faster kernels without one.
+        seen = self.attn(query, values + places, values, None if bool(real.all()) else real)  # [N, Q, Dh]
+        return self.ln_post(seen) @ self.proj  # [N, Q, Dh]
 
     def _places(self, grids: Grids, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What tells every patch's place, zero on padding, [N, P, D]; and which places are patches, [N, P]."""
@@ -122,19 +111,22 @@ class FixedResampler(Resampler):
         OpenBMB/MiniCPM-V@247a576 omnilmm/model/resampler.py
     """
 
+    ARITHMETIC: ClassVar[type[arch.Resampler]] = arch.FixedResampler
+    arithmetic: arch.FixedResampler
+
     def __init__(self, vision_dim: int, llm_dim: int, queries: int = 64, heads: int | None = None) -> None:
         super().__init__(vision_dim, llm_dim, queries, heads)
-        side = side_of(queries, "a resampler of this kind")
+        side = self.arithmetic.side
         self.pos_embed: torch.Tensor
         self.register_buffer("pos_embed", sincos(side, side, llm_dim))
 
     def _table(self, rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-        side = math.isqrt(self.n_queries)
-        square = self.pos_embed.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]
+        side = self.arithmetic.side
+        square = self.pos_embed.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, Dh, side, side]
         if (rows, columns) == (side, side):
             return self.pos_embed
         stretched = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
-        return stretched[0].permute(1, 2, 0).flatten(0, 1)
+        return stretched[0].permute(1, 2, 0).flatten(0, 1)  # [rows * columns, Dh]
 
     def _query_places(self, like: torch.Tensor) -> torch.Tensor | float:
         return self.pos_embed.to(like)

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmrun.model.connectors.base import Connector, side_of
-
-# What is done in turn; a number is a linear layer.
-_STEPS: dict[str, tuple[int | str, ...]] = {"v1": (1, "pool", 2), "v2": (1, 2, "pool"), "v3": (0, "pool", 1, 2)}
+from vlmrun.arch import connectors as arch
+from vlmrun.model.connectors.base import Connector
 
 
 class SPP(Connector):
@@ -22,29 +20,27 @@ class SPP(Connector):
         kept, so that files fit both ways, but as a buffer: it is never trained.
     """
 
+    ARITHMETIC = arch.SPP
+
     def __init__(self, vision_dim: int, llm_dim: int, version: Literal["v1", "v2", "v3"]) -> None:
-        super().__init__()
-        self.version = version
-        sizes = ((vision_dim, vision_dim), (vision_dim, llm_dim), (llm_dim, llm_dim))
-        for number, (width_in, width_out) in enumerate(sizes):
+        super().__init__(version=version)
+        self.steps = arch.SPP.STEPS[version]
+        for number, (width_in, width_out) in enumerate(arch.SPP.widths(vision_dim, llm_dim)):
             layer: nn.Module = nn.Linear(width_in, width_out)
-            self.add_module(f"linear_{number}", layer if number in _STEPS[version] else _kept(layer))
+            self.add_module(f"linear_{number}", layer if number in self.steps else _kept(layer))
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Projects and averages in the version's order."""
-        value = torch.cat(layers, dim=-1)
-        for step in _STEPS[self.version]:
+        value = torch.cat(layers, dim=-1)  # [N, P, Dv]
+        for step in self.steps:
             value = _pooled(value) if step == "pool" else self.get_submodule(f"linear_{step}")(value)
-        return value
-
-    def tokens(self, n_patches: int) -> int:
-        """A quarter of the map; a last row and column that have no neighbour are left out."""
-        return (side_of(n_patches, "spp") // 2) ** 2
+        return value  # [N, P // 4, Dh]
 
 
 def _pooled(value: torch.Tensor) -> torch.Tensor:
-    side = side_of(value.shape[1], "spp")
-    map_ = value.transpose(1, 2).unflatten(2, (side, side))
+    """[N, P, D] -> [N, P // 4, D]."""
+    side = arch.side_of(value.shape[1], "spp")
+    map_ = value.transpose(1, 2).unflatten(2, (side, side))  # [N, D, side, side]
     return F.avg_pool2d(map_, 2).flatten(2).transpose(1, 2)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from vlmrun.arch.towers import Arithmetic
 from vlmrun.errors import ConfigError
 
 Grids = Sequence[tuple[int, int]]  # rows and columns of patches in every picture
@@ -18,8 +19,7 @@ class Tower(nn.Module):
     """Turns pictures into patch features.
 
     Attributes:
-        ADAPTIVE: takes pictures of any shape in whole patches, as strips, with their grids: `forward(pixels, grids)`.
-            Features of shorter ones are filled up to the longest.
+        ARITHMETIC: what is known of it from its YAML and config.json, without building it.
         hidden_dim: channels of all requested layers together.
         layers: the requested layers, once they are known.
         n_layers: how many there are to choose from.
@@ -29,7 +29,7 @@ class Tower(nn.Module):
         source: the folder the weights came from; None when they were made at random.
     """
 
-    ADAPTIVE: ClassVar[bool] = False
+    ARITHMETIC: ClassVar[type[Arithmetic]] = Arithmetic
 
     hidden_dim: int
     layers: Sequence[int] = ()

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmrun.arch import towers as arch
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
 from vlmrun.model import pretrained, quantize
 from vlmrun.model.towers import s2
 from vlmrun.model.towers.base import Tower
-from vlmrun.model.towers.s2 import check_scales
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -34,6 +34,7 @@ class HuggingFaceTower(Tower):
         image_size: edge of the pictures; None: as the model's config says.
     """
 
+    ARITHMETIC = arch.Transformer
     model: Any
 
     def __init__(
@@ -52,18 +53,18 @@ class HuggingFaceTower(Tower):
         self.n_layers = config.num_hidden_layers
         self.width = config.hidden_size
         self.first = n_dropped
-        self.scales = check_scales(scales)
+        self.scales = arch.scales_of(scales)
         if len(self.scales) > 1 and n_class != n_dropped:
             raise ConfigError("a class token has no place among scales", "model.tower.feature", "feature: patch")
         self.native_size: int = image_size or config.image_size
         self.image_size = self.native_size * self.scales[-1]
-        self.n_patches = (self.native_size // config.patch_size) ** 2 + n_class - n_dropped
+        self.n_patches = arch.n_patches(self.native_size, config.patch_size) + n_class - n_dropped
         if layers is not None:
             self.choose_layers(layers)
 
     def choose_layers(self, layers: Sequence[int]) -> None:
         """Says which layers the features are taken from."""
-        self.layers = positions(layers, self.n_layers)
+        self.layers = arch.positions(layers, self.n_layers)
         self.hidden_dim = self.width * len(self.layers) * len(self.scales)
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
@@ -73,12 +74,12 @@ class HuggingFaceTower(Tower):
         return self._encode(pixels)
 
     def _encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        hidden = self.encoder_input(pixels)
+        hidden = self.encoder_input(pixels)  # [N, n_class + P, Dv]
         found = {0: hidden}
         for index, layer in enumerate(self.blocks[: max(self.layers)], start=1):
             hidden = layer(hidden, None)
             found[index] = hidden
-        return [found[index][:, self.first :] for index in self.layers]
+        return [found[index][:, self.first :] for index in self.layers]  # each [N, P, Dv]
 
     @property
     def blocks(self) -> Any:
@@ -177,15 +178,3 @@ def check_feature(feature: str) -> None:
     if feature not in ("patch", "cls_patch"):
         fix = suggest(feature, ["patch", "cls_patch"], noun="features")
         raise ConfigError(f"unknown feature {feature!r}", "model.tower.feature", fix)
-
-
-def positions(layers: Sequence[int], n_layers: int) -> list[int]:
-    """Layer numbers counted from 0, the encoder's input."""
-    wrong = [layer for layer in layers if not -(n_layers + 1) <= layer <= n_layers]
-    if wrong or not layers:
-        raise ConfigError(
-            f"the tower has no layer {wrong[0]}" if wrong else "no tower layer is asked for",
-            "model.tower.layers",
-            f"it has {n_layers} layers: give numbers from {-(n_layers + 1)} to {n_layers}, 0 being the encoder's input",
-        )
-    return [layer if layer >= 0 else n_layers + 1 + layer for layer in layers]

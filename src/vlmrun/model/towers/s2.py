@@ -7,32 +7,13 @@ Source:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from vlmrun.errors import ConfigError
-
 Encode = Callable[[torch.Tensor], list[torch.Tensor]]
-
-
-def check_scales(scales: Sequence[int] | None) -> list[int]:
-    """The multiples of the tower's own size, in ascending order; null means the size itself.
-
-    Raises:
-        ConfigError: when they do not begin with 1 or do not grow.
-    """
-    if scales is None:
-        return [1]
-    given = list(scales)
-    if not given or given[0] != 1 or any(a >= b for a, b in itertools.pairwise(given)):
-        raise ConfigError(
-            f"scales {given} are not 1 and growing multiples of the tower's size", "model.tower.scales", "[1, 2, 3]"
-        )
-    return given
 
 
 def features(pixels: torch.Tensor, scales: Sequence[int], size: int, encode: Encode) -> list[torch.Tensor]:
@@ -76,4 +57,4 @@ def _joined(found: torch.Tensor, scale: int, n: int) -> torch.Tensor:
     maps = found.unflatten(1, (side, side)).unflatten(0, (scale, scale, n))  # [row, column, N, y, x, D]
     whole = maps.permute(2, 5, 0, 3, 1, 4).flatten(4, 5).flatten(2, 3)  # [N, D, row y, column x]
     mean = F.interpolate(whole.float(), size=(side, side), mode="area").to(found.dtype)
-    return mean.flatten(2).transpose(1, 2)
+    return mean.flatten(2).transpose(1, 2)  # [N, y x, D]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from vlmrun.arch.towers import Navit
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.model.towers.base import Grids
 from vlmrun.model.towers.hf import HuggingFaceTower, load_parts
@@ -34,7 +35,7 @@ class SiglipNavit(HuggingFaceTower):
         openbmb/MiniCPM-Llama3-V-2_5 modeling_minicpmv.py with transformers 4.40's Idefics2VisionTransformer
     """
 
-    ADAPTIVE = True
+    ARITHMETIC = Navit
 
     def __init__(  # noqa: PLR0913 - the keys of a YAML file, and what the run adds
         self,
@@ -64,12 +65,12 @@ class SiglipNavit(HuggingFaceTower):
 
     def forward(self, pixels: torch.Tensor, grids: Grids | None = None) -> list[torch.Tensor]:
         """Features after the final norm, of every requested layer."""
-        hidden = self.model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        hidden = self.model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [N, P, Dv]
         if grids is None:
             rows, columns = (edge // self.patch for edge in pixels.shape[-2:])
             grids = [(rows, columns)] * len(pixels)
         hidden = hidden + self.model.embeddings.position_embedding(self._position_ids(grids, hidden))
-        mask = self._mask(grids, hidden)
+        mask = self._mask(grids, hidden)  # [N, 1, P, P], or None
         found = {0: hidden}
         for index, layer in enumerate(self.blocks[: max(self.layers)], start=1):
             hidden = layer(hidden, mask)

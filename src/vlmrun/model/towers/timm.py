@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from vlmrun.arch import towers as arch
+from vlmrun.arch.towers import positions
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
 from vlmrun.model.pretrained import read_json
@@ -39,6 +41,8 @@ class Timm(Tower):
         EVA02-CLIP-L-336 with layers [-2] is what BAAI-DCAI/Bunny@08273ac runs: blocks 1 to 23, no norm, no class token.
     """
 
+    ARITHMETIC = arch.Timm
+
     def __init__(
         self,
         path: str | None = None,
@@ -65,7 +69,7 @@ class Timm(Tower):
     def choose_layers(self, layers: Sequence[int]) -> None:
         """Cuts the model off behind the deepest of them, and loads what remains."""
         assert not self._indices, "layers are chosen once: the rest of the model is gone"
-        self.layers = _positions(layers, self.n_layers)
+        self.layers = positions(layers, self.n_layers, first=self.ARITHMETIC.FIRST)
         self._indices = [layer - 1 for layer in self.layers]
         self.model.prune_intermediate_layers(sorted(set(self._indices)), prune_norm=True, prune_head=True)
         if self.source is not None:
@@ -95,6 +99,7 @@ class Timm(Tower):
         maps = self.model.forward_intermediates(
             pixels, indices=wanted, norm=False, output_fmt="NCHW", intermediates_only=True
         )
+        # each [N, Dv, Y, X] -> [N, Y X, Dv]
         found = {index: each.flatten(2).transpose(1, 2) for index, each in zip(wanted, maps, strict=True)}
         return [found[index] for index in self._indices]
 
@@ -224,15 +229,3 @@ def _preprocessor(table: dict[str, Any], config: dict[str, Any], image_size: int
         "image_std": list(values.get("std") or (0.5,) * 3),
         "do_convert_rgb": True,
     }
-
-
-def _positions(layers: Sequence[int], n_layers: int) -> list[int]:
-    """Numbers counted from 1, the first block's output."""
-    wrong = [layer for layer in layers if layer == 0 or not -n_layers <= layer <= n_layers]
-    if wrong or not layers:
-        raise ConfigError(
-            f"the tower has no layer {wrong[0]}" if wrong else "no tower layer is asked for",
-            "model.tower.layers",
-            f"it has {n_layers}: give numbers from 1 to {n_layers}, or from -1 back to {-n_layers}",
-        )
-    return [layer if layer > 0 else n_layers + 1 + layer for layer in layers]

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlmrun.arch.tiles import n_tiles
 from vlmrun.config.schema import Slices
 from vlmrun.data.images import grid as slices
-from vlmrun.data.images.open import ImageTransform, n_tiles
+from vlmrun.data.images.open import ImageTransform
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.data.templates import Piece
 from vlmrun.errors import ConfigError

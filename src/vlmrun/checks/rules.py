@@ -1,0 +1,47 @@
+"""The one table of rules, asked before a weight is loaded. `docs/reference/rules.md` lists them."""
+
+from __future__ import annotations
+
+from vlmrun.checks import (
+    converting,
+    engines,
+    hardware,
+    merging,
+    quantized,
+    run,
+    schedules,
+    table,
+    training,
+    values,
+    vision,
+)
+from vlmrun.checks.table import Rule
+from vlmrun.config.schema import RunConfig, StageNode
+from vlmrun.errors import Problem
+
+RULES: tuple[Rule, ...] = (
+    *run.RULES,
+    *values.RULES,
+    *training.RULES,
+    *schedules.RULES,
+    *engines.RULES,
+    *merging.RULES,
+    *converting.RULES,
+    *hardware.RULES,
+    *vision.RULES,
+    *quantized.RULES,
+)
+
+
+def check(config: RunConfig, *, here: bool = True) -> list[Problem]:
+    """All problems of a run.
+
+    Args:
+        here: also those that depend on what is on this machine: files of models and data, packages, drives.
+    """
+    return table.problems(RULES, config, here=here)
+
+
+def check_stage(stage: StageNode, where: str) -> list[Problem]:
+    """All problems of a stage that a command is given without a run; `where` is the command's name."""
+    return table.of_stage(RULES, stage, where)

@@ -1,0 +1,123 @@
+"""`vlmrun convert`: a model in another format, or the comparison of two models."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from vlmrun import back, store
+from vlmrun.back import Conversion
+from vlmrun.cli.options import at_least_one, output_option
+from vlmrun.config.paths import locate
+from vlmrun.errors import CheckpointError, ConfigError, Problem
+
+_SHOWN = 20
+
+
+def main(arguments: list[str]) -> int:
+    """Converts or compares, and says on stdout what came of it.
+
+    Raises:
+        ConfigError: for options that do not go together.
+        CheckpointError: whatever is in the way, or every difference that `--check` found.
+    """
+    options = _parser().parse_args(arguments)
+    _check_options(options)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    source, destination = Path(options.source).expanduser(), Path(options.destination).expanduser()
+    if not source.exists():
+        source = store.find(Path(options.output), options.source)
+    settings = Conversion(
+        base=None if options.base is None else _found(options.base),
+        tower=None if options.tower is None else locate(options.tower),
+        template=options.template,
+        dtype=options.dtype,
+        tp=options.tp,
+        skip=tuple(name for name in options.skip.split(",") if name),
+    )
+    if options.check:
+        return _compare(source, destination, settings)
+    return _convert(source, destination, settings, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vlmrun convert",
+        description="Write a model in another format. The source's format is found out from its content.",
+        epilog="formats: docs/guides/convert.md",
+    )
+    parser.add_argument("source", help="a stage, an artifact, a training checkpoint, or a folder or file of a model")
+    parser.add_argument("destination", help="a folder that is not there yet; with --check the model to compare with")
+    parser.add_argument("--to", help="the format to write, such as hf_llava")
+    parser.add_argument("--from", dest="came_as", help="the source's format, if it is taken for another")
+    parser.add_argument("--base", help="the LLM or model that an adapter, a projector or a delta belongs to")
+    parser.add_argument("--tower", help="folder of the vision tower, if the source names one that is not here")
+    parser.add_argument("--template", help="a built-in template, if the source's format does not say which")
+    parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
+    parser.add_argument("--tp", type=at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
+    parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
+    parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
+    parser.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
+    output_option(parser)
+    return parser
+
+
+def _convert(source: Path, destination: Path, settings: Conversion, options: argparse.Namespace) -> int:
+    summary = back.convert(
+        source,
+        destination,
+        options.to,
+        settings,
+        came_as=options.came_as,
+        prove=not options.no_proof,
+        report=_progress if sys.stderr.isatty() else _quiet,
+    )
+    for note in summary["notes"]:
+        sys.stderr.write(f"note: {note}\n")
+    sys.stdout.write(f"{destination}: {summary['tensors']} tensors, from {summary['from']} to {summary['to']}\n")
+    if "proof" in summary:
+        proof = summary["proof"]
+        sys.stdout.write(
+            f"proof: plain transformers gives equal pixels ({proof['pixels']}), prompt ids ({proof['prompt_ids']}) and "
+            f"answer ({proof['generated']} ids); logits are {proof['logits_apart']:.2g} apart\n"
+        )
+    return 0
+
+
+def _compare(source: Path, destination: Path, settings: Conversion) -> int:
+    problems = back.compare(source, destination, settings)
+    if problems:
+        more = [Problem(f"and {len(problems) - _SHOWN} more")] if len(problems) > _SHOWN else []
+        raise CheckpointError([*problems[:_SHOWN], *more])
+    sys.stdout.write(f"{source} and {destination} hold the same model\n")
+    return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    if options.check == (options.to is not None):
+        raise ConfigError(
+            "one of --to FORMAT and --check is needed", "command line", "vlmrun convert SRC DST --to hf_llava"
+        )
+    wrong = []
+    if options.tp != 1 and options.to != "megatron":
+        wrong.append(Problem("--tp is of --to megatron", "command line", "leave it out"))
+    if options.skip and options.to not in ("bnb4", "bnb8"):
+        wrong.append(Problem("--skip is of --to bnb4 and bnb8", "command line", "leave it out"))
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _found(name: str) -> Path:
+    """A folder or file, or a hub id that is in the local cache."""
+    path = Path(name).expanduser()
+    return path if path.exists() else locate(name)
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{done}/{total} {what[:60]}" + ("\n" if done == total else ""))
+
+
+def _quiet(done: int, total: int, what: str) -> None:
+    pass

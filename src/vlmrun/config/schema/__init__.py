@@ -1,0 +1,122 @@
+"""The typed shape of a composed run. No defaults live here: every value stands in `conf/`, so `--cfg job` shows it.
+
+A field marked `Volatile` moves work about without changing the result (how a batch is cut, how often to save); it is
+left out of a stage's key, so changing it reuses or resumes what exists (see `run/identity.py`). The other marks are in
+`marks.py`: what names a parent, a data source, a file.
+"""
+
+from __future__ import annotations
+
+from vlmrun.config.marks import Volatile
+from vlmrun.config.schema.average import (
+    AverageStage,
+    Breadcrumbs,
+    Dare,
+    Decay,
+    Della,
+    Density,
+    Linear,
+    Method,
+    ModelStock,
+    Rule,
+    Sign,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+    Vectors,
+    Weights,
+)
+from vlmrun.config.schema.base import Aspect, Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
+from vlmrun.config.schema.data import About, DataConfig, FieldMap
+from vlmrun.config.schema.hardware import HardwareConfig
+from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
+from vlmrun.config.schema.run import RunConfig, Tracker
+from vlmrun.config.schema.stage import Stage, StageNode, UserStage, stage_class
+from vlmrun.config.schema.stages import (
+    Asking,
+    ConvertStage,
+    EvaluateStage,
+    Format,
+    MergeStage,
+    PrepareStage,
+    Reading,
+    SearchStage,
+)
+from vlmrun.config.schema.train import (
+    Compat,
+    DeepSpeed,
+    Fp16,
+    HeldOut,
+    Lora,
+    Optim,
+    Order,
+    Packing,
+    Quant,
+    TrainStage,
+    Tune,
+    Tuning,
+)
+
+__all__ = [
+    "About",
+    "Asking",
+    "Aspect",
+    "AverageStage",
+    "Breadcrumbs",
+    "Compat",
+    "ConvertStage",
+    "Count",
+    "Cutting",
+    "Dare",
+    "DataConfig",
+    "Decay",
+    "DeepSpeed",
+    "Della",
+    "Density",
+    "EvaluateStage",
+    "FieldMap",
+    "Format",
+    "Fp16",
+    "Fraction",
+    "HardwareConfig",
+    "HeldOut",
+    "Kept",
+    "Linear",
+    "Lora",
+    "MergeStage",
+    "Method",
+    "ModelConfig",
+    "ModelStock",
+    "Name",
+    "Node",
+    "Optim",
+    "Order",
+    "Packing",
+    "Positive",
+    "Precision",
+    "PrepareStage",
+    "Quant",
+    "Rate",
+    "Reading",
+    "Rule",
+    "RunConfig",
+    "SearchStage",
+    "Sign",
+    "Slerp",
+    "Slices",
+    "Stage",
+    "StageNode",
+    "Target",
+    "TaskArithmetic",
+    "Ties",
+    "Tiles",
+    "Tracker",
+    "TrainStage",
+    "Tune",
+    "Tuning",
+    "UserStage",
+    "Vectors",
+    "Volatile",
+    "Weights",
+    "stage_class",
+]

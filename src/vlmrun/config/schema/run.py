@@ -1,0 +1,31 @@
+"""A whole run: one composed recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vlmrun.config.schema.base import Count, Name, Node
+from vlmrun.config.schema.data import DataConfig
+from vlmrun.config.schema.hardware import HardwareConfig
+from vlmrun.config.schema.model import ModelConfig
+from vlmrun.config.schema.stage import UserStage
+
+Tracker = Literal["tensorboard", "wandb", "wandb_online"]
+
+
+class RunConfig(Node):
+    """One composed recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Count
+    output: str  # root of outputs/stages and outputs/runs
+    only: list[str]  # run these stages only; their parents must be finished
+    if_busy: Literal["wait", "fail"]  # when another process trains the same stage
+    tracking: list[Tracker]  # wandb is offline; wandb_online uses the network
+    objective: str | None  # STAGE.NUMBER that a sweeper looks for the best of; null: see docs/guides/sweeps.md
+    model: ModelConfig
+    data: dict[Name, DataConfig]
+    stage: dict[Name, UserStage]
+    hardware: HardwareConfig

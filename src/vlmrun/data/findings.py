@@ -1,0 +1,57 @@
+"""What `data lint` finds, and how it is counted. Free of numpy and torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# Problem class -> what it means, in the order of the table.
+CLASSES = {
+    "malformed": "the file cannot be read here",
+    "record": "not a record of this format",
+    "roles": "human and gpt do not take turns",
+    "empty": "an empty question or answer",
+    "placeholders": "image tags and images do not fit",
+    "image_missing": "a picture is not there",
+    "image_outside": "a picture lies outside the image folder",
+    "image_broken": "a picture's header cannot be read, or it is too large",
+    "template": "the template cannot show this record",
+    "special_text": "text that a template or tokenizer takes for a mark",
+    "too_long": "longer than the maximum length: its end is cut off",
+    "not_learnt": "no answer, or not every image, lies within the maximum length",
+    "duplicate_id": "an id that an earlier record has",
+    "duplicate_record": "the same images and text as an earlier record",
+    "count": "another number of records than the data set should have",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one record. `index` is None for one of the whole file."""
+
+    kind: str
+    file: str
+    index: int | None
+    id: str
+    what: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A line of the report."""
+        return asdict(self)
+
+
+@dataclass
+class Tally:
+    """Counts, and the first examples of every class."""
+
+    n_records: int = 0
+    n_examples: int = 3
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Finding]] = field(default_factory=dict)
+
+    def add(self, finding: Finding) -> None:
+        """Counts one."""
+        self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
+        kept = self.examples.setdefault(finding.kind, [])
+        if len(kept) < self.n_examples:
+            kept.append(finding)

@@ -1,0 +1,81 @@
+"""The formats by name: which one a folder is, and reading it.
+
+`table` registers those of this package; a floor above may add its own. A format looks at content, never at a folder's
+name, and the first that says yes counts.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from vlmrun.errors import CheckpointError, ConfigError, suggest
+from vlmrun.formats import manifest
+from vlmrun.formats.base import Format, How, Model
+
+FORMATS: dict[str, Format] = {}  # in the order in which a folder is tried
+
+
+def register(name: str, format: Format) -> None:
+    """Adds a format, which is tried after those that are there."""
+    FORMATS[name] = format
+
+
+def get(name: str) -> Format:
+    """What a format can do.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no format {name!r}", "format", suggest(name, FORMATS, noun="formats"))
+    return FORMATS[name]
+
+
+def read(folder: Path, how: How, name: str | None = None) -> Model:
+    """A model from a folder or file.
+
+    Args:
+        name: its format; None: found out from its content.
+
+    Raises:
+        CheckpointError: when something is missing or damaged, or the configuration is not what the format has.
+    """
+    name = name or detect(folder)
+    try:
+        return get(name).read(folder, how)
+    except _ODD as error:
+        raise odd(error, name, folder) from error
+
+
+# What readers run into when a configuration lacks a key, or holds something else than it should.
+_ODD = (KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration, struct.error)
+
+
+def odd(error: Exception, name: str, folder: Path) -> CheckpointError:
+    """That a folder is not what its format says, in a sentence."""
+    first = next(iter(str(error).splitlines()), "")[:200]
+    return CheckpointError(
+        f"this cannot be read as {name}: {type(error).__name__} {first}".rstrip(),
+        str(folder),
+        "its configuration is damaged, or it is of another format: --from NAME",
+    )
+
+
+def detect(folder: Path) -> str:
+    """The format of a folder or file, by its content.
+
+    Raises:
+        CheckpointError: when none fits.
+    """
+    known = manifest.format_of(folder)
+    if known in FORMATS:
+        return str(known)
+    if not folder.exists():
+        raise CheckpointError(f"there is no {folder.name!r}", str(folder), "give the folder or file of a model")
+    for name, format in FORMATS.items():
+        if format.detect(folder):
+            return name
+    raise CheckpointError(
+        "this is no model in a format known here", str(folder), f"formats: {', '.join(FORMATS)}; --from NAME if it is"
+    )

@@ -1,0 +1,16 @@
+"""Names of the parts of a model, and of the files in a stage's folder. A leaf: it imports nothing."""
+
+PARTS = ("llm", "tower", "connector")
+
+WEIGHTS = "weights"  # the folder of a model; in it a folder for each part
+MODEL = "model.json"  # describes the model whose weights lie beside it
+
+METRICS = "metrics.jsonl"  # a row for each update
+HELD_OUT = "eval.jsonl"  # a row for each evaluation during training
+SAMPLES = "samples.jsonl"  # answers that were generated then
+SCORES = "scores.json"  # of a finished model
+ANSWERS = "answers.jsonl"
+SHUFFLED = "answers_shuffled.jsonl"  # to the same questions, each about another image
+SKIPPED = "skipped.jsonl"  # records that could not be used, each with its reason
+POINTS = "points.jsonl"  # a row for each average that a search tried
+BEST = "best.json"  # the one whose weights it kept
