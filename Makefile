@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan demo micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving test-serving demo micro clean
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -39,7 +39,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -62,6 +62,13 @@ bench-packing: $(VENV)/ready
 
 bench-plan: $(VENV)/ready
 	$(BIN)/python -m benchmarks.plan_error
+
+bench-serving: $(VENV)/ready
+	$(BIN)/python -m benchmarks.serving
+
+# The server under 2,000 requests of each kind; `make test` sends 200.
+test-serving: $(VENV)/ready
+	VLMRUN_MANY_REQUESTS=2000 $(BIN)/pytest tests/integration/test_serving.py
 
 bench-index: $(VENV)/ready
 	$(BIN)/python -m benchmarks.index

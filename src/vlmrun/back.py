@@ -7,6 +7,7 @@ that leaves here, each with its reason, and `tests/unit/test_layout.py` counts.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ class Conversion:
 def stage(job: StageJob) -> Stage:
     """What executes this job's kind of stage, with everything loaded that it needs."""
     if job.parents:  # models that it starts from
-        _know_checkpoints()
-    return cast(Stage, build.module(kinds.of(job.stage).back, "kind"))
+        know_checkpoints()
+    return cast(Stage, build.module(kinds.of(job.stage).back, f"stage.{job.name}.kind"))
 
 
 def make(stage: MergeStage | AverageStage, sources: Mapping[str, str], folder: Path) -> Result:
@@ -118,17 +119,21 @@ def compare(first: Path, second: Path, options: Conversion) -> list[Problem]:
     return compare(first, second, _how(options))
 
 
-def chat(artifact: Path, image: Path | None, prompt: str | None, max_new_tokens: int) -> None:
-    """Answers one prompt on stdout, or talks until the input ends.
+def chat(model: Path, options: argparse.Namespace) -> int:
+    """Answers on stdout, or talks until the input ends; returns an exit code.
+
+    Args:
+        model: folder of a model, or of a training checkpoint.
+        options: what `vlmrun chat` was given.
 
     Raises:
-        CheckpointError: when there is no usable model in `artifact`.
-        DataError: when the image cannot be used.
+        CheckpointError: when there is no usable model in the folder.
+        DataError: when an image, the history or the file of questions cannot be used.
     """
     from vlmrun.serve import chat
 
-    _know_checkpoints()
-    chat.main(artifact, image, prompt, max_new_tokens)
+    know_checkpoints()
+    return chat.main(model, options)
 
 
 def shapes_of(model: ModelConfig, llm: dict[str, Any], tower: dict[str, Any], n_added: int) -> Shapes:
@@ -253,16 +258,27 @@ def scienceqa(base: Path, split: str, prompt_format: str, *, escape_newlines: bo
     return scienceqa.convert(base, split, prompt_format, escape_newlines=escape_newlines)
 
 
+def training_args(path: Path) -> dict[str, Any]:
+    """The values in a training_args.bin; no class that it names is imported.
+
+    Raises:
+        CheckpointError: when it is no such file.
+    """
+    from vlmrun.formats.training_args import read
+
+    return read(path)
+
+
 def _how(options: Conversion) -> How:
     from vlmrun.formats.base import How
     from vlmrun.weights.reader import DTYPES
 
-    _know_checkpoints()
+    know_checkpoints()
     dtype = DTYPES.get(options.dtype)  # None: keep
     return How(options.base, options.tower, options.template, dtype, options.tp, options.skip)
 
 
-def _know_checkpoints() -> None:
+def know_checkpoints() -> None:
     """Makes training checkpoints a format that models are read from: the trainer's, which `formats` cannot import."""
     from vlmrun.formats import registry
     from vlmrun.train.export import format

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,8 +56,11 @@ def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
     return sorted(found, key=lambda pair: pair[1].created)
 
 
-def find(root: Path, reference: str) -> Path:
+def find(root: Path, reference: str, *, training: bool = False) -> Path:
     """The artifact folder a person means: a path, `name-key`, or the newest of a stage name; or a foreign model.
+
+    Args:
+        training: also a training checkpoint, and of a stage that has not finished the newest one.
 
     Raises:
         CheckpointError: with the nearest names when there is none.
@@ -66,12 +72,42 @@ def find(root: Path, reference: str) -> Path:
     matches = [where for where, item in known if reference in (item.name, f"{item.name}-{item.key}", item.key)]
     if matches:
         return matches[-1]
+    found = newest_checkpoint(root, reference) if training else None
+    if found is not None:
+        return found
     names = {item.name for _, item in known}
     if path.is_dir():
         raise CheckpointError(f"{reference!r} is not a finished artifact", str(path), f"it has no {artifact.NAME}")
     raise CheckpointError(
         f"no artifact {reference!r}", str(stages_dir(root)), suggest(reference, names, noun="artifacts")
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a whole checkpoint of a training stage."""
+    return (path / _MANIFEST).is_file() and (path.parent.parent / _JOB).is_file()
+
+
+def newest_checkpoint(root: Path, reference: str) -> Path | None:
+    """The last checkpoint of a stage that is training or was interrupted; None when there is no such stage."""
+    path = Path(reference).expanduser()
+    if is_checkpoint(path):
+        return path
+    stages = [path] if path.is_dir() else sorted(stages_dir(root).glob(f"{glob.escape(reference)}*"))
+    stages = [stage for stage in stages if reference in (str(path), stage.name, stage.name.rpartition("-")[0])]
+    steps = [step for stage in stages for step in (stage / "checkpoints").glob("step-*") if is_checkpoint(step)]
+    return max(steps, key=lambda step: (step / _MANIFEST).stat().st_mtime_ns, default=None)
+
+
+@contextlib.contextmanager
+def snapshot(checkpoint: Path) -> Iterator[Path]:
+    """A training checkpoint under another name, as hard links: training may remove its own meanwhile."""
+    stage = checkpoint.parent.parent
+    with tempfile.TemporaryDirectory(dir=stage, prefix=".served-") as place:
+        copy = Path(place) / "checkpoints" / checkpoint.name
+        shutil.copytree(checkpoint, copy, copy_function=os.link)
+        os.link(stage / _JOB, Path(place) / _JOB)
+        yield copy
 
 
 def is_model(path: Path) -> bool:
@@ -81,6 +117,8 @@ def is_model(path: Path) -> bool:
     return any((path / name).is_file() for name in _MODEL_FILES)
 
 
+_MANIFEST = "MANIFEST.json"  # as `train.checkpoint.commit` writes it, last
+_JOB = "job.json"
 _MODEL_FILES = ("config.json", MODEL, "adapter_config.json", "latest_checkpointed_iteration.txt")
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 from vlmrun import artifact, back, heartbeat, kinds, logs
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.config.job import FAILURE_FILE, StageJob
-from vlmrun.errors import DataError, VlmrunError
+from vlmrun.errors import DataError, Problem, VlmrunError
 from vlmrun.outcome import Result
 
 log = logs.get(__name__)
@@ -111,11 +111,18 @@ def _parent(folder: str) -> Parent:
     return found
 
 
+def _placed(problem: Problem, stage: str) -> Problem:
+    """A problem of a stage with the stage's name, which the code that found it does not know."""
+    texts = (text.replace("stage.*.", f"stage.{stage}.") for text in (problem.what, problem.where, problem.fix))
+    return Problem(*texts)
+
+
 def _leave(job: StageJob, error: VlmrunError) -> int:
     """Hands the error to the parent, which alone shows it. The first rank that fails is the one to hear.
 
     It may be slower to say so than those that lost it.
     """
+    error.problems = [_placed(problem, job.name) for problem in error.problems]
     path = job.path / FAILURE_FILE
     try:
         if not path.exists() or json.loads(path.read_text("utf-8")).get("reason") == "lost_rank":

@@ -159,7 +159,12 @@ def test_a_launcher_sets_nodes_and_calls_vlmrun_with_what_it_is_given():
         text = (ROOT / "launchers" / name).read_text()
         return [line for line in text.splitlines() if line and not line.startswith("#")]
 
-    assert {path.name for path in (ROOT / "launchers").iterdir()} == {"slurm.sbatch", "multinode.sh", "k8s-job.yaml"}
+    assert {path.name for path in (ROOT / "launchers").iterdir()} == {
+        "slurm.sbatch",
+        "multinode.sh",
+        "k8s-job.yaml",
+        "k8s-serve.yaml",
+    }
     assert commands("slurm.sbatch") == ["set -euo pipefail", 'exec vlmrun "$@"']
     script = commands("multinode.sh")
     assert script[-1] == 'exec vlmrun "${@:3}"'

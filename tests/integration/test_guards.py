@@ -82,8 +82,8 @@ def _leak(text, kind):
     if kind == "dead part":
         from vlmrun.model.vlm import VLM
 
-        original_features = VLM._features
-        VLM._features = lambda self, *given: original_features(self, *given).detach()
+        original_features = VLM.features
+        VLM.features = lambda self, *given: original_features(self, *given).detach()
     execute(text)
 
 

@@ -38,7 +38,7 @@ def test_prepare_writes_the_same_files(shards, tmp_path):
     shutil.copytree(shards, tmp_path / "theirs")
     shutil.copytree(shards, tmp_path / "ours")
     words = ["prepare", "--non-interactive", "--split-ratio", "9,1,0", "--sample-type", "VQASample", "--field-map",
-             json.dumps(metadata.default_fields()), str(tmp_path / "theirs")]  # fmt: skip
+             json.dumps(metadata.FIELD_MAP), str(tmp_path / "theirs")]  # fmt: skip
     entry = "from megatron.energon.cli.main import main; main()"
     subprocess.run([sys.executable, "-c", entry, *words], check=True, timeout=120, stdin=subprocess.DEVNULL)
     metadata.write(tmp_path / "ours", 7, [9, 1, 0])

@@ -6,7 +6,7 @@ recipe fail.
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -233,7 +233,7 @@ FLAGS = {
 }
 
 
-@lru_cache(maxsize=1)  # rows of one recipe stand together
+@cache  # the imports of the same scripts are compared with them too
 def _run(recipe):
     composed = compose([f"+recipe={recipe}"])
     unset = [problem.where for problem in composed.problems if problem.what.endswith("has no value yet")]

@@ -1,6 +1,7 @@
 """Whatever happens to a stage, its worker ends with an exit code and a sentence, even when no file can hold it."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from vlmrun import artifact, back, graph, logs, worker
 from vlmrun.config.compose import compose
 from vlmrun.config.job import FAILURE_FILE
 from vlmrun.config.validate import validate
-from vlmrun.errors import CheckpointError, DataError, LaunchError
+from vlmrun.errors import CheckpointError, ConfigError, DataError, LaunchError, error_from_dict
 from vlmrun.run import identity, pipeline
 
 
@@ -122,3 +123,13 @@ def test_the_rank_that_failed_is_heard_over_those_that_lost_it(tmp_path, first):
     for name in sorted(errors, key=lambda name: name != first):
         assert worker._leave(job, errors[name]) == errors[name].exit_code
     assert "5.png is no picture" in (tmp_path / FAILURE_FILE).read_text()
+
+
+def test_a_problem_is_placed_at_the_stage_by_its_name(run_stage, tmp_path):
+    def refuse(job):
+        raise ConfigError("rows are mixed up", "stage.*.packing", "stage.*.packing=null")
+
+    assert run_stage(refuse) == 2
+    (left,) = tmp_path.rglob(FAILURE_FILE)
+    (problem,) = error_from_dict(json.loads(left.read_text())).problems
+    assert (problem.where, problem.fix) == ("stage.merge.packing", "stage.merge.packing=null")

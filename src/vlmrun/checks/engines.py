@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from ctypes.util import find_library
-from pathlib import Path
 from typing import Any
 
 from vlmrun.arch import families
@@ -20,7 +17,6 @@ from vlmrun.zero import user_json
 
 # No result depends on it here: only the file's numbers are compared.
 _ANY_WIDTH = 1024
-AIO = "apt-get install libaio-dev (and gcc, ninja: DeepSpeed compiles async_io at its first use), or offload: cpu"
 
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 
@@ -106,59 +102,6 @@ def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem("fsdp offloads to the computer's memory only", f"{where}.offload", f"{where}.offload=cpu")
     if stage.compat.fp16_tower:
         yield Problem("fsdp holds one type of weights", f"{where}.compat.fp16_tower", f"{where}.engine=deepspeed")
-
-
-def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
-    numbers = stage.deepspeed
-    if numbers.offload_param is not None and (stage.engine != "deepspeed" or stage.zero != 3):
-        place = f"{where}.deepspeed.offload_param"
-        yield Problem("only ZeRO-3 cuts parameters, and so can offload them", place, f"{place}=null")
-    if numbers.nvme_path is not None and not _on_drive(stage):
-        place = f"{where}.deepspeed.nvme_path"
-        yield Problem("nothing is offloaded to a drive", place, f"{place}=null, or {where}.offload=nvme")
-    if derived.recomputed_together(stage) > 1 and stage.engine == "fsdp":
-        yield Problem(
-            "fsdp gathers block by block what is recomputed together",
-            f"{where}.gradient_checkpointing",
-            f"{where}.gradient_checkpointing=true, or {where}.engine=deepspeed",
-        )
-    if stage.offload_checkpoints and not stage.gradient_checkpointing:
-        yield Problem(
-            "without gradient checkpointing there is nothing to offload",
-            f"{where}.offload_checkpoints",
-            f"{where}.gradient_checkpointing=true",
-        )
-
-
-def _to_drive(stage: TrainStage, where: str) -> Iterator[Problem]:
-    if _on_drive(stage) and stage.zero != 3:
-        yield Problem(f"offload=nvme needs ZeRO-3 (zero is {stage.zero})", f"{where}.offload", f"{where}.zero=3")
-
-
-def _on_drive(stage: TrainStage) -> bool:
-    return stage.engine == "deepspeed" and "nvme" in zero.offloads(stage).values()
-
-
-def _drive(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
-    if not _on_drive(stage) or stage.zero != 3:
-        return
-    numbers = stage.deepspeed
-    if numbers.nvme_path is None:
-        yield Problem(
-            "offload=nvme needs a folder on a local NVMe drive (nvme_path is null)",
-            f"{where}.deepspeed.nvme_path",
-            f"{where}.deepspeed.nvme_path=/local_nvme",
-        )
-    else:
-        folder = Path(numbers.nvme_path).expanduser()
-        if not folder.is_dir():
-            yield Problem(f"{folder} is no folder", f"{where}.deepspeed.nvme_path", f"mkdir -p {folder}")
-        elif not os.access(folder, os.W_OK):
-            yield Problem(
-                f"{folder} cannot be written", f"{where}.deepspeed.nvme_path", "another folder, or rights to it"
-            )
-    if find_library("aio") is None:
-        yield Problem("offload to a drive needs libaio, which is not installed", f"{where}.offload", AIO)
 
 
 def _zero_plus_plus(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
@@ -249,13 +192,6 @@ RULES = (
     Rule("fsdp", "fsdp shards gradients and optimizer state, of weights of one type that are not quantized.",
          ("stage.*.engine", "stage.*.zero", "stage.*.tune.llm", "stage.*.offload", "stage.*.compat.fp16_tower"), _fsdp,
          of=_TRAIN, alone=True),
-    Rule("offload-to-drive", "State is offloaded to a drive by ZeRO-3 only.",
-         ("stage.*.offload", "stage.*.zero"), _to_drive, of=_TRAIN, alone=True),
-    Rule("offload-values", "Values of an offload are given where there is something to offload.",
-         ("stage.*.deepspeed.offload_param", "stage.*.deepspeed.nvme_path", "stage.*.offload_checkpoints"), _offload,
-         of=_TRAIN, alone=True),
-    Rule("drive", "A drive that state is offloaded to is there, can be written, and libaio is installed.",
-         ("stage.*.deepspeed.nvme_path",), _drive, of=_TRAIN, here=True),
     Rule("zero-plus-plus", "ZeRO++ belongs to ZeRO-3, quantized transfers to GPUs, and its groups divide the ranks.",
          ("stage.*.deepspeed", "stage.*.zero", "hardware.gpu"), _zero_plus_plus, of=_TRAIN),
     Rule("deepspeed-json", "A DeepSpeed JSON of the user's own agrees with the run.",

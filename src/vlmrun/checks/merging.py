@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,17 +14,12 @@ from vlmrun.config import derived
 from vlmrun.config.schema import (
     AverageStage,
     MergeStage,
-    ModelStock,
     RunConfig,
     SearchStage,
-    Slerp,
     TrainStage,
-    Vectors,
 )
 from vlmrun.errors import Problem, suggest
 
-_TYPES = typing.get_args(Vectors)
-_NUMBERS = {"density", "gamma", "epsilon", "scale"}  # of methods: what a search can vary
 _ONCE = "name each once and give it the sum of its weights"
 
 
@@ -33,12 +27,14 @@ def _average(stage: AverageStage, where: str) -> Iterator[Problem]:
     yield from _models(stage, where)
     if stage.weights is not None and stage.ema is not None:
         yield Problem("both weights and ema are given", f"{where}.ema", f"{where}.weights=null, or {where}.ema=null")
-    needed = not isinstance(stage.method, ModelStock)
+    needed = stage.method.weighted
     if needed and stage.weights is None and stage.ema is None:
         yield Problem("there are no weights", f"{where}.weights", "one per model, such as [0.5, 0.5]")
     if not needed and (stage.weights is not None or stage.ema is not None or stage.rules):
         yield Problem(
-            "model_stock finds its own weights", where, f"{where}.weights=null {where}.ema=null {where}.rules=[]"
+            f"{stage.method.name} finds its own weights",
+            where,
+            f"{where}.weights=null {where}.ema=null {where}.rules=[]",
         )
     elif stage.weights is not None:
         yield from _weights(stage.weights, stage, f"{where}.weights")
@@ -49,7 +45,7 @@ def _models(stage: AverageStage | SearchStage, where: str) -> Iterator[Problem]:
     n = len(stage.models)
     if len(set(stage.models)) != n:
         yield Problem("a model is named twice", f"{where}.models", _ONCE)
-    counts = isinstance(stage.method, _TYPES)
+    counts = stage.method.from_base
     if counts and stage.base_model is None:
         yield Problem(
             f"{stage.method.name} counts changes from a base model, but there is none",
@@ -64,8 +60,11 @@ def _models(stage: AverageStage | SearchStage, where: str) -> Iterator[Problem]:
         )
     if stage.base_model in stage.models:
         yield Problem("the base model is one of the models: it changed nothing", f"{where}.base_model", "leave it out")
-    if isinstance(stage.method, Slerp) and n != 2:
-        yield Problem(f"slerp goes from one model to another, but there are {n}", f"{where}.models", "two models")
+    if stage.method.n_models not in (None, n):
+        wanted = stage.method.n_models
+        yield Problem(
+            f"{stage.method.name} takes {wanted} models, but there are {n}", f"{where}.models", f"{wanted} models"
+        )
     yield from _parameters(stage.method, n, f"{where}.method")
     for number, rule in enumerate(stage.rules):
         try:
@@ -112,14 +111,17 @@ def _search(stage: SearchStage, where: str) -> Iterator[Problem]:
     yield from _models(stage, where)
     if stage.weights is not None and stage.divisions is not None:
         yield Problem("both weights and divisions are given", f"{where}.divisions", f"{where}.divisions=null")
-    stock = isinstance(stage.method, ModelStock)
+    stock = not stage.method.weighted
     if not stock and not stage.weights and stage.divisions is None:
         yield Problem("there is no weight to try", f"{where}.weights", f"{where}.divisions=10, or a list of weights")
     if stock:
-        yield Problem("model_stock has nothing to search: it finds its own weights", f"{where}.method", "kind: average")
+        yield Problem(
+            f"{stage.method.name} has nothing to search: it finds its own weights", f"{where}.method", "kind: average"
+        )
     for number, weights in enumerate(stage.weights or []):
         yield from _weights(weights, stage, f"{where}.weights[{number}]")
-    known = sorted(set(type(stage.method).model_fields) & _NUMBERS)
+    fields = type(stage.method).model_fields.items()
+    known = sorted(name for name, field in fields if "float" in str(field.annotation))
     unknown = [name for name in stage.grid if name not in known]
     for name in unknown:
         yield Problem(

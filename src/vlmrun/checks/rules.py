@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from vlmrun.checks import (
     converting,
+    data,
     engines,
     hardware,
+    llm,
     merging,
+    offload,
     quantized,
     run,
     schedules,
@@ -21,9 +24,12 @@ from vlmrun.errors import Problem
 
 RULES: tuple[Rule, ...] = (
     *run.RULES,
+    *llm.RULES,
+    *data.RULES,
     *values.RULES,
     *training.RULES,
     *schedules.RULES,
+    *offload.RULES,
     *engines.RULES,
     *merging.RULES,
     *converting.RULES,

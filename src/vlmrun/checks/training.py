@@ -54,16 +54,6 @@ def _packing(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]
         )
 
 
-def _offload(stage: TrainStage, where: str) -> Iterator[Problem]:
-    if stage.offload != "none" and (stage.engine == "plain" or (stage.engine == "deepspeed" and stage.zero < 2)):
-        held = f"engine is {stage.engine}" if stage.engine == "plain" else f"zero is {stage.zero}"
-        yield Problem(
-            f"offload={stage.offload} needs ZeRO 2 or 3, or fsdp ({held})",
-            f"{where}.offload",
-            f"{where}.zero=3" if stage.engine == "deepspeed" else f"{where}.engine=deepspeed {where}.zero=3",
-        )
-
-
 def _fp16(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     if run.hardware.precision != "fp16":
         return
@@ -152,9 +142,6 @@ RULES = (
          ("stage.*.image_decode", "stage.*.image_aspect"), _pictures, of=_TRAIN, alone=True),
     Rule("packing", "A row has room for the longest sample, and nothing else orders the samples of packed rows.",
          ("stage.*.packing", "model.max_length", "stage.*.group_by_modality_length"), _packing, of=_TRAIN),
-    Rule("offload", "State is offloaded only where it is sharded: by DeepSpeed's ZeRO 2 or 3, or by fsdp.",
-         ("stage.*.offload", "stage.*.engine", "stage.*.zero"), _offload, of=_TRAIN, alone=True,
-         yields_to=("offload-to-drive",)),
     Rule("fp16", "fp16 trains in DeepSpeed, at ZeRO 1 or more, which scales losses.",
          ("hardware.precision", "stage.*.engine", "stage.*.zero"), _fp16, of=_TRAIN),
     Rule("compat", "A published quirk is asked for only where it can be reproduced.", ("stage.*.compat",), _quirks,

@@ -211,7 +211,7 @@ RULES = (
          ("stage.*.engine", "hardware.launcher", "hardware.ranks_per_node", "hardware.nodes"), _one_process, of=_TRAIN),
     Rule("zero-stage", "DeepSpeed trains in bf16 at ZeRO 1 or more, and quantized weights below ZeRO-3.",
          ("stage.*.zero", "stage.*.tune.llm", "hardware.precision"), _zero, of=_TRAIN),
-    Rule("adapters-have-a-base", "Adapters are trained on an LLM that lies in a folder or comes from a stage.",
+    Rule("adapters-have-a-base", "Adapters are trained on an LLM that is read from a folder or comes from a stage.",
          ("stage.*.tune.llm", "stage.*.init_from", "model.llm.path"), _adapted, of=_TRAIN),
     Rule("merged-before-training", "Training starts from a model whose adapters are merged.", ("stage.*.init_from",),
          _lora_parent, of=_TRAIN),

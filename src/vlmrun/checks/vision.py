@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from vlmrun.arch import config_files, connectors, tiles, towers
 from vlmrun.checks.table import Rule
@@ -169,10 +168,6 @@ def _length(run: RunConfig, facts: towers.Facts, connector: connectors.Arithmeti
             "model.max_length",
             f"more than {tokens}" + (", or a smaller model.tiles" if tokens != per_tile else ""),
         )
-
-
-def _cuts(stage: Any) -> bool:
-    return getattr(stage, "image_aspect", None) in _CUTTING
 
 
 RULES = (

@@ -24,8 +24,11 @@ VERBS = {
     "recipes": "vlmrun.cli.recipes:main",
     "ls": "vlmrun.cli.ls:main",
     "chat": "vlmrun.cli.chat:main",
+    "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",
     "data": "vlmrun.cli.data:main",
+    "import": "vlmrun.cli.import_script:main",
+    "export-script": "vlmrun.cli.import_script:export",
     "merge": "vlmrun.cli.weights:merge",
     "average": "vlmrun.cli.weights:average",
 }
@@ -44,9 +47,12 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
        vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+       vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page
        vlmrun merge ARTIFACT --out DIR     fold a LoRA adapter into its LLM
        vlmrun average A B --weights 0.5 0.5 --out DIR    one model of several (--method linear, ties, slerp ...)
        vlmrun convert SRC DST --to FORMAT  a model in another format: Hugging Face, upstream's, Megatron, ...
+       vlmrun export-script RECIPE --for llava    the way back: a recipe as another project's script
+       vlmrun import FILE.sh               a recipe from another project's launch script, every flag accounted for
        vlmrun data show|lint|convert ...   see a sample as the model will, check data, convert data sets
 
 overrides (Hydra's grammar):

@@ -7,10 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-from vlmrun import back, store
+from vlmrun import back, graph, store
 from vlmrun.back import Conversion
+from vlmrun.checks import rules
 from vlmrun.cli.options import at_least_one, output_option
 from vlmrun.config.paths import locate
+from vlmrun.config.schema import ConvertStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
 
 _SHOWN = 20
@@ -100,13 +102,14 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConfigError(
             "one of --to FORMAT and --check is needed", "command line", "vlmrun convert SRC DST --to hf_llava"
         )
-    wrong = []
-    if options.tp != 1 and options.to != "megatron":
-        wrong.append(Problem("--tp is of --to megatron", "command line", "leave it out"))
-    if options.skip and options.to not in ("bnb4", "bnb8"):
-        wrong.append(Problem("--skip is of --to bnb4 and bnb8", "command line", "leave it out"))
-    if wrong:
-        raise ConfigError(wrong)
+    asked = {
+        "kind": "convert",
+        "to": options.to or "native",
+        "tp": options.tp,
+        "skip": options.skip,
+        "base_model": options.base,
+    }
+    graph.require(rules.check_stage(ConvertStage.model_construct(**asked), "convert"))
 
 
 def _found(name: str) -> Path:

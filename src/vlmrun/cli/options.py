@@ -13,6 +13,24 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """How a model that answers is loaded."""
+    group = parser.add_argument_group("how models are loaded")
+    group.add_argument(
+        "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU"
+    )
+    group.add_argument(
+        "--attention",
+        choices=("sdpa", "eager", "flash_attention_2", "xformers"),
+        default="sdpa",
+        help="(default: sdpa)",
+    )
+    bits = group.add_mutually_exclusive_group()
+    bits.add_argument("--load-4bit", dest="bits", action="store_const", const=4, help="linear layers in 4 bits (NF4)")
+    bits.add_argument("--load-8bit", dest="bits", action="store_const", const=8, help="linear layers in 8 bits")
+    output_option(group)
+
+
 def output_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """`--output`, the root below which artifacts are looked for."""
     parser.add_argument(

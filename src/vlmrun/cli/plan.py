@@ -112,7 +112,7 @@ def to_dict(found: planning.Plan, told: planning.Options) -> dict[str, Any]:
 
 def _stage(one: Any) -> dict[str, Any]:
     if not isinstance(one, TrainPlan):
-        return {"name": one.name, "kind": one.kind, "disk_bytes": one.disk, "memory_bytes": one.memory}
+        return {"name": one.name, "kind": one.kind, "disk_bytes": one.needs.disk, "memory_bytes": one.needs.memory}
     needed, work = one.memory, one.duration
     return {
         "name": one.name,

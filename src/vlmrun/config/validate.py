@@ -59,14 +59,17 @@ def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
         if not parent:
             fix = f"choose a recipe, as +recipe=smoke, or give {name}=..."
         return Problem(f"{path} is missing", parent or "the run", fix)
-    if kind == "no_kind":
+    if kind == "not_chosen" and detail["ctx"]["by"] != "kind":
+        by = detail["ctx"]["by"]
+        return Problem(f"{path} has no {by}", path, f"add {by}: ... or choose an option that has it")
+    if kind == "not_chosen":
         return Problem(
             f"stage {name!r} has no kind",
             path,
             "it is not among the selected stages, but something sets values of it: to run part of a recipe use "
             f"only=[...] instead of stage=[...], or take out the values of {path}",
         )
-    if kind == "bad_kind":
+    if kind == "unknown_choice":
         return Problem(detail["ctx"]["what"], path, detail["ctx"]["fix"])
     if kind == "model_type" and detail["input"] is None:
         return Problem(f"{path} is not chosen", path, f"choose one: {path}=..., or a recipe: +recipe=smoke")
@@ -95,7 +98,8 @@ def _fields(path: str, tree: dict[str, Any]) -> list[str]:
 
 def _step(model: Any, part: str, node: Any) -> Any:
     if model is dict:  # the value below a named stage or data source
-        return StageNode.classes.get(node.get("kind", "")) if isinstance(node, dict) and "kind" in node else DataConfig
+        is_stage = isinstance(node, dict) and "kind" in node
+        return StageNode.classes.get(node["kind"]) if is_stage else DataConfig
     annotation = model.model_fields[part].annotation if part in model.model_fields else None
     given = node.keys() if isinstance(node, dict) else set()
     options = list(_models(annotation))

@@ -51,7 +51,7 @@ class Collator:
             unusable sample its `id` and `reason`. With `sizes` also `position_ids` [B, L], which begin at 0 with every
             item, and once more with the padding.
         """
-        rows = [self._expand(item) for item in items]
+        rows = [self.expanded(item) for item in items]
         lengths = [len(ids) for ids, _ in rows]
         if sizes is not None:
             rows = _joined(rows, sizes)
@@ -77,9 +77,9 @@ class Collator:
 
     def length(self, item: Item) -> int:
         """Positions an item takes."""
-        return len(self._expand(item)[0])
+        return len(self.expanded(item)[0])
 
-    def _expand(self, item: Item) -> tuple[list[int], list[int]]:
+    def expanded(self, item: Item) -> tuple[list[int], list[int]]:
         """Repeats each image's token for every position the image takes."""
         counts = iter(item.encoded.spans or [self.image_tokens(layout) for layout in item.each_layout])
         wide_ids: list[int] = []

@@ -357,5 +357,5 @@ def _state(path: Path) -> Any:
 
 def _entry(data: Mapping[str, DataConfig], name: str) -> DataConfig:
     if name not in data:
-        raise ConfigError(f"no data named {name!r}", "stage.<name>.data", suggest(name, data, noun="data entries"))
+        raise ConfigError(f"no data named {name!r}", "stage.*.data", suggest(name, data, noun="data entries"))
     return data[name]

@@ -114,7 +114,7 @@ def misfit(sample: Sample, template: Template) -> Problem | None:
         f"template {template.name!r} takes one question with an image and one answer; "
         f"this record has {len(sample.turns)} turns and {len(sample.images)} images",
         sample.where,
-        "use this template for captions only, or choose another with stage.<name>.template",
+        "use this template for captions only, or choose another with stage.*.template",
     )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Encoder, Item, Layouts
-from vlmrun.data.encode import Encoded, encode_prompt
-from vlmrun.data.sample import Turn
-from vlmrun.data.templates import Template
+from vlmrun.data.encode import Encoded, tokenize
+from vlmrun.data.sample import IMAGE_TAG, Turn
+from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
@@ -37,9 +37,26 @@ class Prompts:
         Raises:
             DataError: when it is longer than the model's maximum length.
         """
+        pieces = self.encoder.template.prompt_pieces(turns, images=len(pixels) > 0)
+        return self._item(pieces, pixels, id, layouts)
+
+    def as_written(self, text: str, pixels: np.ndarray, id: str, layouts: Layouts | None = None) -> Item:
+        """A prompt that has its template's strings already, with an `<image>` for every image; as `item` otherwise."""
+        n_images = len(pixels) if layouts is None else len(layouts)
+        if text.count(IMAGE_TAG) != n_images and n_images:
+            raise DataError(
+                f"the prompt has {text.count(IMAGE_TAG)} {IMAGE_TAG}, and {n_images} images are given",
+                id,
+                f"write {IMAGE_TAG} where each image goes",
+            )
+        if n_images:
+            text = self.encoder.template.wrap_images(text)
+        return self._item([Piece(text, False)] if text else [], pixels, id, layouts)
+
+    def _item(self, pieces: Sequence[Piece], pixels: np.ndarray, id: str, layouts: Layouts | None) -> Item:
         each: Layouts = (None,) * len(pixels) if layouts is None else layouts
         blocks, spans = self.encoder.blocks(each), self.encoder.spans(each)
-        ids = encode_prompt(turns, self.encoder.template, self.encoder.tokenizer, images=len(pixels) > 0, blocks=blocks)
+        ids, _ = tokenize(pieces, self.encoder.tokenizer, images=len(pixels) > 0, blocks=blocks)
         if not ids:
             raise DataError("the prompt is empty", id, "ask something, or show a picture")
         n_places = ids.count(IMAGE_TOKEN)
@@ -55,13 +72,28 @@ class Prompts:
 
     def answer(self, ids: Sequence[int]) -> str:
         """The text of generated ids up to the first thing that ends an answer, without surrounding space."""
+        return self.read(ids)[0]
+
+    def read(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """The answer so far, and whether something has ended it."""
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         text: str = self.encoder.tokenizer.decode(
             list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        ended = end < len(ids)
         for stop in self.encoder.template.stop:
-            text = text.lstrip().split(stop, 1)[0]
-        return text.strip()
+            text, found, _ = text.lstrip().partition(stop)
+            ended = ended or bool(found)
+        return text.strip(), ended
+
+    def text(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """As `read` for what continues a text instead of answering: only the tokenizer's own end ends it."""
+        eos = self.encoder.tokenizer.eos_token_id
+        end = list(ids).index(eos) if eos in ids else len(ids)
+        text: str = self.encoder.tokenizer.decode(
+            list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text, end < len(ids)
 
 
 def stop_ids(template: Template, tokenizer: Any) -> list[int]:

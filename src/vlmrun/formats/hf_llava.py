@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact
+from vlmrun.arch.families import find
 from vlmrun.errors import Problem
 from vlmrun.formats import image_token, llava_text, manifest
 from vlmrun.formats.base import (
@@ -95,7 +96,7 @@ def _described(folder: Path, values: dict[str, Any], how: How) -> Model:
         whole = values.get("vision_feature_select_strategy", "default") == "full"
         tower["feature"] = "cls_patch" if whole else "patch"
     preprocessor = llava_text.read_preprocessor(folder)
-    template, note = llava_text.template_for(text["model_type"], how.template)
+    template, note = llava_text.template_for(find(text["model_type"]).template, how.template)
     description = {
         "model": {
             "llm": {"_target_": "vlmrun.model.llm.load", "path": "llm"},

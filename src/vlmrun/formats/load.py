@@ -88,7 +88,7 @@ def load(
     held = quantized if merge_adapter or folded else quantized or description.get("quantized")
     loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
     loaded.template = description.get("template")
-    _fill(loaded.vlm.connector, weights / "connector")
+    fill_connector(loaded.vlm.connector, weights / "connector")
     loaded.sources["connector"] = weights / "connector"
     if adapter is not None:
         if folded:
@@ -119,7 +119,7 @@ def _inside(target: Target, weights: Path) -> Target:
     return Target.model_validate({"_target_": target.target, **target.arguments, "path": str(path)})
 
 
-def _fill(connector: nn.Module, folder: Path) -> None:
+def fill_connector(connector: nn.Module, folder: Path) -> None:
     """Loads a connector's weights, all of them and no other."""
     reader = Reader(folder)
     expected = {name: tuple(value.shape) for name, value in connector.state_dict().items()}

@@ -51,7 +51,8 @@ from vlmrun.weights.lazy import Lazy, made
 from vlmrun.weights.reader import read_pickle
 
 PROJECTOR, BESIDE = "mm_projector.bin", "non_lora_trainables.bin"
-_WRAPPED = re.compile(r"^(base_model\.)?(model\.(?=(model|transformer)\.))?")  # PEFT's, and the trainer's own
+# PEFT's, and the trainer's own, in front of the LLM's decoder
+_WRAPPED = re.compile(rf"^(base_model\.)?(model\.(?=({'|'.join({row.decoder for row in FAMILIES.values()})})\.))?")
 _TOWERS = ("vlmrun.model.towers.clip.Clip", "vlmrun.model.towers.siglip.Siglip")
 
 

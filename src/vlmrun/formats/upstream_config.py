@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.arch import families
+from vlmrun.arch.projectors import Dense
 from vlmrun.config.schema import ModelConfig
 from vlmrun.data import templates
 from vlmrun.errors import CheckpointError
@@ -122,7 +123,7 @@ def projector_type(config: ModelConfig) -> str | None:
     if connector.target in (DENSE, f"{_CONNECTORS}.mlp.MLP"):
         plain = not given.keys() - {"depth", "bias", "kind", "shallow"} and given.get("bias", True)
         depth = given.get("depth", 2)
-        usual = list(given.get("shallow", (7, 15))) == [7, 15]
+        usual = list(given.get("shallow", Dense.shallow)) == list(Dense.shallow)
         if not plain or not usual:
             return None
         return "linear" if depth == 1 and connector.target != DENSE else f"mlp{depth}x_gelu"

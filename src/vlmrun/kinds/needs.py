@@ -35,7 +35,7 @@ def combining(n_models: int, hardware: HardwareConfig) -> int:
 
 
 def blocks(n_held: int, hardware: HardwareConfig) -> int:
-    """Bytes of so many blocks for each of the tensors that are made at a time, as weights/writer.py decides."""
+    """Bytes of a number of blocks for each of the tensors that are made at a time, as weights/writer.py decides."""
     return n_held * max(2, min(hardware.threads, 8)) * _BLOCK * FP32
 
 

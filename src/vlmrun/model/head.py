@@ -90,7 +90,7 @@ def _liger(head: nn.Linear, hidden: Tensor, targets: Tensor, tail: Tail) -> Tens
 
 def causal_lm(llm: nn.Module) -> Any:
     """The LLM itself, without PEFT's wrapper: LoRA layers live inside it."""
-    return llm.get_base_model() if hasattr(llm, "peft_config") else llm  # type: ignore[operator]
+    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # type: ignore[operator]
 
 
 def find_tail(llm: nn.Module) -> Tail | None:

@@ -29,7 +29,7 @@ def add(model: Any, tokenizer: Any, added: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"tokens cannot be added to sharded weights: {', '.join(missing)}",
             "stage.*.zero",
-            "zero: 2 in the first stage, whose model has the tokens; later stages may use zero: 3",
+            "stage.*.zero=2 in the first stage: the later ones start from a model that has the tokens",
         )
     first = max(known.values()) + 1
     tokens = [AddedToken(text, normalized=False, special=True) for text in missing]
@@ -72,7 +72,7 @@ def train_rows(llm: Any, ids: Sequence[int]) -> None:
     if not ids:
         raise ConfigError("tune.llm: new_tokens, but the model adds none", "model.new_tokens", "name the tokens")
     if hasattr(weight, "ds_id"):
-        raise ConfigError("rows of a sharded embedding cannot be trained alone", "stage.*.zero", "zero: 2 or less")
+        raise ConfigError("ZeRO-3 cuts the embedding whose rows are to be trained", "stage.*.zero", "stage.*.zero=2")
     if head is not None and head.weight is weight:
         # Through the head every row would get a gradient of its own meaning; upstream freezes the head.
         raise ConfigError(

@@ -28,7 +28,9 @@ def inputs(llm: torch.nn.Module, embeds: torch.Tensor, position_ids: torch.Tenso
     config = causal_lm(llm).config.get_text_config()
     if not families.find(config.model_type).packable:
         raise ConfigError(
-            f"samples of one row are not known to stay apart in {config.model_type}", "stage.*.packing", "packing: null"
+            f"samples of one row are not known to stay apart in {config.model_type}",
+            "stage.*.packing",
+            "stage.*.packing=null",
         )
     if str(config._attn_implementation).startswith("flash"):
         embeds, position_ids = embeds.flatten(0, 1).unsqueeze(0), position_ids.flatten().unsqueeze(0)

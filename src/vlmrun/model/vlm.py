@@ -121,7 +121,7 @@ class VLM(nn.Module):
         blank = self._is_blank(mask, pixels)
         if pixels is None:
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
-        features = self._features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)  # [rows, D]
+        features = self.features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)  # [rows, D]
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
         # The id of an image is no row of the table: any other stands in, and the feature replaces what it gives.
         embeds = embedding(input_ids.masked_fill(mask, 0))  # [B, L, D]
@@ -194,7 +194,7 @@ class VLM(nn.Module):
     def _trains_tower(self) -> bool:
         return any(parameter.requires_grad for parameter in self.tower.parameters())
 
-    def _features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
+    def features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
         """Rows for the image positions, of all pictures one after another.
 
         Shape:

@@ -1,72 +1,208 @@
-"""`vlmrun chat`: one question and its answer, or a dialogue on a terminal."""
+"""`vlmrun chat`: one question and its answer, a file of questions, or a dialogue on a terminal."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import io
+import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from PIL import Image
 
-from vlmrun.data.images.open import load_image
+from vlmrun import artifact
+from vlmrun.data.images.open import image_of, load_image
 from vlmrun.errors import DataError
-from vlmrun.formats.load import describe, load
+from vlmrun.formats.load import describe
 from vlmrun.serve.dialogue import Dialogue
+from vlmrun.serve.messages import Sampling
+from vlmrun.serve.opening import open_model
 
 HELP = "/image FILE shows a picture with your next question, /reset begins anew, /quit leaves."
 
 
-def main(artifact: Path, image: Path | None, prompt: str | None, max_new_tokens: int) -> None:
-    """Answers `prompt` on stdout and nothing else there; without a prompt, talks.
+def main(folder: Path, options: argparse.Namespace) -> int:
+    """Answers on stdout and nothing else there; without a question, talks. Returns an exit code.
 
     Raises:
-        CheckpointError: when there is no usable model in `artifact`.
-        DataError: when the picture cannot be used.
+        CheckpointError: when there is no usable model in `folder`.
+        DataError: when a picture, the history or the file of questions cannot be used.
     """
-    picture = None if image is None else load_image(image)
-    dialogue = open_dialogue(artifact, max_new_tokens)
-    if prompt is not None:
-        sys.stdout.write(dialogue.ask(_readable(prompt), picture) + "\n")
-        return
-    talk(dialogue, picture)
+    pictures = Pictures(allow_urls=options.allow_urls)
+    given = [pictures.get(name) for name in options.image]
+    questions = None if options.questions is None else list(_questions(Path(options.questions)))
+    history = None if options.history is None else Path(options.history)
+    past = [] if history is None else _read_history(history)
+    dialogue = open_dialogue(folder, options)
+    if questions is not None:
+        return _ask_all(dialogue, questions, pictures, as_json=options.json)
+    talk = Talk(dialogue, pictures, history)
+    talk.replay(past)
+    if options.prompt is not None:
+        prompt = _readable(options.prompt)
+        answer = talk.ask(prompt, options.image, given)
+        sys.stdout.write((_line(prompt, options.image, answer) if options.json else answer) + "\n")
+        return 0
+    talk.loop(options.image, given)
+    return 0
 
 
-def open_dialogue(artifact: Path, max_new_tokens: int) -> Dialogue:
+def open_dialogue(folder: Path, options: argparse.Namespace) -> Dialogue:
     """Loads a model as it was saved: template, picture aspect and all."""
-    on_gpu = torch.cuda.is_available()
-    loaded = load(artifact, dtype=torch.bfloat16 if on_gpu else torch.float32, attention="sdpa")
-    if on_gpu:
-        loaded.vlm.to("cuda")
-    return Dialogue(loaded, aspect=describe(artifact)["image_aspect"], max_new_tokens=max_new_tokens)
+    loaded = open_model(folder, dtype=options.dtype, attention=options.attention, bits=options.bits)
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+        repetition_penalty=options.repetition_penalty,
+    )
+    aspect = describe(folder)["image_aspect"]
+    return Dialogue(loaded, aspect=aspect, max_new_tokens=options.max_new_tokens, sampling=sampling)
 
 
-def talk(dialogue: Dialogue, picture: Image.Image | None) -> None:
-    """Reads questions until the input ends or `/quit`; an error costs one question, not the conversation."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # keeps the bytes of a file name that is not UTF-8
-    sys.stderr.write(HELP + "\n")
+class Pictures:
+    """Opens what a question names: files, and addresses where they are allowed."""
+
+    def __init__(self, *, allow_urls: bool) -> None:
+        self.allow_urls = allow_urls
+
+    def get(self, name: str) -> Image.Image:
+        """One picture.
+
+        Raises:
+            DataError: when it cannot be used.
+        """
+        if not name.startswith(("http://", "https://")):
+            return load_image(Path(name).expanduser())
+        if not self.allow_urls:
+            raise DataError("a picture is an address", name, "--allow-urls fetches it, or give a file")
+        from vlmrun.serve import image_parts
+        from vlmrun.serve.limits import Limits, Refused
+
+        try:
+            data = asyncio.run(image_parts.fetch(name, name, Limits(image_hosts=("*",))))
+        except Refused as error:
+            raise DataError([error.problem]) from error
+        return image_of(data, name)
+
+
+class Talk:
+    """A dialogue and the file it is kept in."""
+
+    def __init__(self, dialogue: Dialogue, pictures: Pictures, history: Path | None) -> None:
+        self.dialogue = dialogue
+        self.pictures = pictures
+        self.history = history
+        self.said: list[dict[str, Any]] = []
+
+    def replay(self, said: Sequence[dict[str, Any]]) -> None:
+        """Goes on where a dialogue ended; its answers are taken as they are."""
+        for turn in said:
+            self.dialogue.recall(turn["question"], [self.pictures.get(name) for name in turn["images"]], turn["answer"])
+        self.said = list(said)
+
+    def ask(self, text: str, names: Sequence[str], images: Sequence[Image.Image], show: Any = None) -> str:
+        """Answers, and writes the dialogue down."""
+        answer = self.dialogue.ask(text, images, show)
+        self.said.append({"question": text, "images": list(names), "answer": answer})
+        if self.history is not None:
+            artifact.write_json(self.history, self.said)
+        return answer
+
+    def loop(self, names: Sequence[str], images: Sequence[Image.Image]) -> None:
+        """Reads questions until the input ends or `/quit`; an error costs one question, not the conversation."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # keeps the bytes of a file name that is not UTF-8
+        sys.stderr.write(HELP + "\n")
+        shown = list(zip(names, images, strict=True))
+        for line in _lines():
+            try:
+                if line == "/quit":
+                    return
+                if line == "/reset":
+                    self.dialogue.reset()
+                    self.said, shown = [], []
+                elif line.startswith("/image "):
+                    name = line.removeprefix("/image ").strip()
+                    shown.append((name, self.pictures.get(name)))
+                elif line.startswith("/"):
+                    sys.stderr.write(HELP + "\n")
+                elif line:
+                    self.ask(_readable(line), [name for name, _ in shown], [image for _, image in shown], _show)
+                    sys.stdout.write("\n")
+                    shown = []
+            except DataError as error:
+                sys.stderr.write(f"{error}\n")
+
+
+def _lines() -> Iterator[str]:
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            yield input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """Raises DataError when the file is none that `--history` wrote; one that is not there yet is empty."""
+    if not path.exists():
+        return []
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"the history cannot be read: {error}", str(path), "choose another file") from error
+    kinds = {"question": str, "images": list, "answer": str}
+    whole = isinstance(said, list) and all(
+        isinstance(turn, dict) and all(isinstance(turn.get(key), kind) for key, kind in kinds.items()) for turn in said
+    )
+    if not whole:
+        raise DataError("this is no history of a chat", str(path), "choose another file")
+    return said
+
+
+def _questions(path: Path) -> Iterator[dict[str, Any]]:
+    """Raises DataError naming the first line that is no question."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the questions cannot be read: {error}", str(path), "check the path") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            if line == "/quit":
-                return
-            if line == "/reset":
-                dialogue.reset()
-                picture = None
-            elif line.startswith("/image "):
-                picture = load_image(Path(line.removeprefix("/image ").strip()).expanduser())
-            elif line.startswith("/"):
-                sys.stderr.write(HELP + "\n")
-            elif line:
-                dialogue.ask(_readable(line), picture, _show)
-                sys.stdout.write("\n")
-                picture = None
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        images = value.get("images", []) if isinstance(value, dict) else None
+        fine = isinstance(value, dict) and isinstance(value.get("question"), str) and isinstance(images, list)
+        if not fine or not all(isinstance(name, str) for name in images or []):
+            raise DataError("this line is no question", f"{path}:{number}", '{"question": "...", "images": ["FILE"]}')
+        yield {**value, "images": images, "folder": path.parent}
+
+
+def _ask_all(dialogue: Dialogue, questions: Sequence[dict[str, Any]], pictures: Pictures, *, as_json: bool) -> int:
+    """Asks each question by itself; one that cannot be asked is reported, and makes the exit code 3."""
+    code = 0
+    for number, row in enumerate(questions, start=1):
+        names = [name if "://" in name else str(row["folder"] / name) for name in row["images"]]
+        dialogue.reset()
+        try:
+            answer = dialogue.ask(row["question"], [pictures.get(name) for name in names])
         except DataError as error:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"question {number} is left out\n{error}\n")
+            code = DataError.exit_code
+            continue
+        sys.stdout.write((_line(row["question"], row["images"], answer) if as_json else answer) + "\n")
+        sys.stdout.flush()
+    return code
+
+
+def _line(question: str, images: Sequence[str], answer: str) -> str:
+    return json.dumps({"question": question, "images": list(images), "answer": answer}, ensure_ascii=False)
 
 
 def _readable(text: str) -> str:

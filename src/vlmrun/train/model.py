@@ -22,6 +22,7 @@ from vlmrun.model.towers import fp16
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
 from vlmrun.train.engine.deepspeed import require_drive, start_deepspeed
+from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES
 from vlmrun.zero import config as zero
 from vlmrun.zero import user_json
@@ -125,5 +126,5 @@ def _llm_width(job: StageJob, stage: TrainStage) -> int:
     """
     if stage.init_from is None:
         return config_files.width_of(config_files.config_of(job.model.llm))
-    weights = saved.weights_folder(Path(job.parents[stage.init_from]))
+    weights = weights_folder(Path(job.parents[stage.init_from]))
     return config_files.width_of(read_config(str(weights / "llm")))

@@ -21,7 +21,7 @@ from vlmrun.errors import CheckpointError
 from vlmrun.model.parts import Loaded
 from vlmrun.model.pretrained import read_json
 from vlmrun.model.tune import has_adapter
-from vlmrun.names import MODEL
+from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.weights import adapter as adapters
 from vlmrun.weights import folder as files
 from vlmrun.weights.reader import dtype_name
@@ -37,7 +37,7 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 def weights_folder(folder: Path) -> Path:
     """The weights folder of an artifact, or the folder itself when it is one."""
     folder = Path(folder)
-    for candidate in (folder / "weights", folder):
+    for candidate in (folder / WEIGHTS, folder):
         if (candidate / MODEL).is_file():
             return candidate
     raise CheckpointError(

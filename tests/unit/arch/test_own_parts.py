@@ -7,8 +7,7 @@ import pytest
 from vlmrun.arch import config_files, connectors, families, towers
 from vlmrun.arch.families import Family
 from vlmrun.arch.llms import llama
-from vlmrun.checks import engines, vision
-from vlmrun.checks import run as checks
+from vlmrun.checks import rules, vision
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.formats import megatron_model, upstream, upstream_config
@@ -208,7 +207,7 @@ def test_one_row_makes_a_family_known_everywhere(monkeypatch, smoke):
     run = run.model_copy(update={"model": run.model.model_copy(update={"llm": llm})})
 
     def said() -> str:
-        return "\n".join(problem.what for problem in [*checks.check(run), *engines.check(run, here=False)])
+        return "\n".join(problem.what for problem in rules.check(run))
 
     assert "how the layers of nova can be shared is not known" in said()
     assert families.llm(CONFIG) is None

@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 
 from vlmrun.arch import families
-from vlmrun.checks import engines, rules, table
+from vlmrun.checks import engines, offload, rules, table
 from vlmrun.config.compose import compose
 from vlmrun.config.schema import Target
 from vlmrun.config.validate import validate
@@ -41,7 +41,7 @@ def _changed(*, numbers=None, hardware=None, llm=None, tune=None, **stage):
 def _found(**changes):
     return [
         f"{problem.where}: {problem.what} | {problem.fix}"
-        for problem in table.problems(engines.RULES, _changed(**changes))
+        for problem in table.problems([*engines.RULES, *offload.RULES], _changed(**changes))
     ]
 
 

@@ -75,7 +75,7 @@ RULES = {
             "average.models": ["instruct", "merge", "merge2"],
             "average.weights": [0.2, 0.4, 0.4],
         },
-        "from one model to another, but there are 3",
+        "slerp takes 2 models, but there are 3",
     ),
     "stock with weights": (
         BASE | {"average.method": method("model_stock")},

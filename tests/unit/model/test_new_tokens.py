@@ -90,5 +90,5 @@ def test_rows_that_cannot_learn_alone_are_refused(tmp_path):
 def test_sharded_weights_are_refused(tmp_path):
     loaded = load(str(pico_llm(tmp_path)), **HOW)
     next(loaded.model.parameters()).ds_id = 0
-    with pytest.raises(ConfigError, match=r"sharded weights(.|\n)*zero: 2"):
+    with pytest.raises(ConfigError, match=r"sharded weights(.|\n)*zero=2"):
         new_tokens.add(loaded.model, loaded.tokenizer, ADDED)

@@ -21,7 +21,7 @@ def dialogue(loaded):
 
 
 def test_history_grows_and_is_forgotten(dialogue):
-    first = dialogue.ask("What is it?", picture())
+    first = dialogue.ask("What is it?", [picture()])
     second = dialogue.ask("Sure?")
     assert dialogue.turns == [
         Turn("user", "<image>\nWhat is it?"),
@@ -29,28 +29,28 @@ def test_history_grows_and_is_forgotten(dialogue):
         Turn("user", "Sure?"),
         Turn("assistant", second),
     ]
-    assert [tiles.shape for tiles, _ in dialogue.pictures] == [(1, 3, 16, 16)]
-    dialogue.ask("And this?", picture(1))
+    assert [picture.tiles.shape for picture in dialogue.pictures] == [(1, 3, 16, 16)]
+    dialogue.ask("And this?", [picture(1)])
     assert len(dialogue.pictures) == 2
     dialogue.reset()
     assert dialogue.turns == []
-    assert dialogue.ask("What is it?", picture()) == first
+    assert dialogue.ask("What is it?", [picture()]) == first
 
 
 def test_the_history_matters(dialogue):
     fresh = dialogue.ask("Sure?")
     dialogue.reset()
-    dialogue.ask("What is it?", picture())
+    dialogue.ask("What is it?", [picture()])
     assert dialogue.ask("Sure?") != fresh  # random weights of this size never tie
 
 
 def test_streamed_text_is_the_answer(dialogue):
     parts = []
-    answer = dialogue.ask("What is it?", picture(), parts.append)
+    answer = dialogue.ask("What is it?", [picture()], parts.append)
     assert "".join(parts) == answer
     assert len(parts) > 1
     dialogue.reset()
-    assert dialogue.ask("What is it?", picture()) == answer
+    assert dialogue.ask("What is it?", [picture()]) == answer
 
 
 def test_a_tag_in_the_question_is_refused(dialogue):
@@ -59,7 +59,7 @@ def test_a_tag_in_the_question_is_refused(dialogue):
 
 
 def test_too_long_a_conversation_forgets_nothing(dialogue):
-    dialogue.ask("What is it?", picture())
+    dialogue.ask("What is it?", [picture()])
     before = list(dialogue.turns)
     with pytest.raises(DataError, match="the model takes 128"):
         dialogue.ask("word " * 200)
@@ -68,13 +68,13 @@ def test_too_long_a_conversation_forgets_nothing(dialogue):
 
 def test_a_caption_model_looks_at_one_picture_at_a_time(loaded):
     captions = Dialogue(replace(loaded, template=TEMPLATES["plain"].to_dict()), aspect="square", max_new_tokens=4)
-    first = captions.ask("Describe.", picture())
-    captions.ask("Describe.", picture(1))
+    first = captions.ask("Describe.", [picture()])
+    captions.ask("Describe.", [picture(1)])
     assert len(captions.turns) == 2
-    assert captions.ask("Other words, same picture", picture()) == first
+    assert captions.ask("Other words, same picture", [picture()]) == first
     with pytest.raises(DataError, match="only describes pictures"):
         captions.ask("What is it?")
 
 
 def test_without_a_saved_template_the_model_names_it(loaded):
-    assert Dialogue(loaded, aspect="square", max_new_tokens=4).template == TEMPLATES["micro"]
+    assert Dialogue(loaded, aspect="square", max_new_tokens=4).model.template == TEMPLATES["micro"]

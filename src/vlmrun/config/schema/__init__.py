@@ -17,13 +17,13 @@ from vlmrun.config.schema.average import (
     Density,
     Linear,
     Method,
+    MethodNode,
     ModelStock,
     Rule,
     Sign,
     Slerp,
     TaskArithmetic,
     Ties,
-    Vectors,
     Weights,
 )
 from vlmrun.config.schema.base import Aspect, Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
@@ -31,7 +31,7 @@ from vlmrun.config.schema.data import About, DataConfig, FieldMap
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
 from vlmrun.config.schema.run import RunConfig, Tracker
-from vlmrun.config.schema.stage import Stage, StageNode, UserStage, stage_class
+from vlmrun.config.schema.stage import Stage, StageNode, UserStage
 from vlmrun.config.schema.stages import (
     Asking,
     ConvertStage,
@@ -85,6 +85,7 @@ __all__ = [
     "Lora",
     "MergeStage",
     "Method",
+    "MethodNode",
     "ModelConfig",
     "ModelStock",
     "Name",
@@ -115,8 +116,6 @@ __all__ = [
     "Tune",
     "Tuning",
     "UserStage",
-    "Vectors",
     "Volatile",
     "Weights",
-    "stage_class",
 ]

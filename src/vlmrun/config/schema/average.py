@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, WrapValidator
 
 from vlmrun.config.marks import Parent
 from vlmrun.config.schema.base import Count, Kept, Node
+from vlmrun.config.schema.chosen import Chosen
 from vlmrun.config.schema.stage import StageNode
 
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -16,30 +17,66 @@ Decay = Annotated[float, Field(gt=0.0, lt=1.0)]
 Sign = Literal["sum", "count"]
 
 
-class Linear(Node):
+class MethodNode(Chosen):
+    """Base of the ways to make one model of several.
+
+    Attributes:
+        made_by: the function that makes a tensor (`merging/methods`); empty: `combine` of the plugin's module.
+        from_base: whether it counts changes from a base model.
+        weighted: whether it takes a weight for each model.
+        n_models: how many it takes; None: two or more.
+    """
+
+    by = "name"
+    noun = "methods"
+    classes: ClassVar[dict[str, type[Any]]] = {}
+    made_by: ClassVar[str] = ""
+    from_base: ClassVar[bool] = False
+    weighted: ClassVar[bool] = True
+    n_models: ClassVar[int | None] = None
+
+    name: str
+
+
+Method = Annotated[MethodNode, WrapValidator(MethodNode.typed), SerializeAsAny()]
+_VECTORS = "vlmrun.merging.methods.task.vectors"
+
+
+class Linear(MethodNode):
     """Weighted mean (model soups, arXiv:2203.05482)."""
+
+    made_by = "vlmrun.merging.methods.interpolate.linear"
 
     name: Literal["linear"]
     sum: Literal["one", "normalize", "any"]  # weights must sum to 1, are divided by their sum, or are used as they are
 
 
-class Slerp(Node):
+class Slerp(MethodNode):
     """From one model to another along a great circle; the second weight is how far."""
+
+    made_by = "vlmrun.merging.methods.interpolate.slerp"
+    n_models = 2
 
     name: Literal["slerp"]
     sum: Literal["one", "normalize"]
 
 
-class TaskArithmetic(Node):
+class TaskArithmetic(MethodNode):
     """base + scale * sum(weight * change) (arXiv:2212.04089)."""
+
+    made_by = _VECTORS
+    from_base = True
 
     name: Literal["task_arithmetic"]
     normalize: bool  # divide by the sum of the weights that took part
     scale: float
 
 
-class Ties(Node):
+class Ties(MethodNode):
     """Of every change the largest share, then one sign for each element (arXiv:2306.01708)."""
+
+    made_by = _VECTORS
+    from_base = True
 
     name: Literal["ties"]
     density: Density | list[Density]  # share that is kept; one for all, or one for each model
@@ -48,8 +85,11 @@ class Ties(Node):
     scale: float
 
 
-class Dare(Node):
+class Dare(MethodNode):
     """Of every change a random share (arXiv:2311.03099)."""
+
+    made_by = _VECTORS
+    from_base = True
 
     name: Literal["dare"]
     density: Density | list[Density]
@@ -60,8 +100,11 @@ class Dare(Node):
     seed: Count
 
 
-class Breadcrumbs(Node):
+class Breadcrumbs(MethodNode):
     """Of every change a share, without the very largest and the smallest (arXiv:2312.06795)."""
+
+    made_by = _VECTORS
+    from_base = True
 
     name: Literal["breadcrumbs"]
     density: Density | list[Density]
@@ -71,8 +114,11 @@ class Breadcrumbs(Node):
     scale: float
 
 
-class Della(Node):
+class Della(MethodNode):
     """Of every change a random share, in which large ones of a row have better chances (arXiv:2406.11617)."""
+
+    made_by = _VECTORS
+    from_base = True
 
     name: Literal["della"]
     density: Density | list[Density]
@@ -84,16 +130,14 @@ class Della(Node):
     seed: Count
 
 
-class ModelStock(Node):
+class ModelStock(MethodNode):
     """Between base and mean, by how far the changes agree (arXiv:2403.19522); weights play no part."""
 
+    made_by = "vlmrun.merging.methods.task.model_stock"
+    from_base = True
+    weighted = False
+
     name: Literal["model_stock"]
-
-
-Vectors = TaskArithmetic | Ties | Dare | Breadcrumbs | Della | ModelStock  # methods that count changes from a base
-Method = Annotated[
-    Linear | Slerp | TaskArithmetic | Ties | Dare | Breadcrumbs | Della | ModelStock, Field(discriminator="name")
-]
 
 
 class Rule(Node):

@@ -39,7 +39,7 @@ def relabel(template: Template, tokenizer: Any) -> Relabel | None:
         return lambda ids: _labels(ids, _spans(ids, _after(ids, word, start), 2, end), tokenizer.eos_token_id)
     raise ConfigError(
         f"MiniCPM-V has no template {template.name!r} whose labels could be reproduced",
-        "stage.<name>.compat.labels",
+        "stage.*.compat.labels",
         "minicpm_v2, minicpm_v25 or minicpm_v26, or leave compat.labels null",
     )
 

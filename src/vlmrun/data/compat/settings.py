@@ -1,4 +1,4 @@
-"""The labels of the published codes, quirks and all: for `stage.<name>.compat`, never by default.
+"""The labels of the published codes, quirks and all: for `stage.*.compat`, never by default.
 
 Upstream finds what is learnt by adding up lengths of pieces tokenised on their own; where the sum is not the length of
 the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
@@ -143,7 +143,7 @@ def _style(template: Template, project: Project) -> Callable[..., Masked]:
             return _headers
     raise ConfigError(
         f"{project} has no template {name!r} whose labels could be reproduced",
-        "stage.<name>.compat.labels",
+        "stage.*.compat.labels",
         "use one of that project's templates, or leave compat.labels null",
     )
 

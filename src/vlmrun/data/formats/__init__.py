@@ -55,7 +55,7 @@ def reader(
     if "as_it_is" in unknown:
         raise ConfigError(
             f"format {name!r} has no records as the original codes took them",
-            "stage.<name>.compat.records",
+            "stage.*.compat.records",
             "use format: llava, or compat.records: false",
         )
     if unknown:

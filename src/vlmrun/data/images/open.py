@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,19 +105,8 @@ def load_image(picture: Path | Picture, where: str = "", *, draft: int | None = 
             many pixels; several times faster, and not equal to the bit.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(picture.opened() if isinstance(picture, Picture) else picture) as image:
-                if draft is not None:
-                    image.draft("RGB", (draft, draft))
-                return image.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
-        raise DataError(
-            f"image {picture.name!r} is too large: {error}",
-            _place(picture, where),
-            f"make it smaller than {Image.MAX_IMAGE_PIXELS} pixels",
-        ) from error
+        source = picture.opened() if isinstance(picture, Picture) else picture
+        return _decoded(source, picture.name, _place(picture, where), draft)
     except FileNotFoundError as error:
         raise DataError(f"image {picture.name!r} does not exist", _place(picture, where), "check the path") from error
     except _DAMAGED as error:
@@ -124,6 +114,29 @@ def load_image(picture: Path | Picture, where: str = "", *, draft: int | None = 
             f"image {picture.name!r} cannot be read: {error}",
             _place(picture, where),
             "replace the file, or on_error: skip" if where else "choose another picture",
+        ) from error
+
+
+def image_of(data: bytes, name: str) -> Image.Image:
+    """An image file that was sent; raises as `load_image`."""
+    try:
+        return _decoded(BytesIO(data), name, "", None)
+    except _DAMAGED as error:
+        raise DataError(f"{name} cannot be read: {error}", "", "send another image") from error
+
+
+def _decoded(source: Path | BinaryIO, name: str, place: str, draft: int | None) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                if draft is not None:
+                    image.draft("RGB", (draft, draft))
+                return image.convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
+        raise DataError(
+            f"image {name!r} is too large: {error}", place, f"make it smaller than {Image.MAX_IMAGE_PIXELS} pixels"
         ) from error
 
 

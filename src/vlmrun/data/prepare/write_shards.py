@@ -8,13 +8,9 @@ Source: alibaba/Pai-Megatron-Patch@a098ca5 toolkits/multimodal_data_preprocessin
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tarfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +20,7 @@ from vlmrun.data.formats import wds
 from vlmrun.data.formats.base import records
 from vlmrun.data.images.open import find_image
 from vlmrun.data.prepare.folder import appearing
+from vlmrun.data.prepare.tar_writer import Entry, Writers
 from vlmrun.data.reading import list_skipped, rejection_error
 from vlmrun.data.sample import Rejected
 from vlmrun.data.shards.tar import split_name
@@ -54,13 +51,6 @@ class Layout:
     max_bytes: float = _MAX_BYTES
     mtime: float = 0
     writers: int = 1
-
-
-@dataclass(frozen=True)
-class _Record:
-    key: str
-    picture: Path
-    turns: bytes
 
 
 @dataclass(frozen=True)
@@ -119,7 +109,7 @@ def _check_pattern(pattern: str) -> None:
         raise DataError(f"{pattern!r} names no shards", "--pattern", "such as pretrain-%d.tar or pretrain-%06d.tar")
 
 
-def _usable(file: Path, images: Path, rejected: list[Rejected]) -> Iterator[_Record]:
+def _usable(file: Path, images: Path, rejected: list[Rejected]) -> Iterator[Entry]:
     """Records that can be written; the others are appended to `rejected`."""
     seen: dict[str, int] = {}
     for index, value in records(file):
@@ -131,7 +121,7 @@ def _usable(file: Path, images: Path, rejected: list[Rejected]) -> Iterator[_Rec
         yield found
 
 
-def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, int]) -> _Record | Rejected:
+def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, int]) -> Entry | Rejected:
     key = value.get("id") if isinstance(value, dict) else None
     told = str(key if key is not None else "")
     wrong = _wrong_key(value, seen)
@@ -147,7 +137,7 @@ def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, 
         picture = find_image(images, image, suggesting=False)
     except DataError as error:
         return Rejected(told, source, error.problems[0].what, error.problems[0].fix)
-    return _Record(key, picture.path, json.dumps(value["conversations"]).encode("utf-8"))
+    return Entry(key, picture.path, json.dumps(value["conversations"]).encode("utf-8"))
 
 
 def _wrong_key(value: Any, seen: dict[str, int]) -> tuple[str, str] | None:
@@ -170,11 +160,11 @@ def _wrong_key(value: Any, seen: dict[str, int]) -> tuple[str, str] | None:
     return None
 
 
-def _write_all(usable: Iterator[_Record], folder: Path, layout: Layout, *, stop: Callable[[], bool]) -> Written:
+def _write_all(usable: Iterator[Entry], folder: Path, layout: Layout, *, stop: Callable[[], bool]) -> Written:
     """Hands shards to writers, a few ahead; after the first bad record only looks at what is left."""
     n_samples = n_shards = n_longer = n_bytes = 0
     began = told = time.monotonic()
-    with _Writers(layout.writers) as writers:
+    with Writers(layout.writers) as writers:
         for batch in _cut(usable, layout):
             n_samples, n_longer = n_samples + len(batch), n_longer + sum(_is_longer(record) for record in batch)
             if stop():
@@ -188,13 +178,13 @@ def _write_all(usable: Iterator[_Record], folder: Path, layout: Layout, *, stop:
     return Written(n_samples, n_shards, 0, n_longer)
 
 
-def _is_longer(record: _Record) -> bool:
+def _is_longer(record: Entry) -> bool:
     return len(json.loads(record.turns)) > 2
 
 
-def _cut(usable: Iterator[_Record], layout: Layout) -> Iterator[list[_Record]]:
+def _cut(usable: Iterator[Entry], layout: Layout) -> Iterator[list[Entry]]:
     """The samples of each shard: one is closed when it is full, before the next sample."""
-    batch: list[_Record] = []
+    batch: list[Entry] = []
     size = 0
     for record in usable:
         if batch and (len(batch) >= layout.max_count or size >= layout.max_bytes):
@@ -204,52 +194,3 @@ def _cut(usable: Iterator[_Record], layout: Layout) -> Iterator[list[_Record]]:
         size += record.picture.stat().st_size + len(record.turns)
     if batch:
         yield batch
-
-
-class _Writers:
-    """Processes that write shards; with one, this process does."""
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._pool = ProcessPoolExecutor(n) if n > 1 else None
-        self._waiting: set[Future[int]] = set()
-        self.n_bytes = 0
-
-    def __enter__(self) -> _Writers:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._pool is None:
-            return
-        self._pool.shutdown(cancel_futures=kind is not None)
-        if kind is None:
-            self.n_bytes += sum(done.result() for done in self._waiting)
-
-    def submit(self, path: Path, batch: list[_Record], mtime: float) -> None:
-        """Writes a shard, or has it written while at most twice as many wait as there are writers."""
-        if self._pool is None:
-            self.n_bytes += _write_shard(path, batch, mtime)
-            return
-        self._waiting.add(self._pool.submit(_write_shard, path, batch, mtime))
-        if len(self._waiting) >= 2 * self._n:
-            finished, self._waiting = wait(self._waiting, return_when=FIRST_COMPLETED)
-            self.n_bytes += sum(done.result() for done in finished)
-
-
-def _write_shard(path: Path, batch: list[_Record], mtime: float) -> int:
-    """Writes one shard and returns its size in bytes."""
-    with path.open("wb") as handle:
-        with tarfile.open(fileobj=handle, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for record in batch:
-                _add(archive, f"{record.key}.jpg", record.picture.read_bytes(), mtime)
-                _add(archive, f"{record.key}.json", record.turns, mtime)
-        handle.flush()
-        os.fsync(handle.fileno())
-    return path.stat().st_size
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes, mtime: float) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mtime, member.mode = len(content), mtime, 0o444
-    member.uname = member.gname = "bigdata"
-    archive.addfile(member, io.BytesIO(content))

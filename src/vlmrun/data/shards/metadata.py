@@ -31,7 +31,8 @@ FOLDER = ".nv-meta"
 PARTS = ("train", "val", "test")
 Version = Literal[4, 7]
 _WRITTEN_BY = "7.4.1"
-_FIELD_MAP = {"image": "jpg", "context": "json[0][value]", "answers": "json[1][value]"}
+_SAMPLE_TYPE = {"__module__": "megatron.energon", "__class__": "VQASample"}
+FIELD_MAP = {"image": "jpg", "context": "json[0][value]", "answers": "json[1][value]"}
 _PREPARE = "vlmrun data convert FILE FOLDER --to energon, or `energon prepare`"
 _TABLES = """
 CREATE TABLE samples (tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, sample_index INTEGER NOT NULL,
@@ -187,7 +188,7 @@ def write(
                 path.write_bytes(_packed(listed))
             if database is not None:
                 _insert(database, number, listed, folder / shard)
-    _write_yaml(place / "dataset.yaml", {"sample_type": _sample_type(), "field_map": _FIELD_MAP}, sort_keys=False)
+    _write_yaml(place / "dataset.yaml", {"sample_type": _SAMPLE_TYPE, "field_map": FIELD_MAP}, sort_keys=False)
     if version == 7:
         artifact.write_text(place / "index.uuid", str(uuid.uuid4()))
         info = {"energon_version": written_by, "shard_counts": found}
@@ -198,15 +199,6 @@ def write(
         _write_yaml(place / ".info.yaml", {"shard_counts": found}, sort_keys=True)
         _write_yaml(place / "split.yaml", {"split_parts": parts, "exclude": []}, sort_keys=True)
     return parts
-
-
-def default_fields() -> dict[str, str | None]:
-    """How a converted sample's parts are named."""
-    return dict(_FIELD_MAP)
-
-
-def _sample_type() -> dict[str, str]:
-    return {"__module__": "megatron.energon", "__class__": "VQASample"}
 
 
 def _packed(found: Sequence[Entry]) -> bytes:

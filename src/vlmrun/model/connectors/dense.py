@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.connectors.mlp import STACKED_UPSTREAM, stacked
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
 from vlmrun.model.connectors.base import Connector
 
 

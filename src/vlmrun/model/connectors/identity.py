@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
 from vlmrun.model.connectors.base import Connector
 
 

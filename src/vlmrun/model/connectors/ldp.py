@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
+from vlmrun.arch.connectors import side_of
 from vlmrun.model.connectors.base import Connector
 
 
@@ -30,7 +31,7 @@ class LDP(Connector):
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Projects each patch, then mixes and quarters the map."""
         rows = self.model["mlp"](torch.cat(layers, dim=-1))  # [N, P, Dv] -> [N, P, Dh]
-        side = arch.side_of(rows.shape[1], "ldp")
+        side = side_of(rows.shape[1], "ldp")
         map_ = rows.transpose(1, 2).unflatten(2, (side, side))  # [N, Dh, side, side]
         small = self.model["mb_block"](map_)  # [N, Dh, ceil(side / 2), ceil(side / 2)]
         return small.flatten(2).transpose(1, 2)  # [N, T, Dh]

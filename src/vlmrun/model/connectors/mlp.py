@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
 from vlmrun.model.connectors.base import Connector
 
 # `linear` stood there bare, without a number.

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
+from vlmrun.arch.connectors import side_of
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.towers.base import Grids
 
@@ -74,7 +75,7 @@ class Resampler(Connector):
         features = torch.cat(layers, dim=-1)  # [N, P, Dv]
         n_patches = features.shape[1]
         if grids is None:
-            side = arch.side_of(n_patches, "resampler")
+            side = side_of(n_patches, "resampler")
             grids = [(side, side)] * len(features)
         values = self.ln_kv(self.kv_proj(features))  # [N, P, Dh]
         places, real = self._places(grids, values)  # [N, P, Dh], [N, P]

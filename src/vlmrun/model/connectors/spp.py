@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmrun.arch import connectors as arch
+from vlmrun.arch import projectors as arch
+from vlmrun.arch.connectors import side_of
 from vlmrun.model.connectors.base import Connector
 
 
@@ -39,7 +40,7 @@ class SPP(Connector):
 
 def _pooled(value: torch.Tensor) -> torch.Tensor:
     """[N, P, D] -> [N, P // 4, D]."""
-    side = arch.side_of(value.shape[1], "spp")
+    side = side_of(value.shape[1], "spp")
     map_ = value.transpose(1, 2).unflatten(2, (side, side))  # [N, D, side, side]
     return F.avg_pool2d(map_, 2).flatten(2).transpose(1, 2)
 

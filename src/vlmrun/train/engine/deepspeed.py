@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmrun import logs
-from vlmrun.checks.engines import AIO
+from vlmrun.checks.offload import AIO
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError, LaunchError
 from vlmrun.train import dist

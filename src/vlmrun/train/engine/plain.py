@@ -23,7 +23,7 @@ class PlainEngine(Engine):
     def __init__(self, vlm: nn.Module, groups: list[Group], stage: TrainStage, hardware: HardwareConfig) -> None:
         super().__init__(vlm, groups)
         if dist.world() > 1:
-            raise ConfigError("the plain engine runs on one rank", "stage.*.engine", "use engine: deepspeed")
+            raise ConfigError("engine plain is one process", "stage.*.engine", "stage.*.engine=deepspeed")
         self._optimizer = optimizer(groups, stage.optim)
         self._accumulation = stage.global_batch // stage.micro_batch
         self._max_norm = stage.optim.max_grad_norm or float("inf")

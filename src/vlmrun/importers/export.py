@@ -1,0 +1,104 @@
+"""The way back: a composed run as another project's launch script, for a comparison under the same values.
+
+What upstream cannot say is listed in the script's head, never dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from vlmrun import graph
+from vlmrun.config.schema import AverageStage, MergeStage, RunConfig, TrainStage
+from vlmrun.errors import ConfigError, suggest
+from vlmrun.importers.export_flags import WHOLE, common, deepspeed, flag, folder, llava, minicpm
+
+FAMILIES = ("llava", "bunny", "minicpm")
+_ENTRIES = {"llava": "llava/train/train_mem.py", "bunny": "bunny/train/train.py", "minicpm": "finetune.py"}
+_MERGE = {"llava": "scripts/merge_lora_weights.py", "bunny": "script/merge_lora_weights.py"}
+# What a stage of ours has and no flag of theirs says: neutral value of each.
+_NEUTRAL: dict[str, Any] = {
+    "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "engine": "deepspeed",
+    "loss": "micro_mean", "optim.min_lr_ratio": 0.0, "optim.tower_lr": None,
+}  # fmt: skip
+
+
+def script(run: RunConfig, family: str) -> str:
+    """A bash script whose commands train what the run's stages train.
+
+    Raises:
+        ConfigError: for a family there is none for, or a run without a training stage.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"no scripts for {family!r}", "--for", suggest(family, FAMILIES, noun="families"))
+    unsaid: list[str] = []
+    commands: list[str] = []
+    planned, problems = graph.plan(run)
+    graph.require(problems)
+    for item in planned:
+        name, stage = item.name, item.stage
+        if isinstance(stage, TrainStage):
+            commands.append(_training(run, name, stage, family, unsaid))
+        elif isinstance(stage, MergeStage):
+            commands.append(_merging(run, name, stage, family))
+        elif isinstance(stage, AverageStage) and stage.weights and stage.method.name == "linear":
+            commands.append(_averaging(run, name, stage))
+        else:
+            unsaid.append(f"stage.{name}: {stage.kind}")
+    if not any(isinstance(stage, TrainStage) for stage in run.stage.values()):
+        raise ConfigError(f"{run.name} trains nothing", "recipe", "choose one with a training stage: vlmrun recipes")
+    head = ["#!/bin/bash", f"# {run.name} for {family}.   vlmrun export-script {run.name} --for {family}"]
+    head += [f"# not said by these flags: {text}" for text in unsaid]
+    return "\n".join([*head, "set -e", "", *commands])
+
+
+def _training(run: RunConfig, name: str, stage: TrainStage, family: str, unsaid: list[str]) -> str:
+    for key, neutral in _NEUTRAL.items():
+        value: Any = stage
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value != neutral and not (key == "optim.tower_lr" and value == stage.optim.connector_lr):
+            unsaid.append(f"stage.{name}.{key}: {value}")
+    flags = common(run, name, stage) | (minicpm if family == "minicpm" else llava)(run, stage, family, unsaid)
+    ds = f"ds_{name}.json"
+    ranks = run.hardware.ranks_per_node
+    launcher = (
+        f"torchrun --nnodes {run.hardware.nodes} --nproc_per_node {ranks}"
+        if run.hardware.nodes > 1
+        else f"deepspeed --num_gpus {ranks}"
+    )
+    lines = [
+        f"{launcher} {_ENTRIES[family]}",
+        f"--deepspeed {ds}",
+        *(flag(key, value) for key, value in flags.items()),
+    ]
+    return f"cat > {ds} <<'EOF'\n{json.dumps(deepspeed(stage))}\nEOF\n" + " \\\n    ".join(lines) + "\n"
+
+
+def _merging(run: RunConfig, name: str, stage: MergeStage, family: str) -> str:
+    if family == "minicpm":
+        body = (
+            "from peft import PeftModel\nfrom transformers import AutoModel\n"
+            f"base = AutoModel.from_pretrained('{WHOLE}', trust_remote_code=True)\n"
+            f"model = PeftModel.from_pretrained(base, '{folder(run, stage.init_from)}').merge_and_unload()\n"
+            f"model.save_pretrained('{folder(run, name)}')\n"
+        )
+        return f"python - <<'EOF'\n{body}EOF\n"
+    base = shlex.quote(str(run.model.llm.arguments["path"]))
+    lines = [f"python {_MERGE[family]}", f"--model-path {folder(run, stage.init_from)}", f"--model-base {base}"]
+    lines.append(f"--save-model-path {folder(run, name)}")
+    return " \\\n    ".join(lines) + "\n"
+
+
+def _averaging(run: RunConfig, name: str, stage: AverageStage) -> str:
+    """The averaging of the published tutorials, for models of any number of shards."""
+    assert stage.weights is not None
+    loads = "\n".join(f"    m{n} = load_file('{folder(run, model)}/' + file)" for n, model in enumerate(stage.models))
+    total = " + ".join(f"m{n}[k] * {weight}" for n, weight in enumerate(stage.weights))
+    body = (
+        "import os\nfrom safetensors.torch import load_file, save_file\n"
+        f"for file in sorted(f for f in os.listdir('{folder(run, stage.models[0])}') if f.endswith('.safetensors')):\n"
+        f"{loads}\n    save_file({{k: {total} for k in m0}}, '{folder(run, name)}/' + file, {{'format': 'pt'}})\n"
+    )
+    return f"cp -r {folder(run, stage.models[-1])} {folder(run, name)}\npython - <<'EOF'\n{body}EOF\n"

@@ -1,0 +1,93 @@
+"""A planned recipe: its stages, data, model and settings, before it is written."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmrun.errors import Problem
+from vlmrun.importers import options as parts
+from vlmrun.importers.meaning.draft import Account, Setting
+from vlmrun.importers.shell import marks
+
+
+@dataclass
+class Stage:
+    """A stage of a recipe: the option of conf/stage it starts from, and its settings below `stage.NAME`."""
+
+    name: str
+    preset: str
+    settings: dict[str, Setting]
+
+
+@dataclass
+class Recipe:
+    """One recipe to be written."""
+
+    name: str
+    model: dict[str, Setting] = field(default_factory=dict)  # options of model/llm, tower, connector, or `model` itself
+    data: dict[str, tuple[str, dict[str, Setting]]] = field(default_factory=dict)  # entry -> option, settings
+    shared: dict[str, Setting] = field(default_factory=dict)  # model.*, hardware.*, tracking, seed
+    stages: list[Stage] = field(default_factory=list)
+
+    def settings(self) -> Iterable[Setting]:
+        """All values, by their full keys."""
+        yield from self.shared.values()
+        for name, (_, values) in self.data.items():
+            yield from (Setting(f"data.{name}.{key}", item.value, item.source) for key, item in values.items())
+        for stage in self.stages:
+            yield from (
+                Setting(f"stage.{stage.name}.{key}", item.value, item.source) for key, item in stage.settings.items()
+            )
+
+
+@dataclass
+class Plan:
+    """What a script becomes."""
+
+    recipes: list[Recipe] = field(default_factory=list)
+    accounts: list[Account] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    defaults: list[tuple[str, Any, str]] = field(default_factory=list)
+    families: list[str] = field(default_factory=list)
+    training: set[int] = field(default_factory=set)  # numbers of the commands that train
+    commands: int = 0
+    flags: int = 0
+
+
+def free(kind: str, recipe: Recipe) -> str:
+    taken = {stage.name for stage in recipe.stages}
+    number = 1
+    while (name := kind if number == 1 else f"{kind}{number}") in taken:
+        number += 1
+    return name
+
+
+def slug(path: str) -> str:
+    name = (
+        re.sub(r"[^A-Za-z0-9]+", "_", posixpath.basename(marks.shown(path)).rpartition(".")[0] or path)
+        .strip("_")
+        .lower()
+    )
+    return (name or "records")[:60]
+
+
+def entry(path: str, family: str, role: str) -> tuple[str, str]:
+    """The name of a data entry, and the option of conf/data it starts from."""
+    if family == "minicpm":
+        return ("minicpm", "minicpm") if role == "train" else ("minicpm_eval", "minicpm_eval")
+    known = parts.data_names().get(posixpath.basename(path))
+    return (known, known) if known else (slug(path), "llava")
+
+
+def distinct(entry: str, annotations: str | None, recipe: Recipe) -> str:
+    """The entry's name, numbered where another file has it already."""
+    number, name = 1, entry
+    while name in recipe.data and getattr(recipe.data[name][1].get("annotations"), "value", None) != annotations:
+        number += 1
+        name = f"{entry}_{number}"
+    return name

@@ -1,0 +1,48 @@
+"""What the page says, in the languages it speaks. The browser's language chooses."""
+
+from __future__ import annotations
+
+ENGLISH = {
+    "title": "Talk with your models about images",
+    "model": "Model",
+    "other": "Compare with",
+    "ask": "Ask, and add images: choose, drop or paste them",
+    "camera": "Camera",
+    "values": "Values",
+    "temperature": "Temperature",
+    "temperature_info": "0 always gives the likeliest answer",
+    "top_p": "Top p",
+    "max_tokens": "Longest answer, in tokens",
+    "mode": "Images are sent",
+    "stop": "Stop",
+    "retry": "Retry",
+    "undo": "Undo",
+    "clear": "Clear",
+    "flag": "Flag",
+    "download": "Download conversation",
+    "examples": "Examples",
+    "logged": "Conversations, images' digests and votes on this page are kept in a log by who runs it.",
+    "not_logged": "Nothing you ask here is kept.",
+}
+KOREAN = {
+    "title": "이미지에 대해 모델과 대화하기",
+    "model": "모델",
+    "other": "비교할 모델",
+    "ask": "질문을 입력하고 이미지를 선택하거나 끌어다 놓거나 붙여 넣으세요",
+    "camera": "카메라",
+    "values": "설정",
+    "temperature": "온도",
+    "temperature_info": "0이면 항상 가장 가능성이 높은 답을 냅니다",
+    "top_p": "Top p",
+    "max_tokens": "답변의 최대 토큰 수",
+    "mode": "이미지 전송 방식",
+    "stop": "중지",
+    "retry": "다시 생성",
+    "undo": "되돌리기",
+    "clear": "지우기",
+    "flag": "신고",
+    "download": "대화 내려받기",
+    "examples": "예시",
+    "logged": "이 페이지의 대화, 이미지 해시, 평가는 운영자의 로그에 기록됩니다.",
+    "not_logged": "여기서 묻는 내용은 저장되지 않습니다.",
+}

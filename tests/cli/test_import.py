@@ -1,0 +1,197 @@
+"""`vlmrun import` and `export-script`, from the command line to the composed recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from vlmrun.cli.app import main
+
+TRAIN = """deepspeed --num_gpus 8 llava/train/train_mem.py --deepspeed ./zero2.json \\
+    --model_name_or_path lmsys/vicuna-7b-v1.5 --version plain --data_path ./captions.json \\
+    --image_folder ./pics --vision_tower openai/clip-vit-large-patch14-336 \\
+    --mm_projector_type mlp2x_gelu --tune_mm_mlp_adapter True --mm_vision_select_layer -2 --bf16 True \\
+    --output_dir ./out/align --num_train_epochs 1 --per_device_train_batch_size 32 \\
+    --learning_rate 1e-3 --warmup_ratio 0.03 --lr_scheduler_type cosine --model_max_length 2048 \\
+    --save_total_limit 1 --report_to wandb --image_aspect_ratio square --mm_use_im_patch_token False
+"""
+TUNE = TRAIN.replace(
+    "--tune_mm_mlp_adapter True", "--pretrain_mm_mlp_adapter ./out/align/mm_projector.bin --lora_enable True"
+)
+TUNE = TUNE.replace("plain", "v1").replace("./out/align ", "./out/lora ").replace("captions", "talk")
+MERGE = """python scripts/merge_lora_weights.py --model-path out/lora --model-base lmsys/vicuna-7b-v1.5 \\
+    --save-model-path out/merged
+"""
+BROKEN = TRAIN.replace("\\\n    --mm_proj", "@\n    --mm_proj")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _import(here, text, *options, name="train.sh"):
+    (here / name).write_text(text, encoding="utf-8")
+    return main(["import", name, *options])
+
+
+def test_a_chain_becomes_stages_that_refer_to_one_another(here, capsys):
+    assert _import(here, TRAIN + TUNE + MERGE) == 0
+    recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))
+    assert list(recipe["stage"]) == ["pretrain", "lora", "merge"]
+    assert recipe["stage"]["lora"]["init_from"] == "pretrain"
+    assert recipe["stage"]["merge"]["init_from"] == "lora"
+    assert "weights" not in recipe["model"].get("connector", {})
+    capsys.readouterr()
+    assert main(["train", "+recipe=train", "--config-dir", "conf", "--cfg", "job"]) in (0, 2)  # data is not here
+    assert "lr: 0.001" in capsys.readouterr().out
+
+
+def test_every_value_names_its_line(here):
+    _import(here, "# a\n\n" + TRAIN)
+    text = (here / "conf/recipe/train.yaml").read_text("utf-8")
+    assert re.search(r"micro_batch: 32 +# line 7: --per_device_train_batch_size 32", text)
+    assert re.search(r"connector: full +# default of LLaVA", text)
+
+
+def test_the_report_counts_every_flag_once(here, capsys):
+    assert _import(here, TRAIN + TUNE + MERGE, "--report", "json") == 0
+    report = json.loads(capsys.readouterr().out)
+    flags = len(re.findall(r"(?<= )--?[a-z]", TRAIN + TUNE + MERGE))
+    assert report["flags"] == flags == len(report["accounts"]) == sum(report["counts"].values())
+    assert report["counts"]["unknown"] == 0
+
+
+def test_check_finds_an_edited_value(here, capsys):
+    assert _import(here, TRAIN) == 0
+    assert main(["import", "train.sh", "--check"]) == 0
+    path = here / "conf/recipe/train.yaml"
+    path.write_text(path.read_text("utf-8").replace("lr: 0.001", "lr: 0.002"), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["import", "train.sh", "--check"]) == 2
+    error = capsys.readouterr().err
+    assert "stage.pretrain.optim.lr is 0.002, not 0.001" in error
+    assert "--learning_rate 1e-3" in error
+
+
+def test_what_the_user_has_is_not_overwritten(here, capsys):
+    assert _import(here, TRAIN) == 0
+    assert main(["import", "train.sh"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["import", "train.sh", "--overwrite"]) == 0
+
+
+def test_a_value_of_a_script_is_never_an_interpolation(here, monkeypatch):
+    monkeypatch.setenv("SECRET", "shown")
+    assert _import(here, TRAIN.replace("./captions.json", "'./${oc.env:SECRET}.json'")) == 0
+    assert main(["import", "train.sh", "--check"]) == 0
+
+
+def test_a_sweep_of_one_training_is_one_recipe_of_several_stages(here):
+    text = "for LR in 1e-3 2e-3; do\n" + TRAIN.replace("1e-3", "$LR").replace("out/align", "out/$LR") + "done\n"
+    assert _import(here, text) == 0
+    recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))
+    assert [stage["optim"]["lr"] for stage in recipe["stage"].values()] == [1e-3, 2e-3]
+
+
+def test_the_deepspeed_file_beside_the_script_counts(here):
+    (here / "zero2.json").write_text(
+        '{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}, "gradient_clipping": 0.5}'
+    )
+    _import(here, TRAIN)
+    stage = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))["stage"]["pretrain"]
+    assert (stage["zero"], stage["offload"], stage["optim"]["max_grad_norm"]) == (1, "cpu", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("import os\n#!x", [], ["no training command"]),
+        ("#!/usr/bin/env python3\nprint(1)\n", [], ["not a shell script", "vlmrun import train.sh"]),
+        ("echo hello\nls\n", [], ["no training command", "give the script that starts"]),
+        (TRAIN.replace("--bf16 True", "--model_type phi-2 --llm_type llama3"), [], ["two families", "--family"]),
+        (TRAIN.replace("--bf16", "--bf15"), [], ["--bf15 True is not", "--bf16 is near", "line 4"]),
+        (TRAIN.replace("plain", "$V"), [], ["--version has no value", "line 2", "--env NAME=VALUE"]),
+        (TRAIN.replace("1e-3", "fast"), [], ["'fast' is no float", "--learning_rate fast"]),
+        (TRAIN.replace("--bf16 True", "--bf16 maybe"), [], ["--bf16 is true or false, not 'maybe'"]),
+        (TRAIN.replace(" --num_gpus 8", ""), [], ["how many GPUs", "--gpus 8"]),
+        (TRAIN.replace("zero2.json", "mine.json"), [], ["mine.json is not there", "--root"]),
+        (BROKEN.replace("@", "\\ # a note"), [], ["a comment behind the backslash", "line 3", "--as-meant"]),
+        (BROKEN.replace("@", ""), [], ["the backslash at the end of the line is missing", "line 3"]),
+        ("bash train.sh\n", [], ["a cycle of calls: train.sh -> train.sh"]),
+        (TRAIN.replace("openai/clip-vit-large-patch14-336", "acme/eye"), [], ["no tower fits 'acme/eye'"]),
+        ("while true; do X=1; done\n" + TRAIN, [], ["more than 20,000 statements"]),
+        (TRAIN, ["--family", "llama"], ["no family 'llama'", "did you mean 'llava'"]),
+        (TRAIN, ["--env", "1=2"], ["--env takes NAME=VALUE"]),
+    ],
+)  # fmt: skip
+def test_bad_input_says_what_where_and_how_to_mend_it(here, capsys, text, options, said):
+    assert _import(here, text, *options) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+    assert not (here / "conf").exists()
+
+
+def test_a_broken_continuation_is_taken_as_meant_when_asked(here):
+    assert _import(here, BROKEN.replace("@", "\\ # a (note)"), "--as-meant") == 0
+    assert main(["import", "train.sh", "--as-meant", "--check"]) == 0
+    assert _import(here, TRAIN, "--name", "plain") == 0
+    meant, plain = ((here / f"conf/recipe/{name}.yaml").read_text("utf-8") for name in ("train", "plain"))
+    assert re.sub(r"line \d+|plain|train", "", meant) == re.sub(r"line \d+|plain|train", "", plain)
+
+
+def test_what_is_not_supported_can_be_left_out_and_is_listed(here, capsys):
+    text = TRAIN.replace("--bf16 True", "--bf16 True --torch_compile True --frames 8")
+    assert _import(here, text, "--allow-unsupported") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"unsupported +line 4 +--torch_compile True: nothing is compiled", shown)
+    assert re.search(r"unknown +line 4 +--frames 8", shown)
+
+
+def test_llamafactory_swift_and_trainer_files(here, capsys):
+    (here / "lf.yaml").write_text(
+        "model_name_or_path: a/b\nstage: sft\nfinetuning_type: lora\nlora_rank: 4\nlearning_rate: 1.0e-4\nfp16: true\n"
+    )
+    assert main(["import", "--from", "llamafactory", "lf.yaml", "--gpus", "2"]) == 0
+    stage = yaml.safe_load((here / "conf/recipe/lf.yaml").read_text("utf-8"))["stage"]["lora"]
+    assert (stage["lora"]["r"], stage["lora"]["alpha"], stage["optim"]["lr"], stage["global_batch"]) == (
+        4,
+        8.0,
+        1e-4,
+        16,
+    )
+    options = ["--gpus", "1", "--", "sft", "--model", "a/b", "--train_type", "full", "--dataset", "x.json"]
+    assert main(["import", "--from", "swift", *options]) == 0
+    (here / "args.json").write_text(
+        json.dumps({"learning_rate": 3e-5, "max_steps": 40, "bf16": True, "past_index": -1})
+    )
+    assert main(["import", "--from", "trainer_args", "args.json", "--gpus", "1"]) == 0
+    (here / "ck").mkdir()
+    (here / "ck" / "trainer_state.json").write_text(
+        json.dumps({"max_steps": 9, "log_history": [{"learning_rate": 2e-5}]})
+    )
+    assert main(["import", "--from", "trainer_state", "ck", "--gpus", "1"]) == 0
+    stage = yaml.safe_load((here / "conf/recipe/trainer_state.yaml").read_text("utf-8"))["stage"]["instruct"]
+    assert (stage["max_steps"], stage["optim"]["lr"]) == (9, 2e-5)
+    assert main(["import", "--from", "trainer_args", "ck", "--gpus", "1"]) != 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family"),
+    [("bunny_llama3_average", "bunny"), ("llava15_7b_lora", "llava"), ("minicpm_v25_lora", "minicpm")],
+)
+def test_the_way_back_and_forth_again(here, capsys, recipe, family):
+    given = [f"data.{name}.{key}=/x" for name in ("minicpm", "minicpm_eval") for key in ("annotations", "images")]
+    assert main(["export-script", recipe, "--for", family, *(given if family == "minicpm" else [])]) == 0
+    script = capsys.readouterr().out
+    options = ["--config-dir", "conf"]
+    assert _import(here, script, "--name", "again") == 0
+    capsys.readouterr()
+    assert main(["export-script", "again", "--for", family, *options]) == 0
+    again = capsys.readouterr().out
+    assert again.replace("again", recipe) == script
+    assert "not said" not in script
