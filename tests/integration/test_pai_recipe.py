@@ -9,7 +9,7 @@ from tests.integration import ranks as forked
 from tests.integration.jobs import compare, write_records
 from tests.pico import pico_tokenizer
 from vlmrun import graph
-from vlmrun.checks import run as checks
+from vlmrun.checks import rules as checks
 from vlmrun.config import derived
 from vlmrun.config.compose import compose
 from vlmrun.config.job import JOB_FILE
