@@ -35,8 +35,8 @@ _INDEX = """
 import logging
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import index, reading
-data = DataConfig(format="llava", annotations=str(file), images=str(folder / "pictures"), on_error="fail",
-                  prepare=None, about=None)
+data = DataConfig(format="llava", split=None, fields=None, annotations=str(file), images=str(folder / "pictures"),
+                  on_error="fail", prepare=None, about=None)
 # The pictures of a benchmark do not exist; looking for them costs one call each, as for a real one.
 reading._Pictures._missing = lambda self, name, suggesting: None if (self._root / name).is_file() else None
 before, began = memory(), time.perf_counter()

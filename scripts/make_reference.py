@@ -38,6 +38,7 @@ NODES = {
     "Tune": ("stage.NAME.tune", "stage/_train.yaml"),
     "Lora": ("stage.NAME.lora", "stage/_train.yaml"),
     "Quant": ("stage.NAME.quant", ""),
+    "Order": ("stage.NAME.order", ""),
     "Packing": ("stage.NAME.packing", ""),
     "HeldOut": ("stage.NAME.eval", ""),
     "DeepSpeed": ("stage.NAME.deepspeed", "stage/_train.yaml"),
@@ -74,7 +75,7 @@ HEAD = """\
 First the keys, by the node they belong to, then the shipped files of `conf/` that give them values. `volatile` marks
 what is left out of a stage's key (see [resume and reuse](../guides/resume-and-reuse.md)); with exceptions: it is in the
 key where the result depends on it, as `micro_batch` under `loss: micro_mean`. The schema has no defaults:
-`--cfg job` prints every value of a run.
+`--cfg job` prints every value of a run. Keys marked `neutral` may be left out of your own files.
 """
 
 
@@ -156,7 +157,7 @@ def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
 def _aliases(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Names of types, such as `Positive`, in words."""
     words = {"Fraction": "number, 0 to 1", "Positive": "whole number, 1 or more", "Count": "whole number, 0 or more"}
-    words |= {"Rate": "number, 0 or more"}
+    words |= {"Rate": "number, 0 or more", "FieldMap": "text by name"}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name, text = node.targets[0].id, ast.unparse(node.value)

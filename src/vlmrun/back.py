@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from vlmrun import build, kinds, store
 from vlmrun.arch.sizes import Shapes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from multiprocessing.connection import Connection
 
+    from vlmrun.data.prepare.write_shards import Written
     from vlmrun.formats.base import How
     from vlmrun.inspect.sizes import Sizes
     from vlmrun.serve.messages import Plan
@@ -211,7 +212,9 @@ def lint_file(path: Path, options: Mapping[str, Any], tally: Tally) -> Iterator[
     from vlmrun.data import lint
 
     if options["tokenizer"] is None and options["template"] is None:
-        rules = lint.Rules(format=options["format"], images=options["images"], limit=options["limit"])
+        rules = lint.Rules(
+            format=options["format"], split=options["split"], images=options["images"], limit=options["limit"]
+        )
     else:  # a tokenizer loads transformers
         from vlmrun.inspect import sample
 
@@ -228,6 +231,41 @@ def convert_data(source: Path, output: Path, *, read_as: str, write_as: str) -> 
     from vlmrun.data.prepare import convert
 
     return convert.convert(source, output, read_as=read_as, write_as=write_as)
+
+
+def write_shards(
+    source: Path,
+    folder: Path,
+    layout: Mapping[str, Any],
+    *,
+    images: Path | None,
+    on_error: Literal["fail", "skip"],
+    finish: Callable[[Path], None],
+) -> Written:
+    """Writes annotations and images as tar shards.
+
+    Args:
+        layout: fields of `data.prepare.write_shards.Layout` that differ from its own values.
+
+    Raises:
+        DataError: listing the records that cannot be written; nothing is left behind then.
+    """
+    from vlmrun.data.prepare import write_shards
+
+    return write_shards.write(
+        source, folder, write_shards.Layout(**layout), images=images, on_error=on_error, finish=finish
+    )
+
+
+def unpack_shards(folder: Path, destination: Path) -> int:
+    """Writes the samples of tar shards as annotations and images and returns how many.
+
+    Raises:
+        DataError: for a damaged shard or a key that is used twice.
+    """
+    from vlmrun.data.prepare import unpack_shards
+
+    return unpack_shards.unpack(folder, destination)
 
 
 def scienceqa(base: Path, split: str, prompt_format: str, *, escape_newlines: bool) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from vlmrun.config.schema import Compat
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
 
 NO_COMPAT: dict[str, Any] = {
-    name: None if name in ("labels", "transformers_order") else False for name in Compat.model_fields
+    name: None if name in ("labels", "transformers_order", "llava_prompt") else False for name in Compat.model_fields
 }
 
 STAGE: dict[str, Any] = {
@@ -29,6 +29,7 @@ STAGE: dict[str, Any] = {
     "data": ["shapes"],
     "data_weights": None,
     "group_by_modality_length": False,
+    "order": None,
     "packing": None,
     "template": None,
     "image_aspect": "square",
@@ -47,6 +48,15 @@ STAGE: dict[str, Any] = {
         "eps": 1e-8,
         "schedule": "cosine",
         "min_lr_ratio": 0.0,
+        "weight_decay_end": None,
+        "weight_decay_schedule": "constant",
+        "power": 1.0,
+        "min_lr": None,
+        "decay_steps": None,
+        "cooldown_steps": None,
+        "cooldown_ratio": None,
+        "cooldown_shape": "cosine",
+        "warmup_from": 0.0,
         "warmup_ratio": 0.1,
         "warmup_steps": None,
         "max_grad_norm": 1.0,
@@ -126,6 +136,8 @@ def make_job(folder: Path, name: str = "instruct", **changes: Any) -> StageJob:
     model = changes.pop("model", None) or pico_model_config(folder / "parts")
     data = {
         "format": "llava",
+        "split": None,
+        "fields": None,
         "annotations": str(folder / "data.json"),
         "images": str(folder / "images"),
         "on_error": changes.pop("on_error", "fail"),

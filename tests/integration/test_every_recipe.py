@@ -27,7 +27,7 @@ from vlmrun.config.validate import validate
 from vlmrun.formats import load as saved
 from vlmrun.run import identity, pipeline
 
-OURS = {"smoke", "emoji_smollm2"}
+OURS = {"smoke", "emoji_smollm2", "pai_llava_mistral_7b"}
 RECIPES = sorted({path.stem for path in (conf_dir() / "recipe").glob("*.yaml")} - OURS)
 # What the path of an LLM says of its family, and the tiny option of it.
 LLMS = {

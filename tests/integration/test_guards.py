@@ -71,7 +71,7 @@ def _leak(text, kind):
     for member in (engine.PlainEngine, engine.DeepSpeedEngine):
         original = member.step
 
-        def step(self, factor, original=original):
+        def step(self, factor, weight_decay=None, original=original):
             norm = original(self, factor)
             if kind == "frozen moves":
                 with torch.no_grad():

@@ -131,8 +131,8 @@ def test_evaluation_cuts_pictures_as_training_did(trained, tmp_path):
     folder, job = trained
     question = {"question_id": "1", "image": "1.png", "text": "Which colour?", "answer": "green"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
-    data = {"format": "vqa", "annotations": str(tmp_path / "questions.jsonl"), "images": str(folder / "images"),
-            "on_error": "fail", "prepare": None, "about": None}  # fmt: skip
+    data = {"format": "vqa", "split": None, "fields": None, "annotations": str(tmp_path / "questions.jsonl"),
+            "images": str(folder / "images"), "on_error": "fail", "prepare": None, "about": None}  # fmt: skip
     stage = {"kind": "evaluate", "init_from": "m", "data": ["q"], "template": None, "image_aspect": None,
              "max_new_tokens": 6, "batch": 2, "max_samples": None, "shuffle_control": False, "seed": 0}  # fmt: skip
     described = job.model_dump(by_alias=True) | {"name": "eval", "folder": str(tmp_path), "stage": stage}

@@ -68,7 +68,7 @@ def _first_move(text):
     seen = {}
 
     class Spy(engine.DeepSpeedEngine):
-        def step(self, factor):
+        def step(self, factor, weight_decay=None):
             parameter = self.vlm.llm.model.layers[0].mlp.up_proj.weight
             before = self.finest(parameter).clone()
             norm = super().step(factor)

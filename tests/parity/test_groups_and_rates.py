@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integration.jobs import NO_COMPAT
+from tests.integration.jobs import NO_COMPAT, STAGE
 from tests.parity.golden import CASES, cases, need
+from vlmrun.checks import schedules
 from vlmrun.config.schema import Compat, Optim
 from vlmrun.train import optim
 
@@ -26,10 +27,8 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "co
 
 
 def _optim(**changes):
-    values = {
-        "lr": 2e-5, "connector_lr": None, "tower_lr": None, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
-        "schedule": "cosine", "min_lr_ratio": 0.0, "warmup_ratio": 0.03, "warmup_steps": None, "max_grad_norm": 0.0,
-    }  # fmt: skip
+    plain = {"connector_lr": None, "weight_decay": 0.0, "betas": [0.9, 0.999], "warmup_ratio": 0.03}
+    values = STAGE["optim"] | plain | {"lr": 2e-5, "max_grad_norm": 0.0}
     return Optim.model_validate(values | changes)
 
 
@@ -69,6 +68,53 @@ def test_that_schedule_is_deepspeeds_own(ratio):
         assert math.isclose(optimizer.param_groups[0]["lr"], settings.lr * rate(done), abs_tol=1e-15), done
         optimizer.step()
         scheduler.step()
+
+
+def _of_megatron(config):
+    """A recorded setting in our words."""
+    styles = {"inverse-square-root": "inverse_sqrt", "WSD": "wsd"}
+    shapes = {"minus_sqrt": "one_minus_sqrt"}
+    shape = config.get("lr_wsd_decay_style") or "cosine"
+    changing = config["weight_decay_incr_style"] != "constant"
+    return _optim(
+        lr=config["lr"],
+        min_lr=None if config["lr_decay_style"] == "constant" else config["min_lr"],
+        warmup_from=config["lr_warmup_init"],
+        schedule=styles.get(config["lr_decay_style"], config["lr_decay_style"]),
+        decay_steps=None if config["lr_decay_style"] == "constant" else config["lr_decay_iters"],
+        warmup_ratio=None,
+        warmup_steps=config["lr_warmup_iters"],
+        cooldown_steps=config.get("lr_wsd_decay_iters"),
+        cooldown_shape=shapes.get(shape, shape),
+        weight_decay=config["start_weight_decay"],
+        weight_decay_end=config["end_weight_decay"] if changing else None,
+        weight_decay_schedule=config["weight_decay_incr_style"],
+    )
+
+
+def test_megatrons_rates_and_weight_decays():
+    compared = 0
+    for case in cases("g9_megatron_data/lr.json")["cases"]:
+        config = case["config"]
+        if config["lr_warmup_fraction"] is not None:
+            continue  # a share that is not rounded: ours is a whole number of updates
+        settings, steps = _of_megatron(config), config["train_iters"]
+        assert not list(schedules.schedule(settings, "optim")), case["id"]
+        rate = optim.schedule(settings, steps, batch=config["global_batch_size"])
+        found = [settings.lr * rate(number - 1) for number in case["iterations"]]
+        assert found == pytest.approx(case["lr"], rel=0, abs=1e-15), case["id"]
+        decay = optim.weight_decay(settings, steps)
+        found = [settings.weight_decay if decay is None else decay(number - 1) for number in case["iterations"]]
+        assert found == pytest.approx(case["weight_decay"], rel=0, abs=1e-15), case["id"]
+        compared += 1
+    assert compared
+
+
+def test_what_megatron_refuses_is_refused():
+    refused = cases("g9_megatron_data/lr.json")["refused"]
+    assert refused
+    for case in refused:
+        assert list(schedules.schedule(_of_megatron(case["config"]), "optim")), case["id"]
 
 
 class _Tree(nn.Module):

@@ -22,7 +22,7 @@ TABLES = {
     path.stem: yaml.safe_load(path.read_text("utf-8"))
     for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
 }
-OURS = {"smoke", "emoji_smollm2"}  # recipes of vlmrun's own
+OURS = {"smoke", "emoji_smollm2", "pai_llava_mistral_7b"}  # of vlmrun itself, or with a test of their own
 TEMPLATES = {
     "plain": "plain",
     "v0": "llava_v0",

@@ -34,17 +34,25 @@ class Identity(Arithmetic):
 
 @dataclass(frozen=True)
 class MLP(Arithmetic):
-    """`depth` linear layers, `hidden` wide inside; None: as wide as the LLM."""
+    """`depth` linear layers, `hidden` wide inside; None: as wide as the LLM.
+
+    Attributes:
+        init_std: of the normal distribution that each layer's weights are drawn from; None: as torch draws them.
+    """
 
     depth: int = 2
     hidden: int | None = None
     bias: bool = True
+    init_std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ConfigError(
                 f"an MLP connector of depth {self.depth}", "model.connector.depth", "give 1 (linear) or more"
             )
+        if self.init_std is not None and len(self.init_std) != self.depth:
+            what = f"{len(self.init_std)} deviations for {self.depth} layers"
+            raise ConfigError(what, "model.connector.init_std", "one for each layer")
 
     def widths(self, vision_dim: int, llm_dim: int) -> list[int]:
         """In front of, between and behind the layers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmrun.checks import shards as shard_checks
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import Asking, BenchmarkConfig, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
@@ -71,7 +72,11 @@ def _data(run: RunConfig) -> Iterator[Problem]:
 
 def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     annotations = Path(data.annotations).expanduser()
-    missing = [] if annotations.is_file() else [("annotations", f"no file {data.annotations!r}")]
+    shards = derived.in_shards(data)
+    yield from shard_checks.check(data, where)
+    is_there = annotations.is_dir() if shards else annotations.is_file()
+    noun = "folder of shards" if shards else "file"
+    missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]
     if data.images is not None and not Path(data.images).expanduser().is_dir():
         missing.append(("images", f"no folder {data.images!r}"))
     if missing and data.about is not None:
@@ -82,7 +87,7 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
         yield Problem(" and ".join(what for _, what in missing), where, fix)
         return
     for key, what in missing:
-        fix = "give an existing file" if key == "annotations" else "give the folder that image paths start from"
+        fix = f"give an existing {noun}" if key == "annotations" else "give the folder that image paths start from"
         yield Problem(what, f"{where}.{key}", fix)
 
 

@@ -8,6 +8,7 @@ from ctypes.util import find_library
 from pathlib import Path
 
 from vlmrun.checks.table import Rule
+from vlmrun.config import derived
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.errors import Problem
 from vlmrun.zero import config as zero
@@ -33,6 +34,12 @@ def _values(stage: TrainStage, where: str) -> Iterator[Problem]:
     if numbers.nvme_path is not None and not _on_drive(stage):
         place = f"{where}.deepspeed.nvme_path"
         yield Problem("nothing is offloaded to a drive", place, f"{place}=null, or {where}.offload=nvme")
+    if derived.recomputed_together(stage) > 1 and stage.engine == "fsdp":
+        yield Problem(
+            "fsdp gathers block by block what is recomputed together",
+            f"{where}.gradient_checkpointing",
+            f"{where}.gradient_checkpointing=true, or {where}.engine=deepspeed",
+        )
     if stage.offload_checkpoints and not stage.gradient_checkpointing:
         yield Problem(
             "without gradient checkpointing there is nothing to offload",

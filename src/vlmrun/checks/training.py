@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmrun.checks.table import Rule
-from vlmrun.config import derived
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.errors import Problem
 
@@ -105,31 +104,6 @@ def _quirks(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
         )
 
 
-def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
-    optim = stage.optim
-    if (optim.warmup_ratio is None) == (optim.warmup_steps is None):
-        given = "neither is" if optim.warmup_ratio is None else "both are"
-        yield Problem(
-            f"the warm-up is told by warmup_ratio or by warmup_steps, and {given} given",
-            f"{where}.optim.warmup_ratio",
-            f"{where}.optim.warmup_ratio=null for steps, {where}.optim.warmup_steps=null for a share",
-        )
-    elif optim.warmup_ratio == 1.0:
-        yield Problem(
-            "the whole schedule is warm-up", f"{where}.optim.warmup_ratio", "a share of the steps, such as 0.03"
-        )
-    elif stage.max_steps is not None and derived.warmup_steps(optim, stage.max_steps) >= stage.max_steps:
-        told = "warmup_ratio" if optim.warmup_steps is None else "warmup_steps"
-        yield Problem(
-            f"all {stage.max_steps} steps are warm-up, and the first has rate 0",
-            f"{where}.optim.{told}",
-            f"raise max_steps or lower {told}",
-        )
-    if optim.min_lr_ratio > 0 and (optim.schedule == "constant" or stage.compat.offload_schedule):
-        what = "schedule constant" if optim.schedule == "constant" else "compat.offload_schedule"
-        yield Problem(f"{what} never falls to a lowest rate", f"{where}.optim.min_lr_ratio", "min_lr_ratio=0.0")
-
-
 def _held_out(stage: TrainStage, where: str) -> Iterator[Problem]:
     held_out = stage.eval
     if held_out is not None:
@@ -172,8 +146,6 @@ RULES = (
          ("hardware.precision", "stage.*.engine", "stage.*.zero"), _fp16, of=_TRAIN),
     Rule("compat", "A published quirk is asked for only where it can be reproduced.", ("stage.*.compat",), _quirks,
          of=_TRAIN),
-    Rule("schedule", "The warm-up is given once and is shorter than the schedule, and a lowest rate belongs to a "
-         "schedule that falls.", ("stage.*.optim", "stage.*.max_steps"), _schedule, of=_TRAIN, alone=True),
     Rule("held-out", "Data that a training is evaluated on are not trained on, and the best model is chosen by what is "
          "evaluated.", ("stage.*.eval", "stage.*.keep_best", "stage.*.data"), _held_out, of=_TRAIN, alone=True),
 )  # fmt: skip

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, back, graph, logs
-from vlmrun.cli import train
+from vlmrun.cli import data_convert, train
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
 from vlmrun.data.findings import CLASSES, Finding, Tally
-from vlmrun.data.formats.base import check_file
+from vlmrun.data.formats.base import check_source
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
 from vlmrun.inspect import sizes
 from vlmrun.run import pipeline
@@ -30,6 +30,8 @@ usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sampl
        vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
        vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
        vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
+       vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and pictures to tar shards
+       vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and pictures
        vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
 """
 
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"no verb `data {action}`", "command line", suggest(action, _ACTIONS, noun="verbs"))
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return {"show": show, "lint": lint, "prepare": prepare, "convert": convert}[action](rest)
+    return {"show": show, "lint": lint, "prepare": prepare, "convert": data_convert.main}[action](rest)
 
 
 def show(arguments: list[str]) -> int:
@@ -68,7 +70,8 @@ def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
     parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
     parser.add_argument("--images", type=Path, help="folder that image names start from")
-    parser.add_argument("--format", default="llava", help="llava (default), vqa, or a module of yours")
+    parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
+    parser.add_argument("--split", help="energon: train (default), val or test")
     parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
     parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
     parser.add_argument("--image-tokens", type=int, default=576, help="positions an image takes (default: %(default)s)")
@@ -107,19 +110,6 @@ def prepare(arguments: list[str]) -> int:
     return 0
 
 
-def convert(arguments: list[str]) -> int:
-    """`vlmrun data convert`."""
-    parser = argparse.ArgumentParser("vlmrun data convert", description="LLaVA JSON to MiniCPM-V JSON, or back.")
-    parser.add_argument("source", type=Path, help="annotation file")
-    parser.add_argument("output", type=Path, help="file to write")
-    parser.add_argument("--to", required=True, choices=["minicpm", "llava"], help="format of the output")
-    options = parser.parse_args(arguments)
-    other = {"minicpm": "llava", "llava": "minicpm"}[options.to]
-    n_records = back.convert_data(options.source, options.output, read_as=other, write_as=options.to)
-    logs.get(__name__).info("%s: %d records of format %s", options.output, n_records, options.to)
-    return 0
-
-
 def _prepared(config: RunConfig, stage: str | None) -> pipeline.Run:
     """The planned run, with the data made that `stage` (None: every one) reads and that has to be made first."""
     _require_files(config, stage)
@@ -144,7 +134,9 @@ def _job(run: pipeline.Run, name: str) -> StageJob:
 
 def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Finding]:
     path = Path(word).expanduser()
-    check_file(path)
+    shards = options.format in derived.SHARDS
+    check_source(path, folder=shards)
+    options.images = path if shards else options.images
     if options.images is None:
         logs.get(__name__).info("no --images: pictures are not looked at")
     return back.lint_file(path, vars(options), tally)
@@ -176,7 +168,7 @@ def _require_files(config: RunConfig, stage: str | None) -> None:
         if name not in used or data.prepare is not None:
             continue
         try:
-            check_file(Path(data.annotations).expanduser())
+            check_source(Path(data.annotations).expanduser(), folder=derived.in_shards(data))
         except DataError as error:
             found = error.problems[0]
             fix = data.about.fetch if data.about else found.fix

@@ -210,7 +210,7 @@ def _data_lines(name: str, config: DataConfig) -> list[str]:
     gone = _missing(config)
     lines = [
         f"{name}: {'there' if not gone else 'missing'}",
-        f"  {config.annotations}, pictures in {config.images}",
+        f"  {config.annotations}, pictures in {config.images or 'the shards'}",
     ]
     if config.about is not None:
         records = f", {config.about.records:,} records" if config.about.records else ""

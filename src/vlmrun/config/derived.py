@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vlmrun.config import marks
 from vlmrun.config.marks import Parent, Source
 from vlmrun.config.schema import (
     AverageStage,
+    DataConfig,
     HardwareConfig,
     ModelConfig,
     Optim,
@@ -21,6 +23,8 @@ from vlmrun.config.schema import (
     Target,
     TrainStage,
 )
+
+SHARDS = frozenset({"wds", "energon"})  # formats that are folders of tar files
 
 
 def ranks(hardware: HardwareConfig) -> int:
@@ -58,6 +62,31 @@ def warmup_steps(optim: Optim, steps: int) -> int:
         return optim.warmup_steps
     assert optim.warmup_ratio is not None, "checked: one of the two is given"
     return math.ceil(optim.warmup_ratio * steps)
+
+
+def cooldown_steps(optim: Optim, end: int) -> int:
+    """Updates of wsd's last part: as told, or a share of all up to its end, rounded up."""
+    if optim.cooldown_steps is not None:
+        return optim.cooldown_steps
+    assert optim.cooldown_ratio is not None, "checked: one of the two is given"
+    return max(1, math.ceil(optim.cooldown_ratio * end))
+
+
+def recomputed_together(stage: TrainStage) -> int:
+    """Blocks of the LLM that keep one input under gradient checkpointing; 0 without."""
+    return int(stage.gradient_checkpointing)
+
+
+def in_shards(data: DataConfig) -> bool:
+    """Whether samples lie in tar shards, with their pictures."""
+    return data.format in SHARDS
+
+
+def image_root(data: DataConfig) -> Path | None:
+    """The folder that names of pictures start from."""
+    if in_shards(data):
+        return Path(data.annotations).expanduser()
+    return None if data.images is None else Path(data.images).expanduser()
 
 
 def sources(stage: StageNode) -> list[str]:

@@ -40,6 +40,22 @@ class Volatile:
     unless: Callable[[Any, Any], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Neutral:
+    """A field that does nothing at this value: then it is left out of a stage's key.
+
+    A field that is added later is marked so: the keys of all that was run without it stay as they were, and a file or
+    an override written before it is still complete.
+    """
+
+    value: Any
+
+
+def is_neutral(field: FieldInfo, value: Any) -> bool:
+    """Whether a field does nothing at this value."""
+    return any(isinstance(mark, Neutral) and mark.value == value for mark in field.metadata)
+
+
 def is_volatile(field: FieldInfo) -> bool:
     """Whether a field is left out of keys, always or unless its condition holds."""
     return any(mark is Volatile or isinstance(mark, Volatile) for mark in field.metadata)

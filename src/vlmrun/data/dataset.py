@@ -68,6 +68,10 @@ class Dataset:
         found: list[int] = self._samples.words.tolist()
         return found
 
+    def places(self) -> list[int]:
+        """The number of every sample's record in its file, or in the line of all shards."""
+        return [self._samples[index].source[1] for index in range(len(self))]
+
     def has_pictures(self) -> bool:
         """Whether any sample has one."""
         return bool((self._samples.words > 0).any())

@@ -60,7 +60,9 @@ def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
     if wrong is not None:
         raise DataError([wrong])
     pieces = template.render(sample.turns, images=bool(sample.images))
-    ids, labels = tokenize(pieces, tokenizer, images=bool(sample.images), blocks=blocks)
+    ids, labels = tokenize(
+        pieces, tokenizer, images=bool(sample.images), blocks=blocks, image_token=template.image_token
+    )
     if relabel is not None:
         labels = relabel(ids)
     kept = kept_tokens(ids, image_tokens, max_length)
@@ -96,7 +98,8 @@ def encode_prompt(
         images: false when there are none, so that `<image>` is ordinary text.
         blocks: as in `encode`.
     """
-    ids, _ = tokenize(template.prompt_pieces(turns, images=images), tokenizer, images=images, blocks=blocks)
+    pieces = template.prompt_pieces(turns, images=images)
+    ids, _ = tokenize(pieces, tokenizer, images=images, blocks=blocks, image_token=template.image_token)
     return ids
 
 
@@ -116,9 +119,18 @@ def misfit(sample: Sample, template: Template) -> Problem | None:
 
 
 def tokenize(
-    pieces: Sequence[Piece], tokenizer: Any, *, images: bool = True, blocks: Sequence[str] | None = None
+    pieces: Sequence[Piece],
+    tokenizer: Any,
+    *,
+    images: bool = True,
+    blocks: Sequence[str] | None = None,
+    image_token: bool = False,
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of a rendered conversation, before anything is cut off."""
+    """Ids and labels of a rendered conversation, before anything is cut off.
+
+    Args:
+        image_token: as the template's.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
             f"tokenizer {type(tokenizer).__name__} cannot tell which characters a token covers",
@@ -131,8 +143,9 @@ def tokenize(
     ids: list[int] = []
     labels: list[int] = []
     behind = IGNORE  # the label that a piece asks for at the token behind it
+    before = str(tokenizer.eos_token) if image_token else ""  # any special token tokenises what follows it alike
     for group in _groups(pieces):
-        new_ids, new_labels = _tokenize(group, tokenizer, tag)
+        new_ids, new_labels = _tokenize(group, tokenizer, tag, before)
         if behind != IGNORE and new_labels:
             new_labels[0] = behind
         behind = tokenizer.convert_tokens_to_ids(group[-1].then) if group[-1].then else IGNORE
@@ -151,8 +164,12 @@ def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return groups
 
 
-def _tokenize(pieces: Sequence[Piece], tokenizer: Any, tag: str | None) -> tuple[list[int], list[int]]:
-    """Tokenises chunk by chunk, cut at `tag`, keeping the tokenizer's own beginning-of-text behaviour on the first."""
+def _tokenize(pieces: Sequence[Piece], tokenizer: Any, tag: str | None, before: str) -> tuple[list[int], list[int]]:
+    """Tokenises chunk by chunk, cut at `tag`, keeping the tokenizer's own beginning-of-text behaviour on the first.
+
+    Args:
+        before: the special token that stands before every other chunk, and is not kept.
+    """
     text = "".join(piece.text for piece in pieces)
     spans = _supervised_spans(pieces)
     ids: list[int] = []
@@ -164,7 +181,8 @@ def _tokenize(pieces: Sequence[Piece], tokenizer: Any, tag: str | None) -> tuple
             ids.append(IMAGE_TOKEN)
             labels.append(IGNORE)
             position += len(tag or "")
-        for token, begin, end in _tokens_of_chunk(chunk, tokenizer, first=begins and number == 0):
+        behind = before if number else ""
+        for token, begin, end in _tokens_of_chunk(chunk, tokenizer, behind, first=begins and number == 0):
             ids.append(token)
             learnt = begin >= 0 and _overlaps(position + begin, position + end, spans)
             labels.append(token if learnt else IGNORE)
@@ -172,26 +190,30 @@ def _tokenize(pieces: Sequence[Piece], tokenizer: Any, tag: str | None) -> tuple
     return ids, labels
 
 
-def _tokens_of_chunk(chunk: str, tokenizer: Any, *, first: bool) -> list[tuple[int, int, int]]:
-    """Token ids with their character ranges; the tokenizer's own BOS, before the first chunk, has the range -1."""
+def _tokens_of_chunk(chunk: str, tokenizer: Any, behind: str, *, first: bool) -> list[tuple[int, int, int]]:
+    """Token ids with their character ranges; the tokenizer's own BOS, before the first chunk, has the range -1.
+
+    Args:
+        behind: a special token that stands before the chunk, and is left out.
+    """
     backend = tokenizer.backend_tokenizer  # the tokenizer's own layers above it take longer than the work itself
     if backend.truncation or backend.padding:
         backend.no_truncation()
         backend.no_padding()
     # Some text, so that what is added before it can be told from what is added after it.
-    found = backend.encode(chunk or "a", add_special_tokens=first)
+    found = backend.encode(behind + (chunk or "a"), add_special_tokens=first)
     tokens: list[tuple[int, int, int]] = []
     in_text = False
     for token, (begin, end), added in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):
         in_text = in_text or not added
         if not added and chunk:
-            tokens.append((token, begin, end))
+            tokens.append((token, begin - len(behind), end - len(behind)))
         elif added and not in_text:
             # One added after the text (EOS) is left out: the template says where an answer ends.
             tokens.append((token, -1, -1))
     if len(tokens) > 1 and tokens[0][1] < 0 and tokens[1][0] == tokens[0][0]:
         del tokens[0]  # the template writes the beginning of the text itself: one is meant
-    return tokens
+    return tokens[1:] if behind else tokens
 
 
 def _supervised_spans(pieces: Sequence[Piece]) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vlmrun.arch.tiles import n_tiles
 from vlmrun.config.schema import Compat, Slices
+from vlmrun.config.schema.base import Aspect
 from vlmrun.data.compat import labels, minicpm
 from vlmrun.data.compat.settings import Project
 from vlmrun.data.encode import Encoded, encode
@@ -18,7 +19,7 @@ from vlmrun.data.images import grid as slices
 from vlmrun.data.images.cache import Fitted, PictureCache
 from vlmrun.data.images.open import find_image, image_size, load_image
 from vlmrun.data.images.patch_strips import joined
-from vlmrun.data.images.transform import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.images.transform import ImageLayout, ImageTransform
 from vlmrun.data.sample import Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
@@ -105,14 +106,14 @@ class Encoder:
         return self.image_transform.blank(n_images, self.aspect)
 
     def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
-        path = find_image(root, name, where)
+        picture = find_image(root, name, where)
 
         def make() -> Fitted:
-            return self.image_transform.fit(load_image(path, where, draft=self.draft), self.aspect)
+            return self.image_transform.fit(load_image(picture, where, draft=self.draft), self.aspect)
 
         try:
-            fitted, layout = make() if self.pictures is None else self.pictures.get(path, make)
-            return self.image_transform.scale(fitted, layout), layout
+            fitted, layout = make() if self.pictures is None else self.pictures.get(picture, make)
+            return self.image_transform.scaled(fitted, layout, self.aspect)
         except DataError as error:  # the transform knows what is wrong, but not where
             raise DataError(
                 [replace(p, where=p.where or f"{name}, named in {where}") for p in error.problems]

@@ -11,7 +11,7 @@ import re
 import warnings
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Rules:
     """What is looked for besides the form of the records.
 
     Args:
+        split, fields: of shards, as in a data entry.
         images: the folder that pictures stay in; None: pictures are not looked for.
         template: one that all records must fit.
         measure: None: lengths are not known.
@@ -73,6 +74,8 @@ class Rules:
     """
 
     format: str = "llava"
+    split: str | None = None
+    fields: Mapping[str, str | None] | None = None
     images: Path | None = None
     template: Template | None = None
     measure: Measure | None = None
@@ -111,8 +114,12 @@ class _Linter:
         self._ids, self._contents = array("Q"), array("Q")
         self._pictures: OrderedDict[str, tuple[int, int] | Wrong] = OrderedDict()
 
+    def _read(self) -> Iterator[Sample | Rejected]:
+        rules = self.rules
+        return formats.reader(rules.format, split=rules.split, fields=rules.fields)(self.path)
+
     def records(self) -> Iterator[Finding]:
-        source = formats.reader(self.rules.format)(self.path)
+        source = self._read()
         try:
             for record in source:
                 if self.n_records == self.rules.limit:
@@ -121,7 +128,7 @@ class _Linter:
                 self._remember(record)
                 yield from self._judge(record)
         except DataError as error:
-            if not self.path.is_file():
+            if not self.path.exists():
                 raise
             yield Finding("malformed", str(self.path), self.n_records, "", error.problems[0].what)
 
@@ -130,7 +137,7 @@ class _Linter:
         first_id, first_content = earlier(self._ids), earlier(self._contents)
         if not ((first_id >= 0).any() or (first_content >= 0).any()):
             return
-        for index, record in enumerate(formats.reader(self.rules.format)(self.path)):
+        for index, record in enumerate(self._read()):
             if index == len(first_id):
                 return
             for kind, first in (("duplicate_id", first_id), ("duplicate_record", first_content)):
@@ -224,7 +231,7 @@ def _lengths(sample: Sample, measure: Measure, sizes: Sequence[tuple[int, int] |
 
 def _look_at(root: Path | None, name: str) -> tuple[int, int] | Wrong:
     try:
-        path = find_image(root, name, suggesting=False)
+        picture = find_image(root, name, suggesting=False)
     except DataError as error:
         what = error.problems[0].what
         return Wrong("image_outside" if "lies outside" in what else "image_missing", what)
@@ -232,7 +239,7 @@ def _look_at(root: Path | None, name: str) -> tuple[int, int] | Wrong:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(picture.opened()) as image:
                 return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        return Wrong("image_broken", f"image {name!r} cannot be read: {str(error).replace(str(path), name)}")
+        return Wrong("image_broken", f"image {name!r} cannot be read: {str(error).replace(str(picture.path), name)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import logs
+from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
 from vlmrun.data.images.open import find_image
@@ -33,12 +34,12 @@ def usable(
         check: what else a sample must stand; it may hand back a changed one.
         as_it_is: for `compat.records`: roles, empty turns and image tags are left to `compat.as_upstream`.
     """
-    root = None if config.images is None else Path(config.images)
+    root = derived.image_root(config)
     if root is not None and not root.is_dir():
         raise DataError("the image folder does not exist", str(root), "check data.<name>.images")
     pictures = _Pictures(root)
     spoken = time.monotonic()
-    records = formats.reader(config.format, as_it_is=as_it_is)(Path(config.annotations))
+    records = formats.of(config, as_it_is=as_it_is)
     for n_read, record in enumerate(records, start=1):
         if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
             spoken = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import logs
+from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import index
 from vlmrun.data.compat import settings as compat
@@ -17,6 +18,7 @@ from vlmrun.data.encode import misfit
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample
+from vlmrun.data.shards import keys
 from vlmrun.errors import ConfigError, DataError, suggest
 
 log = logs.get(__name__)
@@ -46,7 +48,7 @@ def open_datasets(
         _build(entries, encoder, skipped, folder, stamp)
     samples = index.Index(folder)
     configs = [data[name] for name in samples.names]
-    sources = [Source(None if c.images is None else Path(c.images), c.on_error == "skip") for c in configs]
+    sources = [Source(derived.image_root(c), c.on_error == "skip") for c in configs]
     return Dataset(samples, sources, encoder)
 
 
@@ -87,6 +89,8 @@ def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
             sample = compat.as_upstream(sample, encoder.template, encoder.labels_of)
         except DataError as error:
             return Rejected(sample.id, sample.source, error.problems[0].what, error.problems[0].fix)
+    if encoder.compat is not None and encoder.compat.llava_prompt is not None:
+        sample = keys.as_pai(sample, encoder.compat.llava_prompt)
     problem = misfit(sample, encoder.template)
     return sample if problem is None else Rejected(sample.id, sample.source, problem.what, problem.fix)
 
@@ -100,8 +104,10 @@ def _stamp(entries: Sequence[tuple[str, DataConfig]], encoder: Encoder) -> Any:
     return json.loads(json.dumps([sources, encoder.template.to_dict(), quirks]))
 
 
-def _state(path: Path) -> list[int]:
-    """Size and time of a file; nothing for one that is missing, of which the reader will tell."""
+def _state(path: Path) -> Any:
+    """Size and time of a file, or of all files of a folder; nothing for one that is missing: the reader will tell."""
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): _state(file) for file in sorted(path.rglob("*")) if file.is_file()}
     try:
         status = path.stat()
     except OSError:

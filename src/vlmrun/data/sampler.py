@@ -18,7 +18,7 @@ class Schedule:
     Args:
         n_samples: of one epoch.
         order: of each epoch; None: seeded permutations.
-        epochs: may be a fraction; `floor(n_samples * epochs)` samples are used.
+        epochs: may be a fraction; `floor(n_samples * epochs)` samples are used. None: as many as `max_steps` needs.
         max_steps: ends earlier when reached first.
 
     Attributes:
@@ -38,7 +38,7 @@ class Schedule:
         global_batch: int,
         micro_batch: int,
         ranks: int,
-        epochs: float,
+        epochs: float | None,
         max_steps: int | None,
         seed: int,
         order: Order | None = None,
@@ -49,7 +49,10 @@ class Schedule:
                 "stage",
                 f"nearest that divides: {max(1, round(global_batch / (micro_batch * ranks))) * micro_batch * ranks}",
             )
-        n_used = int(n_samples * epochs)
+        assert epochs is not None or max_steps is not None, "checked: one of the two is given"
+        n_used = (
+            max_steps * global_batch if epochs is None and max_steps is not None else int(n_samples * (epochs or 0))
+        )
         available = n_used // global_batch
         if available == 0:
             raise DataError(

@@ -28,6 +28,9 @@ class Piece:
     then: str = ""
 
 
+_ADDED_LATER = ("image_token",)
+
+
 @dataclass(frozen=True)
 class Template:
     """The strings around turns.
@@ -48,6 +51,8 @@ class Template:
         by_turn: every turn and what stands before it are tokenised on their own, without the tokenizer's beginning of
             text; only the last answer ends with `answer_end`, behind the others it is learnt in the place of the token
             that follows.
+        image_token: a picture stands as a special token in the text, so that what follows begins no text of its own:
+            tokenizers put a space before those.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Template:
     keep_question: bool = True
     trims: bool = False
     by_turn: bool = False
+    image_token: bool = False
 
     def render(self, turns: Sequence[Turn], *, images: bool = True) -> list[Piece]:
         """The whole conversation as pieces; their texts joined are what the tokenizer sees.
@@ -116,8 +122,9 @@ class Template:
         return start, text + self.user_end
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """JSON-ready fields; one that was added later only where it says something, so that older ones are equal."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key not in _ADDED_LATER or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Template:
@@ -140,7 +147,9 @@ class Template:
         return cls(**values)
 
 
-# Source: haotian-liu/LLaVA@c121f043 llava/conversation.py, tabtoyou/KoLLaVA@0e70c784 and
+# Source: alibaba/Pai-Megatron-Patch@a098ca5 examples/llava_mcore and NVIDIA/Megatron-LM@64cbae55
+# multimodal_tokenizer.py (format mistral) for pai_mistral;
+# haotian-liu/LLaVA@c121f043 llava/conversation.py, tabtoyou/KoLLaVA@0e70c784 and
 # HJYao00/DenseConnector@0f8936c4 the same file, BAAI-DCAI/Bunny@08273acb bunny/conversation.py; strings as in the
 # specification of the family, 2.5.
 _CHAT = "A chat between a curious {} and an artificial intelligence assistant. "
@@ -314,6 +323,7 @@ TEMPLATES: dict[str, Template] = {
         _llama_2("llama_2", SYS_LLAMA2, "<s>"),
         _llama_2("llava_llama_2", SYS_LLAVA2, "<s>"),
         _llama_2("mistral_instruct", "", ""),
+        replace(_llama_2("pai_mistral", "", ""), user_end="[/INST]", answer_end="</s>", image_token=True),
         _chatml("mpt", SYS_MPT),
         _chatml("mpt_v0", SYS_MPT_V0),
         _chatml("chatml_direct", "Answer the questions."),

@@ -36,10 +36,6 @@ _PREPROCESSOR = {
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
-_OTHERWISE = (
-    "Megatron's pictures are filled up with zeros at the right and the bottom; here they are filled up on both sides "
-    "with the mean colour (image_aspect: pad)"
-)
 
 
 def refuse(model: Model, how: How) -> list[Problem]:
@@ -147,13 +143,13 @@ def described(folder: Path, ranks: list[dict[str, torch.Tensor]], how: How) -> M
             "tiles": None,
         },
         "template": template.to_dict(),
-        "image_aspect": "pad",
+        "image_aspect": "pad_after",  # zeros right and below, as Pai-Megatron-Patch prepares them
         "adapter": None,
         "quantized": None,
         "dtype": dtype_name(first[f"{LLM}embedding.word_embeddings.weight"].dtype),
     }
     json = {LLM_CONFIG: llm, TOWER_CONFIG: vision, PREPROCESSOR: _PREPROCESSOR | sizes}
-    return Model({}, description, json, {}, [*notes, _OTHERWISE])
+    return Model({}, description, json, {}, notes)
 
 
 def _clip(first: dict[str, torch.Tensor], n_ranks: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 from vlmrun.arch.connectors import arithmetic
@@ -121,8 +120,7 @@ def show(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
     assert isinstance(job.stage, TrainStage)
     look = looker(job.model, job.stage, sizes)
     name, sample = _sample(job, index, look.encoder)
-    images = job.data[name].images
-    root = None if images is None else Path(images)
+    root = derived.image_root(job.data[name])
     layouts = tuple(look.layout(open_image(root, image, sample.where).size) for image in sample.images)
     counts = [look.encoder.image_tokens(layout) for layout in layouts]
     spans = look.encoder.spans(layouts)
@@ -161,7 +159,7 @@ def _sample(job: StageJob, index: int, encoder: Encoder) -> tuple[str, Sample]:
     before = 0
     for name in job.stage.data:
         config = job.data[name]
-        for record in formats.reader(config.format, as_it_is=encoder.as_upstream)(Path(config.annotations)):
+        for record in formats.of(config, as_it_is=encoder.as_upstream):
             if before == index:
                 if isinstance(record, Rejected):
                     raise DataError([record.problem])
@@ -217,7 +215,9 @@ def rules(job: StageJob, name: str, sizes: Sizes | None) -> lint.Rules:
     config = job.data[name]
     base = lint.Rules(
         format=config.format,
-        images=None if config.images is None else Path(config.images),
+        split=config.split,
+        fields=config.fields,
+        images=derived.image_root(config),
         records=config.about.records if config.about else None,
     )
     if not isinstance(job.stage, TrainStage) or sizes is None:
@@ -240,6 +240,7 @@ def rules_of_file(options: Mapping[str, Any]) -> lint.Rules:
             measure = lint.Measure(template, tokenizer, lambda size: count, options["max_length"])
     return lint.Rules(
         format=options["format"],
+        split=options["split"],
         images=options["images"],
         template=template,
         measure=measure,

@@ -135,22 +135,23 @@ def _adapters(llm: Llm, rows: int, mode: Mode, lora: Lora | None) -> int:
     return inner + rows * mode.size * sum(width for width, _ in shared)
 
 
-def llm_kept(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | None, checkpointing: bool) -> int:
+def llm_kept(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | None, together: int) -> int:
     """All blocks, and the final norm with what the head needs.
 
-    With gradient checkpointing of each block only its input.
+    Args:
+        together: blocks of which only the first one's input is kept (gradient checkpointing); 0: all is.
     """
     rows, s = batch.rows, mode.size
     end = rows * (llm.hidden * (FP32 if llm.norm == "rms" else s) + 2 * FP32)
     end += rows * llm.hidden * s * (2 if llm.norm == "rms" else 1) if trained else 0
-    if checkpointing:
-        return end + checkpoints(llm, batch, s)
+    if together:
+        return end + checkpoints(llm, batch, s, together)
     return end + llm.layers * block(llm, batch, mode, trained=trained, lora=lora)
 
 
-def checkpoints(llm: Llm, batch: Batch, s: int) -> int:
-    """The inputs of all blocks."""
-    return llm.layers * batch.rows * llm.hidden * s
+def checkpoints(llm: Llm, batch: Batch, s: int, together: int) -> int:
+    """The inputs of all units of so many blocks."""
+    return -(-llm.layers // together) * batch.rows * llm.hidden * s
 
 
 def block_backward(llm: Llm, batch: Batch, mode: Mode, *, trained: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vlmrun.arch.sizes import Shapes, counts
+from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.plan import activations, fsdp, states
 from vlmrun.plan.activations import FP32, Batch, Mode
@@ -104,20 +105,20 @@ class _Passing:
         whole = (batch.rows - piece.rows) * llm.hidden * s if shared else 0
         # With nothing in front of it that learns, a frozen LLM would keep nothing; here the connector always may.
         lora = stage.lora if stage.tune.adapters else None
-        checkpointing = stage.gradient_checkpointing
+        together = derived.recomputed_together(stage)
         block = activations.block(llm, piece, mode, trained=trained, lora=lora)
-        seen = activations.tower_kept(tower, squares, s, checkpointing=checkpointing) if sees else 0
-        kept = whole + activations.llm_kept(llm, piece, mode, trained=trained, lora=lora, checkpointing=checkpointing)
+        seen = activations.tower_kept(tower, squares, s, checkpointing=together > 0) if sees else 0
+        kept = whole + activations.llm_kept(llm, piece, mode, trained=trained, lora=lora, together=together)
         away = 0
         if stage.offload_checkpoints and not one.on_cpu:
-            checkpoints = activations.checkpoints(llm, piece, s)
+            checkpoints = activations.checkpoints(llm, piece, s, max(1, together))
             away, kept, seen = checkpoints + seen, kept - checkpoints, 0
         return cls(
             tower=activations.tower_passing(tower, squares, s),
             tower_kept=seen,
             connector=activations.connector_kept(shapes.connector, batch.squares, s),
             llm=kept,
-            block=block if checkpointing else 0,
+            block=block * min(together, llm.layers),
             block_backward=activations.block_backward(llm, piece, mode, trained=trained or lora is not None),
             inputs=batch.rows * _ROW_BYTES + batch.squares * 3 * (tower.edge * tower.enlarged) ** 2 * FP32,
             loss=loss(llm, stage, piece, Numbers(s, hardware.precision == "fp16", one.on_cpu)),

@@ -102,7 +102,7 @@ def _vision(shapes: Shapes, stage: TrainStage, samples: Samples) -> tuple[float,
     eye = samples.squares * tower.squares * square
     between = samples.squares * sum(_product(linear, n) for linear, n in shapes.connector.linears)
     learns = (1 + sees) if stage.tune.connector == "full" or sees else 0
-    return eye + between, 2 * eye * sees + learns * between, eye * (sees and stage.gradient_checkpointing)
+    return eye + between, 2 * eye * sees + learns * between, eye * (sees and bool(stage.gradient_checkpointing))
 
 
 # Share of a row's positions that hold a token, by how many samples of mean length it is long: as `make bench-packing`
@@ -127,7 +127,7 @@ def per_row(packing: Packing | None, samples: Samples) -> float:
 
 def steps(stage: TrainStage, samples: Samples) -> int | None:
     """Updates, as `data.sampler.Schedule` counts them; None: it is not known how many samples there are."""
-    if samples.n is None:
+    if samples.n is None or stage.epochs is None:
         return stage.max_steps
     n_rows = int(int(samples.n * stage.epochs) / per_row(stage.packing, samples))
     available = n_rows // stage.global_batch

@@ -25,6 +25,7 @@ _WHOLE_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 16
 _BLOCKS = 64
 _PART_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
+_SHARD_FILES = ("*.tar", "split.yaml", "dataset.yaml")
 _MODEL_FILES = (*_PART_FILES, "*.pt", "*.gguf")
 
 
@@ -37,11 +38,12 @@ def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
 
 
 def stable(node: BaseModel) -> dict[str, Any]:
-    """A node as plain values, without its volatile fields."""
+    """A node as plain values, without its volatile fields and those at a value that does nothing."""
     kept: dict[str, Any] = {}
     for name, field in type(node).model_fields.items():
-        if not marks.is_volatile(field):
-            kept[field.alias or name] = _plain(getattr(node, name))
+        value = getattr(node, name)
+        if not marks.is_volatile(field) and not marks.is_neutral(field, value):
+            kept[field.alias or name] = _plain(value)
     return {**kept, **(node.model_extra or {})}
 
 
@@ -111,12 +113,15 @@ def _contents(place: Path) -> str:
 
 
 def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:
-    kept = {"format": data.format, "on_error": data.on_error, **_asked(data)}
+    kept: dict[str, Any] = {"format": data.format, "on_error": data.on_error, **_asked(data)}
+    kept |= {name: value for name in ("split", "fields") if (value := getattr(data, name)) is not None}
     if prepared is not None:
         return {**kept, "source": prepared, "annotations": data.annotations, "images": data.images}
     # Pictures are known by their folder: millions of them are not read to compute a key.
     images = None if data.images is None else str(Path(data.images).expanduser().resolve())
     annotations = Path(data.annotations).expanduser()
+    if derived.in_shards(data):
+        return {**kept, "source": _shards(annotations)}
     return {**kept, "source": _fingerprint(annotations), "annotations": annotations.name, "images": images}
 
 
@@ -131,6 +136,12 @@ def _asked(data: DataConfig) -> dict[str, Any]:
     files = [gold] if gold is not None and gold.is_file() else sorted(gold.rglob("*")) if gold is not None else []
     kept["gold"] = [_fingerprint(file) for file in files if file.suffix in (".json", ".jsonl", ".txt")]
     return {"benchmark": kept}
+
+
+def _shards(folder: Path) -> dict[str, str]:
+    """Fingerprints of shards and of what says how they are read."""
+    files = sorted(file for pattern in _SHARD_FILES for file in folder.rglob(pattern))
+    return {file.relative_to(folder).as_posix(): _fingerprint(file) for file in files}
 
 
 def _folders(arguments: dict[str, Any]) -> list[str]:

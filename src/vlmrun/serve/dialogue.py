@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from vlmrun.data.images.transform import Aspect
+from vlmrun.config.schema import Aspect
 from vlmrun.data.sample import Turn
 from vlmrun.errors import VlmrunError
 from vlmrun.model.parts import Loaded

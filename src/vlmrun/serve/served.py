@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from vlmrun.config import derived
+from vlmrun.config.schema.base import Aspect
 from vlmrun.data import templates
 from vlmrun.data.dataset import Item
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.images.patch_strips import joined
-from vlmrun.data.images.transform import Aspect, ImageLayout, ImageTransform
+from vlmrun.data.images.transform import ImageLayout, ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
 from vlmrun.errors import DataError

@@ -163,7 +163,7 @@ def _of_data(job: StageJob, name: str, config: DataConfig) -> list[Asked]:
     rejected: list[Rejected] = []
     samples = list(usable(config, rejected))
     _refuse(job, rejected, len(samples), skip=skip)
-    images = None if config.images is None else Path(config.images)
+    images = derived.image_root(config)
     found = []
     for sample in samples:
         if not isinstance(sample, Question):
@@ -186,7 +186,7 @@ def _refuse(job: StageJob, rejected: list[Rejected], n_samples: int, *, skip: bo
 
 def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Asked]:
     skip = config.on_error == "skip"
-    images = None if config.images is None else Path(config.images)
+    images = derived.image_root(config)
     found: list[Asked] = []
     rejected: list[Rejected] = []
     for place, row in enumerate(bench_questions.read(config, need_gold=config.metric is not None)):

@@ -48,7 +48,8 @@ def run(engine: Engine, plan: Plan) -> None:
             heartbeat.beat("forward", step + 1)
             seed(stage.seed, step, dist.noise_rank())
             factor = plan.rate(step)
-            totals = update(engine, plan, micro_batches, factor, asked)
+            decay = None if plan.weight_decay is None else plan.weight_decay(step)
+            totals = update(engine, plan, micro_batches, (factor, decay), asked)
             taught = totals.pictures if seeing else totals.supervised
             overflows = overflows + 1 if totals.overflow else 0
             if overflows == MOST_OVERFLOWS:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from vlmrun.arch import config_files
+from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import Slices, Tiles, TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.formats import load as saved
-from vlmrun.model import new_tokens, offload_checkpoints, parts, quantize, tune
+from vlmrun.model import new_tokens, offload_checkpoints, parts, quantize, recompute_units, tune
 from vlmrun.model.head import Head, causal_lm
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tiles import tiling
@@ -69,6 +70,8 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         fp16.to_half(loaded.vlm.tower)
     if stage.gradient_checkpointing:
         loaded.vlm.set_gradient_checkpointing(True)
+    if (n := derived.recomputed_together(stage)) > 1:
+        recompute_units.group(causal_lm(loaded.vlm.llm), n)
     if stage.offload_checkpoints:
         offload_checkpoints.offload_kept(loaded.vlm.llm, loaded.vlm.tower)
     if job.hardware.sequence_parallel > 1:

@@ -31,6 +31,7 @@ class Group:
     parameters: tuple[nn.Parameter, ...]
     lr: float
     weight_decay: float
+    decays: bool = True  # whether a weight decay that changes is its own
 
 
 def part_of(name: str) -> str:
@@ -64,7 +65,7 @@ def groups(vlm: nn.Module, optim: Optim, compat: Compat | None = None) -> list[G
                 continue
             names, parameters = zip(*named, strict=True)
             lr = optim.lr if rate is None else rate
-            found.append(Group(part, names, parameters, lr, optim.weight_decay if decays else 0.0))
+            found.append(Group(part, names, parameters, lr, optim.weight_decay if decays else 0.0, decays))
     if compat is not None and compat.offload_schedule:
         names = tuple(name for group in found for name in group.names)
         return [
@@ -86,35 +87,90 @@ def optimizer(found: list[Group], optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(described, betas=(first, second), eps=optim.eps, fused=True)
 
 
-def schedule(optim: Optim, steps: int, *, offloaded: bool = False) -> Callable[[int], float]:
+Shape = Callable[[float], float]  # share of the decay that is over -> share of the rate above its lowest
+
+# Source: NVIDIA/Megatron-LM@64cbae55 megatron/core/optimizer_param_scheduler.py, get_lr
+_COOLDOWNS: dict[str, Shape] = {
+    "linear": lambda over: 1.0 - over,
+    "cosine": lambda over: 0.5 * (1.0 + math.cos(math.pi * over)),
+    "exponential": lambda over: 2.0 * 0.5**over - 1.0,
+    "one_minus_sqrt": lambda over: 1.0 - math.sqrt(over),
+}
+
+
+def schedule(optim: Optim, steps: int, *, batch: int = 1, offloaded: bool = False) -> Callable[[int], float]:
     """The factor on every group's rate, by the number of updates already made.
 
     Args:
+        batch: samples of an update: `inverse_sqrt` counts in them, which shows without a warm-up.
         offloaded: what zero3_offload.json and MiniCPM-V's JSON files did instead (`compat.offload_schedule`):
             DeepSpeed's WarmupLR, logarithmic to the full rate and constant from there. It stepped after the optimizer
             only: the first update ran at the full rate, the second at 0, as its first step has.
 
-    Source: the formulas of transformers' `get_scheduler`, with which a test compares them.
+    Source: the formulas of transformers' `get_scheduler` for cosine, linear, polynomial and constant, those of
+        Megatron-LM's OptimizerParamScheduler for inverse_sqrt, wsd, decay_steps and warmup_from. Tests compare both.
     """
     warmup = derived.warmup_steps(optim, steps)
-    rest = max(1, steps - warmup)
     if offloaded:
         log_steps = math.log(max(2, warmup))
         return lambda done: 1.0 if done == 0 or done > warmup else math.log(done) / log_steps
 
-    lowest = optim.min_lr_ratio
+    end = optim.decay_steps or steps
+    lowest, start = _shares(optim)
+    shape = _shape(optim, warmup, end, batch)
 
     def factor(done: int) -> float:
         if done < warmup:
-            return done / max(1, warmup)
+            return start + (1.0 - start) * done / max(1, warmup)
         if optim.schedule == "constant":
             return 1.0
-        left = (steps - done) / rest
-        if optim.schedule == "cosine":
-            left = 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / rest))
-        return max(0.0, left * (1.0 - lowest) + lowest)
+        if done > end:
+            return lowest
+        if optim.schedule == "inverse_sqrt":
+            return max(lowest, shape(done))
+        return max(0.0, shape(done) * (1.0 - lowest) + lowest)
 
     return factor
+
+
+def weight_decay(optim: Optim, steps: int) -> Callable[[int], float] | None:
+    """Weight decay of the groups that decay, by the number of updates already made; None: it stays.
+
+    Source: NVIDIA/Megatron-LM@64cbae55 megatron/core/optimizer_param_scheduler.py, get_wd
+    """
+    if optim.weight_decay_end is None:
+        return None
+    start, change = optim.weight_decay, optim.weight_decay_end - optim.weight_decay
+
+    def value(done: int) -> float:
+        over = done / steps
+        if optim.weight_decay_schedule == "cosine":
+            over = 0.5 * (math.cos(math.pi * (1.0 - over)) + 1.0)
+        return start + over * change
+
+    return value
+
+
+def _shares(optim: Optim) -> tuple[float, float]:
+    """The lowest rate and the one that the warm-up begins at, as shares of the rate."""
+    of_rate = optim.lr or 1.0
+    lowest = optim.min_lr_ratio if optim.min_lr is None else optim.min_lr / of_rate
+    return lowest, optim.warmup_from / of_rate
+
+
+def _shape(optim: Optim, warmup: int, end: int, batch: int) -> Callable[[int], float]:
+    """Share of the way from the lowest to the full rate, by updates made; defined from the warm-up to the end."""
+    rest = max(1, end - warmup)
+    if optim.schedule == "cosine":
+        return lambda done: 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / rest))
+    if optim.schedule == "polynomial":
+        return lambda done: ((end - done) / rest) ** optim.power
+    if optim.schedule == "inverse_sqrt":
+        return lambda done: math.sqrt(max(warmup * batch, 1)) / math.sqrt(max(done * batch, 1))
+    if optim.schedule == "wsd":
+        cooldown, falling = derived.cooldown_steps(optim, end), _COOLDOWNS[optim.cooldown_shape]
+        return lambda done: falling(max(0, done - (end - cooldown)) / cooldown)
+    return lambda done: (end - done) / rest
 
 
 def _undecayed(vlm: nn.Module, *, listed: bool) -> set[str]:

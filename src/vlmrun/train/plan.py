@@ -22,6 +22,7 @@ class Plan:
         batches: (step, this rank's micro batches), steps counting from 0.
         done: steps finished before this process began.
         rate: the schedule's factor, by steps finished.
+        weight_decay: by steps finished; None: it stays.
         saver: writes checkpoints.
         evaluate: tries the model of so many finished steps on held-out data, if it is time; true when that made it the
             best one so far, which has to be kept.
@@ -39,3 +40,4 @@ class Plan:
     evaluate: Callable[[int], bool]
     skipped: Callable[[list[dict[str, Any]]], None]
     trackers: list[Tracker] = field(default_factory=list)
+    weight_decay: Callable[[int], float] | None = None

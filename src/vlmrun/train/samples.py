@@ -12,7 +12,7 @@ import numpy as np
 from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import ModelConfig, TrainStage
+from vlmrun.config.schema import ModelConfig, Order, TrainStage
 from vlmrun.data import lengths, order, templates
 from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.compat import settings
@@ -25,6 +25,9 @@ from vlmrun.data.packing import PackedSchedule
 from vlmrun.data.reading import list_skipped
 from vlmrun.data.records import open_datasets
 from vlmrun.data.sampler import Schedule
+from vlmrun.data.shards import metadata
+from vlmrun.data.shards.order import Loading
+from vlmrun.data.shards.schedule import EnergonSchedule
 from vlmrun.errors import ConfigError
 from vlmrun.model.parts import Loaded
 from vlmrun.names import SKIPPED
@@ -156,7 +159,7 @@ class Samples:
                 f"give more data or epochs, a smaller global_batch, or {told}=0",
             )
         wanted, epochs, n = self.stage.max_steps, self.stage.epochs, schedule.steps
-        if wanted is not None and wanted > n:
+        if wanted is not None and epochs is not None and wanted > n:
             log.warning("max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, n)
         if schedule.dropped:
             log.info("the last %d samples fill no global batch and are left out", schedule.dropped)
@@ -172,13 +175,26 @@ class Samples:
             "max_steps": stage.max_steps,
             "seed": stage.seed,
         }
+        if stage.order is not None:
+            return self._as_energon(stage.order, epochs=stage.epochs, **cut)
         if stage.packing is None:
             return Schedule(n_samples, epochs=stage.epochs, order=samples, **cut)
+        assert stage.epochs is not None, "checked: packing lays out whole passes"
         packed = PackedSchedule(
             self._token_lengths(), samples, stage.packing, n_samples=n_samples, epochs=stage.epochs, **cut
         )
         log.info("%s", packed.told())
         return packed
+
+    def _as_energon(self, order: Order, **cut: Any) -> Schedule:
+        config = self.job.data[self.stage.data[0]]
+        folder = Path(config.annotations)
+        counts = metadata.counts(folder)
+        shards = metadata.split(folder, config.split or "train")
+        loading = Loading(
+            order.name, order.ranks, order.workers, order.micro_batch, order.slice_samples, buffer=order.buffer
+        )
+        return EnergonSchedule([counts[shard] for shard in shards], self.dataset.places(), loading, **cut)
 
     def _token_lengths(self) -> np.ndarray:
         """Positions of every sample: measured once by all ranks together, then kept in the stage's folder."""

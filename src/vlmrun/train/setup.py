@@ -116,7 +116,10 @@ class _Run:
             steps=schedule.steps,
             done=self.done,
             epoch=schedule.epoch,
-            rate=optim.schedule(stage.optim, schedule.steps, offloaded=stage.compat.offload_schedule),
+            rate=optim.schedule(
+                stage.optim, schedule.steps, batch=stage.global_batch, offloaded=stage.compat.offload_schedule
+            ),
+            weight_decay=optim.weight_decay(stage.optim, schedule.steps),
             saver=self.saver,
             evaluate=self._evaluate,
             skipped=self.samples.list_skipped,

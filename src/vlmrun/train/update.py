@@ -40,7 +40,11 @@ class Totals:
     loss_scale: float | None
 
 
-def update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: float, asked: Asked) -> Totals:
+# Factor on the learning rates, and the weight decay where it changes.
+Pace = tuple[float, float | None]
+
+
+def update(engine: Engine, plan: Plan, micro_batches: list[Batch], pace: Pace, asked: Asked) -> Totals:
     """Forward and backward of every micro batch, then the update."""
     stage = plan.stage
     counts = [count(batch["labels"]) for batch in micro_batches]
@@ -77,14 +81,14 @@ def update(engine: Engine, plan: Plan, micro_batches: list[Batch], factor: float
         plan.saver.finish()
         raise _not_finite("loss", bad)
     scale = engine.loss_scale()  # of this update; a step changes it
-    norm = engine.step(factor)
+    norm = engine.step(*pace)
     if norm is not None and not math.isfinite(norm):
         plan.saver.finish()
         raise _not_finite("gradient norm", micro_batches)
     return Totals(
         loss=sums["loss"] / sums["units"] if sums["units"] else None,
         grad_norm=norm or 0.0,
-        lr=stage.optim.lr * factor,
+        lr=stage.optim.lr * pace[0],
         supervised=int(sums["supervised"]),
         pictures=int(sums["pictures"]),
         tokens=int(sums["tokens"]),

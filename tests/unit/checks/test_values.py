@@ -117,6 +117,84 @@ RULES = {
         ["stage.instruct.optim.schedule=constant", "stage.instruct.optim.min_lr_ratio=0.1"],
         "schedule constant never falls",
     ),
+    "lowest rate told twice": (
+        ["stage.instruct.optim.min_lr=1e-5", "stage.instruct.optim.min_lr_ratio=0.1"],
+        "told as a rate and as a share",
+    ),
+    "lowest rate too high": ("stage.instruct.optim.min_lr=1.0", "the lowest rate 1 is above lr"),
+    "lowest rate of a constant": (
+        ["stage.instruct.optim.schedule=constant", "stage.instruct.optim.decay_steps=9"],
+        "schedule constant never falls to a lowest rate | decay_steps=null",
+    ),
+    "decay within the warm-up": (
+        [
+            "stage.instruct.optim.warmup_ratio=null",
+            "stage.instruct.optim.warmup_steps=8",
+            "stage.instruct.optim.decay_steps=8",
+        ],
+        "the warm-up takes 8 steps, and the decay ends after 8",
+    ),
+    "warm-up from above": ("stage.instruct.optim.warmup_from=1.0", "the warm-up begins at 1, above lr"),
+    "warm-up from a rate, of none": (
+        ["stage.instruct.optim.warmup_from=1e-6", "stage.instruct.optim.warmup_ratio=0.0"],
+        "there is no warm-up that could begin",
+    ),
+    "power of a line": ("stage.instruct.optim.power=2.0", "schedule cosine has no power"),
+    "cooldown of a cosine": ("stage.instruct.optim.cooldown_steps=4", "schedule cosine has no cooldown"),
+    "wsd without a cooldown": ("stage.instruct.optim.schedule=wsd", "neither is given"),
+    "wsd with two": (
+        [
+            "stage.instruct.optim.schedule=wsd",
+            "stage.instruct.optim.cooldown_steps=4",
+            "stage.instruct.optim.cooldown_ratio=0.1",
+        ],
+        "both are given",
+    ),
+    "a cooldown of nothing": (
+        ["stage.instruct.optim.schedule=wsd", "stage.instruct.optim.cooldown_ratio=0.0"],
+        "a cooldown of no step",
+    ),
+    "weight decay that grows to nowhere": (
+        "stage.instruct.optim.weight_decay_schedule=linear",
+        "where it ends is not told",
+    ),
+    "weight decay that stays": ("stage.instruct.optim.weight_decay_end=0.1", "it is constant"),
+    "weight decay that falls": (
+        [
+            "stage.instruct.optim.weight_decay=0.2",
+            "stage.instruct.optim.weight_decay_end=0.1",
+            "stage.instruct.optim.weight_decay_schedule=cosine",
+        ],
+        "it can only grow",
+    ),
+    "no length": ("stage.instruct.epochs=null", "neither epochs nor max_steps"),
+    "packing without passes": (
+        [
+            "stage.instruct.epochs=null",
+            "stage.instruct.max_steps=9",
+            "stage.instruct.packing={length: 512, method: in_order, window: 9}",
+        ],
+        "packing lays out whole passes",
+    ),
+    "energon's order of JSON": (
+        "stage.instruct.order={name: energon7, ranks: 1, workers: 0, micro_batch: 1, slice_samples: null, buffer: 9}",
+        "of one data set of format energon",
+    ),
+    "energon's order of another batch": (
+        "stage.instruct.order={name: energon7, ranks: 3, workers: 0, micro_batch: 1, slice_samples: null, buffer: 9}",
+        "is not a multiple of 3 ranks x 1 samples",
+    ),
+    "energon's order and lengths": (
+        [
+            "stage.instruct.order={name: energon4, ranks: 1, workers: 0, micro_batch: 1, slice_samples: 9, buffer: 9}",
+            "stage.instruct.group_by_modality_length=true",
+        ],
+        "group_by_modality_length is another order",
+    ),
+    "units of blocks under fsdp": (
+        ["stage.instruct.gradient_checkpointing=2", "stage.instruct.engine=fsdp"],
+        "fsdp gathers block by block",
+    ),
     "best of nothing": ("stage.instruct.keep_best=loss", "keep_best needs evaluations"),
     "best answers of none": ([HELD_OUT, "stage.instruct.keep_best=exact_match"], "none are generated"),
     "held out and trained on": (

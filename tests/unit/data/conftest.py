@@ -44,6 +44,8 @@ def write_data(tmp_path):
         (folder / "d.json").write_text(json.dumps(records), "utf-8")
         return DataConfig(
             format="llava",
+            split=None,
+            fields=None,
             annotations=str(folder / "d.json"),
             images=str(folder / "images"),
             on_error=on_error,

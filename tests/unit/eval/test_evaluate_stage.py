@@ -42,6 +42,8 @@ def make_job(tmp_path, questions, model, loaded):
         }
         entry = {
             "format": "vqa",
+            "split": None,
+            "fields": None,
             "annotations": str(questions),
             "images": str(questions.parent / "images"),
             "on_error": on_error,
@@ -144,7 +146,9 @@ def test_data_without_questions(make_job, tmp_path):
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     (tmp_path / "d.json").write_text(json.dumps([{"conversations": turns}]))
     with pytest.raises(ConfigError, match="format 'llava' has no questions"):
-        evaluate.execute(make_job(data={"format": "llava", "annotations": str(tmp_path / "d.json")}))
+        evaluate.execute(
+            make_job(data={"format": "llava", "split": None, "fields": None, "annotations": str(tmp_path / "d.json")})
+        )
     (tmp_path / "q.jsonl").write_text("")
     with pytest.raises(DataError, match="no question in the data"):
         evaluate.execute(make_job(data={"annotations": str(tmp_path / "q.jsonl")}))

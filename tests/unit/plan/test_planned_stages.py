@@ -24,7 +24,14 @@ MIX = Samples(n=665_298, mean=776, longest=2048, text=200, pictures=1, squares=1
 
 
 def data(annotations: Path | str, **changes: Any) -> DataConfig:
-    values = {"format": "llava", "annotations": str(annotations), "images": None, "on_error": "fail"}
+    values = {
+        "format": "llava",
+        "split": None,
+        "fields": None,
+        "annotations": str(annotations),
+        "images": None,
+        "on_error": "fail",
+    }
     return DataConfig.model_validate({**values, "prepare": None, "about": None, **changes})
 
 

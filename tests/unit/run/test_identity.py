@@ -189,3 +189,17 @@ def test_a_base_model_is_a_parent_by_what_it_is(smoke):
     found = keys(smoke(*ties))
     assert "average" in changed(found, keys(smoke(*ties[:1], "stage.average.base_model=pretrain")))
     assert "average" in changed(found, keys(smoke(*ties, "stage.instruct.optim.lr=1e-3")))
+
+
+def test_a_key_that_does_nothing_is_in_no_stage_key_and_may_be_left_out(smoke):
+    """Fields added later are marked Neutral: what was made before them keeps its folder."""
+    neutral = {"min_lr": None, "decay_steps": None, "weight_decay_end": None, "power": 1.0, "warmup_from": 0.0}
+    run = smoke()
+    kept = identity.stable(run.stage["pretrain"])
+    assert not neutral.keys() & kept["optim"].keys()
+    assert "order" not in kept
+    described = run.stage["pretrain"].optim.model_dump()
+    without = {name: value for name, value in described.items() if name not in neutral}
+    assert type(run.stage["pretrain"].optim).model_validate(without) == run.stage["pretrain"].optim
+    for override in ("optim.min_lr=1e-5", "optim.decay_steps=900", "optim.warmup_from=1e-6"):
+        assert "pretrain" in changed(keys(run), keys(smoke(f"stage.pretrain.{override}")))

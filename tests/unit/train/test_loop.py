@@ -64,7 +64,7 @@ class _Overflowing(PlainEngine):
     def loss_scale(self):
         return self.scale
 
-    def step(self, factor):
+    def step(self, factor, weight_decay=None):
         if self.scale <= self.fits:
             return super().step(factor)
         self.scale /= 2

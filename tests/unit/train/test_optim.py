@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.integration.jobs import STAGE
+from tests.integration.jobs import HARDWARE, STAGE
 from tests.pico import pico_vlm
 from vlmrun.config import derived
-from vlmrun.config.schema import Optim
+from vlmrun.config.schema import HardwareConfig, Optim, TrainStage
 from vlmrun.train import optim
+from vlmrun.train.engine.plain import PlainEngine
 
 
 def _optim(**changes):
@@ -111,3 +112,46 @@ def test_part_rates_default_to_lr():
 def test_a_parameter_of_no_part_is_a_bug():
     with pytest.raises(AssertionError, match="belongs to no part"):
         optim.part_of("head.weight")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(0, 60), st.floats(0.2, 3.0), st.sampled_from([0.0, 1e-4, 1e-3]))
+def test_polynomial_with_a_lowest_rate_is_transformers_own(steps, warmup, power, lowest):
+    from transformers import get_polynomial_decay_schedule_with_warmup
+
+    config = _optim(schedule="polynomial", warmup_ratio=None, warmup_steps=warmup, power=power, min_lr=lowest)
+    adam = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    theirs = get_polynomial_decay_schedule_with_warmup(adam, warmup, steps, lr_end=lowest, power=power)
+    ours = optim.schedule(config, steps)
+    for done in range(steps):
+        assert ours(done) == pytest.approx(theirs.lr_lambdas[0](done), abs=1e-12), done
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "exponential", "one_minus_sqrt"])
+def test_a_cooldown_is_the_end_of_a_constant_rate(shape):
+    config = _optim(schedule="wsd", warmup_ratio=0.1, cooldown_ratio=0.25, cooldown_shape=shape, min_lr_ratio=0.1)
+    rate = optim.schedule(config, 100)
+    assert rate(5) == 0.5
+    assert {rate(done) for done in range(10, 76)} == {1.0}
+    falling = [rate(done) for done in range(75, 101)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] == pytest.approx(0.1)
+    assert len({round(rate, 9) for rate in falling}) == len(falling)
+
+
+def test_a_decay_that_ends_early_stays_at_the_lowest_rate():
+    config = _optim(schedule="cosine", warmup_ratio=0.0, min_lr=_optim().lr / 10, decay_steps=20)
+    rate = optim.schedule(config, 100)
+    assert rate(19) > rate(20) == pytest.approx(0.1)
+    assert [rate(done) for done in (21, 60, 99)] == pytest.approx([0.1] * 3)
+
+
+def test_a_weight_decay_that_grows_is_only_of_the_groups_that_decay():
+    vlm, config = pico_vlm(), _optim(weight_decay=0.0, weight_decay_end=0.1, weight_decay_schedule="linear")
+    found = optim.groups(vlm, config)
+    assert {group.decays for group in found} == {True, False}
+    engine = PlainEngine(vlm, found, TrainStage.model_validate(STAGE), HardwareConfig.model_validate(HARDWARE))
+    decay = optim.weight_decay(config, 10)
+    engine.step(0.0, decay(5))
+    values = [described["weight_decay"] for described in engine._optimizer.param_groups]
+    assert values == [pytest.approx(0.05) if group.decays else 0.0 for group in found]

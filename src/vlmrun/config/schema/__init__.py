@@ -26,9 +26,9 @@ from vlmrun.config.schema.average import (
     Ties,
     Weights,
 )
-from vlmrun.config.schema.base import Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
+from vlmrun.config.schema.base import Aspect, Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
 from vlmrun.config.schema.benchmark import BenchmarkConfig, Data, Generation, Keys, MetricName
-from vlmrun.config.schema.data import About, DataConfig
+from vlmrun.config.schema.data import About, DataConfig, FieldMap
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
 from vlmrun.config.schema.run import RunConfig, Tracker
@@ -50,6 +50,7 @@ from vlmrun.config.schema.train import (
     HeldOut,
     Lora,
     Optim,
+    Order,
     Packing,
     Quant,
     TrainStage,
@@ -65,6 +66,7 @@ __all__ = [
     "BenchmarkConfig",
     "About",
     "Asking",
+    "Aspect",
     "AverageStage",
     "Breadcrumbs",
     "Compat",
@@ -78,6 +80,7 @@ __all__ = [
     "Della",
     "Density",
     "EvaluateStage",
+    "FieldMap",
     "Format",
     "Fp16",
     "Fraction",
@@ -94,6 +97,7 @@ __all__ = [
     "Name",
     "Node",
     "Optim",
+    "Order",
     "Packing",
     "Positive",
     "Precision",

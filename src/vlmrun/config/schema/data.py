@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from vlmrun.config.marks import Volatile
+from vlmrun.config.marks import Neutral, Volatile
 from vlmrun.config.schema.base import Node, Positive, Target
+
+FieldMap = dict[str, str | None]
 
 
 class About(Node):
@@ -21,7 +23,9 @@ class DataConfig(Node):
     """One source of samples. Paths are relative to the prepared folder when `prepare` is set."""
 
     format: str
-    annotations: str
+    split: Annotated[str | None, Neutral(None)]  # energon: a part of its split.yaml; null: train
+    fields: Annotated[FieldMap | None, Neutral(None)]  # of shards: image, context, answers; null: as they say
+    annotations: str  # of shards: their folder
     images: str | None  # folder that every image path must stay inside
     on_error: Literal["fail", "skip"]  # skip: counted and listed in skipped.jsonl
     prepare: Target | None  # makes the files, as a job of its own with an artifact of its own

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vlmrun.config.marks import Contents, Parent, Source, Volatile
 from vlmrun.config.schema.average import Method, Rule, Weights
-from vlmrun.config.schema.base import Count, Kept, Positive, Target
+from vlmrun.config.schema.base import Aspect, Count, Kept, Positive, Target
 from vlmrun.config.schema.stage import StageNode
 from vlmrun.config.schema.train import TrainStage
 
@@ -53,7 +53,7 @@ class EvaluateStage(StageNode):
     init_from: Annotated[str, Parent]
     data: Annotated[list[str], Field(min_length=1), Source]
     template: str | None  # null: the one the model was trained with
-    image_aspect: Literal["square", "pad", "anyres", "slices"] | None  # null: as the model was trained
+    image_aspect: Aspect | None  # null: as the model was trained
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
@@ -75,7 +75,7 @@ class SearchStage(StageNode):
     dtype: Kept
     data: Annotated[list[str], Field(min_length=1), Source]
     template: str | None
-    image_aspect: Literal["square", "pad", "anyres", "slices"] | None
+    image_aspect: Aspect | None
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None

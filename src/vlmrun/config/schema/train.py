@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from vlmrun.config.marks import Parent, Source, Volatile
-from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate
+from vlmrun.config.marks import Neutral, Parent, Source, Volatile
+from vlmrun.config.schema.base import Aspect, Count, Fraction, Node, Positive, Rate
 from vlmrun.config.schema.stage import StageNode
 
 Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
@@ -68,21 +68,32 @@ class Compat(Node):
     decay_unlisted_norms: bool  # weight decay on the norms that old transformers did not know as such
     transformers_order: Literal["4.37", "4.41"] | None  # the order of samples of that version's Trainer in one process
     quantised_head: bool  # qlora: the output head in few bits as well
+    # Pai-Megatron-Patch: a sample whose key contains llava is asked its picture alone; 4: shards are part of keys
+    llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
 
 
 class Optim(Node):
-    """AdamW and its schedule. Part rates default to `lr` when null."""
+    """AdamW and its schedule. Part rates default to `lr` when null, and all of them fall in proportion."""
 
     lr: Rate
     connector_lr: Rate | None
     tower_lr: Rate | None
     weight_decay: Rate
+    weight_decay_end: Annotated[Rate | None, Neutral(None)]  # what it grows to over all updates; null: it stays
+    weight_decay_schedule: Annotated[Literal["constant", "linear", "cosine"], Neutral("constant")]
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     eps: Annotated[float, Field(gt=0)]
-    schedule: Literal["cosine", "linear", "constant"]
-    min_lr_ratio: Fraction  # share of the rate that cosine and linear end at
+    schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
+    power: Annotated[float, Field(gt=0), Neutral(1.0)]  # of polynomial; 1: linear
+    min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
+    min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
+    decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all
+    cooldown_steps: Annotated[Positive | None, Neutral(None)]  # wsd: updates in which the rate falls at the end
+    cooldown_ratio: Annotated[Fraction | None, Neutral(None)]  # the same as a share of all; one of the two is null
+    cooldown_shape: Annotated[Literal["linear", "cosine", "exponential", "one_minus_sqrt"], Neutral("cosine")]
     warmup_ratio: Fraction | None  # share of the steps; the first update has rate 0, as in transformers
     warmup_steps: Count | None  # the same in updates; one of the two is null
+    warmup_from: Annotated[Rate, Neutral(0.0)]  # rate that the warm-up begins at
     max_grad_norm: Rate  # 0 = no clipping
 
 
@@ -166,6 +177,17 @@ def _evaluations(stage: TrainStage, run: Any) -> dict[str, Any]:
     return {} if stage.keep_best is None else {"eval": stage.eval}
 
 
+class Order(Node):
+    """The order of samples that megatron-energon's loader has, whatever ranks and workers there are here."""
+
+    name: Literal["energon4", "energon7"]
+    ranks: Positive  # data-parallel ranks there
+    workers: Count  # loader processes of each there
+    micro_batch: Positive  # samples that one of them gives at a time
+    slice_samples: Positive | None  # a shard is read in slices of about so many samples; null: whole
+    buffer: Positive | None  # samples that each next one is drawn from; null: none
+
+
 class TrainStage(StageNode):
     """Train some parts on some data."""
 
@@ -174,9 +196,10 @@ class TrainStage(StageNode):
     data: Annotated[list[str], Field(min_length=1), Source]
     data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, pictures and text apart
+    order: Annotated[Order | None, Neutral(None)]  # of another project's loader; null: ours, as `seed` says
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
-    image_aspect: Literal["square", "pad", "anyres", "slices"]
+    image_aspect: Aspect
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared pictures, shared by ranks, workers and runs
     tune: Tune
@@ -187,7 +210,7 @@ class TrainStage(StageNode):
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
     loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float | None, Field(gt=0)]  # null: as many as max_steps needs
     max_steps: Positive | None
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
@@ -195,7 +218,7 @@ class TrainStage(StageNode):
     offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
     engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
     deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
-    gradient_checkpointing: Annotated[bool, Volatile]
+    gradient_checkpointing: Annotated[bool | Positive, Volatile]  # n: units of n blocks of the LLM keep their input
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from vlmrun import build
+from vlmrun.config.schema import DataConfig
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import ConfigError, suggest
 
-FORMATS = {name: f"vlmrun.data.formats.{name}" for name in ("llava", "minicpm", "vqa")}
+FORMATS = {name: f"vlmrun.data.formats.{name}" for name in ("llava", "minicpm", "vqa", "wds", "energon")}
 
 Reader = Callable[[Path], Iterator[Sample | Rejected]]
 AnyReader = Callable[..., Iterator[Sample | Rejected]]  # some take `as_it_is` besides
 
 
-def reader(name: str, *, as_it_is: bool = False) -> Reader:
+def of(data: DataConfig, *, as_it_is: bool = False) -> Iterator[Sample | Rejected]:
+    """The records of a data entry, whose paths are absolute; raises as `reader`."""
+    read = reader(data.format, as_it_is=as_it_is, split=data.split, fields=data.fields)
+    return read(Path(data.annotations))
+
+
+def reader(
+    name: str, *, as_it_is: bool = False, split: str | None = None, fields: Mapping[str, str | None] | None = None
+) -> Reader:
     """The reading function of a format: a built-in name, or the dotted path of an allowed plugin's module.
 
     Args:
         as_it_is: for `compat.records`, of formats whose `read` takes it.
+        split, fields: likewise, of formats of shards.
 
     Raises:
         ConfigError: for an unknown name (with the nearest), a plugin that is not allowed or has no `read`, or a format
@@ -40,10 +50,16 @@ def reader(name: str, *, as_it_is: bool = False) -> Reader:
         raise ConfigError(f"no module {error.name!r}", "data.format", "check the path for a typing mistake") from error
     if found is None:
         raise ConfigError(f"{dotted} has no function `read`", "data.format", "define read(path) there")
-    if as_it_is and "as_it_is" not in inspect.signature(found).parameters:
+    given = {"as_it_is": as_it_is, "split": split, "fields": fields}
+    options = {key: value for key, value in given.items() if value}
+    unknown = [key for key in options if key not in inspect.signature(found).parameters]
+    if "as_it_is" in unknown:
         raise ConfigError(
             f"format {name!r} has no records as the original codes took them",
             "stage.*.compat.records",
             "use format: llava, or compat.records: false",
         )
-    return partial(found, as_it_is=True) if as_it_is else found
+    if unknown:
+        fix = f"data.<name>.{unknown[0]}=null, or format=energon"
+        raise ConfigError(f"format {name!r} takes no {unknown[0]}", f"data.<name>.{unknown[0]}", fix)
+    return partial(found, **options) if options else found

@@ -32,6 +32,14 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _list(path)
 
 
+def check_source(path: Path, *, folder: bool = False) -> None:
+    """Raises a DataError unless `path` is an annotation file, or the folder of a format of shards."""
+    if not folder:
+        check_file(path)
+    elif not path.is_dir():
+        raise DataError("the folder of shards does not exist", str(path), "check data.<name>.annotations")
+
+
 def check_file(path: Path) -> None:
     """Raises a DataError unless `path` is a file, naming the nearest file beside it."""
     if path.is_file():

@@ -24,8 +24,12 @@ def read(path: Path, *, as_it_is: bool = False) -> Iterator[Sample | Rejected]:
         yield record if isinstance(record, Rejected) else parse(record, (str(path), index), as_it_is=as_it_is)
 
 
-def parse(record: Any, source: tuple[str, int], *, as_it_is: bool = False) -> Sample | Rejected:
-    """One record; other keys than the three of the format are ignored, as upstream does."""
+def parse(record: Any, source: tuple[str, int], *, as_it_is: bool = False, move_tags: bool = True) -> Sample | Rejected:
+    """One record; other keys than the three of the format are ignored, as upstream does.
+
+    Args:
+        move_tags: put image tags in front of their turn, as LLaVA does before training.
+    """
     id = str(record.get("id", "")) if isinstance(record, dict) else ""
     try:
         images = _images(record)
@@ -33,7 +37,7 @@ def parse(record: Any, source: tuple[str, int], *, as_it_is: bool = False) -> Sa
             turns = _turns(record, _UPSTREAM)
         else:
             turns = _turns(record, _ROLES)
-            if images:
+            if images and move_tags:
                 turns = [Turn(turn.role, move_image_tags(turn.text)) for turn in turns]
             _check(turns, images)
     except DataError as error:

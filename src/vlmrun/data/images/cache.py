@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmrun import logs
+from vlmrun.data.images.open import Picture
 from vlmrun.data.images.transform import ImageLayout
 
 log = logs.get(__name__)
@@ -39,9 +40,9 @@ class PictureCache:
         self._preparation = preparation
         self._full = False
 
-    def get(self, path: Path, make: Callable[[], Fitted]) -> Fitted:
+    def get(self, picture: Picture, make: Callable[[], Fitted]) -> Fitted:
         """The prepared picture, made and kept when it is not there or damaged."""
-        file = self._file(path)
+        file = self._file(picture)
         try:
             return _read(file)
         except FileNotFoundError:
@@ -52,9 +53,9 @@ class PictureCache:
         self._keep(file, made)
         return made
 
-    def _file(self, path: Path) -> Path:
-        status = path.stat()
-        known = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{self._preparation}"
+    def _file(self, picture: Picture) -> Path:
+        status = picture.path.stat()
+        known = f"{picture}\0{status.st_size}\0{status.st_mtime_ns}\0{self._preparation}"
         name = hashlib.sha256(os.fsencode(known)).hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.npz"
 

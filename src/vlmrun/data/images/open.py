@@ -6,13 +6,16 @@ import os
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
+from vlmrun.data.shards.tar import Place, parse_place
 from vlmrun.errors import DataError, closest
 
 # What Pillow's decoders raise on damaged files, by experience: far more than the documented OSError.
@@ -30,6 +33,26 @@ _DAMAGED = (
 )
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture's file, or its place in the shard that `path` is."""
+
+    path: Path
+    place: Place | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without folders."""
+        return self.path.name if self.place is None else self.place.name
+
+    def __str__(self) -> str:
+        return str(self.path if self.place is None else self.path.with_name(str(self.place).rpartition("/")[2]))
+
+    def opened(self) -> Path | BinaryIO:
+        """What Pillow reads it from."""
+        return self.path if self.place is None else self.place.open(self.path)
+
+
 def open_image(root: Path | None, name: str, where: str = "") -> Image.Image:
     """Opens an image below `root` and converts it to RGB. EXIF rotation is ignored, as upstream ignores it.
 
@@ -43,8 +66,8 @@ def open_image(root: Path | None, name: str, where: str = "") -> Image.Image:
     return load_image(find_image(root, name, where), where)
 
 
-def find_image(root: Path | None, name: str, where: str = "", *, suggesting: bool = True) -> Path:
-    """The file of an image below `root`, not opened yet.
+def find_image(root: Path | None, name: str, where: str = "", *, suggesting: bool = True) -> Picture:
+    """An image below `root`, not opened yet: a file, or a member of a tar shard (`shards.tar.Place`).
 
     Args:
         suggesting: name the nearest file when there is none; too slow for very many.
@@ -52,7 +75,8 @@ def find_image(root: Path | None, name: str, where: str = "", *, suggesting: boo
     Raises:
         DataError: when the file is outside the root, missing, or in a folder that may not be looked into.
     """
-    path = _confined(root, name, where)
+    place = parse_place(name)
+    path = _confined(root, name if place is None else place.shard, where)
     try:
         is_there = path.is_file()
     except OSError as error:  # no right to look into the folder, a name that is too long
@@ -63,11 +87,11 @@ def find_image(root: Path | None, name: str, where: str = "", *, suggesting: boo
         near = closest(path.name, names)
         fix = f"did you mean {near!r}?" if near else "check data.<name>.images, or on_error: skip"
         raise DataError(f"image {name!r} does not exist", _place(path, where), fix)
-    return path
+    return Picture(path, place)
 
 
-def load_image(path: Path, where: str = "", *, draft: int | None = None) -> Image.Image:
-    """Opens an image file from anywhere.
+def load_image(picture: Path | Picture, where: str = "", *, draft: int | None = None) -> Image.Image:
+    """Opens an image from anywhere.
 
     Args:
         where: the record that names the image; empty for one a person names.
@@ -75,13 +99,14 @@ def load_image(path: Path, where: str = "", *, draft: int | None = None) -> Imag
             many pixels; several times faster, and not equal to the bit.
     """
     try:
-        return _decoded(path, path.name, _place(path, where), draft)
+        source = picture.opened() if isinstance(picture, Picture) else picture
+        return _decoded(source, picture.name, _place(picture, where), draft)
     except FileNotFoundError as error:
-        raise DataError(f"image {path.name!r} does not exist", _place(path, where), "check the path") from error
+        raise DataError(f"image {picture.name!r} does not exist", _place(picture, where), "check the path") from error
     except _DAMAGED as error:
         raise DataError(
-            f"image {path.name!r} cannot be read: {error}",
-            _place(path, where),
+            f"image {picture.name!r} cannot be read: {error}",
+            _place(picture, where),
             "replace the file, or on_error: skip" if where else "choose another picture",
         ) from error
 
@@ -94,7 +119,7 @@ def image_of(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name} cannot be read: {error}", "", "send another image") from error
 
 
-def _decoded(source: Path | BytesIO, name: str, place: str, draft: int | None) -> Image.Image:
+def _decoded(source: Path | BinaryIO, name: str, place: str, draft: int | None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -111,14 +136,14 @@ def _decoded(source: Path | BytesIO, name: str, place: str, draft: int | None) -
 
 def image_size(root: Path | None, name: str, where: str = "") -> tuple[int, int]:
     """Width and height, read from the file's head; raises as `open_image`."""
-    path = find_image(root, name, where)
+    picture = find_image(root, name, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(picture.opened()) as image:
                 return image.size
     except (*_DAMAGED, Image.DecompressionBombError):
-        return load_image(path, where).size  # says what is wrong with it
+        return load_image(picture, where).size  # says what is wrong with it
 
 
 def _confined(root: Path | None, name: str, where: str) -> Path:
@@ -143,5 +168,5 @@ def _resolved(root: Path) -> Path:
     return root.resolve()
 
 
-def _place(path: Path, where: str) -> str:
-    return f"{path}, named in {where}" if where else str(path)
+def _place(picture: Path | Picture, where: str) -> str:
+    return f"{picture}, named in {where}" if where else str(picture)

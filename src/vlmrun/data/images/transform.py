@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vlmrun.config.schema import Slices, Tiles
+from vlmrun.config.schema import Aspect, Slices, Tiles
 from vlmrun.data.images import grid as slices
 from vlmrun.data.images.fitting import best_grid, center_crop, fit_into, pad_to_square
 from vlmrun.data.images.patch_strips import strips
 from vlmrun.errors import CheckpointError, ConfigError, DataError
-
-Aspect = Literal["square", "pad", "anyres", "slices"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ class ImageTransform:
 
     def tiles(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
         """Pixels of all tiles of one RGB image, [n_tiles, 3, height, width] of float32, and how it was cut."""
-        fitted, layout = self.fit(image, aspect)
-        return self.scale(fitted, layout), layout
+        return self.scaled(*self.fit(image, aspect), aspect)
 
     def fit(self, image: Image.Image, aspect: Aspect) -> tuple[np.ndarray, ImageLayout | None]:
         """All tiles of one RGB image before rescaling and normalising, and how it was cut; None: it was not.
@@ -84,6 +81,8 @@ class ImageTransform:
         """
         if aspect == "slices":
             return self._sliced(image)
+        if aspect == "pad_after":
+            return self._in_corner(image)[None], ImageLayout(None, image.size)
         if aspect != "anyres":
             return self._fit(image, aspect)[None], None
         if not self.grids:
@@ -140,8 +139,20 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image, aspect: Aspect) -> np.ndarray:
         """Pixels of one RGB image that is not cut, [3, height, width] of float32."""
-        pixels: np.ndarray = self.scale(self._fit(image, aspect)[None])[0]
+        pixels: np.ndarray = self.tiles(image, aspect)[0][0]
         return pixels
+
+    def scaled(
+        self, fitted: np.ndarray, layout: ImageLayout | None, aspect: Aspect
+    ) -> tuple[np.ndarray, ImageLayout | None]:
+        """What the tower takes of what `fit` gave, and how it was cut; None: it was not."""
+        if aspect != "pad_after" or layout is None:
+            return self.scale(fitted, layout), layout
+        pixels = self.scale(fitted)
+        width, height = self._longest_side_fits(layout.size)
+        pixels[..., height:, :] = 0
+        pixels[..., width:] = 0
+        return pixels, None
 
     def scale(self, fitted: np.ndarray, layout: ImageLayout | None = None) -> np.ndarray:
         """Rescales and normalises what `fit` gives; what fills a strip up stays zero."""
@@ -176,6 +187,27 @@ class ImageTransform:
         if self.crop is not None:
             pixels = center_crop(pixels, *self._crop_size())
         return pixels
+
+    def _in_corner(self, image: Image.Image) -> np.ndarray:
+        """The picture in the upper left of the tower's, as large as it goes; what is left is filled after `scale`.
+
+        Source: alibaba/Pai-Megatron-Patch@a098ca5 examples/llava_mcore/image_processing.py, get_visual_transform
+        """
+        width, height = self._longest_side_fits(image.size)
+        canvas = np.zeros((3, *self.size), dtype=np.uint8)
+        canvas[:, :height, :width] = np.moveaxis(np.array(image.resize((width, height), resample=self.resample)), -1, 0)
+        return canvas
+
+    def _longest_side_fits(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of a picture of this size when its longest side is the tower's."""
+        scale = max(self.size) / max(size)
+        width, height = (int(side * scale + 0.5) for side in size)
+        if not width or not height:
+            raise DataError(
+                f"an image of {size[0]} x {size[1]} pixels would have no width or height left",
+                fix="crop it to a less extreme shape, or use image_aspect: pad",
+            )
+        return width, height
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         assert self.resize is not None

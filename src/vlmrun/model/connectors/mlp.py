@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -27,8 +28,12 @@ class MLP(Connector):
 
     Source:
         LLaVA, haotian-liu/LLaVA llava/model/multimodal_projector/builder.py; state keys `layers.0`, `layers.2`, ...
-        stand where its `mm_projector.0`, `mm_projector.2` stood. `hidden` and `bias` are Pai-Megatron-Patch's: 14336
-        and false.
+        stand where its `mm_projector.0`, `mm_projector.2` stood. `hidden`, `bias` and `init_std` are
+        Pai-Megatron-Patch's: 14336, false, and 0.014 with 0.014 / sqrt(64) for the last layer.
+
+    Args:
+        hidden: width between the layers; None: the LLM's.
+        init_std: of the normal distribution each layer's weights are drawn from; None: as torch draws them.
     """
 
     ARITHMETIC = arch.MLP
@@ -36,10 +41,20 @@ class MLP(Connector):
     arithmetic: arch.MLP
 
     def __init__(
-        self, vision_dim: int, llm_dim: int, depth: int = 2, hidden: int | None = None, bias: bool = True
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        depth: int = 2,
+        hidden: int | None = None,
+        bias: bool = True,
+        init_std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(depth=depth, hidden=hidden, bias=bias)
+        super().__init__(depth=depth, hidden=hidden, bias=bias, init_std=init_std)
         self.layers = stacked(self.arithmetic, vision_dim, llm_dim)
+        if init_std is not None:
+            linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+            for layer, std in zip(linear, init_std, strict=True):
+                nn.init.normal_(layer.weight, std=std)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Concatenates the tower's layers on channels and projects them."""

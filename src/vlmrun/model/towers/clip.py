@@ -14,7 +14,11 @@ _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27
 
 
 class Clip(HuggingFaceTower):
-    """Patch features of CLIP, with or without the class token in front."""
+    """Patch features of CLIP, with or without the class token in front.
+
+    Args:
+        preprocessor: values laid over those of preprocessor_config.json, such as another mean.
+    """
 
     def __init__(  # noqa: PLR0913 - every key of the YAML is an argument
         self,
@@ -23,6 +27,7 @@ class Clip(HuggingFaceTower):
         layers: Sequence[int] | None = (-2,),
         feature: Literal["patch", "cls_patch"] = "patch",
         scales: Sequence[int] | None = None,
+        preprocessor: dict[str, Any] | None = None,
         *,
         dtype: torch.dtype,
         attention: str,
@@ -31,6 +36,7 @@ class Clip(HuggingFaceTower):
         model, source = load_parts(path, config, _NAMES, dtype=dtype, attention=attention)
         super().__init__(model, layers, scales, n_class=1, n_dropped=int(feature == "patch"))
         self.prepare(source, _preprocessor(self.image_size))
+        self.preprocessor = self.preprocessor | (preprocessor or {})
 
     def encoder_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """CLIP norms its embeddings before the first layer."""

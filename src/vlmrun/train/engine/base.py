@@ -40,8 +40,11 @@ class Engine(ABC):
         """Adds the gradient of loss / accumulation, to be averaged over ranks."""
 
     @abstractmethod
-    def step(self, factor: float) -> float | None:
+    def step(self, factor: float, weight_decay: float | None = None) -> float | None:
         """Updates with every group's rate times `factor`; returns the gradient norm before clipping.
+
+        Args:
+            weight_decay: of the groups that decay; None: as they were made.
 
         None: the gradients did not fit into fp16, and nothing was updated; the next ones are scaled less.
         """
@@ -82,6 +85,13 @@ class Engine(ABC):
             A handle with `remove()`.
         """
         return parameter.register_hook(look)
+
+    def _pace(self, described: list[dict[str, Any]], factor: float, weight_decay: float | None) -> None:
+        """Sets the rate, and a weight decay that changes, of the optimizer's groups."""
+        for values, group in zip(described, self.groups, strict=True):
+            values["lr"] = group.lr * factor
+            if weight_decay is not None and group.decays:
+                values["weight_decay"] = weight_decay
 
     def _whole(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().cpu().clone() if dist.is_main() else torch.empty(0)

@@ -78,10 +78,9 @@ class DeepSpeedEngine(Engine):
         if not self.inner.is_gradient_accumulation_boundary():
             self.inner.step()
 
-    def step(self, factor: float) -> float | None:
+    def step(self, factor: float, weight_decay: float | None = None) -> float | None:
         assert self.inner.is_gradient_accumulation_boundary(), "a micro batch is missing or one too many"
-        for described, group in zip(self.inner.optimizer.param_groups, self.groups, strict=True):
-            described["lr"] = group.lr * factor
+        self._pace(self.inner.optimizer.param_groups, factor, weight_decay)
         norm = self._own_norm() if self._zero == 0 else None
         scale = self._allow_lowest_scale() if self._fp16 else None
         self.inner.step()

@@ -67,9 +67,8 @@ class FsdpEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         (loss / self._accumulation).backward()
 
-    def step(self, factor: float) -> float:
-        for described, group in zip(self._optimizer.param_groups, self.groups, strict=True):
-            described["lr"] = group.lr * factor
+    def step(self, factor: float, weight_decay: float | None = None) -> float:
+        self._pace(self._optimizer.param_groups, factor, weight_decay)
         gradients = [_local(p.grad) for p in self._trained.values() if p.grad is not None]
         norm = _norm(gradients)
         if self._max_norm and norm > self._max_norm:

@@ -43,9 +43,8 @@ class PlainEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         (loss / self._accumulation).backward()
 
-    def step(self, factor: float) -> float:
-        for described, group in zip(self._optimizer.param_groups, self.groups, strict=True):
-            described["lr"] = group.lr * factor
+    def step(self, factor: float, weight_decay: float | None = None) -> float:
+        self._pace(self._optimizer.param_groups, factor, weight_decay)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,1 @@
+"""Samples in tar shards: webdataset's layout and megatron-energon's metadata, read by offset, written whole."""
