@@ -26,7 +26,7 @@ LATE_IMPORTS = 3
 MAX_LINES = 250
 # Files that read better in one piece than in two, with the lines they have now.
 LONG = {
-    "back.py": (290, "the one door: a function for each thing behind it"),
+    "back.py": (307, "the one door: a function for each thing behind it"),
     "cli/data.py": (280, "five actions of one verb and their tables"),
     "signature.py": (265, "arguments and attributes of a class, by one walk through modules and bases"),
     "data/templates.py": (367, "the built-in templates, a table, and the one function that renders them"),
