@@ -143,7 +143,7 @@ def test_check_of_a_sweep_checks_every_point(vlmrun):
     done = vlmrun("check", "-m", "+recipe=smoke", "stage.lora.micro_batch=4,5", "model/connector=linear,mlp2x_gelu")
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-    assert "cannot be cut into micro batches of 5" in done.stderr
+    assert "is no multiple of micro_batch 5 x" in done.stderr
     good = vlmrun("check", "-m", "+recipe=smoke", "model/connector=linear,mlp2x_gelu")
     assert good.stdout.count("ok: smoke has no problems") == 2
 

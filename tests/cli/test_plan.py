@@ -125,7 +125,7 @@ def test_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "told"),
     [
         (["+recipe=smoke", "hardware.gpu=a10"], "unknown gpu 'a10'"),
-        (["+recipe=smoke", "stage.instruct.micro_batch=7"], "cannot be cut into micro batches of 7"),
+        (["+recipe=smoke", "stage.instruct.micro_batch=7"], "is no multiple of micro_batch 7 x"),
         (["+recipe=smoke", "stage.instruct.data=[nope]"], "no data 'nope'"),
         (["+recipe=smoke", "hardware.precision=bf16", "stage.instruct.zero=0"], "bf16 with ZeRO 0"),
         (["+recipe=llava15_7b", "model.llm.path=nobody/nothing"], "no model folder 'nobody/nothing' here"),

@@ -116,7 +116,7 @@ def test_a_failing_point_does_not_stop_a_sweep_and_the_exit_code_tells(vlmrun, t
     quick = ["only=[pretrain]", "stage.pretrain.max_steps=2", "stage.pretrain.engine=plain"]
     done = vlmrun(*TINY, *quick, "stage.pretrain.micro_batch=3,4", "-m")
     assert done.returncode == 2
-    assert "cannot be cut into micro batches of 3" in done.stderr
+    assert "is no multiple of micro_batch 3 x" in done.stderr
     (record,) = (tmp_path / "outputs" / "sweeps").glob("*/sweep.json")
     assert [job["error"] is None for job in json.loads(record.read_text())] == [False, True]
 

@@ -31,7 +31,7 @@ def test_points_of_joblib_share_what_they_share_and_one_that_fails_stops_no_othe
     assert done.stdout == ""
     jobs, folder = swept(tmp_path)
     assert [job["overrides"] for job in jobs] == [[f"stage.pretrain.micro_batch={n}"] for n in (4, 2, 3)]
-    assert "cannot be cut into micro batches of 3" in jobs[2]["error"]["problems"][0]["what"]
+    assert "is no multiple of micro_batch 3 x" in jobs[2]["error"]["problems"][0]["what"]
     assert [job["error"] for job in jobs[:2]] == [None, None]
     assert jobs[0]["stages"] == jobs[1]["stages"]
     # Two processes wanted the same two stages at once: each was made by one of them, and waited for by the other.

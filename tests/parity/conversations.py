@@ -239,20 +239,20 @@ DEVIATIONS = (
     Deviation(
         "picture_without_tag",
         "refused",
-        "The record names a picture that no `<image>` shows: upstream trains the text and skips the picture.",
+        "The record names an image that no `<image>` shows: upstream trains the text and skips the image.",
         _picture_without_tag,
     ),
     Deviation(
         "caption_without_picture",
         "refused",
-        "A caption without a picture: upstream's plain template shows it the next sample's.",
+        "A caption without an image: upstream's plain template shows it the next sample's.",
         _caption_tag_alone,
     ),
     Deviation(
         "tag_without_picture",
         "refused",
-        "The text has an `<image>` but the record names no picture. Upstream trains the tag as ordinary text; "
-        "KoLLaVA's mpt path as a picture, the next sample's.",
+        "The text has an `<image>` but the record names no image. Upstream trains the tag as ordinary text; "
+        "KoLLaVA's mpt path as an image, the next sample's.",
         _tag_alone,
     ),
     Deviation(

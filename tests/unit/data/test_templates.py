@@ -58,7 +58,10 @@ def test_a_prompt_is_the_text_before_the_answer(name):
 def test_round_trip_through_json_fields(name):
     fields = TEMPLATES[name].to_dict()
     assert Template.from_dict(fields) == TEMPLATES[name]
-    assert set(fields) == {field.name for field in dataclasses.fields(Template)}
+    of_one_value = (
+        {"image_token"} if not TEMPLATES[name].image_token else set()
+    )  # added later: left out where it is off
+    assert set(fields) | of_one_value == {field.name for field in dataclasses.fields(Template)}
 
 
 def test_a_template_saved_by_another_version_is_refused():
