@@ -37,7 +37,7 @@ def test_version(vlmrun):
 )
 def test_torch_is_not_imported(tmp_path, arguments):
     code = (
-        "import sys; from vlmrun.cli import main; main(sys.argv[1:]); "
+        "import sys; from vlmrun.cli.app import main; main(sys.argv[1:]); "
         f"sys.stderr.write('LOADED ' + ' '.join(name for name in {HEAVY!r} if name in sys.modules))"
     )
     done = subprocess.run(

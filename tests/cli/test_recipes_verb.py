@@ -60,5 +60,5 @@ def test_an_unknown_name_gets_the_nearest(vlmrun):
 def test_a_missing_file_says_where_it_comes_from(vlmrun):
     done = vlmrun("check", "+recipe=llava15_7b")
     assert done.returncode == 2
-    for said in ("blip_laion_cc_sbu_558k.json", "huggingface.co/datasets", "licence", "558,128 records", "hf download"):
+    for said in ("blip_laion_cc_sbu_558k.json", "huggingface.co/datasets", "license", "558,128 records", "hf download"):
         assert said in done.stderr

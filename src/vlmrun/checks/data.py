@@ -73,7 +73,7 @@ def _data(run: RunConfig) -> Iterator[Problem]:
 def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     annotations = Path(data.annotations).expanduser()
     shards = derived.in_shards(data)
-    yield from shard_checks.check(data, where)
+    yield from shard_checks.entry(data, where)
     is_there = annotations.is_dir() if shards else annotations.is_file()
     noun = "folder of shards" if shards else "file"
     missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]

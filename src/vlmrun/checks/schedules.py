@@ -159,6 +159,6 @@ RULES = (
     Rule("schedule", "The warm-up is given once and is shorter than the schedule, a lowest rate belongs to a schedule "
          "that falls, and every value belongs to the schedule that is chosen.",
          ("stage.*.optim", "stage.*.max_steps", "stage.*.epochs"), _schedule, of=_TRAIN, alone=True),
-    Rule("energon-order", "megatron-energon's order is that of one data set of its own, in whole micro batches.",
+    Rule("energon-order", "The order of megatron-energon is that of one data set of its own, in whole micro batches.",
          ("stage.*.order", "stage.*.data", "stage.*.global_batch"), _energon, of=_TRAIN),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from vlmrun.data.shards import fields, metadata
 from vlmrun.errors import DataError, Problem
 
 
-def check(data: DataConfig, where: str) -> Iterator[Problem]:
+def entry(data: DataConfig, where: str) -> Iterator[Problem]:
     """Every broken rule of one data entry whose files are there."""
     if not derived.in_shards(data):
         for name in ("split", "fields"):

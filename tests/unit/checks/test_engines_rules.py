@@ -158,11 +158,11 @@ def test_the_families_that_can_be_shared_are_those_transformers_plans_so():
 
 def test_a_drive_needs_libaio_and_a_folder_one_may_write(tmp_path, monkeypatch):
     changes = {"zero": 3, "offload": "nvme", "numbers": {"nvme_path": str(tmp_path)}}
-    monkeypatch.setattr(engines, "find_library", lambda name: None)
+    monkeypatch.setattr(offload, "find_library", lambda name: None)
     assert [line for line in _found(**changes) if "apt-get install libaio-dev" in line]
-    monkeypatch.setattr(engines, "find_library", lambda name: "libaio.so.1")
+    monkeypatch.setattr(offload, "find_library", lambda name: "libaio.so.1")
     assert _found(**changes) == []
-    monkeypatch.setattr(engines.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(offload.os, "access", lambda path, mode: False)
     assert any("cannot be written" in line for line in _found(**changes))
 
 
