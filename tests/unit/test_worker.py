@@ -115,7 +115,7 @@ def test_a_signal_ends_a_stage_with_130_and_without_a_traceback(run_stage, capsy
 
 @pytest.mark.parametrize("first", ["cause", "echo"])
 def test_the_rank_that_failed_is_heard_over_those_that_lost_it(tmp_path, first):
-    job = types.SimpleNamespace(path=tmp_path)
+    job = types.SimpleNamespace(path=tmp_path, name="lora")
     errors = {
         "cause": DataError("5.png is no picture"),
         "echo": LaunchError("rank 0: Connection closed", reason="lost_rank"),

@@ -58,7 +58,9 @@ def test_no_rule_is_forgotten():
                 and (path.name, node.name) not in CALLED_BY_OTHERS
                 and path.name not in ("table.py", "environment.py")
             ):
-                assert (path.name, node.name) in lines, f"{path.name}: {node.name} is asked by nobody"
+                assert (path.name, node.name) in lines | CALLED_BY_OTHERS, (
+                    f"{path.name}: {node.name} is asked by nobody"
+                )
 
 
 def _rule(name: str, where: str, yields_to: tuple[str, ...] = ()) -> Rule:

@@ -113,8 +113,8 @@ def test_a_folder_of_ones_own_adds_options(tmp_path):
 
 
 def test_strict_types_refuse_what_yaml_would_let_pass():
-    (problem,) = problems_of("+recipe=smoke", "stage.lora.gradient_checkpointing=1")
-    assert "gradient_checkpointing" in problem.what
+    (problem,) = problems_of("+recipe=smoke", "stage.lora.group_by_modality_length=1")
+    assert "group_by_modality_length" in problem.what
 
 
 def test_an_integer_is_a_fine_float():
