@@ -8,6 +8,7 @@ names one of its own is checked and planned as ours are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,12 +79,16 @@ def arithmetic(connector: Target) -> Arithmetic | None:
     if kind is None:
         return None
     try:
-        made: Arithmetic = kind(**target.arguments)
+        return made_of(kind, target.arguments)
     except TypeError as error:
         name = target.target.rpartition(".")[2]
         fix = f"{kind.__module__}.{kind.__name__} takes the keys of the connector's YAML"
         raise ConfigError(f"the arithmetic of {name} cannot be made: {error}", "model.connector", fix) from error
-    return made
+
+
+def made_of(kind: type[Arithmetic], arguments: Mapping[str, Any]) -> Arithmetic:
+    """An arithmetic from a connector's arguments; that of a token for every patch depends on none of them."""
+    return kind() if kind is Arithmetic else kind(**arguments)
 
 
 def side_of(n_patches: int, name: str) -> int:

@@ -132,7 +132,7 @@ def _answer(folder: Path) -> str:
 
     loaded = load(folder, dtype=torch.float32, attention="sdpa")
     dialogue = Dialogue(loaded, aspect=describe(folder)["image_aspect"], max_new_tokens=12)
-    return dialogue.ask("What colour is the shape?", Image.new("RGB", (30, 20), (200, 10, 60)))
+    return dialogue.ask("What colour is the shape?", [Image.new("RGB", (30, 20), (200, 10, 60))])
 
 
 def test_a_published_folder_has_its_values_read_from_either_processor_file(tmp_path, model):

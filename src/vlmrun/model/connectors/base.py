@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from vlmrun.arch.connectors import Arithmetic
+from vlmrun.arch.connectors import Arithmetic, made_of
 from vlmrun.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ class Connector(nn.Module):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self.arithmetic = self.ARITHMETIC(**arguments)
+        self.arithmetic = made_of(self.ARITHMETIC, arguments)
 
     def __init_subclass__(cls) -> None:
         """Refuses what has moved: `check` and `plan` would not see it."""
@@ -45,7 +45,7 @@ class Connector(nn.Module):
     @classmethod
     def wanted_layers(cls, n_layers: int, **arguments: Any) -> list[int] | None:
         """The tower's layers that a connector with these arguments needs (`Arithmetic.wanted_layers`)."""
-        return cls.ARITHMETIC(**arguments).wanted_layers(n_layers)
+        return made_of(cls.ARITHMETIC, arguments).wanted_layers(n_layers)
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
         """Joins the requested layers of the tower.
