@@ -30,7 +30,7 @@ def exact(folder):
 
 
 def _without_decoding(text):
-    from vlmrun.data import dataset
+    from vlmrun.data import encoder
     from vlmrun.train import loop
 
     def load(*_, **__):
@@ -39,7 +39,7 @@ def _without_decoding(text):
     seed = loop.seed
 
     def start(*arguments):
-        dataset.load_image = load  # from the first step on: before it, pictures are looked at for other reasons
+        encoder.load_image = load  # from the first step on: before it, pictures are looked at for other reasons
         seed(*arguments)
 
     loop.seed = start
@@ -83,15 +83,15 @@ def test_workers_and_prefetch_are_those_asked_for(folder, exact):
 
 
 def _from_a_slow_disk(text):
-    from vlmrun.data import dataset
+    from vlmrun.data import encoder
 
-    load = dataset.load_image
+    load = encoder.load_image
 
     def slowly(*arguments, **named):
         time.sleep(0.05)
         return load(*arguments, **named)
 
-    dataset.load_image = slowly
+    encoder.load_image = slowly
     return execute(text)
 
 
