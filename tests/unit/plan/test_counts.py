@@ -20,7 +20,7 @@ from vlmrun.train import audit
 PUBLISHED = published.published()
 LORA = Lora(r=8, alpha=16.0, dropout=0.05, targets="all-linear", bias="none", modules_to_save=[])
 ON_DEMAND = {"emoji_smollm2"}  # its folders are made by `make demo`
-MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("[!_]*.yaml"))
 PICO = sorted(path.stem for path in (conf_dir() / "model" / "llm").glob("pico*.yaml"))
 
 
