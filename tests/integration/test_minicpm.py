@@ -94,7 +94,7 @@ def test_merged_it_answers_the_same_about_a_picture_that_is_cut(trained, tmp_pat
     answers = []
     for loaded in both:
         dialogue = Dialogue(loaded, aspect=describe(job.path)["image_aspect"], max_new_tokens=6)
-        answers.append([dialogue.ask("Which colour?", picture), dialogue.ask("Sure?")])
+        answers.append([dialogue.ask("Which colour?", [picture]), dialogue.ask("Sure?")])
         (_, layout), *_ = dialogue.pictures
         assert layout.grid is not None
     assert answers[0] == answers[1]
@@ -141,4 +141,4 @@ def test_evaluation_cuts_pictures_as_training_did(trained, tmp_path):
     (row,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
     loaded = load(job.path, dtype=torch.float32, attention="sdpa")
     picture = Image.open(folder / "images/1.png").convert("RGB")
-    assert row["answer"] == Dialogue(loaded, aspect="slices", max_new_tokens=6).ask("Which colour?", picture)
+    assert row["answer"] == Dialogue(loaded, aspect="slices", max_new_tokens=6).ask("Which colour?", [picture])
