@@ -95,8 +95,8 @@ def test_merged_it_answers_the_same_about_a_picture_that_is_cut(trained, tmp_pat
     for loaded in both:
         dialogue = Dialogue(loaded, aspect=describe(job.path)["image_aspect"], max_new_tokens=6)
         answers.append([dialogue.ask("Which colour?", [picture]), dialogue.ask("Sure?")])
-        (_, layout), *_ = dialogue.pictures
-        assert layout.grid is not None
+        shown, *_ = dialogue.pictures
+        assert shown.layout.grid is not None
     assert answers[0] == answers[1]
 
 
