@@ -52,7 +52,7 @@ def main() -> None:
         for method in ("even_fit", "best_fit", "first_fit", "in_order"):
             rows.append(packed(lengths, Packing(length=length, method=method, window=chosen.window)))
     drawn = f"{len(lengths)} samples drawn like llava_v1_5_mix665k"
-    title = f"{drawn}: {lengths.mean():.0f} tokens on average, {IMAGE} a picture"
+    title = f"{drawn}: {lengths.mean():.0f} tokens on average, {IMAGE} an image"
     show(Table(title, _HEADER, rows, _NOTES), chosen.json)
 
 

@@ -60,7 +60,7 @@ _HEADER = [
 ]
 _NOTES = [
     f"A Llama of 6 layers, width 256, {_VOCABULARY} tokens; a CLIP tower of 4 layers (frozen), a two-layer projector.\n"
-    f"Batches of {_BATCH} sequences of {_LENGTH} tokens, {_N_PATCHES} a picture, {_SUPERVISED:.0%} supervised.\n"
+    f"Batches of {_BATCH} sequences of {_LENGTH} tokens, {_N_PATCHES} an image, {_SUPERVISED:.0%} supervised.\n"
     "AdamW as each trainer has it by default (fused), clipping at 1.0, constant rate, fp32, one rank, one thread.\n"
     f"Medians over steps after the first {_WARM_UP} of every round. cpu: processor time of the process, which other\n"
     "work on the machine disturbs less.",

@@ -35,5 +35,5 @@ def setup(*, rank: int = 0, folder: Path | None = None, level: int = logging.INF
 
 
 def is_terminal() -> bool:
-    """Whether a person watches stderr and wants bars and colour (`NO_COLOR` and `CI` say no)."""
+    """Whether a person watches stderr and wants bars and color (`NO_COLOR` and `CI` say no)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")

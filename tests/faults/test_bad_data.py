@@ -58,7 +58,7 @@ def test_all_bad_records_are_told_at_once(own_data, pretrain):
 def test_skip_counts_and_lists_instead(own_data, pretrain, tmp_path):
     for number, name in enumerate(["no placeholder", "missing picture"]):
         spoil(own_data, number, **BAD_RECORDS[name][0])
-    (tmp_path / "images" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    (tmp_path / "images" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
     done = pretrain(own_data, "data.llava.on_error=skip", "stage.pretrain.epochs=3")  # every record is met
     assert done.returncode == 0, done.stderr
     (listing,) = (tmp_path / "outputs" / "stages").glob("pretrain-*/skipped.jsonl")
@@ -114,7 +114,7 @@ def test_an_image_root_that_is_a_link_elsewhere_does_not_open_the_way_out(own_da
 
 
 def test_a_loader_process_tells_a_bad_picture_in_a_sentence(own_data, pretrain, tmp_path):
-    (tmp_path / "images" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    (tmp_path / "images" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
     done = pretrain(own_data, "stage.pretrain.workers=1")
     assert done.returncode == 3, done.stderr
     assert "2.png" in done.stderr

@@ -72,7 +72,7 @@ def test_units_of_blocks_train_alike_where_weights_are_sharded(folder):
 def test_a_picture_that_cannot_be_read_keeps_its_place_and_is_listed(folder):
     place = folder / "damaged"
     write_records(place, 12, text_only="none")
-    (place / "images" / "3.png").write_bytes(b"no picture")
+    (place / "images" / "3.png").write_bytes(b"no image")
     write(place / "data.json", place / "wds", Layout(), images=place / "images",
           finish=lambda new: metadata.write(new, 4, [1, 0, 0]))  # fmt: skip
     job = trained(folder, "damaged-run", data={"annotations": str(place / "wds"), "on_error": "skip"})

@@ -266,7 +266,7 @@ def test_odd_samples_are_read_as_upstream_reads_them_or_rejected(tmp_path):
 
 
 def _add(archive, name, case):
-    content = b"no picture" if name.endswith(".jpg") else json.dumps(_turns(name, case)).encode()
+    content = b"no image" if name.endswith(".jpg") else json.dumps(_turns(name, case)).encode()
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))

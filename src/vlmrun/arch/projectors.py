@@ -148,7 +148,7 @@ class SPP(Arithmetic):
     version: Literal["v1", "v2", "v3"]
 
     def tokens(self, n_patches: int) -> int:
-        """A quarter of the map; a last row and column that have no neighbour are left out."""
+        """A quarter of the map; a last row and column that have no neighbor are left out."""
         return (side_of(n_patches, "spp") // 2) ** 2
 
     @staticmethod

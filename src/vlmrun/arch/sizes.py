@@ -133,8 +133,8 @@ class Tower:
         tokens: of one square, class token included.
         patches: features of one square that are handed on.
         edge: pixels along the square.
-        enlarged: how many times the square's edge a picture has (S2: 3).
-        squares: encoded for one picture (S2: 1 + 4 + 9).
+        enlarged: how many times the square's edge an image has (S2: 3).
+        squares: encoded for one image (S2: 1 + 4 + 9).
         scales: whose features lie side by side (S2: 3).
         kept: layers that are handed on.
         n_used: parameters that what is handed on depends on; the others are loaded, and never trained.
@@ -168,7 +168,7 @@ def vit_block(hidden: int, intermediate: int) -> int:
 
 @dataclass(frozen=True)
 class Connector:
-    """Linear layers, each with the rows it sees per picture; and what is saved between them.
+    """Linear layers, each with the rows it sees per image; and what is saved between them.
 
     Attributes:
         tokens: rows per square handed to the LLM.

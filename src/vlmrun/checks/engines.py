@@ -99,7 +99,7 @@ def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
             "fsdp cuts the embedding whose rows are to be trained", f"{where}.engine", f"{where}.engine=deepspeed"
         )
     if stage.offload == "nvme":
-        yield Problem("fsdp offloads to the computer's memory only", f"{where}.offload", f"{where}.offload=cpu")
+        yield Problem("fsdp offloads to host memory only", f"{where}.offload", f"{where}.offload=cpu")
     if stage.compat.fp16_tower:
         yield Problem("fsdp holds one type of weights", f"{where}.compat.fp16_tower", f"{where}.engine=deepspeed")
 

@@ -20,7 +20,7 @@ def entry(data: DataConfig, where: str) -> Iterator[Problem]:
                 yield Problem(what, f"{where}.{name}", f"{where}.{name}=null, or {where}.format=energon")
         return
     if data.images is not None:
-        yield Problem("pictures of shards lie in the shards", f"{where}.images", f"{where}.images=null")
+        yield Problem("images of shards lie in the shards", f"{where}.images", f"{where}.images=null")
     if data.format == "wds" and data.split is not None:
         yield Problem("format wds takes no split", f"{where}.split", f"{where}.split=null, or {where}.format=energon")
     folder = Path(data.annotations).expanduser()

@@ -71,7 +71,7 @@ def _quirks(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     compat = stage.compat
     if compat.labels not in (None, "minicpm") and stage.image_aspect == "slices":
         yield Problem(
-            f"{compat.labels} never cut pictures into slices: its labels cannot be counted there",
+            f"{compat.labels} never cut images into slices: its labels cannot be counted there",
             f"{where}.compat.labels",
             f"{where}.compat.labels=null, or another image_aspect",
         )

@@ -86,7 +86,7 @@ def _new_tokens(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Probl
         )
     if added and stage.tune.llm == "qlora" and stage.init_from is None:
         yield Problem(
-            "tokens cannot be added to a quantised LLM", f"{where}.init_from", "start from a stage that has added them"
+            "tokens cannot be added to a quantized LLM", f"{where}.init_from", "start from a stage that has added them"
         )
 
 
@@ -106,7 +106,7 @@ def _tokens(run: RunConfig) -> Iterator[Problem]:
     if any(not text.strip() or text != text.strip() for text in added):
         yield Problem("a new token is empty, or has a space at an end", where, "such as <im_start>")
     if "<image>" in added:
-        yield Problem("<image> marks the place of pictures and is no token", where, "another name")
+        yield Problem("<image> marks the place of images and is no token", where, "another name")
 
 
 def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:

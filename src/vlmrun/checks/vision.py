@@ -79,7 +79,7 @@ def _aspect(run: RunConfig) -> Iterator[Problem]:
         kind, example = _CUTTING.get(aspect or "", (None, ""))
         if kind is not None and not isinstance(run.model.tiles, kind):
             yield Problem(
-                f"image_aspect is {aspect}, but model.tiles does not say how pictures are cut",
+                f"image_aspect is {aspect}, but model.tiles does not say how images are cut",
                 f"stage.{name}.image_aspect",
                 f"'model.tiles={example}', or pad",
             )

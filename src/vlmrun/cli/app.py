@@ -49,7 +49,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun nodes OVERRIDES | sh         the same on every node of hardware.hostfile, over ssh
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
-       vlmrun chat ARTIFACT --image FILE   talk with a model about a picture
+       vlmrun chat ARTIFACT --image FILE   talk with a model about an image
        vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page
        vlmrun score ANSWERS --benchmark B  accuracy, interval and protocol of answers, without a model
        vlmrun submit STAGE                 the files that evaluation servers take

@@ -26,14 +26,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vlmrun chat", description="Talk with a model about pictures.")
+    parser = argparse.ArgumentParser("vlmrun chat", description="Talk with a model about images.")
     parser.add_argument("artifact", help="a stage name, name-key, key, or folder")
-    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures to talk about")
+    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="images to talk about")
     parser.add_argument("--prompt", help="ask this, print the answer, and stop")
     parser.add_argument("--questions", metavar="FILE", help="ask every line of a JSONL file: question, images")
     parser.add_argument("--json", action="store_true", help="with --prompt or --questions: answers as JSON lines")
     parser.add_argument("--history", metavar="FILE", help="go on with the dialogue of this file, and keep it there")
-    parser.add_argument("--allow-urls", action="store_true", help="pictures may be http(s) addresses, public ones only")
+    parser.add_argument("--allow-urls", action="store_true", help="images may be http(s) addresses, public ones only")
     model_options(parser)
     how = parser.add_argument_group("how answers are chosen")
     how.add_argument("--max-new-tokens", type=at_least_one, default=64, help="(default: %(default)s)")

@@ -30,8 +30,8 @@ usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sampl
        vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
        vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
        vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
-       vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and pictures to tar shards
-       vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and pictures
+       vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and images to tar shards
+       vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and images
        vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
 """
 
@@ -106,7 +106,7 @@ def prepare(arguments: list[str]) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_text(options.output, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     n_images = sum("image" in record for record in records)
-    logs.get(__name__).info("%s: %d records, %d with a picture", options.output, len(records), n_images)
+    logs.get(__name__).info("%s: %d records, %d with an image", options.output, len(records), n_images)
     return 0
 
 
@@ -138,7 +138,7 @@ def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Find
     check_source(path, folder=shards)
     options.images = path if shards else options.images
     if options.images is None:
-        logs.get(__name__).info("no --images: pictures are not looked at")
+        logs.get(__name__).info("no --images: images are not looked at")
     return back.lint_file(path, vars(options), tally)
 
 
@@ -208,7 +208,7 @@ def _table(tally: Tally, n_files: int) -> str:
 
 
 def _page(found: dict[str, Any]) -> str:
-    """For a person: what is learnt in colour, or between [[ and ]]."""
+    """For a person: what is learnt in color, or between [[ and ]]."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     file, index = found["source"]
     head = [

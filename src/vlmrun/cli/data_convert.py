@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     source, output = options.source.expanduser(), options.output.expanduser()
     if options.came_as == "wds":
         n_records = back.unpack_shards(source, output)
-        log.info("%s: %s records and their pictures", output, f"{n_records:,}")
+        log.info("%s: %s records and their images", output, f"{n_records:,}")
     elif options.to in _SHARDS:
         _to_shards(source, output, options)
     else:
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, help="annotation file; with --from wds a folder of shards")
     parser.add_argument("output", type=Path, help="file to write; of shards, and with --from wds, a new folder")
     parser.add_argument("--to", choices=[*_OTHER, *_SHARDS], help="format of the output")
-    parser.add_argument("--from", dest="came_as", choices=["wds"], help="shards to LLaVA JSON and pictures")
+    parser.add_argument("--from", dest="came_as", choices=["wds"], help="shards to LLaVA JSON and images")
     shards = parser.add_argument_group("shards")
     shards.add_argument("--images", type=Path, help="folder that image names start from (default: the file's own)")
     shards.add_argument("--pattern", help="names of shards (default: pretrain-%%d.tar); %%06d pads with zeros")

@@ -210,11 +210,11 @@ def _data_lines(name: str, config: DataConfig) -> list[str]:
     gone = _missing(config)
     lines = [
         f"{name}: {'there' if not gone else 'missing'}",
-        f"  {config.annotations}, pictures in {config.images or 'the shards'}",
+        f"  {config.annotations}, images in {config.images or 'the shards'}",
     ]
     if config.about is not None:
         records = f", {config.about.records:,} records" if config.about.records else ""
-        lines += [f"  {config.about.url} (licence: {config.about.licence}{records})", f"  {config.about.fetch}"]
+        lines += [f"  {config.about.url} (license: {config.about.licence}{records})", f"  {config.about.fetch}"]
     return lines
 
 

@@ -194,7 +194,7 @@ def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
     pictures = sorted(store.stages_dir(planned.root).glob("*/data/images/test/*.png"))[:1]
     picture = os.path.relpath(pictures[0]) if pictures else "PICTURE"
     log.info("next:")
-    log.info("  vlmrun chat %s --image %s --prompt 'Describe the picture.'", best, picture)
+    log.info("  vlmrun chat %s --image %s --prompt 'Describe the image.'", best, picture)
     log.info("  vlmrun ls %s", best)
     trained = [item.name for item in planned.outcomes if kinds.of_artifact(item.artifact.kind).trains]
     if recipe and trained:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _LONGEST_LINE = 1 << 20
-# A lost rank ends its neighbours by itself, with better words than ours; only if it does not, they are killed.
+# A lost rank ends its neighbors by itself, with better words than ours; only if it does not, they are killed.
 SECONDS_TO_END = 60.0
 
 

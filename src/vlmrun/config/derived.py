@@ -78,12 +78,12 @@ def recomputed_together(stage: TrainStage) -> int:
 
 
 def in_shards(data: DataConfig) -> bool:
-    """Whether samples lie in tar shards, with their pictures."""
+    """Whether samples lie in tar shards, with their images."""
     return data.format in SHARDS
 
 
 def image_root(data: DataConfig) -> Path | None:
-    """The folder that names of pictures start from."""
+    """The folder that names of images start from."""
     if in_shards(data):
         return Path(data.annotations).expanduser()
     return None if data.images is None else Path(data.images).expanduser()
@@ -100,7 +100,7 @@ def template(stage: Reading, model: ModelConfig) -> str:
 
 
 def slices(model: ModelConfig) -> Slices | None:
-    """How the model's pictures are cut into slices, if they are."""
+    """How the model's images are cut into slices, if they are."""
     return model.tiles if isinstance(model.tiles, Slices) else None
 
 

@@ -89,7 +89,7 @@ def packed(config: dict[str, Any]) -> dict[str, Any] | None:
     not.
 
     Raises:
-        CheckpointError: when they are quantised by something else.
+        CheckpointError: when they are quantized by something else.
     """
     said = config.get("quantization_config")
     if not said:
@@ -97,7 +97,7 @@ def packed(config: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(said, dict) or not (said.get("load_in_4bit") or said.get("load_in_8bit")):
         method = said.get("quant_method") if isinstance(said, dict) else said
         raise CheckpointError(
-            f"the weights are quantised already, by {method!r}",
+            f"the weights are quantized already, by {method!r}",
             "config.json",
             "give the full-precision model, or one of 4 bits",
         )

@@ -64,7 +64,7 @@ class Dataset:
         return self._samples.counts
 
     def lengths(self) -> list[int]:
-        """Words of every sample; negative for one without a picture."""
+        """Words of every sample; negative for one without an image."""
         found: list[int] = self._samples.words.tolist()
         return found
 
@@ -116,7 +116,7 @@ class Dataset:
         return Item(encoded, pixels, self.sample_id(index), skipped, layouts)
 
     def text(self, index: int) -> Item:
-        """One sample without its pixels, as long as `dataset[index]`; its pictures are not decoded, only measured.
+        """One sample without its pixels, as long as `dataset[index]`; its images are not decoded, only measured.
 
         Raises:
             DataError: under `on_error: fail`.

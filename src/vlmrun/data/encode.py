@@ -1,6 +1,6 @@
 """Sample + template + tokenizer -> token ids and labels.
 
-The text is cut at images only and every chunk is tokenised once. Labels follow from the characters each token covers,
+The text is cut at images only and every chunk is tokenized once. Labels follow from the characters each token covers,
 never from counting the tokens of some other tokenisation. Free of torch: the tokenizer is handed in.
 """
 
@@ -104,7 +104,7 @@ def encode_prompt(
 
 
 def misfit(sample: Sample, template: Template) -> Problem | None:
-    """Why a template cannot show a sample, known before anything is tokenised."""
+    """Why a template cannot show a sample, known before anything is tokenized."""
     if template.keep_question:
         return None
     roles = [turn.role for turn in sample.turns]
@@ -155,7 +155,7 @@ def tokenize(
 
 
 def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces that are tokenised together."""
+    """Pieces that are tokenized together."""
     groups: list[list[Piece]] = []
     for piece in pieces:
         if not groups or piece.alone:
@@ -165,7 +165,7 @@ def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _tokenize(pieces: Sequence[Piece], tokenizer: Any, tag: str | None, before: str) -> tuple[list[int], list[int]]:
-    """Tokenises chunk by chunk, cut at `tag`, keeping the tokenizer's own beginning-of-text behaviour on the first.
+    """Tokenises chunk by chunk, cut at `tag`, keeping the tokenizer's own beginning-of-text behavior on the first.
 
     Args:
         before: the special token that stands before every other chunk, and is not kept.

@@ -5,7 +5,7 @@ files, and writes what is left in the order it will be asked for; the others map
 
     records.bin   every record as a JSON list, one after the other
     ends.npy      where each one ends
-    words.npy     words of each one; negative for one without a picture
+    words.npy     words of each one; negative for one without an image
     index.json    sources and counts, and what the files were made from; written last
 """
 
@@ -33,7 +33,7 @@ class Index(Sequence[Sample]):
     Attributes:
         names: of the sources that have records: their data entries.
         counts: records of each, in order.
-        words: of every record; negative for one without a picture.
+        words: of every record; negative for one without an image.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -146,6 +146,6 @@ def _line(sample: Sample) -> bytes:
 
 
 def _words(sample: Sample) -> int:
-    """Words of all turns, whatever the tokenizer; negative without a picture."""
+    """Words of all turns, whatever the tokenizer; negative without an image."""
     n_words = sum(len(turn.text.split()) for turn in sample.turns)
     return n_words if sample.images else -n_words

@@ -19,7 +19,7 @@ _EVERY_SECONDS = 20.0
 
 
 def measure(dataset: Dataset, collator: Collator, indices: Iterable[int], n_of_all: int) -> list[int]:
-    """Tokenises samples and counts; pictures are not decoded.
+    """Tokenises samples and counts; images are not decoded.
 
     Args:
         n_of_all: how many samples all ranks measure, for the log.
@@ -38,7 +38,7 @@ def measure(dataset: Dataset, collator: Collator, indices: Iterable[int], n_of_a
 
 
 def read(file: Path, n: int) -> np.ndarray | None:
-    """What `write` wrote, if it is of as many samples: under `on_error: skip` pictures may have come or gone."""
+    """What `write` wrote, if it is of as many samples: under `on_error: skip` images may have come or gone."""
     if not file.is_file():
         return None
     try:

@@ -1,7 +1,7 @@
 """What is wrong with a file of training records, found before anything is trained. Streams; loads no torch.
 
 A record is looked at once. Only hashes are kept of it (8 bytes for its id, 8 for what it says), so a file of a million
-records takes little more memory than one of ten. Pictures are opened as far as their header.
+records takes little more memory than one of ten. Images are opened as far as their header.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WORDS = (
     ("duplicate_id", r"is used twice$|is used by record"),
 )
 _UNLIMITED = 1 << 60
-_PICTURES_KEPT = 1 << 16  # answers about pictures that are remembered
+_PICTURES_KEPT = 1 << 16  # answers about images that are remembered
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Measure:
 
     template: Template
     tokenizer: Any
-    image_tokens: Callable[[tuple[int, int] | None], int]  # of a picture of this width and height; None: not looked at
+    image_tokens: Callable[[tuple[int, int] | None], int]  # of an image of this width and height; None: not looked at
     max_length: int
 
 
@@ -65,7 +65,7 @@ class Rules:
 
     Args:
         split, fields: of shards, as in a data entry.
-        images: the folder that pictures stay in; None: pictures are not looked for.
+        images: the folder that images stay in; None: images are not looked for.
         template: one that all records must fit.
         measure: None: lengths are not known.
         marks: strings that must not stand in a text.
@@ -178,7 +178,7 @@ class _Linter:
             yield from _lengths(sample, self.rules.measure, sizes)
 
     def _picture(self, name: str) -> tuple[int, int] | Wrong:
-        """Width and height of a picture, or what is wrong with it."""
+        """Width and height of an image, or what is wrong with it."""
         known = self._pictures.get(name)
         if known is None:
             known = self._pictures[name] = _look_at(self.rules.images, name)

@@ -18,7 +18,7 @@ COMMON_MARKS = (*_TOKENS.split(), " ASSISTANT: ")
 
 def marks_of(template: Template | None, special_tokens: Iterable[str] = ()) -> tuple[str, ...]:
     """What a text must not contain under a template and a tokenizer; the common marks when neither is known."""
-    # A tag marks a picture's place also where the tokenizer has a token of its name.
+    # A tag marks an image's place also where the tokenizer has a token of its name.
     tokens = [text for text in special_tokens if text.strip() and text != IMAGE_TAG]
     if template is None:
         return tuple(dict.fromkeys((*COMMON_MARKS, *tokens)))

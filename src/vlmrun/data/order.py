@@ -1,4 +1,4 @@
-"""The order of an epoch: shuffled, or in batches of like length with pictures and text apart.
+"""The order of an epoch: shuffled, or in batches of like length with images and text apart.
 
 Every order is a pure function of the seed and the epoch. torch is imported where it is needed: the front half looks at
 this package.
@@ -68,7 +68,7 @@ def by_length(
     micro_batch: int,
     world: int,
 ) -> Order:
-    """Batches of like length, pictures and text apart (`modality_groups`).
+    """Batches of like length, images and text apart (`modality_groups`).
 
     Args:
         lengths: of every sample; negative for text alone.
@@ -135,11 +135,11 @@ def _draw(generator: Any) -> int:
 def modality_groups(lengths: Sequence[int], batch: int, world: int, generator: Any) -> list[int]:
     """Positions in an order whose micro batches are of like length and of one modality.
 
-    Megabatches (`batch` x `world` samples) of pictures and of text are mixed with each other; the last one of each kind
+    Megabatches (`batch` x `world` samples) of images and of text are mixed with each other; the last one of each kind
     is set aside, whole or not, and both come at the end, sorted.
 
     Args:
-        lengths: positive with a picture, negative without.
+        lengths: positive with an image, negative without.
         generator: a torch.Generator; None is torch's global one.
 
     Raises:

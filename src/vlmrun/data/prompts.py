@@ -59,7 +59,7 @@ class Prompts:
         blocks, spans = self.encoder.blocks(each), self.encoder.spans(each)
         ids, _ = tokenize(pieces, self.encoder.tokenizer, images=len(pixels) > 0, blocks=blocks)
         if not ids:
-            raise DataError("the prompt is empty", id, "ask something, or show a picture")
+            raise DataError("the prompt is empty", id, "ask something, or show an image")
         n_places = ids.count(IMAGE_TOKEN)
         assert n_places == len(spans), f"{n_places} places in the text, {len(spans)} images or tiles"
         length = len(ids) + sum(spans) - len(spans)

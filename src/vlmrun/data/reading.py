@@ -75,9 +75,9 @@ def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
 
 
 class _Pictures:
-    """Finds samples whose pictures do not exist: now, and not hours into a run.
+    """Finds samples whose images do not exist: now, and not hours into a run.
 
-    A picture costs one look-up however many samples name it, and is not opened: that is still left for its turn.
+    An image costs one look-up however many samples name it, and is not opened: that is still left for its turn.
     """
 
     def __init__(self, root: Path | None) -> None:
@@ -85,7 +85,7 @@ class _Pictures:
         self._problems: dict[str, Problem | None] = {}
 
     def check(self, sample: Sample, suggesting: bool) -> Sample | Rejected:
-        """The sample, or what is wrong with its pictures; with the nearest name when `suggesting`."""
+        """The sample, or what is wrong with its images; with the nearest name when `suggesting`."""
         for name in sample.images:
             if name not in self._problems:
                 self._problems[name] = self._missing(name, suggesting=suggesting)
@@ -96,7 +96,7 @@ class _Pictures:
         return Rejected(sample.id, sample.source, what, problem.fix)
 
     def _missing(self, name: str, *, suggesting: bool) -> Problem | None:
-        """What keeps a picture from being found; the careful search is only for those that a plain look-up misses."""
+        """What keeps an image from being found; the careful search is only for those that a plain look-up misses."""
         try:
             if self._root is not None and (self._root / name).is_file():
                 return None

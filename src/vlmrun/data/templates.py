@@ -18,7 +18,7 @@ class Piece:
     """A stretch of the text, learnt or not.
 
     Args:
-        alone: tokenised on its own (`Template.by_turn`).
+        alone: tokenized on its own (`Template.by_turn`).
         then: a token that is learnt behind it, in the place of whatever stands there.
     """
 
@@ -48,10 +48,10 @@ class Template:
         special_tokens: strings that must each be one token of the tokenizer.
         stop: strings that end a generated answer.
         trims: the space around every turn's text is taken off.
-        by_turn: every turn and what stands before it are tokenised on their own, without the tokenizer's beginning of
+        by_turn: every turn and what stands before it are tokenized on their own, without the tokenizer's beginning of
             text; only the last answer ends with `answer_end`, behind the others it is learnt in the place of the token
             that follows.
-        image_token: a picture stands as a special token in the text, so that what follows begins no text of its own:
+        image_token: an image stands as a special token in the text, so that what follows begins no text of its own:
             tokenizers put a space before those.
     """
 

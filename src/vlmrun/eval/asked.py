@@ -131,7 +131,7 @@ def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
     """Gives every question another image of its category, by turning round the distinct ones.
 
     Images are turned and not questions: many ask about the same image, and would meet it again. Questions without
-    a image, and those of a category with a single one, are left out.
+    an image, and those of a category with a single one, are left out.
     """
     groups: dict[tuple[str, str], list[Asked]] = defaultdict(list)
     for asked in questions:

@@ -39,7 +39,7 @@ class Pictures:
         """What a question shows.
 
         Raises:
-            DataError: for a image that cannot be used.
+            DataError: for an image that cannot be used.
         """
         key = (asked.images, asked.question.images)
         if key not in self._seen:

@@ -12,7 +12,7 @@ from vlmrun.errors import DataError
 
 
 def unpack(text: str, folder: Path) -> str:
-    """Writes a image into a folder unless it is there, and returns its name.
+    """Writes an image into a folder unless it is there, and returns its name.
 
     Raises:
         DataError: for text that is not base64.
@@ -22,7 +22,7 @@ def unpack(text: str, folder: Path) -> str:
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"a image is not base64: {error}", str(folder), "fetch the question file again") from error
+        raise DataError(f"an image is not base64: {error}", str(folder), "fetch the question file again") from error
     name = hashlib.sha256(content).hexdigest()[:24]
     path = folder / name
     if not path.is_file():

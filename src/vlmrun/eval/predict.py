@@ -72,7 +72,7 @@ class Asker:
             report: called with the numbers of questions done and in all, of this rank's share.
 
         Raises:
-            DataError: for a picture that cannot be used, unless its data says `on_error: skip`; and when the shares of
+            DataError: for an image that cannot be used, unless its data says `on_error: skip`; and when the shares of
                 all ranks leave a question out.
         """
         parts = answers.with_name(f"{answers.name}.parts")

@@ -77,7 +77,7 @@ def choices(question: Mapping[str, Any]) -> str:
 
 
 def science(value: str, *, has_image: bool, single: bool) -> str:
-    """A ScienceQA question in training form: its own image tags removed, one put in front if there is a image."""
+    """A ScienceQA question in training form: its own image tags removed, one put in front if there is an image."""
     text = value.replace(IMAGE_TAG, "").strip()
     text = f"{IMAGE_TAG}\n{text}" if has_image else text
     return text + LETTER_TAIL if single else text

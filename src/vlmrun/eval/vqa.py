@@ -19,7 +19,7 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
 
     Args:
         answers: rows with `expected`, `answer`, `category` and `split`.
-        control: rows of the same questions asked with other questions' pictures.
+        control: rows of the same questions asked with other questions' images.
 
     Returns:
         `seen` (all splits but `unseen`) and `unseen`, each None or a group with `n_questions`, `accuracy`, `chance`,

@@ -50,7 +50,7 @@ def is_packed(folder: Path) -> bool:
 
 
 def pack(name: str, weight: Lazy, bits: int) -> dict[str, Lazy]:
-    """The tensors that stand for one linear layer's weight: nf4 with quantised scales, or 8 bits with a scale a row.
+    """The tensors that stand for one linear layer's weight: nf4 with quantized scales, or 8 bits with a scale a row.
 
     They are made together when the first of them is read, and each is let go when it has been.
     """

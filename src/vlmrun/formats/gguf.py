@@ -1,4 +1,4 @@
-"""Language models of llama.cpp, read and dequantised one tensor at a time.
+"""Language models of llama.cpp, read and dequantized one tensor at a time.
 
 Which names, which configuration and which rows are turned round is transformers' knowledge, for the architectures it
 supports. A GGUF file of a vision part ("mmproj") is not read.

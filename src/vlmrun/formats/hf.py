@@ -19,7 +19,7 @@ PLACES = {LLM_CONFIG: "config.json", GENERATION: "generation_config.json"} | {
 
 
 def detect(folder: Path) -> bool:
-    """Whether config.json names a family of language models, and nothing of pictures."""
+    """Whether config.json names a family of language models, and nothing of images."""
     if not (folder / "config.json").is_file():
         return False
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,7 +30,7 @@ def detect(folder: Path) -> bool:
 
 
 def read(folder: Path, how: How) -> Model:
-    """The LLM, dequantised if it is in few bits."""
+    """The LLM, dequantized if it is in few bits."""
     manifest.read(folder, how)
     model = Model(of_part("llm", tensors_of(folder)), {"model": None})
     take_llm_files(model, folder)

@@ -132,9 +132,9 @@ def refuse(model: Model, how: How) -> list[Problem]:
     if config.connector.target != MLP or config.connector.arguments.get("depth", 2) != 2:
         found.append(_cannot(f"the connector {config.connector.target.rpartition('.')[2]} {_told(config.connector)}"))
     if config.tiles is not None or model.description.get("image_aspect") == "anyres":
-        found.append(_cannot("pictures cut into tiles (image_aspect: anyres)"))
+        found.append(_cannot("images cut into tiles (image_aspect: anyres)"))
     if model.description.get("image_aspect") == "pad_after":
-        found.append(_cannot("pictures in the upper left of a black square (image_aspect: pad_after)"))
+        found.append(_cannot("images in the upper left of a black square (image_aspect: pad_after)"))
     if model.has("adapter"):
         found.append(Problem("the model has an adapter that is not merged", "", "merge it first"))
     return found or without_place(NAMES, model, "transformers' Llava")

@@ -1,6 +1,6 @@
-"""The `<image>` token that transformers' Llava marks pictures with, and its row in the embedding.
+"""The `<image>` token that transformers' Llava marks images with, and its row in the embedding.
 
-vlmrun has no such token: pictures are cut out of the text before it is tokenised. A tokenizer that has one keeps it.
+vlmrun has no such token: images are cut out of the text before it is tokenized. A tokenizer that has one keeps it.
 Otherwise it gets the first id behind all others, in a spare row if there is one, else in a new row which is the mean
 of all others: its logit is then the mean of the logits and never the greatest.
 

@@ -41,10 +41,10 @@ def name_padding(model: Model) -> None:
 
 
 def chat_template(template: Template, behind: str = "") -> str:
-    """The same text as `Template.prompt`, in Jinja; pictures of a message come before its text.
+    """The same text as `Template.prompt`, in Jinja; images of a message come before its text.
 
     Args:
-        behind: what stands behind a picture besides (`space_behind`).
+        behind: what stands behind an image besides (`space_behind`).
     """
     strings = _strings(template)
     behind = behind if template.keep_question else ""  # else nothing stands behind it but the answer
@@ -129,7 +129,7 @@ def write_processor(model: Model, folder: Path) -> None:
 def space_behind(path: Path) -> str:
     """A space, for a tokenizer that puts one before a text but not before what follows a special token.
 
-    We, as upstream, give it every stretch of text between pictures on its own; a processor gives it the whole.
+    We, as upstream, give it every stretch of text between images on its own; a processor gives it the whole.
     """
     from tokenizers import Tokenizer
 
@@ -164,7 +164,7 @@ def strategy(model: Model) -> str:
 
 
 def n_image_tokens(model: Model) -> int:
-    """Positions a picture takes."""
+    """Positions an image takes."""
     vision = model.json[TOWER_CONFIG]
     n_class = int(vision["model_type"] == "clip_vision_model")
     return n_patches(vision["image_size"], vision["patch_size"]) + n_class - (strategy(model) == "default")

@@ -170,5 +170,5 @@ def _merge(llm: nn.Module, adapter: Adapter, base: Base) -> None:
         parameter.copy_(base(name, parameter))
         if adapter.touches(name):
             rows = parameter.view(len(parameter), -1)
-            for start, stop in blocks(tuple(parameter.shape)):  # as `merge` cuts it: equal to the bit
+            for start, stop in blocks(tuple(parameter.shape)):  # as `merge` cuts it: equal bit for bit
                 rows[start:stop] = fold(name, rows[start:stop], start, [(adapter, 1.0)])

@@ -60,7 +60,7 @@ def _kinds(model: Model) -> Iterator[Problem]:
     if connector.target != _MLP or connector.arguments.get("depth", 2) != 2:
         yield _cannot(f"connector {connector.target.rpartition('.')[2]} with {connector.arguments}")
     if config.tiles is not None:
-        yield _cannot("pictures cut into tiles")
+        yield _cannot("images cut into tiles")
     if model.has("adapter"):
         yield Problem("the model has an adapter that is not merged", "", "merge it first")
 

@@ -158,7 +158,7 @@ def refuse(model: Model, how: How) -> list[Problem]:
     if _of_family(model) is None:
         found.append(Problem(f"MiniCPM-V knows no LLM {model.json[LLM_CONFIG].get('model_type')!r}", "", "--to native"))
     if not isinstance(config.tiles, Slices) or config.tiles.marks is None:
-        found.append(Problem("MiniCPM-V's pictures are cut into marked slices", "model.tiles", "--to native"))
+        found.append(Problem("MiniCPM-V's images are cut into marked slices", "model.tiles", "--to native"))
     if model.has("adapter"):
         found.append(Problem("the model has an adapter that is not merged", "", "merge it first"))
     return found or without_place(NAMES, model, "MiniCPM-V")

@@ -1,6 +1,6 @@
 """Proof of an export: plain transformers must see, read and answer as we do, or the export is thrown away.
 
-The same picture and question go through the exported processor and through ours, then through both models. Pixels and
+The same image and question go through the exported processor and through ours, then through both models. Pixels and
 token ids must be equal, logits equal up to rounding, and the greedy answer equal.
 """
 
@@ -26,7 +26,7 @@ from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model.pretrained import quietly
 from vlmrun.weights.reader import DTYPES
 
-QUESTION = "What is in the picture?"
+QUESTION = "What is in the image?"
 ATTENTION = "eager"
 N_NEW = 16
 # Of the largest logit: a few units in the last place after all layers.
@@ -136,7 +136,7 @@ def _messages(shown: Image.Image) -> list[dict[str, Any]]:
 
 
 def picture(model: Model) -> Image.Image:
-    """A picture that is not square, has no two equal rows, and needs to be resized."""
+    """An image that is not square, has no two equal rows, and needs to be resized."""
     edge = ImageTransform(model.json[PREPROCESSOR]).size[0]
     height, width = edge * 3 // 2, edge * 2
     rows, columns = np.mgrid[0:height, 0:width]

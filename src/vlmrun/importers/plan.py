@@ -41,7 +41,7 @@ class Planner:
             fix = "give the script that starts deepspeed, torchrun, accelerate or python with a learning rate"
             self.plan.problems.append(Problem(f"no training command{found}", self.name, fix))
         if len(self.plan.training) > MAX_TRAININGS:
-            what = f"{len(self.plan.training):,} trainings in one script; at most {MAX_TRAININGS} are taken"
+            what = f"{len(self.plan.training):,} training runs in one script; at most {MAX_TRAININGS} are taken"
             self.plan.problems.append(Problem(what, self.name, "import one, and sweep: vlmrun -m key=a,b"))
         self._balance()
         return self.plan

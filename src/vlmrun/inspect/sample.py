@@ -33,14 +33,14 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class Looker:
-    """An encoder without the preparation of pixels, and how pictures would be cut."""
+    """An encoder without the preparation of pixels, and how images would be cut."""
 
     encoder: Encoder
     edge: int
-    tiles: Tiles | Slices | None  # None: pictures are not cut
+    tiles: Tiles | Slices | None  # None: images are not cut
 
     def layout(self, size: tuple[int, int] | None) -> ImageLayout | None:
-        """How a picture of this size is cut."""
+        """How an image of this size is cut."""
         if self.tiles is None or size is None:
             return None
         if isinstance(self.tiles, Slices):
@@ -59,7 +59,7 @@ class Looker:
         )
 
     def _positions(self, layout: ImageLayout | None) -> int:
-        """Positions that a picture takes, the marks around its slices among them."""
+        """Positions that an image takes, the marks around its slices among them."""
         blocks = self.encoder.blocks((layout,))
         if blocks is None:
             return self.encoder.image_tokens(layout)

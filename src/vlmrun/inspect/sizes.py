@@ -27,7 +27,7 @@ def of(model: ModelConfig) -> Sizes:
     """
     tower, llm = towers.facts(model.tower), config_files.llm_facts(model.llm)
     if tower.n_patches is None or tower.hidden_dim is None:
-        raise CheckpointError("config.json does not tell how many features a picture gives", model.tower.target)
+        raise CheckpointError("config.json does not tell how many features an image gives", model.tower.target)
     layers = model.tower.arguments.get("layers")
     width = tower.hidden_dim * (len(layers) if isinstance(layers, list) else 1)
     return Sizes(width, llm.hidden_dim, tower.n_patches, tower.image_size or 0)

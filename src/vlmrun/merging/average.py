@@ -37,7 +37,7 @@ def average(
     verify: bool = True,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Writes the model that a stage's method makes of several; what is equal in all of them is kept to the bit.
+    """Writes the model that a stage's method makes of several; what is equal in all of them is kept bit for bit.
 
     Nothing is held but slices, so memory does not grow with the models or with their largest tensor.
 

@@ -50,7 +50,7 @@ def same_files(readers: list[Reader]) -> bool:
 
 
 def same_content(first: Reader, other: Reader) -> bool:
-    """Whether two folders hold equal tensors to the bit."""
+    """Whether two folders hold equal tensors bit for bit."""
     if same_files([first, other]):
         return True
     if first.names() != other.names():

@@ -39,7 +39,7 @@ def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: 
         sources: artifacts or weights folders with an adapter each, on one base.
 
     Returns:
-        `tensors` and `merged`: how many the LLM has, and how many the adapters changed; `base` when it was quantised.
+        `tensors` and `merged`: how many the LLM has, and how many the adapters changed; `base` when it was quantized.
 
     Raises:
         CheckpointError: when there is no adapter, part of it matches no weight, or the bases differ.
@@ -77,7 +77,7 @@ class Merging:
         if not kind:
             return {}
         rounded = self.stage.base == "trained"
-        return {"base": f"{kind['bits']} bits, dequantised" if rounded else "full precision, not what was trained on"}
+        return {"base": f"{kind['bits']} bits, dequantized" if rounded else "full precision, not what was trained on"}
 
 
 def prepare(stage: MergeStage, sources: list[Path]) -> Merging:
@@ -112,7 +112,7 @@ def merged(plan: Merging, name: str) -> Iterator[Tensor]:
     shape = plan.reader.shape(name)
     width = math.prod(shape[1:])
     used = [pair for pair in zip(plan.adapters, plan.weights, strict=True) if pair[0].touches(name)]
-    # Scales are quantised over a whole weight: it cannot be rounded in slices.
+    # Scales are quantized over a whole weight: it cannot be rounded in slices.
     whole = plan.base(name, plan.reader.get(name)) if name in plan.base.rounded else None
     for start, stop in blocks(shape):
         if whole is not None:

@@ -155,7 +155,7 @@ def _tails(config: Any) -> Iterator[Tail]:
 
 @contextlib.contextmanager
 def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets a module compute something else for a while; its hooks run as ever."""
+    """Lets a module compute something else for a while; its hooks run as always."""
     kept = vars(module).get("forward")
     module.forward = forward
     try:

@@ -55,7 +55,7 @@ def load(  # noqa: PLR0913 -- the keys of a YAML file, and what the run adds
 
     Raises:
         ConfigError: when not exactly one of `path` and `config` is given, the model type is unknown, or random
-            weights are to be quantised.
+            weights are to be quantized.
         CheckpointError: when files are missing or damaged, or the tokenizer has more tokens than the embedding.
     """
     _check_request(path, config, tokenizer, quant)
@@ -70,7 +70,7 @@ def load(  # noqa: PLR0913 -- the keys of a YAML file, and what the run adds
     grown = new_tokens.add(model, loaded, added)
     if grown and quant:
         raise ConfigError(
-            f"tokens are added to a quantised LLM: {', '.join(grown)}", "model.new_tokens", "add them in a stage before"
+            f"tokens are added to a quantized LLM: {', '.join(grown)}", "model.new_tokens", "add them in a stage before"
         )
     same = not (grown or any((tokens or {}).values()) or is_converted(folder, legacy))
     return LLM(model, loaded, None if grown else source, folder if same else None)
@@ -83,7 +83,7 @@ def _check_request(path: str | None, config: dict[str, Any] | None, tokenizer: s
         raise ConfigError("an LLM made from `config` needs a tokenizer", "model.llm.tokenizer", "give its folder")
     if quant and path is None:
         raise ConfigError(
-            "an LLM with random weights cannot be quantised: they lie in no folder", "model.llm", "give its `path`"
+            "an LLM with random weights cannot be quantized: they lie in no folder", "model.llm", "give its `path`"
         )
 
 
@@ -93,7 +93,7 @@ def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantize.Q
     if quant is None:
         if read_config(str(folder)).get("quantization_config"):
             raise CheckpointError(
-                "the LLM's weights are quantised already",
+                "the LLM's weights are quantized already",
                 str(folder),
                 "train it with tune.llm: qlora, or give the folder of the full-precision model",
             )

@@ -12,7 +12,7 @@ _FUNCTION = "_gradient_checkpointing_func"  # what transformers calls to run a b
 
 
 def offload_kept(*modules: nn.Module) -> None:
-    """Lets what the blocks of checkpointed modules keep wait in the computer's memory.
+    """Lets what the blocks of checkpointed modules keep wait in host memory.
 
     On a GPU that is one copy each way per block, beside its computing.
     """

@@ -29,7 +29,7 @@ def fill(connector: Connector, path: str) -> None:
     place = Path(path).expanduser()
     found = _ours(_read(place), connector)
     expected = {name: tuple(value.shape) for name, value in connector.state_dict().items()}
-    if NEWLINE in expected and NEWLINE not in found:  # a connector pretrained on whole pictures has none yet
+    if NEWLINE in expected and NEWLINE not in found:  # a connector pretrained on whole images has none yet
         found[NEWLINE] = connector.state_dict()[NEWLINE]
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     if shapes != expected:

@@ -3,10 +3,10 @@
 Held in few bits are all linear layers but the output head; upstream's list of layers to leave alone names the
 projector only, which takes the place of the default list, so there the head is in few bits as well (`head`). In 4 bits
 blocks of 64 weights share a scale, and layers whose width is no multiple of 64 are left alone (`layers`). In 8 bits
-each row has a scale. Embeddings and normalisation keep the run's type, in which the packed layers compute too.
+each row has a scale. Embeddings and normalization keep the run's type, in which the packed layers compute too.
 
 Nothing else is prepared. PEFT's `prepare_model_for_kbit_training` raises the remaining weights to fp32 (DeepSpeed's
-bf16 engine would cast them back; Llama's normalisation computes in fp32 anyway), freezes (`tune.apply` does) and adds
+bf16 engine would cast them back; Llama's normalization computes in fp32 anyway), freezes (`tune.apply` does) and adds
 a hook for re-entrant checkpointing (ours is not).
 
 Source: QLoRA, arXiv:2305.14314; LLM.int8(), arXiv:2208.07339

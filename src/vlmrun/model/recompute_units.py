@@ -1,7 +1,7 @@
 """Gradient checkpointing of several blocks as one unit, which keeps its input alone.
 
 The first block of a unit runs all of them inside one checkpoint; the others hand on what they are given. Their own
-modules run as ever, so what hangs on those (adapters, ZeRO-3's gathering) is not touched.
+modules run as always, so what hangs on those (adapters, ZeRO-3's gathering) is not touched.
 
 Source: Megatron-LM's --recompute-granularity full --recompute-method uniform --recompute-num-layers n.
 """

@@ -23,7 +23,7 @@ def splice(embeds: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> 
     n_positions = int(mask.sum())
     if rows.shape[0] != n_positions:
         raise DataError(
-            f"the pictures give {rows.shape[0]} image tokens but the text has {n_positions} image positions",
+            f"the images give {rows.shape[0]} image tokens but the text has {n_positions} image positions",
             f"a batch of {mask.shape[0]} sequences of {mask.shape[1]} tokens",
             "every image needs one <image> in its text, expanded to as many positions as the connector gives tokens",
         )

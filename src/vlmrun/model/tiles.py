@@ -1,4 +1,4 @@
-"""Features of the tiles of one picture put together again.
+"""Features of the tiles of one image put together again.
 
 Source:
     haotian-liu/LLaVA@c121f043 llava/model/llava_arch.py and llava/mm_utils.py (LLaVA 1.6 inference).
@@ -16,7 +16,7 @@ from vlmrun.arch.tiles import Counting, Layout, merge_of, n_tiles
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import DataError
 
-NEWLINE = "image_newline"  # name, in the connector's state, of the feature that ends each row of a picture
+NEWLINE = "image_newline"  # name, in the connector's state, of the feature that ends each row of an image
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Tiling(Counting):
     def merged(
         self, features: torch.Tensor, layouts: Sequence[Layout | None], newline: torch.Tensor | None
     ) -> torch.Tensor:
-        """All rows of all pictures, one after another.
+        """All rows of all images, one after another.
 
         Shape:
-            features [S, T, D], every tile of every picture in order; newline [D]; result [rows, D]
+            features [S, T, D], every tile of every image in order; newline [D]; result [rows, D]
         """
         counts = [n_tiles(layout) for layout in layouts]
         if sum(counts) != len(features):
             raise DataError(
-                f"{len(features)} tiles are given, the layouts of {len(layouts)} pictures say {sum(counts)}",
+                f"{len(features)} tiles are given, the layouts of {len(layouts)} images say {sum(counts)}",
                 "a batch",
-                "give all tiles of every picture, the thumbnail first",
+                "give all tiles of every image, the thumbnail first",
             )
         parts = features.split(counts)  # of each image [tiles, T, D]
         rows = [self._of_picture(part, layout, newline) for part, layout in zip(parts, layouts, strict=True)]
@@ -71,7 +71,7 @@ def tiling(per_tile: int, tiles: Tiles | Slices | None) -> Tiling:
 
 
 def grids_of(layouts: Sequence[Layout | None]) -> list[tuple[int, int]] | None:
-    """Rows and columns of patches of every tile of every picture; None when all have the tower's own shape."""
+    """Rows and columns of patches of every tile of every image; None when all have the tower's own shape."""
     found = [patches for layout in layouts if layout is not None for patches in layout.patches]
     return found or None
 

@@ -2,7 +2,7 @@
 
 Everything but attention looks at one position at a time and runs on the piece. For attention the ranks exchange
 pieces of the sequence against attention heads, so that each computes some heads over the whole sequence, and exchange
-back. Pictures are spliced in before: every rank runs tower, connector and embedding over the whole batch, then cuts.
+back. Images are spliced in before: every rank runs tower, connector and embedding over the whole batch, then cuts.
 
 Source: DeepSpeed Ulysses, arXiv:2309.14509. DeepSpeed's own integration replaces sdpa in the whole process,
 so the tower's too, and leaves gradients `size` times too large below ZeRO-3; this one is the LLM's alone, and no engine

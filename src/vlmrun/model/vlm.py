@@ -48,9 +48,9 @@ class VLMOutput:
 class VLM(nn.Module):
     """An LLM, a vision tower and the connector between them.
 
-    `image_tokens(layout)` says how many positions a picture takes in the text, None being an ordinary one.
+    `image_tokens(layout)` says how many positions an image takes in the text, None being an ordinary one.
 
-    Every forward pass runs tower, connector, embedding, LLM in this order, also for a batch without a picture: ranks
+    Every forward pass runs tower, connector, embedding, LLM in this order, also for a batch without an image: ranks
     that differ in the order of their modules hang or silently diverge under ZeRO.
     """
 
@@ -82,16 +82,16 @@ class VLM(nn.Module):
 
         Args:
             input_ids: `IMAGE_TOKEN` where the next feature row goes, row-major over the batch.
-            pixels: None for a batch without pictures; one all-zero picture and no image position means the same.
+            pixels: None for a batch without images; one all-zero image and no image position means the same.
             labels: next-token targets before shifting, -100 where unsupervised.
-            layouts: how each picture was cut into tiles, which are all in `pixels`; None: none was.
+            layouts: how each image was cut into tiles, which are all in `pixels`; None: none was.
             position_ids: of rows that hold several samples: 0 where one begins, and padding counted as one more.
 
         Shape:
             input_ids, attention_mask, labels, position_ids [B, L]; pixels [S, 3, H, W]; logits [B, L, V]
 
         Raises:
-            DataError: when pictures and image positions do not fit.
+            DataError: when images and image positions do not fit.
         """
         embeds = self.embed(input_ids, pixels, layouts)  # [B, L, D]
         inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": attention_mask}
@@ -133,7 +133,7 @@ class VLM(nn.Module):
             pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=input_ids.device)
         features = self.features(pixels, [None] * len(pixels) if blank or layouts is None else layouts)  # [rows, D]
         if blank:
-            # The blank picture's features enter times zero: connector and tower stay in the graph on every rank.
+            # The blank image's features enter times zero: connector and tower stay in the graph on every rank.
             return embeds + features.sum().to(embeds.dtype) * 0
         return splice(embeds, features, mask)
 
@@ -207,13 +207,13 @@ class VLM(nn.Module):
         return any(parameter.requires_grad for parameter in self.tower.parameters())
 
     def features(self, pixels: torch.Tensor, layouts: Sequence[Layout | None]) -> torch.Tensor:
-        """Rows for the image positions, of all pictures one after another.
+        """Rows for the image positions, of all images one after another.
 
         Shape:
             pixels [S, 3, H, W]; result [rows, D], as many rows as the text has image positions
         """
         wanted = self._trains_tower() and not self.tower_no_grad
-        # Pictures of their own shapes; a tower and a connector that take them are told.
+        # Images of their own shapes; a tower and a connector that take them are told.
         shapes = () if (grids := grids_of(layouts)) is None else (grids,)
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             layers = self.tower(pixels.to(self.tower.dtype), *shapes)  # one [S, P, Dv] for each requested layer
@@ -223,18 +223,18 @@ class VLM(nn.Module):
         features = self.connector([layer.to(dtype) for layer in layers], *shapes)  # [S, T, D]
         newline = getattr(self.connector, NEWLINE, None)  # [D]
         rows = self.image_tokens.merged(features, layouts, newline)  # [rows, D]
-        # In the graph on every rank, whether or not a picture of this batch was cut.
+        # In the graph on every rank, whether or not an image of this batch was cut.
         return rows if newline is None else rows + newline.sum() * 0
 
     @staticmethod
     def _is_blank(mask: torch.Tensor, pixels: torch.Tensor | None) -> bool:
-        """Whether the batch has no picture: none given, or the collator's one blank picture."""
+        """Whether the batch has no image: none given, or the collator's one blank image."""
         if mask.any():
             if pixels is None:
                 raise DataError(
-                    f"the text has {int(mask.sum())} image positions but no picture was given",
+                    f"the text has {int(mask.sum())} image positions but no image was given",
                     f"a batch of {mask.shape[0]} sequences",
-                    "give the pictures, or take <image> out of the text",
+                    "give the images, or take <image> out of the text",
                 )
             return False
         return pixels is None or (pixels.shape[0] == 1 and not pixels.any())

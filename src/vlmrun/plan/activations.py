@@ -23,7 +23,7 @@ class Batch:
     Attributes:
         sequences, length: rows and columns of `input_ids`, padding included.
         supervised: tokens of the micro batch that have a loss.
-        squares: pictures, or tiles of pictures, that the tower gets.
+        squares: images, or tiles of images, that the tower gets.
         padded: whether rows differ in length, or hold several samples, so that attention has a mask.
     """
 

@@ -25,7 +25,7 @@ class Suggestion:
     Attributes:
         overrides: of this change, for the command line.
         needed: bytes per GPU with all changes so far, at the micro batch asked for.
-        host: bytes per rank in the computer's memory then (offload).
+        host: bytes per rank in host memory then (offload).
         micro_batch: the largest not above it that fits then; None: not even 1 does.
         changes_result: whether another model comes out; else work is only moved about.
     """

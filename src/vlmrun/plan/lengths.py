@@ -21,7 +21,7 @@ CHARACTERS_PER_TOKEN = 4  # of English text under the usual vocabularies; other 
 CAPTION = (25, 150)
 CONVERSATION_MEAN = 200
 _PER_TURN = 4  # tokens that a template adds
-# What vlmrun.data.shapes.prepare makes of a training picture, and records without one.
+# What vlmrun.data.shapes.prepare makes of a training image, and records without one.
 _SHAPES = "vlmrun.data.shapes.prepare"
 _OF_A_PICTURE = {"captions.json": (1, 0), "instruct.json": (2, 16), "lora_a.json": (1, 16), "lora_b.json": (1, 16)}
 _KEY = b'"conversations"'  # once in every record of a LLaVA file: inside text its quotes are escaped
@@ -40,7 +40,7 @@ class Source:
 
     Attributes:
         records: None: not known.
-        pictures: a record has on average.
+        images: a record has on average.
         most_pictures: of one record.
         told_by: where records and lengths come from, in words.
     """
@@ -118,7 +118,7 @@ def _occurrences(view: mmap.mmap) -> int:
 
 
 def _sampled(data: DataConfig, path: Path) -> tuple[Text, float, int] | None:
-    """Lengths and pictures of the first records; None when they cannot be read, which `check` and `data lint` tell."""
+    """Lengths and images of the first records; None when they cannot be read, which `check` and `data lint` tell."""
     try:
         found = list(islice(reader(data.format)(path), SAMPLED))
     except (ConfigError, DataError, OSError, UnicodeDecodeError):
@@ -138,7 +138,7 @@ def _tokens(sample: Sample) -> int:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one epoch of a stage: their mean and greatest length, pictures and tokens of pictures.
+    """The samples of one epoch of a stage: their mean and greatest length, images and tokens of images.
 
     Attributes:
         n: how many; None: not known.
@@ -161,8 +161,8 @@ def together(
     """All sources of a stage.
 
     Args:
-        per_picture: image tokens of a picture.
-        tiles: that a picture is cut into, the whole one included.
+        per_picture: image tokens of an image.
+        tiles: that an image is cut into, the whole one included.
     """
     told = [one.records for one in sources if one.records is not None]
     n_records = told if len(told) == len(sources) else [1] * len(sources)

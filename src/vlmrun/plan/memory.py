@@ -28,7 +28,7 @@ class Memory:
         moments: the total of each moment.
         elsewhere: terms that are only there at other moments, each at its largest.
         allowance: for the CUDA context and fragmentation; no tensors.
-        host, drive: in the computer's memory and on a drive, per rank (offload).
+        host, drive: in host memory and on a drive, per rank (offload).
     """
 
     moment: str

@@ -20,7 +20,7 @@ from vlmrun.plan.lengths import Known
 from vlmrun.plan.stage import OtherPlan, Read, TrainPlan
 from vlmrun.plan.time import Rates
 
-CAPTION_TEMPLATES = ("plain",)  # a picture and what it shows, nothing asked
+CAPTION_TEMPLATES = ("plain",)  # an image and what it shows, nothing asked
 
 
 def shapes(model: ModelConfig, *, exact: bool = False) -> tuple[Shapes | None, list[str]]:

@@ -69,7 +69,7 @@ class OtherPlan:
 def batch_of(stage: TrainStage, samples: Samples) -> Batch:
     """The fullest micro batch: every row as long as the longest sample, all its text supervised.
 
-    Packed rows are all of one length, hold as many pictures as find room, and text beside those of a mean row.
+    Packed rows are all of one length, hold as many images as find room, and text beside those of a mean row.
     """
     n = stage.micro_batch
     if stage.packing is not None:

@@ -95,7 +95,7 @@ class Buffers(NamedTuple):
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on one device; in the computer's memory (`host`) and on a drive (`drive`), per rank.
+    """Bytes on one device; in host memory (`host`) and on a drive (`drive`), per rank.
 
     Attributes:
         gradients: there from the first to the last moment (buffers that are never given back).

@@ -1,4 +1,4 @@
-"""Answers of an evaluation to show beside their pictures."""
+"""Answers of an evaluation to show beside their images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmrun.eval.vqa import UNSEEN, is_match
 from vlmrun.names import ANSWERS, SAMPLES
 
 _TRIED = ("data", "question", "expected", "answer")
-_MOST_BYTES = 2_000_000  # of a picture inside the page
+_MOST_BYTES = 2_000_000  # of an image inside the page
 _WRONG_SHARE = 1 / 3
 # Told by their first bytes: names lie, and tables of suffixes differ between machines.
 _MIMES = {
@@ -30,7 +30,7 @@ _TEXTS = ("data", "text", "expected", "answer", "category", "split")
 
 @dataclass(frozen=True)
 class Shown:
-    """An answer with its picture as a data URI, or with what to say in its place."""
+    """An answer with its image as a data URI, or with what to say in its place."""
 
     question: str
     expected: str
@@ -86,7 +86,7 @@ def choose(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]
 def _mixed(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Takes turns between categories; within one, evenly spread over its rows, and not where the others stand.
 
-    Neighbours in a file often ask about the same picture.
+    Neighbors in a file often ask about the same image.
     """
     by_category: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
@@ -118,8 +118,8 @@ def _shown(row: dict[str, Any], roots: dict[str, Path]) -> Shown:
 
 def _picture(root: Path | None, name: object) -> tuple[str | None, str, bool]:
     if not isinstance(name, str):
-        return None, "no picture", False
-    missing = (None, "picture not found", False)
+        return None, "no image", False
+    missing = (None, "image not found", False)
     if root is None:
         return missing
     try:
@@ -127,13 +127,13 @@ def _picture(root: Path | None, name: object) -> tuple[str | None, str, bool]:
         if not path.is_relative_to(root.resolve()):
             return missing
         if path.stat().st_size > _MOST_BYTES:
-            return None, f"picture not shown: {path.stat().st_size / 1e6:.1f} MB", False
+            return None, f"image not shown: {path.stat().st_size / 1e6:.1f} MB", False
         content = path.read_bytes()
     except (OSError, ValueError):
         return missing
     mime = next((mime for magic, mime in _MIMES.items() if content.startswith(magic)), None)
     if mime is None:
-        return None, "not a picture", False
+        return None, "not an image", False
     return f"data:{mime};base64,{base64.b64encode(content).decode()}", "", len(content) < 4096
 
 

@@ -108,13 +108,13 @@ def table(titles: Sequence[str], lines: Sequence[Sequence[str]], styles: Sequenc
 
 
 def legend(items: Sequence[tuple[str, str]]) -> str:
-    """What colours mean: (style class, label)."""
+    """What colors mean: (style class, label)."""
     marks = (f'<span><i class="{style}"></i>{escape(label)}</span>' for style, label in items)
     return f'<div class="legend">{"".join(marks)}</div>'
 
 
 def gallery(answers: Sequence[Shown]) -> str:
-    """Pictures with question, expected and given answer."""
+    """Images with question, expected and given answer."""
     return f'<div class="gallery">\n{"".join(_answer(item) for item in answers)}</div>' if answers else ""
 
 
@@ -135,7 +135,7 @@ def _answer(item: Shown) -> str:
         picture = f'<div class="none quiet">{escape(item.note)}</div>'
     else:
         small = ' class="small"' if item.small else ""
-        picture = f'<img{small} src="{item.picture}" alt="picture of the question">'
+        picture = f'<img{small} src="{item.picture}" alt="image of the question">'
     mark, style = ("\u2713 right", "answer") if item.correct else ("\u2717 wrong", "answer wrong")
     kind = item.category + (", unseen" if item.unseen else "")
     return (

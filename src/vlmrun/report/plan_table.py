@@ -85,7 +85,7 @@ def _terms(trained: Sequence[TrainPlan]) -> Grid:
     lines = [[name, *(_gib(one.memory.terms.get(name, 0)) for one in trained)] for name in names]
     lines.append(["all tensors", *(_gib(one.memory.tensors) for one in trained)])
     lines.append(["CUDA context, fragmentation", *(_gib(one.memory.allowance) for one in trained)])
-    lines.append(["in the computer's memory, per rank", *(_gib(one.memory.host) for one in trained)])
+    lines.append(["in host memory, per rank", *(_gib(one.memory.host) for one in trained)])
     lines.append(["on a drive, per rank", *(_gib(one.memory.drive) for one in trained)])
     lines.append(["fullest moment", *(one.memory.moment for one in trained)])
     others = dict.fromkeys(name for one in trained for name in one.memory.elsewhere)
@@ -136,7 +136,7 @@ def _advise(one: TrainPlan, stream: IO[str]) -> None:
         fits = f"fits micro batch {suggestion.micro_batch}" if suggestion.micro_batch else "does not fit"
         other = "; trains another way" if suggestion.changes_result else ""
         words = " ".join(f"'{word}'" if "{" in word else word for word in suggestion.overrides)
-        away = f", {_gib(suggestion.host)} GiB a rank of the computer's memory" if suggestion.host else ""
+        away = f", {_gib(suggestion.host)} GiB a rank of host memory" if suggestion.host else ""
         stream.write(f"  {words}  ->  {_gib(suggestion.needed)} GiB{away}, {fits}{other}\n")
 
 
@@ -168,7 +168,7 @@ def _of_stage(asked: object, one: TrainPlan) -> list[str]:
     said = []
     if isinstance(asked, TrainStage) and asked.image_aspect in ("anyres", "slices") and one.samples.pictures:
         tokens, pieces = (n / one.samples.pictures for n in (one.samples.image_tokens, one.samples.squares))
-        said.append(f"{one.name}: every picture is cut as often as allowed: {pieces:.0f} pieces, {tokens:.0f} tokens")
+        said.append(f"{one.name}: every image is cut as often as allowed: {pieces:.0f} pieces, {tokens:.0f} tokens")
     if isinstance(asked, TrainStage) and asked.packing is not None:
         fill = time.fill(asked.packing, one.samples)
         n = time.per_row(asked.packing, one.samples)
@@ -176,7 +176,7 @@ def _of_stage(asked: object, one: TrainPlan) -> list[str]:
     if one.duration is not None and one.duration.held_out is None:
         said.append(f"{one.name}: evaluation is not counted: not known how many samples; eval.max_samples or --records")
     if one.memory.drive:
-        said.append(f"{one.name}: what the drive's buffers take in the computer's memory is not counted")
+        said.append(f"{one.name}: what the drive's buffers take in host memory is not counted")
     return said
 
 

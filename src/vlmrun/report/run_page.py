@@ -23,9 +23,9 @@ NAME = "report.html"
 _PICTURES = 12
 _FILES_SHOWN = 40  # of one artifact; a prepared data set may have thousands
 _MEASURES = (
-    ("accuracy", "held-out pictures"),
+    ("accuracy", "held-out images"),
     ("accuracy_unseen", "unseen combinations"),
-    ("shuffled", "shuffled pictures"),
+    ("shuffled", "shuffled images"),
     ("chance", "chance: the most frequent answer"),
 )
 
@@ -129,7 +129,7 @@ def _accuracy(rows: Sequence[Row]) -> str:
     ]
     if not groups:
         return ""
-    note = "Exact match. A model that does not look does no better with its own pictures than with shuffled ones."
+    note = "Exact match. A model that does not look does no better with its own images than with shuffled ones."
     return page.section("Accuracy", note, page.card("", page.legend(measured) + svg.bars(groups)))
 
 
@@ -150,7 +150,7 @@ def _categories(outcomes: Sequence[Outcome]) -> str:
     titles = ["category", "questions", "chance", *seen]
     styles = ["", "right", "right", *["right heat"] * len(seen)]
     body = page.table(titles, lines, styles)
-    return page.section("Accuracy by category", "Held-out pictures, without unseen combinations.", page.card("", body))
+    return page.section("Accuracy by category", "Held-out images, without unseen combinations.", page.card("", body))
 
 
 def _seen(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Charts as SVG text. Colours and type come from the page's style sheet, so they follow its light or dark scheme."""
+"""Charts as SVG text. Colors and type come from the page's style sheet, so they follow its light or dark scheme."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BARS_WIDTH, _BAR, _BETWEEN = 1000, 15, 16
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: its share of 1 (None: was not measured), and the style class that colours it."""
+    """A bar: its share of 1 (None: was not measured), and the style class that colors it."""
 
     label: str
     share: float | None
@@ -110,7 +110,7 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
             parts.append(_bar(item, (name_width, y), full))
             y += _BAR
         y += _BETWEEN
-    return _svg(_BARS_WIDTH, height, "accuracy of every evaluated model, beside chance and shuffled pictures", parts)
+    return _svg(_BARS_WIDTH, height, "accuracy of every evaluated model, beside chance and shuffled images", parts)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -153,7 +153,7 @@ def _unbroken(points: Sequence[tuple[float, float | None]]) -> list[list[Point]]
 
 
 def _thinned(line: list[Point]) -> list[Point]:
-    """At most `_MOST_POINTS`, each the mean of its neighbours."""
+    """At most `_MOST_POINTS`, each the mean of its neighbors."""
     width = math.ceil(len(line) / _MOST_POINTS)
     if width == 1:
         return line

@@ -44,7 +44,7 @@ class Grid:
 
 
 def is_terminal(stream: IO[str]) -> bool:
-    """Whether a person watches the stream and wants drawings and colour (`NO_COLOR` and `CI` say no)."""
+    """Whether a person watches the stream and wants drawings and color (`NO_COLOR` and `CI` say no)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
 
 

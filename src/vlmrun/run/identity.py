@@ -117,7 +117,7 @@ def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:
     kept |= {name: value for name in ("split", "fields") if (value := getattr(data, name)) is not None}
     if prepared is not None:
         return {**kept, "source": prepared, "annotations": data.annotations, "images": data.images}
-    # Pictures are known by their folder: millions of them are not read to compute a key.
+    # Images are known by their folder: millions of them are not read to compute a key.
     images = None if data.images is None else str(Path(data.images).expanduser().resolve())
     annotations = Path(data.annotations).expanduser()
     if derived.in_shards(data):

@@ -141,7 +141,7 @@ def _farewell(job: StageJob, error: VlmrunError | None) -> str:
         return f"stage {job.name!r} had finished when it was stopped; {_GOES_ON}"
     if error is not None and error.reason == "stopped":
         return error.problems[0].what
-    # Bugs and lost ranks are what a rank reports whose neighbour left first, not what the person did.
+    # Bugs and lost ranks are what a rank reports whose neighbor left first, not what the person did.
     by_the_way = error is None or type(error) in (VlmrunError, LaunchError)
     return f"stopped; {_GOES_ON}" if by_the_way else str(error)
 

@@ -1,7 +1,7 @@
 """Sweeps that Hydra's plugins choose or place the points of: launchers as joblib and submitit, sweepers as Optuna.
 
 `-m` with any override of `hydra` comes here. Hydra composes, the plugin says which points there are and where they run;
-each of them is the same run function as ever, in a light process that starts the ranks. Stages that points share are
+each of them is the same run function as always, in a light process that starts the ranks. Stages that points share are
 trained once: their folders are locked, and a point that waits for one reuses it.
 A point never raises inside a plugin, which would stop the others. How it went is left in its folder and gathered here.
 """

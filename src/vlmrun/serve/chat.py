@@ -25,7 +25,7 @@ from vlmrun.serve.messages import Sampling
 from vlmrun.serve.opening import open_model
 
 INSTALL = "pip install 'vlmrun-trainer[serve]'"
-HELP = "/image FILE shows a picture with your next question, /reset begins anew, /quit leaves."
+HELP = "/image FILE shows an image with your next question, /reset begins anew, /quit leaves."
 
 
 def main(folder: Path, options: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def main(folder: Path, options: argparse.Namespace) -> int:
 
     Raises:
         CheckpointError: when there is no usable model in `folder`.
-        DataError: when a picture, the history or the file of questions cannot be used.
+        DataError: when an image, the history or the file of questions cannot be used.
     """
     pictures = Pictures(allow_urls=options.allow_urls)
     given = [pictures.get(name) for name in options.image]
@@ -55,7 +55,7 @@ def main(folder: Path, options: argparse.Namespace) -> int:
 
 
 def open_dialogue(folder: Path, options: argparse.Namespace) -> Dialogue:
-    """Loads a model as it was saved: template, picture aspect and all."""
+    """Loads a model as it was saved: template, image aspect and all."""
     loaded = open_model(folder, dtype=options.dtype, attention=options.attention, bits=options.bits)
     sampling = Sampling(
         temperature=options.temperature,
@@ -75,7 +75,7 @@ class Pictures:
         self.allow_urls = allow_urls
 
     def get(self, name: str) -> Image.Image:
-        """One picture.
+        """One image.
 
         Raises:
             DataError: when it cannot be used.
@@ -83,9 +83,9 @@ class Pictures:
         if not name.startswith(("http://", "https://")):
             return load_image(Path(name).expanduser())
         if not self.allow_urls:
-            raise DataError("a picture is an address", name, "--allow-urls fetches it, or give a file")
+            raise DataError("an image is an address", name, "--allow-urls fetches it, or give a file")
         if find_spec("httpcore") is None:
-            raise LaunchError("the package that fetches pictures is not installed", name, INSTALL)
+            raise LaunchError("the package that fetches images is not installed", name, INSTALL)
         try:
             data = asyncio.run(image_parts.fetch(name, name, Limits(image_hosts=("*",))))
         except Refused as error:

@@ -1,4 +1,4 @@
-"""A conversation with a finished model about pictures."""
+"""A conversation with a finished model about images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Dialogue:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all turns and pictures."""
+        """Forgets all turns and images."""
         self.turns: list[Turn] = []
         self.pictures: list[Picture] = []
 
@@ -45,11 +45,11 @@ class Dialogue:
         """Answers, and remembers question and answer.
 
         Args:
-            images: pictures this question brings along; earlier ones stay in view.
+            images: images this question brings along; earlier ones stay in view.
             show: is given the answer's text in pieces as it grows.
 
         Raises:
-            DataError: when the conversation has become too long, or the template needs a picture; nothing is
+            DataError: when the conversation has become too long, or the template needs an image; nothing is
                 remembered then.
         """
         turns = [*self.turns, question(text, len(images))]

@@ -54,7 +54,7 @@ def question(text: str, n_images: int) -> Turn:
         DataError: when a tag stands in the text, where it would be taken for an image.
     """
     if IMAGE_TAG in text:
-        raise DataError(f"{IMAGE_TAG} stands in the question", "", "leave it out and give the picture itself")
+        raise DataError(f"{IMAGE_TAG} stands in the question", "", "leave it out and give the image itself")
     return Turn("user", move_image_tags(f"{IMAGE_TAG}\n" * n_images + text) if n_images else text)
 
 
@@ -114,7 +114,7 @@ class Served:
         """
         if not self.template.keep_question:  # it was trained on captions: an image in, a caption out, no dialogue
             if IMAGE_TAG not in turns[-1].text:
-                raise DataError("this model only describes pictures", "", "give a picture with the question")
+                raise DataError("this model only describes images", "", "give an image with the question")
             turns, pictures = turns[-1:], pictures[-turns[-1].text.count(IMAGE_TAG) :]
         pixels, layouts = self._pixels(pictures)
         return self._prompt(self.prompts.item(turns, pixels, "the conversation", layouts), pictures)

@@ -43,13 +43,13 @@ _PICTURES = "pictures"  # of sets that hold them in base64
 
 
 def execute(job: StageJob) -> Result | None:
-    """Writes answers.jsonl, the same with shuffled pictures, and scores.json; None on ranks above 0.
+    """Writes answers.jsonl, the same with shuffled images, and scores.json; None on ranks above 0.
 
     Every rank answers its share. Of benchmarks also marks.jsonl, with how each answer was read, and their answers in
     upstream's layout.
 
     Raises:
-        DataError: when questions or pictures cannot be used, unless their data says `on_error: skip`.
+        DataError: when questions or images cannot be used, unless their data says `on_error: skip`.
         CheckpointError: when the model cannot be loaded.
     """
     assert isinstance(job.stage, EvaluateStage)
@@ -214,7 +214,7 @@ def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Ask
 
 
 def _missing(root: Path | None, question: Question) -> Rejected | None:
-    """What keeps a picture from being found: now, and not when its turn comes."""
+    """What keeps an image from being found: now, and not when its turn comes."""
     try:
         for name in question.images:
             find_image(root, name, suggesting=False)

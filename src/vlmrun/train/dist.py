@@ -61,7 +61,7 @@ def world() -> int:
 
 
 def replicas() -> int:
-    """Ranks that read the same samples: neighbours that share a sequence, or the layers of the LLM."""
+    """Ranks that read the same samples: neighbors that share a sequence, or the layers of the LLM."""
     return _layout.replicas
 
 

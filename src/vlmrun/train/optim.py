@@ -47,7 +47,7 @@ def groups(vlm: nn.Module, optim: Optim, compat: Compat | None = None) -> list[G
     Args:
         compat: `decay_unlisted_norms` and `offload_schedule` (one group, one rate, everything decays) change them.
 
-    Biases and normalisation weights do not decay, as in the recipes. Empty groups are left out: DeepSpeed refuses
+    Biases and normalization weights do not decay, as in the recipes. Empty groups are left out: DeepSpeed refuses
     them. Frozen parameters are in none: the optimizer keeps no state for them.
     """
     rates = {"llm": optim.lr, "tower": optim.tower_lr, "connector": optim.connector_lr}

@@ -37,7 +37,7 @@ log = logs.get(__name__)
 
 INDEX = "index"
 LENGTHS = "lengths.npy"
-# A draft is this much larger than the tower's pictures, so that scaling it down still smooths.
+# A draft is this much larger than the tower's images, so that scaling it down still smooths.
 _FINER = 2
 
 

@@ -176,7 +176,7 @@ class _Run:
     def _load(self, found: commit.Checkpoint) -> None:
         movable = reshard.is_possible(self.stage, self.job.hardware)
         if commit.check_facts(found, self.saver.facts, movable=movable):
-            log.info("the checkpoint of %d ranks is cut anew for %d", found.facts["ranks"], dist.world())
+            log.info("the checkpoint of %d ranks is resharded for %d", found.facts["ranks"], dist.world())
             reshard.load(self.engine, found.path, self.stage)
         else:
             self.engine.load(found.path)
@@ -215,7 +215,7 @@ class _Run:
             "ranks": dist.world(),
             "precision": self.job.hardware.precision,
             "steps": self.schedule.steps,
-            # With on_error: skip, records whose pictures came or went would shift the order of all samples.
+            # With on_error: skip, records whose images came or went would shift the order of all samples.
             "samples": len(self.samples.dataset),
             "trainable": {row.part: row.n_trainable for row in self.counts},
             # Frozen weights are not in a checkpoint: they must be the same again.

@@ -29,7 +29,7 @@ class Totals:
     grad_norm: float
     lr: float
     supervised: int
-    pictures: int  # samples that can teach every part: a picture and supervised tokens
+    pictures: int  # samples that can teach every part: an image and supervised tokens
     tokens: int
     samples: int
     empty: list[str]  # samples of micro batches without a supervised token
@@ -103,7 +103,7 @@ def update(engine: Engine, plan: Plan, micro_batches: list[Batch], pace: Pace, a
 
 
 def _pictures(batch: Batch) -> int:
-    """Samples of a micro batch that have both a picture and supervised tokens."""
+    """Samples of a micro batch that have both an image and supervised tokens."""
     seeing = (batch["input_ids"] == IMAGE_TOKEN).any(dim=1)
     taught = (batch["labels"][:, 1:] != IGNORE).any(dim=1)
     return int((seeing & taught).sum())

@@ -73,7 +73,7 @@ def deepspeed_config(stage: TrainStage, hardware: HardwareConfig, *, hidden_dim:
 
 
 def refuse_unknown(config: dict[str, Any]) -> None:
-    """Stops a misspelt top-level key, which DeepSpeed would silently ignore."""
+    """Stops a misspelled top-level key, which DeepSpeed would silently ignore."""
     unknown = sorted(set(config) - TOP_LEVEL_KEYS - SOMETIMES)
     missing = sorted(TOP_LEVEL_KEYS - set(config))
     assert not unknown, f"DeepSpeed would ignore {unknown}"

@@ -91,7 +91,7 @@ RULES = {
     ),
     "tokens and qlora": (
         ["model.new_tokens=['<new>']", *QLORA, "stage.lora.init_from=null"],
-        "cannot be added to a quantised LLM",
+        "cannot be added to a quantized LLM",
     ),
     "token twice": ("model.image_markers=['<a>', '<a>']", "<a> is named twice"),
     "token of a space": ("model.new_tokens=[' a']", "has a space at an end"),

@@ -17,7 +17,7 @@ SIZE = 8
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
-    """Micro template, pico tokenizer, 8 x 8 pictures of 4 tokens."""
+    """Micro template, pico tokenizer, 8 x 8 images of 4 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(pico_tokenizer(tmp_path_factory.mktemp("tokenizer")))
     transform = ImageTransform({"size": {"height": SIZE, "width": SIZE}})
     return Encoder(TEMPLATES["micro"], tokenizer, transform, "square", image_tokens=Tiling(4), max_length=64)

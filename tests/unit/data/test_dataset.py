@@ -93,7 +93,7 @@ def test_a_source_of_bad_records_only_is_an_error(write_data, encoder):
 def test_a_corrupt_image_keeps_its_place_under_skip(write_data, encoder):
     config = write_data(on_error="skip")
     good = opened(config, encoder)[4]
-    (Path(config.images) / "4.png").write_bytes(b"not a picture")
+    (Path(config.images) / "4.png").write_bytes(b"not an image")
     bad = opened(config, encoder)[4]
     assert bad.encoded.input_ids == good.encoded.input_ids
     assert set(bad.encoded.labels) == {IGNORE}
@@ -106,7 +106,7 @@ def test_a_corrupt_image_keeps_its_place_under_skip(write_data, encoder):
 
 def test_a_corrupt_image_is_an_error_under_fail(write_data, encoder):
     config = write_data()
-    (Path(config.images) / "4.png").write_bytes(b"not a picture")
+    (Path(config.images) / "4.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="cannot be read"):
         opened(config, encoder)[4]
 

@@ -121,4 +121,4 @@ def test_what_it_has_no_place_for_is_named(published, tmp_path):
     model.description["model"]["tiles"] = None
     model.description["model"]["connector"] = {"_target_": "vlmrun.model.connectors.mlp.MLP", "depth": 2}
     found = [problem.what for problem in minicpm.refuse(model, How())]
-    assert found == ["MiniCPM-V knows no connector MLP", "MiniCPM-V's pictures are cut into marked slices"]
+    assert found == ["MiniCPM-V knows no connector MLP", "MiniCPM-V's images are cut into marked slices"]

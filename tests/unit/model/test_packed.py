@@ -68,7 +68,7 @@ def test_adapters_learn_on_it_and_the_tower_in_4_bits_stays(folder):
     assert not [name for name in moved if name.startswith("tower")]
 
 
-@pytest.mark.parametrize(("quant", "words"), [(None, "quantised already"), (NF4 | {"double": False}, "held otherwise")])
+@pytest.mark.parametrize(("quant", "words"), [(None, "quantized already"), (NF4 | {"double": False}, "held otherwise")])
 def test_what_does_not_fit_is_refused(folder, quant, words):
     with pytest.raises(CheckpointError, match=words):
         pico_loaded(folder / "four", tower="siglip", quantized=quant)

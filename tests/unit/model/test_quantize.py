@@ -142,7 +142,7 @@ def test_adapters_learn_on_packed_weights_and_start_from_the_same_answer(tmp_pat
 
 
 def test_random_weights_and_unknown_kinds_are_refused(folder):
-    with pytest.raises(ConfigError, match="random weights cannot be quantised"):
+    with pytest.raises(ConfigError, match="random weights cannot be quantized"):
         load(config={"model_type": "llama", **LLAMA}, tokenizer=str(folder), quant=NF4, **HOW)
     with pytest.raises(CheckpointError, match=r"unknown quantisation 'int3'(.|\n)*another version"):
         load(str(folder), quant="int3", **HOW)
@@ -153,7 +153,7 @@ def test_a_folder_of_quantised_weights_is_refused(folder, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
     for quant in (None, NF4):
-        with pytest.raises(CheckpointError, match="quantised already"):
+        with pytest.raises(CheckpointError, match="quantized already"):
             load(str(copy), quant=quant, **HOW)
 
 

@@ -93,7 +93,7 @@ def test_pictures_and_positions_that_do_not_fit_are_errors():
     seen, mask = _padded([[0, *IMAGE, 8]])
     with pytest.raises(DataError, match="8 image tokens but the text has 4"):
         vlm(seen, mask, _pixels(2))
-    with pytest.raises(DataError, match="no picture was given"):
+    with pytest.raises(DataError, match="no image was given"):
         vlm(seen, mask, None)
 
 

@@ -110,8 +110,8 @@ def test_text_from_outside_cannot_become_markup(run, tmp_path):
 def test_missing_pictures_and_files_are_said_not_raised(run, tmp_path):
     outcomes = run([made.answer(0, image="gone.png"), made.answer(1), made.answer(2, image=None)])
     _, page = written(tmp_path, outcomes)
-    assert page.texts.count("picture not found") == 1
-    assert page.texts.count("no picture") == 1
+    assert page.texts.count("image not found") == 1
+    assert page.texts.count("no image") == 1
     for outcome in outcomes:
         for path in outcome.folder.iterdir():
             if path.is_file():
@@ -126,19 +126,19 @@ def test_a_picture_outside_the_images_folder_is_not_read(run, tmp_path):
     outcomes = run([made.answer(0, image="../private/0.png")])
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "private" / "0.png")
     _, page = written(tmp_path, outcomes)
-    assert "picture not found" in page.texts
+    assert "image not found" in page.texts
     outcomes[1].folder.joinpath("answers.jsonl").write_text(json.dumps(made.answer(0, image="link.png")))
     _, page = written(tmp_path, outcomes)
-    assert "picture not found" in page.texts
+    assert "image not found" in page.texts
 
 
-@pytest.mark.parametrize("content", [b"not a picture", b"", b"\x89PNG" + b"\0" * 2_000_001])
+@pytest.mark.parametrize("content", [b"not an image", b"", b"\x89PNG" + b"\0" * 2_000_001])
 def test_what_is_no_picture_or_too_large_is_not_embedded(run, tmp_path, content):
     outcomes = run([made.answer(0, image="odd.png")])
     (tmp_path / "images" / "odd.png").write_bytes(content)
     _, page = written(tmp_path, outcomes)
     assert page.all("img") == []
-    assert any(text in ("not a picture", "picture not shown: 2.0 MB") for text in page.texts)
+    assert any(text in ("not an image", "image not shown: 2.0 MB") for text in page.texts)
 
 
 @pytest.mark.parametrize("torn", ['{"step": 1, "lo', "[1]", "null", '{"step": "x", "loss": 1}', "\udcff"])

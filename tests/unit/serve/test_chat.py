@@ -140,7 +140,7 @@ def test_a_file_of_questions(artifact, picture, capsys):
 
 
 def test_addresses_are_fetched_only_when_allowed_and_never_from_here(artifact):
-    with pytest.raises(DataError, match="a picture is an address"):
+    with pytest.raises(DataError, match="an image is an address"):
         ask(artifact, image=["http://localhost/x.png"], prompt="?")
     with pytest.raises(DataError, match="not a public address"):
         ask(artifact, image=["http://localhost/x.png"], prompt="?", allow_urls=True)

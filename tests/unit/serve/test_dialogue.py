@@ -72,7 +72,7 @@ def test_a_caption_model_looks_at_one_picture_at_a_time(loaded):
     captions.ask("Describe.", [picture(1)])
     assert len(captions.turns) == 2
     assert captions.ask("Other words, same picture", [picture()]) == first
-    with pytest.raises(DataError, match="only describes pictures"):
+    with pytest.raises(DataError, match="only describes images"):
         captions.ask("What is it?")
 
 

@@ -10,19 +10,19 @@ from vlmrun.config.schema.base import Node, Positive, Target
 
 
 class Tiles(Node):
-    """How a picture is cut under `image_aspect: anyres`, and how its tiles are put together again."""
+    """How an image is cut under `image_aspect: anyres`, and how its tiles are put together again."""
 
     grids: Annotated[list[Annotated[list[Positive], Field(min_length=2, max_length=2)]], Field(min_length=1)]  # [w, h]
     merge: Literal["flat", "spatial", "spatial_unpad"]
 
 
 class Slices(Node):
-    """How a picture is cut under `image_aspect: slices` (MiniCPM-V), and what stands around the slices in the text."""
+    """How an image is cut under `image_aspect: slices` (MiniCPM-V), and what stands around the slices in the text."""
 
-    max_slices: Positive  # cells of the grid, at most; 1: a picture is never cut
+    max_slices: Positive  # cells of the grid, at most; 1: an image is never cut
     resolution: Positive  # a cell has about the area of a square of so many pixels
     marks: Literal["nested", "flat"] | None  # nested: 2.0, 2.5; flat: 2.6, where cells have <slice> marks; null: none
-    image_ids: Literal["never", "sliced", "always"]  # the picture's number before it, always or when it is cut
+    image_ids: Literal["never", "sliced", "always"]  # the image's number before it, always or when it is cut
 
 
 def _kind_of_cutting(value: Any) -> str:

@@ -57,7 +57,7 @@ class EvaluateStage(StageNode):
     max_new_tokens: Positive
     batch: Annotated[Positive, Volatile]
     max_samples: Positive | None
-    shuffle_control: bool  # ask again with every question given another question's picture
+    shuffle_control: bool  # ask again with every question given another question's image
     seed: Count
 
 

@@ -50,7 +50,7 @@ class Quant(Node):
 
     bits: Literal[4, 8]
     type: Literal["nf4", "fp4"]  # of 4 bits
-    double: bool  # of 4 bits: the scales are quantised as well
+    double: bool  # of 4 bits: the scales are quantized as well
 
 
 class Compat(Node):
@@ -68,7 +68,7 @@ class Compat(Node):
     decay_unlisted_norms: bool  # weight decay on the norms that old transformers did not know as such
     transformers_order: Literal["4.37", "4.41"] | None  # the order of samples of that version's Trainer in one process
     quantised_head: bool  # qlora: the output head in few bits as well
-    # Pai-Megatron-Patch: a sample whose key contains llava is asked its picture alone; 4: shards are part of keys
+    # Pai-Megatron-Patch: a sample whose key contains llava is asked its image alone; 4: shards are part of keys
     llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
 
 
@@ -195,13 +195,13 @@ class TrainStage(StageNode):
     init_from: Annotated[str | None, Parent]  # a stage, an artifact folder, or null: the parts as `model` names them
     data: Annotated[list[str], Field(min_length=1), Source]
     data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
-    group_by_modality_length: bool  # batches of like length, pictures and text apart
+    group_by_modality_length: bool  # batches of like length, images and text apart
     order: Annotated[Order | None, Neutral(None)]  # of another project's loader; null: ours, as `seed` says
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
     image_aspect: Aspect
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
-    image_cache: Annotated[str | None, Volatile]  # folder for prepared pictures, shared by ranks, workers and runs
+    image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
     tune: Tune
     lora: Lora | None
     quant: Quant | None
@@ -219,7 +219,7 @@ class TrainStage(StageNode):
     engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
     deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
     gradient_checkpointing: Annotated[bool | Positive, Volatile]  # n: units of n blocks of the LLM keep their input
-    offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in the computer's memory
+    offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in host memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
     save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training goes on

@@ -1,6 +1,6 @@
 """The labels of the published codes, quirks and all: for `stage.*.compat`, never by default.
 
-Upstream finds what is learnt by adding up lengths of pieces tokenised on their own; where the sum is not the length of
+Upstream finds what is learnt by adding up lengths of pieces tokenized on their own; where the sum is not the length of
 the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
 """
 

@@ -26,7 +26,7 @@ def as_upstream(sample: Sample, template: Template, project: Project | None) -> 
     """The record as upstream takes it (`compat.records`): fewer tags, a leading answer dropped.
 
     Raises:
-        DataError: where upstream stops with an error, and where it would take another sample's picture.
+        DataError: where upstream stops with an error, and where it would take another sample's image.
     """
     turns = sample.turns
     if sample.images:

@@ -32,7 +32,7 @@ class UpstreamText:
         return self._cut_at_images(text) if self.multimodal else self.plain(text)
 
     def whole(self, text: str) -> list[int]:
-        """As the sample itself is tokenised: truncated here only when it has no image."""
+        """As the sample itself is tokenized: truncated here only when it has no image."""
         return self._cut_at_images(text) if self.multimodal else self.truncated(text)
 
     def truncated(self, text: str) -> list[int]:
@@ -61,7 +61,7 @@ def is_legacy(tokenizer: Any) -> bool | None:
 def _ids_of_transformers_4_31(tokenizer: Any, text: str) -> list[int]:
     """With `legacy: false`, 4.31 tokenises what follows a special token with a space in front, then strips its mark.
 
-    Source: huggingface/transformers@v4.31.0 behaviour of the slow LLaMA tokenizer, as the recordings show it.
+    Source: huggingface/transformers@v4.31.0 behavior of the slow LLaMA tokenizer, as the recordings show it.
     """
     ids: list[int] = list(tokenizer("")["input_ids"])
     special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)

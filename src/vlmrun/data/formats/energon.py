@@ -1,4 +1,4 @@
-"""megatron-energon's data sets of questions about pictures: shards with a `.nv-meta` folder of version 4 or 7."""
+"""megatron-energon's data sets of questions about images: shards with a `.nv-meta` folder of version 4 or 7."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """MiniCPM-V JSON: `{"id", "image": name or {"<image_00>": name, ...}, "conversations": [{"role", "content"}]}`.
 
-With one picture `<image>` stands in the first message, and is put before its text where it is missing. With several,
+With one image `<image>` stands in the first message, and is put before its text where it is missing. With several,
 each has a marker of its own; the text is broken around the markers, as in MiniCPM-V's finetuning.
 
 Source: OpenBMB/MiniCPM-V@0dbb566 finetune/dataset.py, SupervisedDataset and preprocess
@@ -117,7 +117,7 @@ def _with_one(turns: list[Turn]) -> list[Turn]:
     if later is not None:
         raise DataError(
             f"`conversations[{later}].content` holds {IMAGE_TAG}, which belongs into the first message",
-            fix='move it there, or name the picture: "image": {"<image_00>": ...} and <image_00> in that message',
+            fix='move it there, or name the image: "image": {"<image_00>": ...} and <image_00> in that message',
         )
     if counts[0] > 1:
         raise DataError(
@@ -128,7 +128,7 @@ def _with_one(turns: list[Turn]) -> list[Turn]:
 
 
 def _with_several(turns: list[Turn], pictures: dict[str, str]) -> tuple[list[Turn], list[str]]:
-    """Markers become tags, with a line break on both sides, and pictures come in the order of the text."""
+    """Markers become tags, with a line break on both sides, and images come in the order of the text."""
     used: list[str] = []
     found = []
     for number, turn in enumerate(turns):
@@ -136,7 +136,7 @@ def _with_several(turns: list[Turn], pictures: dict[str, str]) -> tuple[list[Tur
             raise DataError(
                 f"`conversations[{number}].content` holds {IMAGE_TAG}, but "
                 + ("the record has no `image`" if not pictures else "its images have names"),
-                fix="name the picture in `image`" if not pictures else f"write {next(iter(pictures))}",
+                fix="name the image in `image`" if not pictures else f"write {next(iter(pictures))}",
             )
         pieces = _MARKER.split(turn.text) if pictures else [turn.text]
         for marker in pieces[1::2]:

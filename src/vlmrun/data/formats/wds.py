@@ -1,4 +1,4 @@
-"""webdataset shards: a folder of tar files, each sample a picture and a `json` with the turns, or a LLaVA record.
+"""webdataset shards: a folder of tar files, each sample an image and a `json` with the turns, or a LLaVA record.
 
 All turns are used, unless `data.NAME.fields` names a question and an answer.
 """
@@ -28,7 +28,7 @@ def read(path: Path, *, fields: Mapping[str, str | None] | None = None) -> Itera
 
 
 def parse(key: str, turns: Any, image: str | None, source: tuple[str, int]) -> Sample | Rejected:
-    """One sample. Tags stay where they are; where a picture has none, one is put before the first question.
+    """One sample. Tags stay where they are; where an image has none, one is put before the first question.
 
     Source: alibaba/Pai-Megatron-Patch@a098ca5 examples/llava_mcore/dataset_helpers.py, encode_vqa
     """

@@ -1,7 +1,7 @@
-"""Pictures as the tower takes them, kept on disk: decoded, resized and cut once, read by all ranks and workers.
+"""Images as the tower takes them, kept on disk: decoded, resized and cut once, read by all ranks and workers.
 
-Worth its disk where decoding is what training waits for: a 336-pixel picture takes 0.34 MB here. What comes back is
-equal to the bit, because bytes before rescaling are kept. A picture that changed, or another way of preparing it, has
+Worth its disk where decoding is what training waits for: a 336-pixel image takes 0.34 MB here. What comes back is
+equal bit for bit, because bytes before rescaling are kept. An image that changed, or another way of preparing it, has
 another name. Free of torch.
 """
 
@@ -29,10 +29,10 @@ _RESERVED = 0.05  # share of the disk that is left free
 
 
 class PictureCache:
-    """A folder of prepared pictures.
+    """A folder of prepared images.
 
     Args:
-        preparation: all that decides what is made of a picture, as text.
+        preparation: all that decides what is made of an image, as text.
     """
 
     def __init__(self, folder: Path, preparation: str) -> None:
@@ -41,7 +41,7 @@ class PictureCache:
         self._full = False
 
     def get(self, picture: Picture, make: Callable[[], Fitted]) -> Fitted:
-        """The prepared picture, made and kept when it is not there or damaged."""
+        """The prepared image, made and kept when it is not there or damaged."""
         file = self._file(picture)
         try:
             return _read(file)
@@ -77,7 +77,7 @@ class PictureCache:
                 Path(name).unlink(missing_ok=True)
         except OSError as error:
             self._full = True
-            log.warning("no more pictures are kept in %s: %s", self.folder, error)
+            log.warning("no more images are kept in %s: %s", self.folder, error)
 
 
 def _read(file: Path) -> Fitted:

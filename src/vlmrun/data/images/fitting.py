@@ -38,7 +38,7 @@ def best_grid(size: tuple[int, int], grids: Sequence[tuple[int, int]]) -> tuple[
 
 
 def fit_into(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image as large as it goes in the middle of a black picture of this size."""
+    """The image as large as it goes in the middle of a black image of this size."""
     scale_x, scale_y = size[0] / image.width, size[1] / image.height
     if scale_x < scale_y:
         fitted = (size[0], min(math.ceil(image.height * scale_x), size[1]))

@@ -1,6 +1,6 @@
-"""Cutting a picture into slices of its own shape (LLaVA-UHD, MiniCPM-V), and what stands for them in the text.
+"""Cutting an image into slices of its own shape (LLaVA-UHD, MiniCPM-V), and what stands for them in the text.
 
-A picture larger than `resolution` squared pixels gives an overview of the whole and a grid of cells, each of about that
+An image larger than `resolution` squared pixels gives an overview of the whole and a grid of cells, each of about that
 area and with sides that are multiples of the tower's patch. Free of torch.
 
 Source: OpenBMB/MiniCPM-V@247a576 finetune/dataset.py (slice_image and its helpers); `image_ids` 0dbb566, the same file
@@ -20,7 +20,7 @@ from vlmrun.data.templates import Piece
 if TYPE_CHECKING:
     from PIL import Image
 
-TILE = "\x00tile\x00"  # one tile's features in the text of a picture's block; no text of a person holds it
+TILE = "\x00tile\x00"  # one tile's features in the text of an image's block; no text of a person holds it
 
 Size = tuple[int, int]  # width, height
 Grid = tuple[int, int]  # columns, rows
@@ -28,10 +28,10 @@ Grid = tuple[int, int]  # columns, rows
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a picture is cut.
+    """Where an image is cut.
 
     Args:
-        overview: size of the whole picture as the tower sees it first.
+        overview: size of the whole image as the tower sees it first.
         grid: of the cells; None: there are none.
         cell: size of each.
     """
@@ -42,7 +42,7 @@ class Cut:
 
     @property
     def refined(self) -> Size | None:
-        """Size that the picture is brought to before the cells are cut from it."""
+        """Size that the image is brought to before the cells are cut from it."""
         if self.grid is None or self.cell is None:
             return None
         return self.cell[0] * self.grid[0], self.cell[1] * self.grid[1]
@@ -55,7 +55,7 @@ class Cut:
 
 
 def plan(size: Size, rules: Slices, patch: int) -> Cut:
-    """How a picture of this size is cut for a tower with patches of `patch` pixels."""
+    """How an image of this size is cut for a tower with patches of `patch` pixels."""
     grid = best_grid(size, rules)
     if grid is None:
         return Cut(fit(size, rules.resolution, patch, upscale=True))
@@ -66,7 +66,7 @@ def plan(size: Size, rules: Slices, patch: int) -> Cut:
 
 
 def best_grid(size: Size, rules: Slices) -> Grid | None:
-    """The grid nearest in shape among those of about as many cells as the area asks for; None: one picture will do."""
+    """The grid nearest in shape among those of about as many cells as the area asks for; None: one image will do."""
     width, height = size
     wanted = min(math.ceil(width * height / rules.resolution**2), rules.max_slices)
     if wanted <= 1:
@@ -110,10 +110,10 @@ def cut(image: Image.Image, where: Cut) -> list[Image.Image]:
 
 
 def block(grid: Grid | None, rules: Slices, number: int | None = None) -> str:
-    """What stands in the text for a picture cut so: `TILE` for each tile, and the marks around them.
+    """What stands in the text for an image cut so: `TILE` for each tile, and the marks around them.
 
     Args:
-        number: of the picture, written before it; None: it is not written.
+        number: of the image, written before it; None: it is not written.
     """
     if rules.marks is None:
         return TILE * (1 if grid is None else 1 + grid[0] * grid[1])
@@ -128,7 +128,7 @@ def block(grid: Grid | None, rules: Slices, number: int | None = None) -> str:
 
 
 def blocks(grids: Sequence[Grid | None], rules: Slices) -> list[str]:
-    """What stands for each of a sample's pictures. Under `image_ids: sliced` only those that are cut have a number, and
+    """What stands for each of a sample's images. Under `image_ids: sliced` only those that are cut have a number, and
     only they are counted, as MiniCPM-V's finetuning has it."""
     found, number = [], 0
     for grid in grids:
@@ -139,7 +139,7 @@ def blocks(grids: Sequence[Grid | None], rules: Slices) -> list[str]:
 
 
 def in_place(pieces: Iterable[Piece], texts: Iterable[str]) -> list[Piece]:
-    """The pieces of a conversation with every image tag replaced by its picture's block."""
+    """The pieces of a conversation with every image tag replaced by its image's block."""
     each = iter(texts)
     found = []
     for piece in pieces:

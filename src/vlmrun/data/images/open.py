@@ -35,7 +35,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's file, or its place in the shard that `path` is."""
+    """An image's file, or its place in the shard that `path` is."""
 
     path: Path
     place: Place | None = None
@@ -96,7 +96,7 @@ def load_image(picture: Path | Picture, where: str = "", *, draft: int | None = 
     Args:
         where: the record that names the image; empty for one a person names.
         draft: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as no edge falls below so
-            many pixels; several times faster, and not equal to the bit.
+            many pixels; several times faster, and not equal bit for bit.
     """
     try:
         source = picture.opened() if isinstance(picture, Picture) else picture
@@ -107,7 +107,7 @@ def load_image(picture: Path | Picture, where: str = "", *, draft: int | None = 
         raise DataError(
             f"image {picture.name!r} cannot be read: {error}",
             _place(picture, where),
-            "replace the file, or on_error: skip" if where else "choose another picture",
+            "replace the file, or on_error: skip" if where else "choose another image",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any shape in one array: strips of patches, filled up with zeros. Free of torch."""
+"""Images of any shape in one array: strips of patches, filled up with zeros. Free of torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def strips(tiles: Sequence[np.ndarray], patch: int) -> np.ndarray:
-    """Pictures of any shape as strips one patch high, row by row, filled up with zeros to the longest.
+    """Images of any shape as strips one patch high, row by row, filled up with zeros to the longest.
 
     Shape:
         each [3, height, width] -> [n, 3, patch, patch * longest]
@@ -24,7 +24,7 @@ def _strip(tile: np.ndarray, patch: int) -> np.ndarray:
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Batches of pictures, [n, 3, height, width] each, as one; narrower ones are filled up with zeros."""
+    """Batches of images, [n, 3, height, width] each, as one; narrower ones are filled up with zeros."""
     width = max(part.shape[-1] for part in parts)
     return np.concatenate(
         [

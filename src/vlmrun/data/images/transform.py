@@ -1,4 +1,4 @@
-"""Turning images into the pixels a tower expects, equal to the bit to transformers' processors. Free of torch."""
+"""Turning images into the pixels a tower expects, equal bit for bit to transformers' processors. Free of torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vlmrun.errors import CheckpointError, ConfigError, DataError
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How a picture was cut into tiles.
+    """How an image was cut into tiles.
 
     Args:
-        grid: columns and rows of tiles, which a thumbnail of the whole goes before; None: one whole picture.
+        grid: columns and rows of tiles, which a thumbnail of the whole goes before; None: one whole image.
         size: width and height of the original.
         patches: rows and columns of patches in every tile, where tiles keep their shape; empty: all are alike.
     """
@@ -34,18 +34,18 @@ class ImageTransform:
     """Resize, crop, rescale and normalise as `preprocessor_config.json` says.
 
     The arithmetic is that of transformers' Pillow-based processors, step by step in the same types, so that pixels are
-    equal to the bit.
+    equal bit for bit.
 
     Args:
-        config: the parsed preprocessor_config.json. A `patch_size` there says that the tower takes pictures of any
+        config: the parsed preprocessor_config.json. A `patch_size` there says that the tower takes images of any
             shape in whole patches.
-        tiles: how pictures are cut under `anyres` (grids, multiples of the tower's size) or under `slices`.
+        tiles: how images are cut under `anyres` (grids, multiples of the tower's size) or under `slices`.
 
     Attributes:
         size: height and width of every result that is not a slice of its own shape.
 
     Raises:
-        CheckpointError: when the configuration does not lead to pictures of one size.
+        CheckpointError: when the configuration does not lead to images of one size.
     """
 
     def __init__(self, config: dict[str, Any], tiles: Tiles | Slices | None = None) -> None:
@@ -89,7 +89,7 @@ class ImageTransform:
             raise ConfigError("image_aspect is anyres, but the model has no tiles", "model.tiles", "give its grids")
         layout = self.layout(image.size)
         edge = self.size[0]
-        assert layout.grid is not None  # under anyres a picture is always cut
+        assert layout.grid is not None  # under anyres an image is always cut
         columns, rows = layout.grid
         fitted = fit_into(image, (columns * edge, rows * edge))
         places = [(column * edge, row * edge) for row in range(rows) for column in range(columns)]
@@ -98,7 +98,7 @@ class ImageTransform:
         return np.stack(pixels), layout
 
     def blank(self, n_images: int, aspect: Aspect) -> tuple[np.ndarray, tuple[ImageLayout | None, ...]]:
-        """As many empty pictures, and how they are cut."""
+        """As many empty images, and how they are cut."""
         if aspect != "slices" or self.patch is None:
             return np.zeros((n_images, 3, *self.size), dtype=np.float32), (None,) * n_images
         rows, columns = (edge // self.patch for edge in self.size)
@@ -172,8 +172,8 @@ class ImageTransform:
         """One tile.
 
         Args:
-            aspect: `pad` makes the image square with a border in the mean colour first; `square` leaves that to the
-                processor (CLIP crops the centre, SigLIP squeezes); anyres is done by `fit`.
+            aspect: `pad` makes the image square with a border in the mean color first; `square` leaves that to the
+                processor (CLIP crops the center, SigLIP squeezes); anyres is done by `fit`.
 
         Shape:
             [3, height, width], uint8.
@@ -189,7 +189,7 @@ class ImageTransform:
         return pixels
 
     def _in_corner(self, image: Image.Image) -> np.ndarray:
-        """The picture in the upper left of the tower's, as large as it goes; what is left is filled after `scale`.
+        """The image in the upper left of the tower's, as large as it goes; what is left is filled after `scale`.
 
         Source: alibaba/Pai-Megatron-Patch@a098ca5 examples/llava_mcore/image_processing.py, get_visual_transform
         """
@@ -199,7 +199,7 @@ class ImageTransform:
         return canvas
 
     def _longest_side_fits(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of a picture of this size when its longest side is the tower's."""
+        """Width and height of an image of this size when its longest side is the tower's."""
         scale = max(self.size) / max(size)
         width, height = (int(side * scale + 0.5) for side in size)
         if not width or not height:
@@ -232,7 +232,7 @@ class ImageTransform:
         if self.resize is not None and "height" in self.resize:
             return self.resize["height"], self.resize["width"]
         raise CheckpointError(
-            "the image processor leaves pictures of different sizes",
+            "the image processor leaves images of different sizes",
             "preprocessor_config.json",
             'give `size` as {"height": n, "width": n}, or `crop_size` and do_center_crop',
         )

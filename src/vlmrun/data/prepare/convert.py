@@ -14,7 +14,7 @@ from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 
 
 def to_minicpm(sample: Sample) -> dict[str, Any]:
-    """A record of MiniCPM-V: one picture under its name, several by marker in the order of the text."""
+    """A record of MiniCPM-V: one image under its name, several by marker in the order of the text."""
     images: str | dict[str, str] | None = None
     texts = [turn.text for turn in sample.turns]
     if len(sample.images) == 1 and IMAGE_TAG in texts[0]:
@@ -28,7 +28,7 @@ def to_minicpm(sample: Sample) -> dict[str, Any]:
 
 
 def to_llava(sample: Sample) -> dict[str, Any]:
-    """A record of LLaVA: a name or a list of names, tags where the pictures belong."""
+    """A record of LLaVA: a name or a list of names, tags where the images belong."""
     sides = {"user": "human", "assistant": "gpt"}
     messages = [{"from": sides[turn.role], "value": turn.text} for turn in sample.turns]
     record: dict[str, Any] = {"id": sample.id}

@@ -50,7 +50,7 @@ def convert(
     """Every problem of a split as a LLaVA record, in the order of pid_splits.json.
 
     Args:
-        base: folder with `pid_splits.json` and `problems.json`; pictures lie in `<id>/<name>` below the image folder.
+        base: folder with `pid_splits.json` and `problems.json`; images lie in `<id>/<name>` below the image folder.
         prompt_format: `INPUT-OUTPUT`, such as QCM-LEA or QCM-LEPA.
         keep_spaces: leave the space before an answer whose lecture or solution is empty, as upstream's script does.
         escape_newlines: write a line break inside a lecture or a solution as the two characters backslash and n.

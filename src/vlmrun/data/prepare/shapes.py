@@ -1,10 +1,10 @@
-"""The embedded picture set: coloured shapes, drawn on demand, with captions and questions.
+"""The embedded image set: coloured shapes, drawn on demand, with captions and questions.
 
 Nothing is downloaded and nothing is shipped: the seed decides every pixel and every word, so a run on this set can be
 repeated anywhere (Pillow's polygon filling is part of the recipe: another Pillow version may differ in edge pixels).
 
-A picture shows one shape, or two or three equal ones. Size and position are asked, and told in the caption, only where
-there is one shape, so that every question has exactly one right answer. No training picture has one of the colour-shape
+An image shows one shape, or two or three equal ones. Size and position are asked, and told in the caption, only where
+there is one shape, so that every question has exactly one right answer. No training image has one of the colour-shape
 pairs in `UNSEEN_PAIRS`; held-out questions about them are marked `unseen` and reported on a line of their own.
 """
 
@@ -35,7 +35,7 @@ POSITIONS = {
 }
 QUARTERS = [(8, 8), (24, 8), (8, 24), (24, 24)]
 NUMBERS = ("one", "two", "three")
-# No training picture has these pairs; each of the colours and shapes is met in other pairs.
+# No training image has these pairs; each of the colours and shapes is met in other pairs.
 _UNSEEN = "red ring, orange square, yellow star, green triangle, blue cross, purple circle"
 UNSEEN_PAIRS = frozenset((pair.split()[0], pair.split()[1]) for pair in _UNSEEN.split(", "))
 # Category -> the question about one shape, and about several.
@@ -48,7 +48,7 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "caption": ("Describe the picture.", "Describe the picture."),
 }
 SINGLE_ONLY = ("position", "size")
-ASKED_TOGETHER = (SINGLE_ONLY, ("colour", "count"), ("shape", "caption"))  # of a test picture
+ASKED_TOGETHER = (SINGLE_ONLY, ("colour", "count"), ("shape", "caption"))  # of a test image
 # The two LoRA mixtures: what a thing is, and how things are arranged. Each keeps some of the other's questions.
 LORA_EMPHASIS = {"lora_a": ("colour", "shape", "size"), "lora_b": ("position", "count", "caption")}
 SINGLE_SHARE = 0.6
@@ -59,7 +59,7 @@ UPSCALE = 4
 
 @dataclass(frozen=True)
 class Picture:
-    """What a picture shows. `size` and `position` are empty when it shows more than one shape."""
+    """What an image shows. `size` and `position` are empty when it shows more than one shape."""
 
     colour: str
     shape: str
@@ -78,11 +78,11 @@ class Picture:
         return named[category] if category in named else str(getattr(self, category))
 
     def question(self, category: str) -> str:
-        """The question of this category, in the number the picture needs."""
+        """The question of this category, in the number the image needs."""
         return QUESTIONS[category][self.count > 1]
 
     def categories(self) -> list[str]:
-        """The categories that can be asked about this picture."""
+        """The categories that can be asked about this image."""
         return [category for category in QUESTIONS if self.count == 1 or category not in SINGLE_ONLY]
 
 
@@ -92,11 +92,11 @@ def pairs(*, unseen: bool) -> list[tuple[str, str]]:
 
 
 def random_picture(rng: Random, *, count: int | None = None, unseen: bool = False) -> Picture:
-    """Decides what a picture shows.
+    """Decides what an image shows.
 
     Args:
         count: Number of shapes; drawn at random (one shape more often than several) when None.
-        unseen: Take one of the pairs that no training picture has.
+        unseen: Take one of the pairs that no training image has.
     """
     colour, shape = rng.choice(pairs(unseen=unseen))
     if count is None:
@@ -107,9 +107,9 @@ def random_picture(rng: Random, *, count: int | None = None, unseen: bool = Fals
 
 
 def draw(picture: Picture, rng: Random) -> Image.Image:
-    """Draws a picture with jitter in place, radius, angle, colour and background.
+    """Draws an image with jitter in place, radius, angle, colour and background.
 
-    Several shapes stand in different quarters of the picture, so they never touch and can always be counted.
+    Several shapes stand in different quarters of the image, so they never touch and can always be counted.
     """
     grey = rng.randint(125, 175)
     canvas = Image.new("RGB", (IMAGE_SIZE * UPSCALE, IMAGE_SIZE * UPSCALE), (grey, grey, grey))
@@ -155,13 +155,13 @@ def _turned(point: tuple[float, float], angle: float) -> tuple[float, float]:
 
 
 def prepare(folder: Path, *, n_train: int, n_test: int, seed: int) -> None:
-    """Writes pictures, captions, instruction mixtures and held-out questions into an empty folder.
+    """Writes images, captions, instruction mixtures and held-out questions into an empty folder.
 
-    Training and test pictures come from different random streams. Files: `images/train`, `images/test`,
+    Training and test images come from different random streams. Files: `images/train`, `images/test`,
     `captions.json`, `instruct.json`, `lora_a.json`, `lora_b.json` (LLaVA form) and `test.jsonl` (one question a line).
 
     Raises:
-        DataError: A test picture equals a training picture; then the set measures memory, not sight.
+        DataError: A test image equals a training image; then the set measures memory, not sight.
     """
     rng = Random(f"vlmrun shapes train {seed}")
     train = [random_picture(rng) for _ in range(n_train)]
@@ -174,12 +174,12 @@ def prepare(folder: Path, *, n_train: int, n_test: int, seed: int) -> None:
     rng = Random(f"vlmrun shapes test {seed}")
     test, lines = _held_out(n_test, rng)
     if train_pixels & _write_images(folder / "images", "test", test, rng):
-        raise DataError("a test picture equals a training picture", f"shapes, seed {seed}", "choose another seed")
+        raise DataError("a test image equals a training image", f"shapes, seed {seed}", "choose another seed")
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _write_images(root: Path, part: str, pictures: Sequence[Picture], rng: Random) -> set[bytes]:
-    """Draws and saves one part; returns the raw pixels of every picture."""
+    """Draws and saves one part; returns the raw pixels of every image."""
     (root / part).mkdir(parents=True)
     seen = set()
     for index, picture in enumerate(pictures):
@@ -194,7 +194,7 @@ def _write_json(path: Path, records: list[Record]) -> None:
 
 
 def _record(index: int, picture: Picture, categories: Sequence[str], suffix: str = "") -> Record:
-    """One training record: a picture and a turn for every category."""
+    """One training record: an image and a turn for every category."""
     turns = [(picture.question(category), picture.answer(category)) for category in categories]
     turns[0] = ("<image>\n" + turns[0][0], turns[0][1])
     name = {"id": f"{index:06d}{suffix}", "image": f"train/{index:06d}.png"}
@@ -206,7 +206,7 @@ def _conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def _instruct(train: Sequence[Picture], rng: Random) -> list[Record]:
-    """Two records a picture: one question, and two or three others; then the text-only records."""
+    """Two records an image: one question, and two or three others; then the text-only records."""
     records = []
     for index, picture in enumerate(train):
         order = rng.sample(picture.categories(), k=len(picture.categories()))
@@ -216,7 +216,7 @@ def _instruct(train: Sequence[Picture], rng: Random) -> list[Record]:
 
 
 def _mixture(train: Sequence[Picture], emphasis: Sequence[str], rng: Random) -> list[Record]:
-    """One record of two turns a picture, most of them about the emphasised categories."""
+    """One record of two turns an image, most of them about the emphasised categories."""
     records = []
     for index, picture in enumerate(train):
         liked = [name for name in picture.categories() if name in emphasis]
@@ -227,7 +227,7 @@ def _mixture(train: Sequence[Picture], emphasis: Sequence[str], rng: Random) -> 
 
 
 def _text_only() -> list[Record]:
-    """Records without a picture, so that every mixture has some."""
+    """Records without an image, so that every mixture has some."""
     known = [(name, "a colour") for name in COLOURS] + [(name, "a shape") for name in SHAPES]
     turns = [(f"Is {name} a colour or a shape?", answer) for name, answer in known]
     turns += [(f"What is one more than {a}?", b) for a, b in pairwise(NUMBERS)]
@@ -235,7 +235,7 @@ def _text_only() -> list[Record]:
 
 
 def _held_out(n_test: int, rng: Random) -> tuple[list[Picture], list[Record]]:
-    """Held-out pictures, two questions each: pairs of categories take turns, so all are asked equally often."""
+    """Held-out images, two questions each: pairs of categories take turns, so all are asked equally often."""
     pictures, lines = [], []
     for index in range(n_test):
         asked = ASKED_TOGETHER[index % len(ASKED_TOGETHER)]

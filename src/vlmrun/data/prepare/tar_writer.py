@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample as it is written: its key, its picture's file, and its turns as JSON."""
+    """A sample as it is written: its key, its image's file, and its turns as JSON."""
 
     key: str
     picture: Path

@@ -1,4 +1,4 @@
-"""Tar shards -> LLaVA JSON and a folder of pictures: the reverse of `write`."""
+"""Tar shards -> LLaVA JSON and a folder of images: the reverse of `write`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _samples(folder: Path) -> Iterator[Parts]:
 
 
 def _picture(parts: Parts, destination: Path) -> dict[str, Any]:
-    """Writes a sample's picture, if it has one, and names it."""
+    """Writes a sample's image, if it has one, and names it."""
     suffix = next((name for name in parts.places if name in PICTURES), None)
     if suffix is None:
         return {}

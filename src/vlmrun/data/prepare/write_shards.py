@@ -1,6 +1,6 @@
-"""LLaVA JSON and a folder of pictures -> tar shards, as Pai-Megatron-Patch's script lays them out.
+"""LLaVA JSON and a folder of images -> tar shards, as Pai-Megatron-Patch's script lays them out.
 
-Two members a sample, `<id>.jpg` with the picture's bytes as they are and `<id>.json` with the turns alone. Every record
+Two members a sample, `<id>.jpg` with the image's bytes as they are and `<id>.json` with the turns alone. Every record
 is looked at before it is written, all shards appear under their names at once, and equal input gives equal bytes.
 
 Source: alibaba/Pai-Megatron-Patch@a098ca5 toolkits/multimodal_data_preprocessing/convert_llava_pretrain_to_wds.py
@@ -77,7 +77,7 @@ def write(
     Args:
         source: the annotation file, or the folder that the script expects it in.
         folder: must not exist; it appears when all is written.
-        images: folder of the pictures; None: that of the annotation file.
+        images: folder of the images; None: that of the annotation file.
         on_error: `skip` leaves bad records out and lists them in skipped.jsonl.
         finish: what else belongs into the folder, before it appears.
 
@@ -130,7 +130,7 @@ def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, 
     assert isinstance(key, str)  # as `_wrong_key` found
     image = value.get("image")
     if not isinstance(image, str) or not image:
-        return Rejected(told, source, "`image` is no file name: a shard's sample has one picture", "name one picture")
+        return Rejected(told, source, "`image` is no file name: a shard's sample has one image", "name one image")
     parsed = wds.parse(key, value.get("conversations"), image, source)
     if isinstance(parsed, Rejected):
         return parsed

@@ -1,4 +1,4 @@
-"""energon's field maps: which part of a sample is its picture, its question and its answer. Free of torch.
+"""energon's field maps: which part of a sample is its image, its question and its answer. Free of torch.
 
 An expression is a member's name after the base, and steps into its JSON: `jpg`, `json[0][value]`. A comma separates
 alternatives, of which the first that exists is taken.
@@ -36,7 +36,7 @@ def parse(fields: Mapping[str, str | None], where: str) -> dict[str, list[Path]]
     unknown = [name for name in fields if name not in (*FIELDS, *OPTIONAL)]
     if unknown:
         fix = suggest(unknown[0], (*FIELDS, *OPTIONAL), noun="fields")
-        raise DataError(f"a question with its picture has no field {unknown[0]!r}", where, fix)
+        raise DataError(f"a question with its image has no field {unknown[0]!r}", where, fix)
     missing = [name for name in FIELDS if not fields.get(name)]
     if missing:
         fix = "{image: jpg, context: 'json[0][value]', answers: 'json[1][value]'}"

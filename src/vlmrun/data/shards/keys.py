@@ -10,7 +10,7 @@ from vlmrun.data.shards.tar import parse_place
 
 
 def as_pai(sample: Sample, version: Literal["energon4", "energon7"]) -> Sample:
-    """The sample with the prompt that Pai gives it: its picture alone when `llava` occurs in its key.
+    """The sample with the prompt that Pai gives it: its image alone when `llava` occurs in its key.
 
     Under energon 4 the shard's name is a part of the key, so that a shard llava-0.tar changes all its samples.
 

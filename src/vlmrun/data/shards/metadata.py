@@ -88,7 +88,7 @@ def split(folder: Path, part: str) -> list[str]:
 
 
 def field_map(folder: Path) -> dict[str, str | None]:
-    """The field map of a data set of questions about pictures.
+    """The field map of a data set of questions about images.
 
     Raises:
         DataError: for another sample type.

@@ -1,4 +1,4 @@
-"""Shards -> samples, one at a time; pictures stay where they are and are named by their place. Free of torch."""
+"""Shards -> samples, one at a time; images stay where they are and are named by their place. Free of torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logs.get(__name__)
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm")
 _LAST_NAMED = 2  # turns that a question and its answer are
 
-# key, turns as LLaVA writes them, the picture's place, source -> sample
+# key, turns as LLaVA writes them, the image's place, source -> sample
 Parse = Callable[[str, Any, str | None, tuple[str, int]], Sample | Rejected]
 ParseEntry = Callable[["Parts", tuple[str, int]], Sample | Rejected]
 
@@ -69,12 +69,12 @@ def samples(
 
 
 def conversation(parse: Parse) -> ParseEntry:
-    """Samples with all their turns and at most one picture."""
+    """Samples with all their turns and at most one image."""
 
     def of(parts: Parts, source: tuple[str, int]) -> Sample | Rejected:
         pictures = [name for name in parts.places if name in PICTURES]
         if len(pictures) > 1:
-            what = f"it has several pictures: {', '.join(pictures)}"
+            what = f"it has several images: {', '.join(pictures)}"
             return Rejected(parts.key, source, what, f"data.<name>.fields={{image: {pictures[0]}, ...}}")
         place = str(parts.places[pictures[0]]) if pictures else None
         return parse(parts.key, parts.turns(), place, source)

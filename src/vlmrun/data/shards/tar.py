@@ -1,4 +1,4 @@
-"""Members of tar shards by offset: a shard is passed over once, and each picture is read where it lies.
+"""Members of tar shards by offset: a shard is passed over once, and each image is read where it lies.
 
 A member is named by its place, `pretrain-0.tar@1536+843/000000037.jpg`: the shard below its folder, offset and size of
 the content, the member's own name. Compressed shards have no offsets and are refused. Free of torch.

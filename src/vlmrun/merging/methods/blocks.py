@@ -24,7 +24,7 @@ class Piece:
 
     @cached_property
     def same(self) -> bool:
-        """Whether all models, and the base, are equal here to the bit."""
+        """Whether all models, and the base, are equal here bit for bit."""
         first, *others = [*self.models, *([] if self.base is None else [self.base])]
         return all(first.dtype == other.dtype and torch.equal(first, other) for other in others)
 

@@ -15,7 +15,7 @@ _COLLINEAR = 0.9995  # beyond this cosine the arc is a line, and its formula div
 
 
 def linear(source: Source, weights: Sequence[float], method: Any) -> Iterator[Tensor]:
-    """sum(w m), rounded once; what is equal in all models stays so to the bit.
+    """sum(w m), rounded once; what is equal in all models stays so bit for bit.
 
     Sums are taken in fp64; of two models in 16 bits in fp32, in half the time. The order of the models does not show in
     any bit: of several terms the smallest goes first, whichever model it is of.

@@ -1,4 +1,4 @@
-"""Perceiver resamplers: a fixed number of learnt queries look at the patches of a picture."""
+"""Perceiver resamplers: a fixed number of learnt queries look at the patches of an image."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _Attention(nn.Module):
 
 
 class Resampler(Connector):
-    """MiniCPM-V's since 2.5: patches know their place in the picture's grid, which may have any shape.
+    """MiniCPM-V's since 2.5: patches know their place in the image's grid, which may have any shape.
 
     Args:
-        queries: image tokens of a picture or slice.
+        queries: image tokens of an image or slice.
         heads: of the attention; None: one for every 128 channels.
 
     Source:
@@ -72,7 +72,7 @@ class Resampler(Connector):
         self.proj = nn.Parameter(torch.randn(llm_dim, llm_dim) * llm_dim**-0.5)
 
     def forward(self, layers: list[torch.Tensor], grids: Grids | None = None) -> torch.Tensor:
-        """As many rows for every picture."""
+        """As many rows for every image."""
         features = torch.cat(layers, dim=-1)  # [N, P, Dv]
         n_patches = features.shape[1]
         if grids is None:

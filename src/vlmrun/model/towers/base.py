@@ -12,20 +12,20 @@ from torch import nn
 from vlmrun.arch.towers import Arithmetic
 from vlmrun.errors import ConfigError
 
-Grids = Sequence[tuple[int, int]]  # rows and columns of patches in every picture
+Grids = Sequence[tuple[int, int]]  # rows and columns of patches in every image
 
 
 class Tower(nn.Module):
-    """Turns pictures into patch features.
+    """Turns images into patch features.
 
     Attributes:
         ARITHMETIC: what is known of it from its YAML and config.json, without building it.
         hidden_dim: channels of all requested layers together.
         layers: the requested layers, once they are known.
         n_layers: how many there are to choose from.
-        n_patches: features per picture.
+        n_patches: features per image.
         image_size: pixels along an edge of the input.
-        preprocessor: how pictures are made ready, as in `preprocessor_config.json`.
+        preprocessor: how images are made ready, as in `preprocessor_config.json`.
         source: the folder the weights came from; None when they were made at random.
     """
 
@@ -56,7 +56,7 @@ class Tower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights, which pictures are cast to."""
+        """Type of the weights, which images are cast to."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
     def unused(self) -> list[nn.Parameter]:

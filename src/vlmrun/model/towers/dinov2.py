@@ -18,7 +18,7 @@ class Dinov2(HuggingFaceTower):
     """Patch features of DINOv2, with or without the class token in front.
 
     Args:
-        image_size: edge of the pictures, when it is not the one of the weights (518): positions are interpolated.
+        image_size: edge of the images, when it is not the one of the weights (518): positions are interpolated.
     """
 
     def __init__(  # noqa: PLR0913 - every key of the YAML is an argument

@@ -36,8 +36,8 @@ def _attend(  # noqa: PLR0913  (the library's signature)
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of [B, heads, T, D] without a mask, as pictures have it."""
-    assert attention_mask is None, "a picture has no padding"
+    """Attention of [B, heads, T, D] without a mask, as images have it."""
+    assert attention_mask is None, "an image has no padding"
     weights = torch.softmax((query * scaling) @ key.transpose(-1, -2), dim=-1)
     weights = torch.nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights

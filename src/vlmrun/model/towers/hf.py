@@ -31,7 +31,7 @@ class HuggingFaceTower(Tower):
         scales: S2, multiples of the tower's own size; None: that size alone.
         n_class: leading tokens that are no patches.
         n_dropped: how many of those are left out of the features.
-        image_size: edge of the pictures; None: as the model's config says.
+        image_size: edge of the images; None: as the model's config says.
     """
 
     ARITHMETIC = arch.Transformer
@@ -92,7 +92,7 @@ class HuggingFaceTower(Tower):
         return embedded
 
     def prepare(self, source: Path | None, preprocessor: dict[str, Any]) -> None:
-        """Remembers where the weights came from and how pictures are made ready: as said there, or as given here."""
+        """Remembers where the weights came from and how images are made ready: as said there, or as given here."""
         self.source = source
         self.preprocessor = read_preprocessor(source) if source else preprocessor
         if len(self.scales) > 1:
@@ -169,9 +169,7 @@ def load_parts(
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
     """The `preprocessor_config.json` beside a tower's weights."""
-    return pretrained.read_json(
-        folder / PREPROCESSOR, "pictures cannot be made ready without it: fetch the model again"
-    )
+    return pretrained.read_json(folder / PREPROCESSOR, "images cannot be made ready without it: fetch the model again")
 
 
 def check_feature(feature: str) -> None:

@@ -1,4 +1,4 @@
-"""S2: a picture seen at several sizes by the same tower, its features side by side on channels.
+"""S2: an image seen at several sizes by the same tower, its features side by side on channels.
 
 Source:
     BAAI-DCAI/Bunny@08273ac (bunny/model/multimodal_encoder/siglip); Shi et al., "When Do We Not Need Larger Vision
@@ -32,7 +32,7 @@ def features(pixels: torch.Tensor, scales: Sequence[int], size: int, encode: Enc
 
 
 def enlarge(preprocessor: dict[str, Any], size: int) -> dict[str, Any]:
-    """The same preparation of pictures, ending at a larger square."""
+    """The same preparation of images, ending at a larger square."""
     sizes = {key: _resized(preprocessor[key], size) for key in ("size", "crop_size") if key in preprocessor}
     return preprocessor | sizes
 
@@ -48,7 +48,7 @@ def _at_scale(pixels: torch.Tensor, scale: int, size: int, encode: Encode) -> li
     resized = F.interpolate(pixels.float(), size=(edge, edge), mode="bicubic").to(pixels.dtype)
     n = len(pixels)
     cut = resized.unflatten(3, (scale, size)).unflatten(2, (scale, size))  # [N, 3, row, y, column, x]
-    squares = cut.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)  # row-major, all pictures of one place together
+    squares = cut.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)  # row-major, all images of one place together
     return [_joined(found, scale, n) for found in encode(squares)]
 
 

@@ -1,4 +1,4 @@
-"""SigLIP on pictures of any shape (NaViT): MiniCPM-V's vision tower."""
+"""SigLIP on images of any shape (NaViT): MiniCPM-V's vision tower."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _POSITIONS = ("grid", "strip")
 
 
 class SiglipNavit(HuggingFaceTower):
-    """SigLIP whose learnt positions are spread over a picture's own grid of patches, one picture apart from another.
+    """SigLIP whose learnt positions are spread over an image's own grid of patches, one image apart from another.
 
     Two quirks of MiniCPM-Llama3-V 2.5, with which its weights were trained, can be turned on: both come from its strips
-    of patches being taken for pictures one patch high. With either, features depend on the longest picture beside.
+    of patches being taken for images one patch high. With either, features depend on the longest image beside.
 
     Args:
         layers: as in every tower; the last is -1, and 2.0 leaves it out (-2).
         image_size: edge of the square that `image_aspect: square` makes.
-        positions: `grid`: a patch has the position of its place in the picture, rows and columns. `strip`: of its place
-            in a row as long as the longest picture of the batch, whose positions are all in the first row.
-        sees_padding: patches attend to what fills a shorter picture up.
+        positions: `grid`: a patch has the position of its place in the image, rows and columns. `strip`: of its place
+            in a row as long as the longest image of the batch, whose positions are all in the first row.
+        sees_padding: patches attend to what fills a shorter image up.
 
     Source:
         openbmb/MiniCPM-Llama3-V-2_5 modeling_minicpmv.py with transformers 4.40's Idefics2VisionTransformer
@@ -59,7 +59,7 @@ class SiglipNavit(HuggingFaceTower):
         self.patch = model.config.patch_size
         self.side = model.config.image_size // self.patch
         self.prepare(source, preprocessor(image_size) | PROCESSOR)
-        # Whatever the folder was made for: pictures of this edge, or of any shape in whole patches.
+        # Whatever the folder was made for: images of this edge, or of any shape in whole patches.
         own = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False, "patch_size": self.patch}
         self.preprocessor = self.preprocessor | own
 

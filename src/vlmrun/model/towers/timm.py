@@ -35,7 +35,7 @@ class Timm(Tower):
     Args:
         path: a folder in timm's hub form: `config.json` with `architecture`, and its weights.
         config: instead of `path`: `architecture` and `model_args`, with random weights.
-        image_size: edge of the pictures, when it is not the one of the weights.
+        image_size: edge of the images, when it is not the one of the weights.
 
     Source:
         EVA02-CLIP-L-336 with layers [-2] is what BAAI-DCAI/Bunny@08273ac runs: blocks 1 to 23, no norm, no class token.
@@ -142,7 +142,7 @@ def _create(config: dict[str, Any], image_size: int) -> Any:
 
 
 def _accepted(timm: Any, name: str) -> set[str]:
-    """Arguments of the classes of the module that makes it: only some models are built for one size of pictures."""
+    """Arguments of the classes of the module that makes it: only some models are built for one size of images."""
     module = sys.modules[timm.model_entrypoint(name).__module__]
     classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     models = [kind for kind in classes if hasattr(kind, "forward_intermediates")]

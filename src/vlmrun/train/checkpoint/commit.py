@@ -177,7 +177,7 @@ def prune(folder: Path, limit: int, best: int | None = None) -> None:
 
 
 def check_facts(found: Checkpoint, facts: dict[str, Any], *, movable: bool) -> bool:
-    """Refuses a checkpoint of another run or layout; returns whether it has to be cut anew for our number of ranks.
+    """Refuses a checkpoint of another run or layout; returns whether it has to be resharded for our number of ranks.
 
     Args:
         movable: whether the engine can do that.

@@ -52,7 +52,7 @@ def load(engine: Engine, checkpoint: Path, stage: TrainStage) -> None:
     problem = dist.broadcast_object(problem)
     if problem is not None:
         raise CheckpointError(
-            f"the checkpoint cannot be cut anew for {dist.world()} ranks: {problem}",
+            f"the checkpoint cannot be resharded for {dist.world()} ranks: {problem}",
             str(checkpoint),
             "go on with the number of ranks that wrote it",
         )

@@ -2,7 +2,7 @@
 
 A checkpoint holds trained weights and optimizer state only. Its stage's job.json says what the training started from,
 so the model is put together exactly as the trainer did, given the checkpoint's weights, and saved as a stage's weights
-are: the last checkpoint of a stage gives the stage's own weights, to the bit.
+are: the last checkpoint of a stage gives the stage's own weights, bit for bit.
 
 `format` makes this a format. DeepSpeed's own reader of its shards is used, which would unpickle
 anything: here it is given `torch.load` with `weights_only` and the four classes that such shards hold (ADR 26).

@@ -47,7 +47,7 @@ def test_a_size_is_read_without_the_picture(root, monkeypatch):
     whole = (root / "train" / "a.png").read_bytes()
     (root / "cut.png").write_bytes(whole[:60])  # its head is there, its pixels are not
     assert image_size(root, "train/a.png") == image_size(root, "cut.png") == (16, 12)
-    (root / "bad.png").write_bytes(b"no picture")
+    (root / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="cannot be read"):
         image_size(root, "bad.png", "record 3")
     with pytest.raises(DataError, match="does not exist"):

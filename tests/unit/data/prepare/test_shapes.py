@@ -138,7 +138,7 @@ def test_no_test_picture_equals_a_training_picture(folder: Path) -> None:
 
 def test_an_equal_test_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "draw", lambda picture, rng: Image.new("RGB", (32, 32)))
-    with pytest.raises(DataError, match="equals a training picture"):
+    with pytest.raises(DataError, match="equals a training image"):
         shapes.prepare(tmp_path, n_train=2, n_test=2, seed=0)
 
 

@@ -45,7 +45,7 @@ ODD = {
     "a folder alone": (edited(1, id="a/"), "is empty"),
     "a way out": (edited(1, id="../a"), "is no name"),
     "an id twice": (edited(4, id="0001"), "is used by record 1"),
-    "no picture": (without(1, "image"), "`image`"),
+    "no image": (without(1, "image"), "`image`"),
     "a picture that is not there": (edited(1, image="images/none.jpg"), "does not exist"),
     "a picture outside": (edited(1, image="../../x.jpg"), "outside"),
     "one turn": (edited(1, conversations=TURNS[:1]), "has no answer"),
@@ -116,7 +116,7 @@ def test_members_are_read_where_they_lie(records, tmp_path):
 
 def test_a_picture_that_cannot_be_read_is_told_by_its_name(records, tmp_path):
     file = records(2)
-    (tmp_path / "source" / "images" / "1.jpg").write_bytes(b"no picture")
+    (tmp_path / "source" / "images" / "1.jpg").write_bytes(b"no image")
     write(file, tmp_path / "wds", Layout())
     sound, damaged = wds.read(tmp_path / "wds")
     assert image_size(tmp_path / "wds", sound.images[0]) == (8, 8)
