@@ -46,7 +46,7 @@ TARGETS = {"clip": "vlmrun.model.towers.clip.Clip", "siglip": "vlmrun.model.towe
 _CORPUS = [
     "What colour is the shape? red", "Where is the circle? at the top", "How many stars are there? three",
     "a small blue square on the left", "a large green triangle", "Is red a colour or a shape? a colour",
-    "USER: Describe the picture. ASSISTANT: a yellow ring</s>", "The quick brown fox jumps over the lazy dog.",
+    "USER: Describe the image. ASSISTANT: a yellow ring</s>", "The quick brown fox jumps over the lazy dog.",
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def test_what_does_not_fit_gets_advice_and_check_warns(
     _, out, _ = plan(capsys, "+recipe=llava15_7b", "only=[instruct]", "hardware=v100_fp16", "hardware.ranks_per_node=1")
     assert "stage.instruct.offload=cpu  ->" in out
     # 18 bytes of each trained parameter (master, moments, gradient, fp16) and 2 of the tower's.
-    assert "113.88 GiB a rank of the computer's memory, fits" in out
+    assert "113.88 GiB a rank of host memory, fits" in out
     assert cli.main(["check", *words]) == 2  # the data is not here
     assert "a100_40g has 40" in capsys.readouterr().err
 

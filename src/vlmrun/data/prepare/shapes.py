@@ -45,7 +45,7 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "position": ("Where is the shape?", ""),
     "size": ("How big is the shape?", ""),
     "count": ("How many shapes are there?", "How many shapes are there?"),
-    "caption": ("Describe the picture.", "Describe the picture."),
+    "caption": ("Describe the image.", "Describe the image."),
 }
 SINGLE_ONLY = ("position", "size")
 ASKED_TOGETHER = (SINGLE_ONLY, ("colour", "count"), ("shape", "caption"))  # of a test image
