@@ -15,7 +15,8 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
-from vlmrun.data.images.open import find_image
+from vlmrun.data.images.finding import ImageFolder, find_image, folder_of
+from vlmrun.data.images.seeing import view_of
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
@@ -107,14 +108,16 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     assert isinstance(stage, Asking)
     dist.prepare(job.hardware)
     device = dist.device(job.hardware)
+    description = describe(folder)
     loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
-        aspect=stage.image_aspect or describe(folder)["image_aspect"],
+        aspect=stage.image_aspect or description["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
+        view=view_of(description.get("image_background")),
         slices=derived.slices(loaded.model),
     )
     ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
@@ -163,7 +166,7 @@ def _of_data(job: StageJob, name: str, config: DataConfig) -> list[Asked]:
     rejected: list[Rejected] = []
     samples = list(usable(config, rejected))
     _refuse(job, rejected, len(samples), skip=skip)
-    images = derived.image_root(config)
+    images = folder_of(config)
     found = []
     for sample in samples:
         if not isinstance(sample, Question):
@@ -186,13 +189,13 @@ def _refuse(job: StageJob, rejected: list[Rejected], n_samples: int, *, skip: bo
 
 def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Asked]:
     skip = config.on_error == "skip"
-    images = derived.image_root(config)
+    images = folder_of(config)
     found: list[Asked] = []
     rejected: list[Rejected] = []
     for place, row in enumerate(bench_questions.read(config, need_gold=config.metric is not None)):
         root, picture = images, row.image
         if picture is not None and row.picture != picture:
-            root, picture = job.path / _PICTURES, inline.unpack(picture, job.path / _PICTURES)
+            root, picture = ImageFolder(job.path / _PICTURES), inline.unpack(picture, job.path / _PICTURES)
         text = row.text if picture is None else f"{IMAGE_TAG}\n{row.text}"
         golds = row.fields.get("answers") or row.fields.get("answer", "")
         question = Question(
@@ -213,7 +216,7 @@ def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Ask
     return found
 
 
-def _missing(root: Path | None, question: Question) -> Rejected | None:
+def _missing(root: ImageFolder | None, question: Question) -> Rejected | None:
     """What keeps an image from being found: now, and not when its turn comes."""
     try:
         for name in question.images:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from vlmrun.data import findings, lint, marks
 from vlmrun.data.findings import Tally
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.lint import Measure, Rules
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import DataError
@@ -69,7 +70,7 @@ def test_the_form_of_a_record_is_judged(found, bad, kind):
 
 
 def test_a_clean_file_has_no_finding(found, images):
-    assert found([record("1"), record("2", answer="a dog")], Rules(images=images, records=2)) == []
+    assert found([record("1"), record("2", answer="a dog")], Rules(images=ImageFolder(images), records=2)) == []
 
 
 @pytest.mark.parametrize(
@@ -83,17 +84,17 @@ def test_a_clean_file_has_no_finding(found, images):
     ],
 )
 def test_pictures_are_looked_at(found, images, name, kind):
-    assert found([record("1"), record("2", image=name)], Rules(images=images, marks=())) == [(kind, 1)]
+    assert found([record("1"), record("2", image=name)], Rules(images=ImageFolder(images), marks=())) == [(kind, 1)]
 
 
 def test_a_picture_too_large_to_be_safe_is_found(found, images, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert found([record()], Rules(images=images)) == [("image_broken", 0)]
+    assert found([record()], Rules(images=ImageFolder(images))) == [("image_broken", 0)]
 
 
 def test_a_missing_image_folder_is_an_error(found, tmp_path):
     with pytest.raises(DataError, match="image folder does not exist"):
-        found([record()], Rules(images=tmp_path / "none"))
+        found([record()], Rules(images=ImageFolder(tmp_path / "none")))
 
 
 @pytest.mark.parametrize("mark", marks.COMMON_MARKS)
@@ -126,7 +127,7 @@ def test_lengths_count_image_tokens(found, encoder):
 def test_the_size_of_a_picture_decides_its_tokens(found, images, encoder):
     seen = []
     measure = Measure(TEMPLATES["micro"], encoder.tokenizer, lambda size: seen.append(size) or 4, 64)
-    found([record()], Rules(images=images, measure=measure))
+    found([record()], Rules(images=ImageFolder(images), measure=measure))
     assert seen == [(20, 10)]
 
 
@@ -167,7 +168,7 @@ def test_questions_are_judged_too(found, images):
         good | {"question_id": 2, "answer": ""},
         good | {"question_id": 3, "image": "z"},
     ]
-    rules = Rules(format="vqa", images=images)
+    rules = Rules(format="vqa", images=ImageFolder(images))
     assert found(lines, rules, "q.jsonl") == [("duplicate_id", 1), ("empty", 2), ("image_missing", 3)]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.formats import vqa
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import Question, Turn
@@ -33,7 +34,7 @@ def asker(loaded):
 
 @pytest.fixture
 def asked(questions):
-    return [Asked(question, questions.parent / "images", "test") for question in vqa.read(questions)]
+    return [Asked(question, ImageFolder(questions.parent / "images"), "test") for question in vqa.read(questions)]
 
 
 def quiet(done, total):
@@ -162,7 +163,11 @@ PLACES = st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from(["0.png", "1.p
 def test_nobody_keeps_its_own_picture_however_many_ask_about_it(places, seed):
     """Roots with the same file names, several questions per picture in any order."""
     asked = [
-        Asked(Question(f"q{i}", (name,), (Turn("user", "?"),), ("f", i), "red", category, "test"), Path(root), "d")
+        Asked(
+            Question(f"q{i}", (name,), (Turn("user", "?"),), ("f", i), "red", category, "test"),
+            ImageFolder(Path(root)),
+            "d",
+        )
         for i, (root, name, category) in enumerate(places)
     ]
     turned = with_other_pictures(asked, seed)

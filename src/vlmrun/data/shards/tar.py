@@ -6,13 +6,11 @@ the content, the member's own name. Compressed shards have no offsets and are re
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from vlmrun.errors import DataError
 
@@ -21,17 +19,6 @@ _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")
 _HIDDEN = re.compile(r"__[^/]*__(?:$|/)")  # webdataset's own notes, when the whole name or a folder looks so
 _PLACE = re.compile(r"(?P<shard>.+\.tar)@(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>.+)")
 BLOCK = tarfile.BLOCKSIZE
-
-
-class _Content(io.BytesIO):
-    """A member's content, which goes by the member's name in the messages of whatever reads it."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self._member = name
-
-    def __repr__(self) -> str:
-        return repr(self._member)
 
 
 @dataclass(frozen=True)
@@ -61,10 +48,6 @@ class Place:
         if len(content) < self.size:
             raise DataError(f"{self.name} lies beyond the end of the shard", str(shard), "fetch it again")
         return content
-
-    def open(self, shard: Path) -> BinaryIO:
-        """The content as a file."""
-        return _Content(self.read(shard), self.name)
 
 
 @dataclass
