@@ -127,7 +127,7 @@ def test_a_finished_file_is_not_asked_again(asker, asked, tmp_path):
 
 
 def test_a_missing_picture(asker, asked, tmp_path):
-    (asked[2].images / "2.png").unlink()
+    (asked[2].images.root / "2.png").unlink()
     with pytest.raises(DataError, match=r"image '2\.png' does not exist"):
         asker.predict(asked, tmp_path / "a.jsonl", quiet)
     rows = asker.predict([replace(one, skip=True) for one in asked], tmp_path / "b.jsonl", quiet)
