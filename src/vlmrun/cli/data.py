@@ -70,6 +70,7 @@ def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
     parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
     parser.add_argument("--images", type=Path, help="folder that image names start from")
+    parser.add_argument("--image-root", type=Path, action="append", default=[], help="also allow links to this folder")
     parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
     parser.add_argument("--split", help="energon: train (default), val or test")
     parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
@@ -139,9 +140,8 @@ def _number_or_all(text: str) -> int | None:
 
 def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Finding]:
     path = Path(word).expanduser()
-    shards = options.format in derived.SHARDS
-    check_source(path, folder=shards)
-    options.images = path if shards else options.images
+    check_source(path, folder=options.format in derived.SHARDS)
+    options.images = path if options.format in derived.SHARDS else options.images
     if options.images is None:
         logs.get(__name__).info("no --images: images are not looked at")
     return back.lint_file(path, vars(options), tally)
@@ -209,8 +209,7 @@ def _table(tally: Tally, n_files: int) -> str:
             lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
     if tally.n_by_header:
         lines.append(f"of {tally.n_by_header:,} images the header alone was read: --decode all decodes each")
-    total = tally.n_problems
-    found = f"{total:,} problems" if total else "ok: no problem"
+    found = f"{tally.n_problems:,} problems" if tally.n_problems else "ok: no problem"
     return "\n".join([*lines, f"{found} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
 
 

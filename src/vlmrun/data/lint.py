@@ -83,7 +83,7 @@ def rules_of(options: Mapping[str, Any]) -> Rules:
     return Rules(
         format=options["format"],
         split=options["split"],
-        images=None if options["images"] is None else ImageFolder(options["images"]),
+        images=None if options["images"] is None else ImageFolder(options["images"], tuple(options["image_root"])),
         n_decoded=options["decode"],
         limit=options["limit"],
     )

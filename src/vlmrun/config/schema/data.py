@@ -30,8 +30,7 @@ class DataConfig(Node):
     fields: Annotated[FieldMap | None, Neutral(None)]  # of shards: image, context, answers; null: as they say
     annotations: str  # of shards: their folder
     images: str | None  # folder that every image path must stay inside
-    # further folders that links in it may lead to; not of shards
-    image_roots: Annotated[list[str], Neutral([])]
+    image_roots: Annotated[list[str], Neutral([])]  # further folders that links in it may lead to
     image_megapixels: Annotated[float, Field(gt=0, le=178), Neutral(MEGAPIXELS)]  # larger images are refused
     on_error: Literal["fail", "skip"]  # skip: counted and listed in skipped.jsonl
     prepare: Target | None  # makes the files, as a job of its own with an artifact of its own
