@@ -102,5 +102,6 @@ RULES = (
     Rule("templates", "Every template exists, and MiniCPM-V's labels are made by its own templates.",
          ("model.template", "stage.*.template", "stage.*.compat.labels"), _templates, here=True),
     Rule("data", "Data that are read have a known format, which the stage can use, and their files are there.",
-         ("data.*.format", "data.*.annotations", "data.*.images", "data.*.image_roots", "stage.*.data"), _data, here=True),
+         ("data.*.format", "data.*.annotations", "data.*.images", "data.*.image_roots", "stage.*.data"), _data,
+         here=True),
 )  # fmt: skip

@@ -204,9 +204,7 @@ def _table(tally: Tally, n_files: int) -> str:
             continue
         lines.append(f"{kind:17} {tally.counts[kind]:>9,}  {meaning}")
         for example in tally.examples[kind]:
-            place = example.file if example.index is None else f"{example.file}[{example.index}]"
-            id = f" (id {example.id!r})" if example.id else ""
-            lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
+            lines.append(f"{'':17} {'':>9}    {example.where}: {example.what}")
     if tally.n_by_header:
         lines.append(f"of {tally.n_by_header:,} images the header alone was read: --decode all decodes each")
     found = f"{tally.n_problems:,} problems" if tally.n_problems else "ok: no problem"

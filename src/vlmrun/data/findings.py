@@ -52,6 +52,12 @@ class Finding:
     id: str
     what: str
 
+    @property
+    def where(self) -> str:
+        """The file, the record's number in it, and its id when it has one."""
+        place = self.file if self.index is None else f"{self.file}[{self.index}]"
+        return place + (f" (id {self.id!r})" if self.id else "")
+
     def to_dict(self) -> dict[str, Any]:
         """A line of the report."""
         return asdict(self)

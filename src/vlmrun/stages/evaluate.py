@@ -108,16 +108,15 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     assert isinstance(stage, Asking)
     dist.prepare(job.hardware)
     device = dist.device(job.hardware)
-    description = describe(folder)
     loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
-        aspect=stage.image_aspect or description["image_aspect"],
+        aspect=stage.image_aspect or describe(folder)["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
-        view=view_of(description.get("image_background")),
+        view=view_of(describe(folder).get("image_background")),
         slices=derived.slices(loaded.model),
     )
     ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
@@ -189,11 +188,10 @@ def _refuse(job: StageJob, rejected: list[Rejected], n_samples: int, *, skip: bo
 
 def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Asked]:
     skip = config.on_error == "skip"
-    images = folder_of(config)
     found: list[Asked] = []
     rejected: list[Rejected] = []
     for place, row in enumerate(bench_questions.read(config, need_gold=config.metric is not None)):
-        root, picture = images, row.image
+        root, picture = folder_of(config), row.image
         if picture is not None and row.picture != picture:
             root, picture = ImageFolder(job.path / _PICTURES), inline.unpack(picture, job.path / _PICTURES)
         text = row.text if picture is None else f"{IMAGE_TAG}\n{row.text}"
@@ -207,8 +205,7 @@ def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Ask
             category=row.category,
             split="test",
         )
-        problem = _missing(root, question)
-        if problem is None:
+        if (problem := _missing(root, question)) is None:
             found.append(Asked(question, root, name, skip, Benchmark(config, row)))
         else:
             rejected.append(problem)

@@ -187,3 +187,49 @@ def test_earlier_is_the_first_place_of_an_equal_number(numbers):
 
 def test_every_class_has_a_line_in_the_table():
     assert {kind for _, kind in FORM.values()} <= set(findings.CLASSES)
+
+
+ODD = {
+    "transparent.png": (Image.new("RGBA", (6, 4)), {}, "image_transparent"),
+    "deep.png": (Image.new("I;16", (6, 4)), {}, "image_deep"),
+    "printed.jpg": (Image.new("CMYK", (6, 4)), {}, "image_colors"),
+    "moving.gif": (
+        Image.new("L", (6, 4)),
+        {"save_all": True, "append_images": [Image.new("L", (6, 4), 9)]},
+        "image_animated",
+    ),
+}  # fmt: skip
+
+
+def test_odd_images_are_counted_by_kind_once_and_are_no_problem(tmp_path, images):
+    records = [record("0")]
+    for number, (name, (image, options, _)) in enumerate(ODD.items()):
+        image.save(images / name, **options)
+        records += [record(f"{number}a", image=name, ask=f"<image>{n}") for n in range(2)]
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    tally = Tally()
+    for finding in lint.lint(tmp_path / "d.json", Rules(images=ImageFolder(images))):
+        tally.add(finding)
+    kinds = {kind: 1 for _, _, kind in ODD.values()}
+    assert {kind: n for kind, n in tally.counts.items() if kind in findings.NOTES} == kinds
+    assert tally.n_problems == tally.counts["duplicate_id"] == len(ODD)
+
+
+def test_damage_behind_the_header_is_found_by_decoding(found, images):
+    whole = Image.effect_noise((90, 90), 80)
+    for kind in ("jpg", "png", "webp", "avif", "gif"):
+        whole.convert("RGB").save(images / f"whole.{kind}")
+        content = (images / f"whole.{kind}").read_bytes()
+        (images / f"cut.{kind}").write_bytes(content[: len(content) * 2 // 3])
+        records = [record("1", image=f"whole.{kind}"), record("2", image=f"cut.{kind}")]
+        assert found(records, Rules(images=ImageFolder(images))) == [("image_broken", 1)], kind
+    records = [record("1", image="whole.jpg"), record("2", image="cut.jpg")]
+    assert found(records, Rules(images=ImageFolder(images), n_decoded=1)) == []
+    assert found(records, Rules(images=ImageFolder(images), n_decoded=None)) == [("image_broken", 1)]
+
+
+def test_images_that_were_not_decoded_are_counted(tmp_path, images):
+    (tmp_path / "d.json").write_text(json.dumps([record("1"), record("2", image="broken.png"), record("3")]))
+    tally = Tally()
+    list(lint.lint(tmp_path / "d.json", Rules(images=ImageFolder(images), n_decoded=1), tally))
+    assert tally.n_by_header == 1

@@ -46,6 +46,11 @@ class ImageFolder:
     others: tuple[Path, ...] = ()
     max_pixels: int = MAX_PIXELS
 
+    def __post_init__(self) -> None:
+        """Makes the folders absolute: what is known of them is remembered, whatever the working directory is later."""
+        object.__setattr__(self, "root", self.root.absolute())
+        object.__setattr__(self, "others", tuple(other.absolute() for other in self.others))
+
 
 def folder_of(data: DataConfig) -> ImageFolder | None:
     """The image folder of a data entry: that of its shards, or `images`. None: it has none."""
@@ -126,6 +131,8 @@ def find_image(folder: ImageFolder | None, name: str, where: str = "", *, sugges
     plain = folder.root / file
     if _is_plain(folder, plain):
         return ImageFile(plain, place, folder.max_pixels)
+    if missing.is_no_name(file) and not os.path.lexists(plain):
+        raise missing.error(folder.root, file, where, suggesting=suggesting)
     for spelling in _spellings(folder.root, file):
         path = _confined(folder, spelling, where)
         if (problem := _look(path)) is None:

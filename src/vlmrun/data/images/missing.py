@@ -15,8 +15,16 @@ from vlmrun.errors import DataError, closest
 
 _SHOWN = 100  # characters of a name that an error shows: a whole image in base64 is no name to read
 _LISTED = 1000  # files among which a near name is looked for: folders of a million images are common
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}={0,2}\s*")
+# What stands in a record where a name is expected, what it is, and what to do about it.
+_NO_NAMES = (
+    (re.compile(r"data:.*", re.S), "is a data URL", "write the image to a file below data.<name>.images and name that"),
+    (re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*", re.S), "is an address", "download it and name the file"),
+    (
+        re.compile(r"[A-Za-z0-9+/\s]{200,}={0,2}\s*"),
+        "looks like base64",
+        "write the image to a file below data.<name>.images and name that",
+    ),
+)
 
 
 def quoted(name: str) -> str:
@@ -24,6 +32,11 @@ def quoted(name: str) -> str:
     if len(name) > _SHOWN:
         name = f"{name[: _SHOWN // 2]}...{name[-_SHOWN // 4 :]}"
     return repr(name)
+
+
+def is_no_name(name: str) -> bool:
+    """Whether this is an address or an image itself, in the place of a file's name."""
+    return any(pattern.fullmatch(name) for pattern, _, _ in _NO_NAMES)
 
 
 def error(root: Path, name: str, where: str, *, suggesting: bool) -> DataError:
@@ -36,12 +49,9 @@ def error(root: Path, name: str, where: str, *, suggesting: bool) -> DataError:
 
 
 def _described(root: Path, name: str, *, suggesting: bool) -> tuple[str, str]:
-    if name.startswith("data:"):
-        return "is a data URL, not a file name", "write the image to a file below data.<name>.images and name that"
-    if _ADDRESS.match(name):
-        return "is an address, not a file name", "download it to data.<name>.images and name the file"
-    if _BASE64.fullmatch(name):
-        return "looks like base64, not a file name", "write the image to a file below data.<name>.images and name that"
+    for pattern, what, fix in _NO_NAMES:
+        if pattern.fullmatch(name):
+            return f"{what}, not a file name", fix
     path = root / name
     if path.is_symlink():
         return f"does not exist: it is a link to {path.readlink()}, which is not there", "fetch the file it leads to"

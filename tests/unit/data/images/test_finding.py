@@ -96,9 +96,8 @@ def test_a_file_that_has_the_very_name_is_preferred(root):
 
 def test_backslashes_are_slashes_where_no_file_has_them(root):
     assert find_image(ImageFolder(root), "Train\\Cat.png").path == root / "Train" / "Cat.png"
-    assert (
-        "lies outside" in problem(root, "..\\..\\etc\\passwd").what or "does not exist" in problem(root, "..\\x").what
-    )
+    (root.parent / "secret.png").touch()
+    assert "lies outside" in problem(root, "..\\secret.png").what
 
 
 @pytest.mark.parametrize("name", ["train/cat.png", "TRAIN/CAT.PNG", "Train/cat.PNG", "train\\Cat.png"])

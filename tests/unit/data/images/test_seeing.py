@@ -1,4 +1,4 @@
-"""Images as a person sees them, and as upstream's `convert("RGB")` does, kind by kind; each kind through a real file."""
+"""Images as a person sees them, and as upstream's `convert("RGB")` leaves them: every kind through a real file."""
 
 import struct
 import zlib
