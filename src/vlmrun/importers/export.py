@@ -21,6 +21,7 @@ _MERGE = {"llava": "scripts/merge_lora_weights.py", "bunny": "script/merge_lora_
 _NEUTRAL: dict[str, Any] = {
     "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "engine": "deepspeed",
     "loss": "micro_mean", "optim.min_lr_ratio": 0.0, "optim.tower_lr": None,
+    "compat.images": "upstream",
 }  # fmt: skip
 
 

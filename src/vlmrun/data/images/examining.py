@@ -1,4 +1,4 @@
-"""What `data lint` finds out about images: whether training could open them, and what is special about them."""
+"""What `data lint` reports about images: whether training can open them, and what is unusual about them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Examiner:
         return 0 if self._n_decoded is None else max(0, self.n_seen - self._n_decoded)
 
     def look(self, name: str) -> tuple[Size | Wrong, list[Wrong]]:
-        """An image's width and height, or what is wrong with it; and what is special about it, the first time."""
+        """An image's width and height, or what is wrong with it; and what is unusual about it, the first time."""
         known = self._known.get(name)
         if known is not None:
             return known, []
@@ -55,7 +55,7 @@ class Examiner:
             file = find_image(self._folder, name, suggesting=False)
         except DataError as error:
             what = error.problems[0].what
-            return Wrong("image_outside" if "lies outside" in what else "image_missing", what), []
+            return Wrong("image_outside" if "is outside" in what else "image_missing", what), []
         decode = self._n_decoded is None or self.n_seen <= self._n_decoded
         try:
             size, kinds = size_and_kinds(file, self._view, decode=decode)

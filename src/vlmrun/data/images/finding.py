@@ -176,12 +176,12 @@ def _confined(folder: ImageFolder, name: str, where: str) -> Path:
     by_name = Path(os.path.normpath(top / name))
     if by_name.is_relative_to(top):  # so it is a link that leads out
         raise DataError(
-            f"image {shown} lies outside the image folder {top}: it is a link to {path}",
+            f"image {shown} is outside the image folder {top}: it is a link to {path}",
             where,
             f"allow links to that folder: data.<name>.image_roots=[{path.parent}]",
         )
     raise DataError(
-        f"image {shown} lies outside the image folder {top}",
+        f"image {shown} is outside the image folder {top}",
         where,
         f"keep images below data.<name>.images, or allow their folder: data.<name>.image_roots=[{path.parent}]",
     )

@@ -55,7 +55,7 @@ def image_size(folder: ImageFolder | None, name: str, where: str = "", view: Vie
 
 
 def size_and_kinds(file: ImageFile, view: View, *, decode: bool) -> tuple[tuple[int, int], list[str]]:
-    """Width and height, and what is special about an image (`seeing.kinds`); raises as `open_image`.
+    """Width and height, and what is unusual about an image (`seeing.kinds`); raises as `open_image`.
 
     Args:
         decode: also decode its pixels, so that damage behind the header is found.

@@ -1,6 +1,6 @@
-"""What to say about an image that is not there: what its name is in truth, or the name that is nearest. Free of Pillow.
+"""The error for an image that does not exist: what its name is instead of a file name, or the nearest name. Free of Pillow.
 
-Addresses and base64 stand in the records of other programs where a file name stands here.
+Records of other programs have addresses or base64 where a file name is expected here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one door through which image files are opened: known formats, a limit of pixels, damage as data errors.
+"""The only place where image files are opened: known formats, a limit of pixels, damage as data errors.
 
 Nothing else in vlmrun calls Pillow's `open`. Free of torch and numpy.
 """
@@ -17,16 +17,16 @@ from vlmrun.data.images.finding import MAX_PIXELS, ImageFile, file_at
 from vlmrun.errors import DataError, VlmrunError
 
 TOO_LARGE = "is too large"
-MOST_PIXELS = 178_000_000  # beyond about so many Pillow refuses by itself
+MOST_PIXELS = 178_000_000  # beyond about this number Pillow refuses by itself
 
 # Formats of pixels and nothing else. Not here: those that start programs or call other libraries (EPS, WMF, GRIB,
-# HDF5), and those that nobody trains on. TGA is last: it has no signature.
+# HDF5), and those that no data set uses. TGA is last: it has no signature.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "AVIF", "TIFF", "JPEG2000", "PPM", "ICO", "QOI", "DDS", "SGI", "PCX",
     "TGA",
 )  # fmt: skip
 
-# What a file begins with that goes by the name of an image and is none that is opened here.
+# First bytes of files that are named like images, but are not opened here.
 _OTHERS = (
     (b"%PDF", "a PDF file"),
     (b"%!PS", "a PostScript file"),
@@ -115,7 +115,7 @@ def _too_large(name: str, place: str, what: str) -> DataError:
 
 
 def _described(file: BinaryIO) -> str:
-    """What a file is in truth that is no image of a known format."""
+    """What a file is that is not an image of a known format."""
     file.seek(0)
     head = file.read(64)
     if not head:

@@ -1,7 +1,7 @@
-"""What an image shows, as RGB: upright, on a background, in its whole range of gray. Free of torch.
+"""Images as RGB: upright, composed on a background, with their whole range of gray. Free of torch.
 
-Files say more than pixels: which side is up (EXIF), what is transparent, how many bits a gray value has. Viewers follow
-it, and so does vlmrun. The original codes call `convert("RGB")` alone; `View(None)` does the same (`compat.images`).
+A file says more than its pixels: which side is up (EXIF), what is transparent, how many bits a gray value has. Viewers
+follow it, and so does vlmrun. The original codes only call `convert("RGB")`, as `View(None)` does (`compat.images`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def size(image: Image.Image, view: View) -> tuple[int, int]:
 
 
 def kinds(image: Image.Image) -> list[str]:
-    """What is special about an opened image, from its header; `findings.NOTES` explains the words."""
+    """What is unusual about an opened image, from its header; `findings.NOTES` explains the words."""
     found = {
         "image_transparent": _is_transparent(image),
         "image_turned": orientation(image, of_tiff=True) in _TURNED,
@@ -94,7 +94,7 @@ def orientation(image: Image.Image, *, of_tiff: bool = False) -> int:
             image.load()
         # Not the PNG reader's own method, which decodes the pixels of every image without EXIF.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - damaged EXIF raises what it likes; viewers show such an image as it is stored
+    except Exception:  # noqa: BLE001 - damaged EXIF raises any exception; viewers show such an image as it is stored
         return 1
     return value if isinstance(value, int) else 1
 

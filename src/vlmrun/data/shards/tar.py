@@ -1,4 +1,4 @@
-"""Members of tar shards by offset: a shard is passed over once, and each image is read where it lies.
+"""Members of tar shards by offset: a shard is passed over once, and each image is read where it is.
 
 A member is named by its place, `pretrain-0.tar@1536+843/000000037.jpg`: the shard below its folder, offset and size of
 the content, the member's own name. Compressed shards have no offsets and are refused. Free of torch.
@@ -23,7 +23,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Place:
-    """Where a member's content lies."""
+    """Where a member's content is."""
 
     shard: str  # path below the shards' folder
     offset: int
@@ -46,7 +46,7 @@ class Place:
         except OSError as error:
             raise DataError(f"the shard cannot be read: {error.strerror}", str(shard), "fetch it") from error
         if len(content) < self.size:
-            raise DataError(f"{self.name} lies beyond the end of the shard", str(shard), "fetch it again")
+            raise DataError(f"{self.name} is beyond the end of the shard", str(shard), "fetch it again")
         return content
 
 

@@ -12,6 +12,7 @@ FACTORIES = ("llamafactory", "swift")  # families with arguments and models of t
 def settle(draft: Draft, batch_options: dict[str, str]) -> None:
     """Settles every flag of a training command."""
     batch.ranks(draft, batch_options)
+    draft.set("stage.compat.images", "upstream", note='there images are opened with convert("RGB") and no more')
     if draft.family == "megatron":
         megatron.settle(draft)
         trainer.direct(draft)

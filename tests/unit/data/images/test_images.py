@@ -73,7 +73,7 @@ def test_nothing_outside_the_root_is_opened(root):
         "up/secret.png",
         "train/../../secret.png",
     ):
-        with pytest.raises(DataError, match="lies outside the image folder"):
+        with pytest.raises(DataError, match="is outside the image folder"):
             open_image(ImageFolder(root), name, "f.json[1]")
 
 
