@@ -1,6 +1,6 @@
-"""The error for an image that does not exist: what its name is instead of a file name, or the nearest name. Free of Pillow.
+"""The error for an image that does not exist: what its name is instead of a file name, or the nearest name.
 
-Records of other programs have addresses or base64 where a file name is expected here.
+Free of Pillow. Records of other programs have addresses or base64 where a file name is expected here.
 """
 
 from __future__ import annotations
