@@ -34,6 +34,7 @@ STAGE: dict[str, Any] = {
     "packing": None,
     "template": None,
     "image_aspect": "square",
+    "image_background": "#ffffff",
     "image_decode": "exact",
     "image_cache": None,
     "tune": {"llm": "full", "tower": "freeze", "connector": "full"},
