@@ -146,3 +146,9 @@ def test_serving(tmp_path):
     assert [row["clients"] for row in rows] == [1, 1, 2, 4, 8]
     assert all(row["tokens/s"] > 0 for row in rows)
     assert "transformers, one at a time" in printed
+
+
+def test_questions(tmp_path):
+    printed, rows = _quick("questions", tmp_path / "figures.json")
+    assert len(rows) == 3
+    assert len({row["equal answers of 16"] for row in rows}) == 1, printed
