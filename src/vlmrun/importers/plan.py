@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlmrun.errors import ConfigError, Problem, VlmrunError
+from vlmrun.importers import records
 from vlmrun.importers.launch import Launch, take_apart
 from vlmrun.importers.meaning.draft import Draft, Options, Setting
 from vlmrun.importers.meaning.family import detect
 from vlmrun.importers.meaning.rules import settle
 from vlmrun.importers.others import Other, recognize, unsettled
-from vlmrun.importers.recipe import Plan, Recipe, Stage, distinct, entry, free, slug
+from vlmrun.importers.recipe import Plan, Recipe, Stage, free
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Command, Reading
 
@@ -112,7 +113,7 @@ class Planner:
         settings = {key.removeprefix("stage."): item for key, item in own.items()}
         if start is not None:
             settings["init_from"] = Setting("init_from", start[0], start[1])
-        self._data(draft, recipe, settings)
+        records.add(draft, recipe, settings)
         self._shared(draft, recipe)
         recipe.stages.append(Stage(name, "_train", settings))
         if draft.writes:
@@ -148,30 +149,6 @@ class Planner:
                 return self._owner[place]
             place = posixpath.dirname(place)
         return None
-
-    def _data(self, draft: Draft, recipe: Recipe, settings: dict[str, Setting]) -> None:
-        names = {}
-        for role, source in draft.data.items():
-            annotations = source["annotations"]
-            known, option = entry(annotations or role, draft.family, role)
-            name = distinct(known, annotations, recipe)
-            names[role] = name
-            values = {"annotations": Setting("annotations", annotations, source["source"])} if annotations else {}
-            images = source.get("images")
-            if images or draft.family == "minicpm":
-                note = source["images_source"] if images else "MiniCPM-V's records hold absolute paths"
-                values["images"] = Setting("images", images or "/", note)
-            recipe.data.setdefault(name, (option, values))
-        if "data" not in settings and "train" not in names:
-            recipe.data.setdefault("records", ("llava", {}))
-            settings["data"] = Setting(
-                "data", ["records"], "no data is named: give data.records.annotations and images"
-            )
-        if "train" in names:
-            settings["data"] = Setting("data", [names["train"]], draft.data["train"]["source"])
-        held_out = settings.get("eval")
-        if held_out is not None and held_out.value and "eval" in names:
-            settings["eval"] = Setting("eval", {**held_out.value, "data": [names["eval"]]}, held_out.source)
 
     def _shared(self, draft: Draft, recipe: Recipe) -> None:
         for name, item in draft.groups.items():
@@ -219,7 +196,7 @@ class Planner:
                 settings["init_from"] = Setting("init_from", names[0], source)
             name = free(product.kind, recipe)
             if product.data:
-                held = distinct(slug(product.data["annotations"]), product.data["annotations"], recipe)
+                held = records.distinct(records.slug(product.data["annotations"]), product.data["annotations"], recipe)
                 recipe.data[held] = ("vqa", {key: Setting(key, value, source) for key, value in product.data.items()})
                 settings["data"] = Setting("data", [held], source)
             recipe.stages.append(Stage(name, product.kind, settings))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlmrun.errors import Problem
-from vlmrun.importers import options as parts
 from vlmrun.importers.launch import Launch
 from vlmrun.importers.meaning.draft import Account, Setting
-from vlmrun.importers.shell import marks
 
 
 @dataclass
@@ -70,30 +66,4 @@ def free(kind: str, recipe: Recipe) -> str:
     number = 1
     while (name := kind if number == 1 else f"{kind}{number}") in taken:
         number += 1
-    return name
-
-
-def slug(path: str) -> str:
-    name = (
-        re.sub(r"[^A-Za-z0-9]+", "_", posixpath.basename(marks.shown(path)).rpartition(".")[0] or path)
-        .strip("_")
-        .lower()
-    )
-    return (name or "records")[:60]
-
-
-def entry(path: str, family: str, role: str) -> tuple[str, str]:
-    """The name of a data entry, and the option of conf/data it starts from."""
-    if family == "minicpm":
-        return ("minicpm", "minicpm") if role == "train" else ("minicpm_eval", "minicpm_eval")
-    known = parts.data_names().get(posixpath.basename(path))
-    return (known, known) if known else (slug(path), "llava")
-
-
-def distinct(entry: str, annotations: str | None, recipe: Recipe) -> str:
-    """The entry's name, numbered where another file has it already."""
-    number, name = 1, entry
-    while name in recipe.data and getattr(recipe.data[name][1].get("annotations"), "value", None) != annotations:
-        number += 1
-        name = f"{entry}_{number}"
     return name

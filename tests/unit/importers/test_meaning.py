@@ -139,11 +139,54 @@ def test_megatron_is_read_by_its_own_names(tmp_path):
     )
     found = _plan(tmp_path, f"torchrun --nproc_per_node 8 pretrain.py {flags}")
     values = {item.key: item.value for item in found.recipes[0].settings()}
-    assert values["stage.pretrain.optim.min_lr_ratio"] == pytest.approx(1 / 15, abs=1e-6)
-    assert (values["stage.pretrain.max_steps"], values["stage.pretrain.optim.warmup_steps"]) == (20000, 200)
+    assert (values["stage.pretrain.optim.min_lr"], values["stage.pretrain.optim.min_lr_ratio"]) == (1e-5, 0.0)
+    assert (values["stage.pretrain.max_steps"], values["stage.pretrain.epochs"]) == (20000, None)
+    assert values["stage.pretrain.optim.warmup_steps"] == 200
     assert (values["hardware.tensor_parallel"], values["stage.pretrain.global_batch"]) == (4, 256)
     assert (values["stage.pretrain.tune.llm"], values["stage.pretrain.tune.connector"]) == ("freeze", "full")
     assert len(found.accounts) == found.flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--num_train_epochs 2", {"epochs": 2.0}),
+        ("--num_train_epochs 2 --max_steps -1", {"epochs": 2.0}),
+        ("--num_train_epochs 2 --max_steps 70", {"epochs": None, "max_steps": 70}),
+        ("--max_steps 70", {"epochs": None, "max_steps": 70}),
+        (
+            "--lr_scheduler_type polynomial --lr_scheduler_kwargs '{\"power\": 2.0}'",
+            {"optim.schedule": "polynomial", "optim.power": 2.0, "optim.min_lr": 1e-7, "optim.min_lr_ratio": 0.0},
+        ),
+        (
+            "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{\"min_lr_rate\": 0.1}'",
+            {"optim.schedule": "cosine", "optim.min_lr_ratio": 0.1},
+        ),
+        ("--lr_scheduler_type inverse_sqrt --warmup_steps 9", {"optim.schedule": "inverse_sqrt"}),
+        ("--lr_scheduler_type inverse_sqrt", {"optim.schedule": "cosine"}),
+        (
+            "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs '{\"num_decay_steps\": 30}'",
+            {"optim.schedule": "wsd", "optim.cooldown_steps": 30},
+        ),
+        ("--lr_scheduler_type constant --warmup_ratio 0.5", {"optim.schedule": "constant", "optim.warmup_ratio": 0.0}),
+    ],
+)
+def test_lengths_and_schedules_of_transformers(tmp_path, flags, wanted):
+    values = _values(tmp_path, f"torchrun {LLAVA} {flags}")
+    assert {key: values.get(f"stage.instruct.{key}") for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--lr_scheduler_type polynomial --lr_scheduler_kwargs '{\"cycles\": 2}'", "cycles is left out"),
+        ("--lr_scheduler_type linear --lr_scheduler_kwargs [1]", "is a JSON object, not '\\[1\\]'"),
+        ("--lr_scheduler_type linear --lr_scheduler_kwargs {", "is a JSON object"),
+    ],
+)
+def test_arguments_of_a_schedule_are_never_dropped(tmp_path, flags, said):
+    with pytest.raises(ConfigError, match=said):
+        _plan(tmp_path, f"torchrun {LLAVA} {flags}")
 
 
 def test_trainings_of_other_models_are_recipes_of_their_own(tmp_path):
