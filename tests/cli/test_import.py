@@ -116,6 +116,78 @@ def test_the_deepspeed_file_beside_the_script_counts(here):
     assert (stage["zero"], stage["offload"], stage["optim"]["max_grad_norm"]) == (1, "cpu", 0.5)
 
 
+OWN = {
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": False, "loss_scale_window": 500, "loss_scale": 0},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.95]}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": False, "buffer_count": 4},
+        "reduce_bucket_size": "auto",
+        "sub_group_size": 1e9,
+        "overlap_comm": False,
+    },
+    "gradient_accumulation_steps": 4,
+    "steps_per_print": 10,
+    "flops_profiler": {},
+}
+
+
+def test_every_value_of_an_own_deepspeed_file_is_accounted_for(here, capsys):
+    (here / "zero2.json").write_text(json.dumps(OWN), encoding="utf-8")
+    assert _import(here, TRAIN, "--report", "json") == 0
+    report = json.loads(capsys.readouterr().out)["file_values"]
+    found = {account["flag"].split(" ", 2)[1]: account["verdict"] for account in report["accounts"]}
+    assert report["values"] == len(report["accounts"]) == sum(report["counts"].values()) == len(found) == 19
+    assert {name for name, verdict in found.items() if verdict == "differs"} == {
+        "optimizer.params.betas", "gradient_accumulation_steps", "scheduler.type", "scheduler.params.warmup_num_steps",
+    }  # fmt: skip
+    stage = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))["stage"]["pretrain"]
+    assert (stage["zero"], stage["offload"], stage["deepspeed"]) == (
+        3, "cpu", {"offload_param": "none", "fp16": {"loss_scale_window": 500}, "pin_memory": False,
+                   "sub_group_size": 1000000000, "overlap_comm": False},
+    )  # fmt: skip
+    assert main(["import", "train.sh", "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"wandb": {"enabled": True}}, "ds.json wandb.enabled true is not supported"),
+        ({"zero_optimisation": {"stage": 2}}, "no value of deepspeed that is known here"),
+        ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "overlap_comm is near"),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": "yes"}}, 'overlap_comm is "yes", not a Boolean'),
+        ({"zero_optimization": {"stage": 2, "sub_group_size": 0.5}}, "sub_group_size is 0.5, not a whole number"),
+        ({"fp16": {"loss_scale": 128}}, "the loss scale is dynamic"),
+        ({"zero_optimization": []}, "is no DeepSpeed JSON"),
+        ([], "is no DeepSpeed JSON"),
+    ],
+)
+def test_values_of_a_deepspeed_file_are_never_dropped(here, capsys, change, said):
+    (here / "ds.json").write_text(json.dumps(change), encoding="utf-8")
+    assert _import(here, TRAIN.replace("zero2.json", "ds.json")) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "conf").exists()
+
+
+def test_every_value_of_accelerates_file_is_accounted_for(here, capsys):
+    (here / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}), encoding="utf-8")
+    (here / "acc.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\nnum_processes: 4\ndeepspeed_config:\n"
+        "  deepspeed_config_file: ds.json\n  zero3_init_flag: true\n",
+        encoding="utf-8",
+    )
+    text = re.sub(r"deepspeed --num_gpus 8", "accelerate launch --config_file acc.yaml", TRAIN)
+    assert _import(here, text.replace("--deepspeed ./zero2.json", ""), "--report", "json") == 0
+    report = json.loads(capsys.readouterr().out)["file_values"]
+    assert [account["verdict"] for account in report["accounts"]] == [
+        "no effect", "taken", "taken", "no effect", "taken",
+    ]  # fmt: skip
+    recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))
+    assert (recipe["stage"]["pretrain"]["zero"], recipe["hardware"]["ranks_per_node"]) == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [

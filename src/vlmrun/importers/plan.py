@@ -9,6 +9,7 @@ from typing import Any
 from vlmrun.errors import ConfigError, Problem, VlmrunError
 from vlmrun.importers import records
 from vlmrun.importers.launch import Launch, take_apart
+from vlmrun.importers.meaning import files
 from vlmrun.importers.meaning.draft import Draft, Options, Setting
 from vlmrun.importers.meaning.family import detect
 from vlmrun.importers.meaning.rules import settle
@@ -53,6 +54,9 @@ class Planner:
             raise VlmrunError(
                 f"{self.plan.flags} flags, {len(self.plan.accounts)} accounted for: a bug of ours", self.name
             )
+        if len(self.plan.file_accounts) != self.plan.values:
+            counted = len(self.plan.file_accounts)
+            raise VlmrunError(f"{self.plan.values} values in files, {counted} accounted for: a bug of ours", self.name)
 
     def _take(self, command: Command) -> None:
         if posixpath.basename(command.argv[0]) in ("cp", "mv") and len(command.argv) >= 3:
@@ -119,6 +123,8 @@ class Planner:
         if draft.writes:
             self._owner[_normal(draft.writes, launch.command.folder)] = (recipe, name)
         self.plan.accounts += draft.accounts()
+        self.plan.values += sum(1 for _, _, content in draft.files for _ in files.values(content))
+        self.plan.file_accounts += draft.file_accounts
         self.plan.defaults += [item for item in draft.defaults if item not in self.plan.defaults]
 
     def _recipe(self, draft: Draft) -> tuple[Recipe, tuple[str, str] | None]:

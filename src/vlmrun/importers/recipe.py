@@ -54,6 +54,8 @@ class Plan:
     training: set[int] = field(default_factory=set)  # numbers of the commands that train
     launches: list[Launch] = field(default_factory=list)
     flags: int = 0
+    values: int = 0  # in the files beside the script: a DeepSpeed JSON, accelerate's YAML
+    file_accounts: list[Account] = field(default_factory=list)
 
     @property
     def commands(self) -> int:

@@ -71,7 +71,7 @@ def outcome(request: Request) -> Outcome:
     if not request.allow_unsupported and not request.source.startswith("trainer_"):  # every field is in those
         problems += [
             Problem(f"{account.flag} is not supported: {account.detail}", f"line {account.line}", _UNSUPPORTED)
-            for account in result.accounts
+            for account in (*result.accounts, *result.file_accounts)
             if account.verdict in ("unsupported", "unknown")
             and account.command in result.training
             and not account.detail.startswith("not settled")

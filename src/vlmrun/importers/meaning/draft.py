@@ -64,6 +64,8 @@ class Draft:
     defaults: list[tuple[str, Any, str]] = field(default_factory=list)  # not given: flag, upstream's default, key
     launched: dict[str, tuple[Verdict, str]] = field(default_factory=dict)  # of launchers' options, where it is special
     accelerate: dict[str, str] = field(default_factory=dict)  # values of accelerate's options and file
+    files: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # kind, path, content: read beside it
+    file_accounts: list[Account] = field(default_factory=list)  # of every value in them
     _settled: dict[str, list[tuple[Verdict, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
