@@ -72,7 +72,28 @@ def test_the_report_is_there_for_a_script_that_is_refused(here, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["flags"] == len(report["accounts"]) == sum(report["counts"].values())
     assert [flag for flag, _ in report["commands"][0]["flags"]] == re.findall(r"(?<= )--(?!num_gpus)\w+", text)
-    assert {"no tower fits 'acme/eye'", "--version has no value"} <= {problem["what"] for problem in report["problems"]}
+    said = [problem["what"] for problem in report["problems"]]
+    assert "--version has no value" in said
+    assert any(what.startswith("--vision_tower acme/eye is not supported: no tower fits") for what in said)
+
+
+def test_a_part_that_nothing_fits_is_written_with_what_is_missing(here, capsys):
+    text = TUNE.replace("openai/clip-vit-large-patch14-336", "acme/Eye-Large").replace("mlp2x_gelu", "qformer")
+    assert _import(here, text) == 2
+    assert "model/tower/eye_large.yaml is written without its class" in capsys.readouterr().err
+    assert _import(here, text, "--allow-unsupported") == 0
+    model = here / "conf/model"
+    assert yaml.safe_load((model / "tower/eye_large.yaml").read_text("utf-8"))["_target_"] == "???"
+    assert yaml.safe_load((model / "connector/qformer.yaml").read_text("utf-8"))["_target_"] == "???"
+    capsys.readouterr()
+    assert main(["check", "--config-dir", "conf", "+recipe=train"]) == 2
+    missing = capsys.readouterr().err
+    assert "model.tower._target_ has no value yet" in missing and "model.connector._target_ has no value yet" in missing
+    for name, target in (("tower/eye_large", "towers.clip.Clip"), ("connector/qformer", "connectors.mlp.MLP")):
+        path = model / f"{name}.yaml"
+        more = "depth: 2\n" if name.startswith("connector") else ""
+        path.write_text(path.read_text("utf-8").replace("???", f"vlmrun.model.{target}", 1) + more, encoding="utf-8")
+    assert main(["import", "train.sh", "--allow-unsupported", "--check"]) == 0
 
 
 def test_check_finds_an_edited_value(here, capsys):

@@ -159,6 +159,7 @@ class Planner:
     def _shared(self, draft: Draft, recipe: Recipe) -> None:
         for name, item in draft.groups.items():
             recipe.model.setdefault(name, item)
+        recipe.own_parts |= draft.own_parts
         shared = {key: item for key, item in draft.settings.items() if not key.startswith("stage.")}
         if "stage.template" in draft.settings and (draft.kind != "pretrain" or "model.template" not in recipe.shared):
             item = draft.settings["stage.template"]

@@ -26,6 +26,7 @@ class Recipe:
 
     name: str
     model: dict[str, Setting] = field(default_factory=dict)  # options of model/llm, tower, connector, or `model` itself
+    own_parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower/NAME -> an entry that is to be written
     data: dict[str, tuple[str, dict[str, Setting]]] = field(default_factory=dict)  # entry -> option, settings
     shared: dict[str, Setting] = field(default_factory=dict)  # model.*, hardware.*, tracking, seed
     stages: list[Stage] = field(default_factory=list)

@@ -55,6 +55,7 @@ class Draft:
     read_file: Callable[[str], str | None] = lambda path: None  # a file beside the script, or one it writes
     settings: dict[str, Setting] = field(default_factory=dict)
     groups: dict[str, Setting] = field(default_factory=dict)  # model/llm, model/tower, model/connector
+    own_parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower/NAME: an entry to be written
     data: dict[str, dict[str, Any]] = field(default_factory=dict)  # role (train, eval) -> annotations, images, format
     kind: str = "instruct"
     starts: list[str] = field(default_factory=list)  # paths it begins from, most telling first
@@ -210,8 +211,6 @@ class Draft:
 
 
 _ORDER: list[Verdict] = ["no effect", "taken", "differs", "unsupported", "unknown"]
-
-
 _RANKS = ("nproc_per_node", "num_gpus", "include", "num_processes", "ntasks_per_node")
 _NODES = ("nnodes", "num_nodes", "num_machines", "nodes", "N")
 _LAUNCHER = {
