@@ -81,8 +81,9 @@ def data_names() -> dict[str, str]:
     found = {}
     for file in sorted((conf_dir() / "data").glob("[a-z]*.yaml")):
         annotations = str(_read(file).get("annotations", "???"))
-        if annotations != "???" and _read(file).get("about"):
-            found[annotations.rpartition("/")[2]] = file.stem
+        made_here = "VLMRUN_ASSETS" in annotations  # demonstrations, with names that any data set may have
+        if annotations != "???" and not made_here and _read(file).get("about"):
+            found.setdefault(annotations.rpartition("/")[2], file.stem)
     return found
 
 
