@@ -88,7 +88,8 @@ def test_a_part_that_nothing_fits_is_written_with_what_is_missing(here, capsys):
     capsys.readouterr()
     assert main(["check", "--config-dir", "conf", "+recipe=train"]) == 2
     missing = capsys.readouterr().err
-    assert "model.tower._target_ has no value yet" in missing and "model.connector._target_ has no value yet" in missing
+    assert "model.tower._target_ has no value yet" in missing
+    assert "model.connector._target_ has no value yet" in missing
     for name, target in (("tower/eye_large", "towers.clip.Clip"), ("connector/qformer", "connectors.mlp.MLP")):
         path = model / f"{name}.yaml"
         more = "depth: 2\n" if name.startswith("connector") else ""

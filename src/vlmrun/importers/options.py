@@ -78,7 +78,7 @@ def published(parts: dict[str, str], template: str | None, markers: bool) -> Mod
 @cache
 def data_names() -> dict[str, str]:
     """File name of a published data set's annotations -> its entry in conf/data."""
-    found = {}
+    found: dict[str, str] = {}
     for file in sorted((conf_dir() / "data").glob("[a-z]*.yaml")):
         annotations = str(_read(file).get("annotations", "???"))
         made_here = "VLMRUN_ASSETS" in annotations  # demonstrations, with names that any data set may have

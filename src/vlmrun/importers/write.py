@@ -47,7 +47,8 @@ def files(recipe: Recipe, script: str, hardware: str) -> dict[str, str]:
 
 
 def _part_file(place: str, values: dict[str, Any], script: str) -> str:
-    lines = [f"# Of {_comment(script)}: no {place.partition('/')[0]} of ours fits. Name its class: docs/guides/own-parts.md"]
+    part = place.partition("/")[0]
+    lines = [f"# Of {_comment(script)}: no {part} of ours fits. Name its class: docs/guides/own-parts.md"]
     return "\n".join([*lines, *(f"{key}: {_value(value)}" for key, value in values.items())]) + "\n"
 
 
