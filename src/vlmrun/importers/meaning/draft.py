@@ -172,7 +172,7 @@ class Draft:
     def differ(self, name: str, key: str, value: Any, why: str) -> None:
         """A flag whose value is another one here."""
         flag = self.given.get(name)
-        asked = " ".join(flag.values) if flag else self.table.get(name, {}).get("default")
+        asked = " ".join(flag.values) or "asks for it" if flag else self.table.get(name, {}).get("default")
         self.settings[key] = Setting(key, value, f"--{name} {asked} upstream; {why}", (name,))
         self.settle(name, "differs", f"{key}: {value}, upstream {asked}: {why}")
 
