@@ -161,9 +161,9 @@ def _pai() -> list[str]:
         "The script takes 23 arguments: `vlmrun import run_mcore_llava.sh --arg dsw --arg 7B --arg 1 ...`, in order. "
         "It is rebuilt in `tests/parity/guides/pai.sh` from the specification's tables. With the documented call, and "
         f"`--gpus 8` for what it asks Python, it starts one command of {counted[0]} flags: {shown}. What is "
-        "unsupported stops the import unless `--allow-unsupported` is given. The recipe then equals `pai_llava_mistral_7b` "
-        "([the run](megatron-run.md)) but for paths, the machine, flash attention, which the script asks for, "
-        "and what no flag says."
+        "unsupported stops the import unless `--allow-unsupported` is given. The recipe then equals "
+        "`pai_llava_mistral_7b` ([the run](megatron-run.md)) but for paths, the machine, flash attention, "
+        "which the script asks for, and what no flag says."
     )
     return [
         "## Pai-Megatron",

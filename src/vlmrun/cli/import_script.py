@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, help="GPUs of a node, where the script leaves it to the machine")
     parser.add_argument("--hardware", default="a100_bf16", help="option of conf/hardware to start from")
     parser.add_argument("--family", help="whose script it is, if it is taken for another's")
-    parser.add_argument("--as-meant", action="store_true", help="mend continuations that a comment or a blank breaks")
+    parser.add_argument("--as-meant", action="store_true", help="fix continuations that a comment or a blank breaks")
     parser.add_argument("--quirks", action="store_true", help="take upstream's quirks along (compat)")
     parser.add_argument("--allow-unsupported", action="store_true", help="leave out and list what is not supported")
     parser.add_argument("--check", action="store_true", help="write nothing; compare the recipe that is there")

@@ -125,7 +125,7 @@ def _verdict(role: str | None, known: dict[str, Any] | None, launch: Launch) -> 
         "questions": "data.NAME.annotations",
         "images": "data.NAME.images",
         "template": "template",
-        "answers": "answers lie in the stage's folder",
+        "answers": "answers are in the stage's folder",
     }
     if role in details:
         return ("no effect" if role in ("base", "answers") else "taken"), details[role]

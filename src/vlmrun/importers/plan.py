@@ -148,7 +148,7 @@ class Planner:
         return self.plan.recipes[-1], None
 
     def _find(self, path: str, folder: str) -> tuple[Recipe, str] | None:
-        """The stage that wrote a path or a folder it lies in."""
+        """The stage that wrote a path or a folder around it."""
         place = _normal(path, folder)
         while place not in ("", ".", "/", ".."):
             if place in self._owner:

@@ -88,7 +88,7 @@ def _sources(request: Request) -> tuple[list[Launch], Reading, Options]:
 
 
 def _broken(reading: Reading) -> list[Problem]:
-    fix = "--as-meant takes the flags that were meant; or mend the line"
+    fix = "--as-meant takes the flags that were meant; or fix the line"
     return [
         Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
         for file, item in reading.broken
