@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
+import torch
 import yaml
 
 from vlmrun.cli.app import main
@@ -298,3 +300,77 @@ def test_the_way_back_and_forth_again(here, capsys, recipe, family):
     again = capsys.readouterr().out
     assert again.replace("again", recipe) == script
     assert "not said" not in script
+
+
+STATE = {
+    "max_steps": 9, "num_train_epochs": 3, "train_batch_size": 2, "logging_steps": 5, "save_steps": 4,
+    "epoch": 1.5, "global_step": 6, "best_metric": None, "total_flos": 1e9, "is_world_process_zero": True,
+    "log_history": [{"learning_rate": 1e-5, "step": 1}, {"learning_rate": 2e-5, "step": 5}, {"loss": 1.0}],
+}  # fmt: skip
+
+
+def test_every_value_of_a_trainers_state_is_accounted_for(here, capsys):
+    (here / "trainer_state.json").write_text(json.dumps(STATE), encoding="utf-8")
+    assert main(["import", "--from", "trainer_state", ".", "--gpus", "1", "--report", "json", "--name", "again"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = {account["flag"].split()[0]: account["verdict"] for account in report["accounts"]}
+    given = sum(value is not None for value in STATE.values())
+    assert report["flags"] == len(report["accounts"]) == given + 1  # the learning rate is of the history
+    assert {"--global_step", "--epoch", "--log_history"} <= {
+        name for name, word in found.items() if word == "no effect"
+    }
+    assert report["counts"]["unknown"] == 0
+    stage = yaml.safe_load((here / "conf/recipe/again.yaml").read_text("utf-8"))["stage"]["instruct"]
+    assert (stage["epochs"], stage["max_steps"], stage["optim"]["lr"], stage["micro_batch"]) == (None, 9, 2e-5, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "said"),
+    [
+        ("llamafactory", "- a\n- b\n", "KEY: VALUE lines"),
+        ("llamafactory", "a: [1, 2\n", "not YAML"),
+        ("llamafactory", "a: !!python/object:os.system {}\n", "not YAML"),
+        ("llamafactory", "learning_rate: 1.0e-4\nlearning_rat: 2.0\n", "--learning_rate is near"),
+        ("trainer_args", "[1]", "not a table of values"),
+        ("trainer_args", "{", "not JSON"),
+        ("trainer_args", '{"learning_rate": "high"}', "'high' is no float"),
+        ("trainer_state", "{}", "no values of a training"),
+        ("trainer_state", '{"log_history": 5}', "no values of a training"),
+    ],
+)
+def test_argument_files_that_are_none(here, capsys, source, content, said):
+    (here / "file.json").write_text(content, encoding="utf-8")
+    assert main(["import", "--from", source, "file.json", "--gpus", "1"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "swift", "--", "sft", "x"], "'x' belongs to no option"),
+        (["--from", "swift", "--", "sft"], "no options of swift"),
+        (["--from", "swift", "--gpus", "1", "--", "--model", "m", "--lora_rnk", "4"], "--lora_rank is near"),
+        (["--from", "llamafactory", "no.yaml"], "takes one file, no 'no.yaml'"),
+        (["--from", "trainer_state", "."], "no trainer_state.json there"),
+        (["--from", "trainer_args", "a", "b"], "takes one file, 2 files"),
+    ],
+)
+def test_options_and_files_that_are_not_there(here, capsys, words, said):
+    assert main(["import", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+class _Calls:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_a_pickle_is_values_or_it_is_refused(here, capsys):
+    torch.save(_Calls(), here / "training_args.bin")
+    assert main(["import", "--from", "trainer_args", "training_args.bin", "--gpus", "1"]) != 0
+    error = capsys.readouterr().err
+    assert "it holds more than values" in error
+    assert "system" in error
+    assert "args.json" in error
+    assert not (here / "hacked").exists()

@@ -82,7 +82,7 @@ def outcome(request: Request) -> Outcome:
 def _sources(request: Request) -> tuple[list[Launch], Reading, Options]:
     if request.source == "script":
         return [], _read(request), request.options
-    family = request.source if request.source in ("llamafactory", "swift") else "hf"
+    family = "hf" if request.source == "trainer_args" else request.source
     options = replace(request.options, family=request.options.family or family)
     return [read_arguments(request.source, request.words)], Reading(), options
 

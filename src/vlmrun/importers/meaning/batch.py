@@ -69,7 +69,13 @@ def sizes(draft: Draft) -> None:
     draft.set("stage.micro_batch", micro, "per_device_train_batch_size")
     draft.set("stage.global_batch", micro * steps * total, "gradient_accumulation_steps",
               note=f"{micro} x {steps} x {total} ranks")  # fmt: skip
-    draft.set("stage.loss", "micro_mean", note="the Trainer of transformers 4 averages the means of micro batches")
+    if "average_tokens_across_devices" not in draft.given:
+        draft.set("stage.loss", "micro_mean", note="the Trainer of transformers 4 averages the means of micro batches")
+    elif draft.boolean("average_tokens_across_devices"):
+        draft.set("stage.loss", "token_mean", "average_tokens_across_devices")
+    else:
+        why = "upstream every rank weighs the same"
+        draft.differ("average_tokens_across_devices", "stage.loss", "token_mean", why)
 
 
 def _whole(text: str | None) -> int | None:

@@ -75,7 +75,7 @@ class Draft:
         self.repeated: list[tuple[Flag, int]] = []
         self.foreign: list[Flag] = []
         for flag in self.launch.flags:
-            name = spelled(flag.name, self.table)
+            name = spelled(flag.name, self.table, self.launch.shortened)
             if name is None:
                 self.foreign.append(flag)
                 continue
@@ -238,12 +238,12 @@ def title(family: str) -> str:
     return name
 
 
-def spelled(flag: str, flags: dict[str, dict[str, Any]]) -> str | None:
-    """The flag that argparse takes this for: itself, or the only one that begins so."""
+def spelled(flag: str, flags: dict[str, dict[str, Any]], shortened: bool = True) -> str | None:
+    """The flag that argparse takes this for: itself, or, where names may be `shortened`, the only one that begins so."""
     name = flag.lstrip("-")
     if not flag.startswith("--"):
         return None
     if name in flags:
         return name
     longer = [option for option in flags if option.startswith(name)]
-    return longer[0] if len(longer) == 1 else None
+    return longer[0] if shortened and len(longer) == 1 else None

@@ -33,4 +33,6 @@ def _flags(draft: Draft, batch_options: dict[str, str]) -> None:
     )
     for rule in rules:
         rule(draft)
+    if "stage.tune.llm" not in draft.settings:
+        draft.notes.append("what learns is not said there: stage.NAME.tune is as in conf/, the connector alone")
     trainer.direct(draft)

@@ -49,7 +49,7 @@ def _misfit(draft: Draft, name: str, given: dict[str, Any]) -> str | None:
     """Why a schedule is another one here."""
     if name not in _SHAPES:
         return _STAYS_COSINE
-    if name == "inverse_sqrt" and not (draft.number_of("warmup_steps", int) or draft.number_of("warmup_ratio")):
+    if name == "inverse_sqrt" and not (draft.number_of("warmup_steps") or draft.number_of("warmup_ratio")):
         return "without a warm-up upstream counts from update 10,000"
     if name == "warmup_stable_decay" and "num_decay_steps" not in given:
         return "--lr_scheduler_kwargs does not say how many updates the decay takes"
@@ -86,14 +86,17 @@ def _arguments(draft: Draft, name: str, given: dict[str, Any]) -> None:
 
 
 def _warmup(draft: Draft, name: str) -> None:
-    steps, ratio = draft.number_of("warmup_steps", int), draft.number_of("warmup_ratio")
+    steps, ratio = draft.number_of("warmup_steps") or 0.0, draft.number_of("warmup_ratio")
     if name == "constant":
         draft.set(
             "stage.optim.warmup_ratio", 0.0, "warmup_ratio", "warmup_steps", note="constant has no warm-up upstream"
         )
+    elif 0.0 < steps < 1.0:  # a share, for transformers 5, which has no warmup_ratio
+        draft.set("stage.optim.warmup_ratio", steps, "warmup_steps", note="of all updates")
+        draft.settle("warmup_ratio", "no effect", "warmup_steps takes its place")
     elif steps:
         draft.set("stage.optim.warmup_ratio", None, note="warmup_steps takes its place")
-        draft.set("stage.optim.warmup_steps", steps, "warmup_steps")
+        draft.set("stage.optim.warmup_steps", int(steps), "warmup_steps")
         draft.settle("warmup_ratio", "no effect", "warmup_steps takes its place")
     else:
         draft.set("stage.optim.warmup_ratio", ratio, "warmup_ratio")

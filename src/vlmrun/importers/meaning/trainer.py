@@ -7,9 +7,10 @@ from typing import Any
 
 from vlmrun.importers import options
 from vlmrun.importers.meaning import schedule
-from vlmrun.importers.meaning.draft import Draft
+from vlmrun.importers.meaning.draft import Draft, Verdict
 from vlmrun.importers.meaning.sharding import deepspeed
 
+_OFF = [(word,) for word in ("False", "false", "no", "none", "None", "0", "0.0", "0.")]
 _OPTIMIZERS = {"adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_apex_fused", "adam", "adamw"}
 _ENVIRONMENT = re.compile(r"(NCCL|GLOO|TORCH|CUDA|OMP)_[A-Z0-9_]+")
 _TRACKERS = {"none": [], "wandb": ["wandb"], "tensorboard": ["tensorboard"], "all": ["tensorboard", "wandb"]}
@@ -87,6 +88,14 @@ def evaluation(draft: Draft) -> None:
         draft.settle(name, "no effect", "nothing is evaluated during training")
 
 
+def sampling(draft: Draft) -> None:
+    """transformers 5: at random, by length, or in order."""
+    if "train_sampling_strategy" in draft.given:
+        random = draft.text("train_sampling_strategy") == "random"
+        verdict: Verdict = "no effect" if random else "unsupported"
+        draft.settle("train_sampling_strategy", verdict, "samples come in random order")
+
+
 def tracking(draft: Draft) -> None:
     """Trackers; wandb stays offline."""
     if "report_to" not in draft.given:
@@ -115,7 +124,8 @@ def direct(draft: Draft) -> None:
         if "no_effect" in entry:
             draft.settle(name, "no effect", entry["no_effect"])
         elif "without" in entry:
-            draft.settle(name, "unsupported", entry["without"])
+            off = name in draft.given and "zero" not in entry and draft.given[name].values[:1] in _OFF
+            draft.settle(name, *(("no effect", "off") if off else ("unsupported", entry["without"])))
         elif "key" in entry and (name in draft.given or ("default" in entry and not entry.get("ours"))):
             value = draft.boolean(name) if entry["kind"] == "bool" else draft.number_of(name, kinds[entry["kind"]])
             if value is not None:
@@ -124,4 +134,4 @@ def direct(draft: Draft) -> None:
             draft.defaults.append((name, entry["default"], entry["key"]))
 
 
-RULES = (*schedule.RULES, precision, optimizer, deepspeed, saving, evaluation, tracking, naming)
+RULES = (*schedule.RULES, precision, optimizer, deepspeed, saving, evaluation, sampling, tracking, naming)
