@@ -204,6 +204,17 @@ def test_trainings_of_other_models_are_recipes_of_their_own(tmp_path):
             "average", ["x", "y"], {"weights": [0.3, 0.7]},
         ),
         (
+            "w = 0.25\na = torch.load('x/model.bin')\nb = torch.load('y/model.bin')\n"
+            "for k in a:\n    a[k] = a[k].float() * w + (1 - w) * b[k].float()\ntorch.save(a, 'z/model.bin')",
+            "average", ["x", "y"], {"weights": [0.25, 0.75]},
+        ),
+        (
+            "one = AutoModel.from_pretrained('x')\ntwo = AutoModel.from_pretrained('y')\n"
+            "a = one.state_dict()\nb = two.state_dict()\nc = {k: (a[k] + b[k]) / 2 for k in a}\n"
+            "one.load_state_dict(c)\none.save_pretrained('z')",
+            "average", ["x", "y"], {"weights": [0.5, 0.5]},
+        ),
+        (
             "path = 'out/lora'\nm = PeftModel.from_pretrained(base, path)\n"
             "m = m.merge_and_unload()\nm.save_pretrained('out/whole')",
             "merge", ["out/lora"], {},
@@ -220,7 +231,15 @@ def test_merges_and_averages_are_recognized_in_python(source, kind, reads, setti
 
 
 @pytest.mark.parametrize(
-    "source", ["print(1)", "a * 0.5 + b * 0.5", "def (", "a = load_file(x)\nb = a[k] * 2", "(" * 500]
+    "source",
+    [
+        "print(1)",
+        "a * 0.5 + b * 0.5",
+        "def (",
+        "a = load_file(x)\nb = a[k] * 2",
+        "(" * 500,
+        "x = " + "+".join("a" * 3000),
+    ],
 )
 def test_other_python_is_nothing(source):
     assert read_snippet(source) == []

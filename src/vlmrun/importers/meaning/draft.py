@@ -239,7 +239,7 @@ def title(family: str) -> str:
 
 
 def spelled(flag: str, flags: dict[str, dict[str, Any]], shortened: bool = True) -> str | None:
-    """The flag that argparse takes this for: itself, or, where names may be `shortened`, the only one that begins so."""
+    """The flag that argparse takes this for: itself, or, of `shortened` names, the only one that begins so."""
     name = flag.lstrip("-")
     if not flag.startswith("--"):
         return None
