@@ -50,27 +50,11 @@ EOF
 ]
 SCRIPTS += [path.read_text("utf-8") for path in sorted((Path(__file__).parents[2] / "parity" / "guides").glob("*.sh"))]
 SCRIPTS = [text.replace("./script/deepspeed/zero2.json", "zero.json") for text in SCRIPTS]
+ARGUMENTS = re.findall(r"\S+", "dsw 7B 1 256 0.1 0 576 1024 bf16 4 1 1 true true full false 9 /a /b /c 20 2 /out")
 DEEPSPEED = """{"bf16": {"enabled": "auto"}, "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9]}},
 "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": true}, "sub_group_size": 1e9},
 "gradient_clipping": 1.0, "train_micro_batch_size_per_gpu": "auto", "steps_per_print": 10}"""
-VALUES = [
-    "0",
-    "-1",
-    "nan",
-    "1e999",
-    "true",
-    "None",
-    "''",
-    "x",
-    "[]",
-    "{}",
-    "$Z",
-    "$(z)",
-    "9" * 30,
-    "a/b.c",
-    "auto",
-    "é",
-]
+VALUES = ["0", "-1", "nan", "1e999", "true", "None", "''", "x", "[]", "{}", "$Z", "$(z)", "9" * 30, "a/b.c", "auto"]
 PIECES = [
     *"'\"`$(){}[]<>|&;\\#\n \t=*?~!@%^,.-",
     "$(", "${", "$((", "))", "<<EOF\n", "done", "do ", "fi\n", "then ", "if ", "while :; do ", "eval ", "\\\n",
@@ -140,7 +124,9 @@ def test_the_watch_sees_what_is_started_and_written(watched, tmp_path):
 def _import(path, meant):
     """The whole of it, as the command does it; how it ended."""
     try:
-        found, reading = plan(Request([path], meant=meant, options=Options(gpus=8), allow_unsupported=True))
+        found, reading = plan(
+            Request([path], None, ARGUMENTS, meant=meant, options=Options(gpus=8), allow_unsupported=True)
+        )
     except ConfigError:
         return "refused"
     files = {name: text for recipe in found.recipes for name, text in write.files(recipe, "x", "a100_bf16").items()}

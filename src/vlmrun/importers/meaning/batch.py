@@ -63,7 +63,12 @@ def sizes(draft: Draft) -> None:
     """micro_batch and global_batch of transformers' two flags and the ranks."""
     micro = draft.number_of("per_device_train_batch_size", int)
     steps = draft.number_of("gradient_accumulation_steps", int)
-    if not micro or not steps:
+    for name, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", steps)):
+        if value is not None and value < 1:
+            draft.problems.append(Problem(f"--{name} {value}: at least one", draft.where(name), "correct the script"))
+    if micro is None or steps is None or min(micro, steps) < 1:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            draft.settle(name, "unknown", "the batch is not known")
         return
     total = draft.settings["hardware.nodes"].value * draft.settings["hardware.ranks_per_node"].value
     draft.set("stage.micro_batch", micro, "per_device_train_batch_size")

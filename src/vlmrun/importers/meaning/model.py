@@ -43,6 +43,7 @@ def _minicpm(draft: Draft) -> None:
 def _llm(draft: Draft) -> None:
     path = draft.text("model_name_or_path")
     if path is None:
+        draft.settle("model_type", "unknown", "the model's path is not known")
         return
     draft.starts.append(path)
     kind = draft.text("model_type") if "model_type" in draft.given else None

@@ -17,6 +17,9 @@ def deepspeed(draft: Draft) -> None:
     path = draft.text("deepspeed") or draft.accelerate.get("deepspeed_config_file")
     fsdp = draft.text("fsdp") if "fsdp" in draft.given else None
     clip = draft.number_of("max_grad_norm")
+    if not path:
+        path = None
+        draft.settle("deepspeed", "no effect", "no file is named")
     if path is None and draft.accelerate.get("zero_stage") in ("0", "1", "2", "3"):
         _from_accelerate(draft, clip)
     elif path is None and fsdp is None:
@@ -62,7 +65,7 @@ def _from_json(draft: Draft, path: str, clip: float | None) -> None:
         try:
             config = json.loads(text)
             facts = _facts(config, clip)
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
             draft.problems.append(
                 Problem(f"{path} is no DeepSpeed JSON: {error}", draft.where("deepspeed"), "correct it")
             )
