@@ -53,6 +53,28 @@ def test_a_chain_becomes_stages_that_refer_to_one_another(here, capsys):
     assert "lr: 0.001" in capsys.readouterr().out
 
 
+def test_a_chain_ends_in_evaluations_that_check_compares_too(here, capsys):
+    text = TRAIN + TUNE + MERGE
+    for split in ("val", "test"):
+        text += f"python -m llava.eval.model_vqa_loader --model-path out/merged --question-file {split}.jsonl "
+        text += "--image-folder pics --answers-file a.jsonl --conv-mode vicuna_v1 --temperature 0\n"
+    assert _import(here, text) == 0
+    recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))
+    assert list(recipe["stage"]) == ["pretrain", "lora", "merge", "evaluate", "evaluate2"]
+    assert recipe["stage"]["evaluate2"] == {"template": "vicuna_v1", "init_from": "merge", "data": ["test"]}
+    assert main(["import", "train.sh", "--check"]) == 0
+    path = here / "conf/recipe/train.yaml"
+    path.write_text(path.read_text("utf-8").replace("data: [test]", "data: [val]"), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["import", "train.sh", "--check"]) == 2
+    assert "stage.evaluate2.data is ['val'], not ['test']" in capsys.readouterr().err
+
+
+def test_positional_arguments_may_look_like_options(here):
+    assert _import(here, TRAIN.replace("--bf16 True", '"$@"'), "--arg", "--bf16", "--arg", "True") == 0
+    assert "precision: bf16" in (here / "conf/recipe/train.yaml").read_text("utf-8")
+
+
 def test_every_value_names_its_line(here):
     _import(here, "# a\n\n" + TRAIN)
     text = (here / "conf/recipe/train.yaml").read_text("utf-8")
@@ -300,6 +322,20 @@ def test_the_way_back_and_forth_again(here, capsys, recipe, family):
     again = capsys.readouterr().out
     assert again.replace("again", recipe) == script
     assert "not said" not in script
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stage.instruct.data=[llava_mix665k,llava_558k]", "data: llava_558k, besides the first"),
+        ("stage.instruct.max_steps=5", "epochs: 1.0, which end before max_steps"),
+        ("stage.instruct.optim.decay_steps=5", "optim.decay_steps: 5"),
+        ("stage.instruct.loss=token_mean", "loss: token_mean"),
+    ],
+)
+def test_what_a_script_cannot_say_stands_in_its_head(here, capsys, override, said):
+    assert main(["export-script", "llava15_7b", "--for", "llava", override]) == 0
+    assert re.search(rf"^# not said by these flags: .*{re.escape(said)}", capsys.readouterr().out, re.MULTILINE)
 
 
 STATE = {

@@ -40,7 +40,9 @@ def _parts(draft: Draft) -> None:
 def _first_weights(draft: Draft) -> None:
     """Normal weights; those of the last layer are scaled down with the depth of the LLM, as Megatron's are."""
     spread, layers = draft.number_of("init-method-std"), draft.number_of("num-layers", int)
-    if layers:
+    if not layers or layers < 1 or spread is None:
+        draft.settle("init-method-std", "unknown", "the number of layers is not known")
+    else:
         scaled = round(spread / math.sqrt(2 * layers), 8)
         draft.set("model.connector.init_std", [spread, scaled], "init-method-std", note=f"of {layers} layers")
 
