@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions test-serving demo micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions test-serving demo micro clean test-import
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -75,6 +75,9 @@ bench-serving: $(VENV)/ready
 # The server under 2,000 requests of each kind; `make test` sends 200.
 test-serving: $(VENV)/ready
 	VLMRUN_MANY_REQUESTS=2000 $(BIN)/pytest tests/integration/test_serving.py
+
+test-import: $(VENV)/ready
+	VLMRUN_IMPORT_MUTANTS=2000 $(BIN)/pytest -s tests/unit/importers/test_fuzz.py
 
 bench-index: $(VENV)/ready
 	$(BIN)/python -m benchmarks.index
