@@ -30,7 +30,6 @@ LONG = {
     "signature.py": (265, "arguments and attributes of a class, by one walk through modules and bases"),
     "data/templates.py": (367, "the built-in templates, a table, and the one function that renders them"),
     "formats/upstream.py": (260, "one reader and writer of four codes that differ in names"),
-    "merging/methods/kernels.py": (255, "loops that numba compiles together"),
     "model/tokenizers.py": (265, "what upstream's tokenizers do otherwise, one function each"),
     "weights/adapter.py": (290, "PEFT's folder: reading, folding and writing share one table of names"),
     "weights/reader.py": (270, "safetensors and pickles behind one interface"),
