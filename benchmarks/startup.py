@@ -70,8 +70,9 @@ def measure(run_of: list[str], rounds: int, folder: Path) -> Table:
     header = ["command", "median s", "slowest s", "cpu s", "x hydra", "peak MiB", "target"]
     notes = [
         "Wall time from starting the process to its end; cpu: its processor time, which other work on the machine\n"
-        "disturbs less and which targets are compared with: the commands wait for nothing. x hydra: wall time against importing hydra and doing nothing with it. Peak resident memory of\n"
-        "the process; none can show less than the benchmark that starts it (about 18 MiB).",
+        "disturbs less and which targets are compared with: the commands wait for nothing. x hydra: wall time against\n"
+        "importing hydra and doing nothing with it. Peak resident memory of the process; none can show less than the\n"
+        "benchmark that starts it (about 18 MiB).",
     ]
     return Table(f"start-up, median of {rounds} interleaved runs", header, rows, notes)
 

@@ -80,6 +80,18 @@ def test_every_verb_of_the_table_is_a_function_of_words_and_an_exit_code(verb):
     assert typing.get_type_hints(function) == {"arguments": list[str], "return": int}
 
 
+def test_html_is_written_by_templates_alone():
+    """Which escape what they are given; text that is put together in Python does not."""
+    by_hand = {
+        f"{name}:{node.lineno}"
+        for name, tree in _trees()
+        if name.startswith("report/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ("</" in node.value or "/>" in node.value)
+    }
+    assert by_hand == set()
+
+
 def test_files_are_short():
     texts = {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in ROOT.rglob("*.py")}
     lines = {name: len(text.splitlines()) for name, text in texts.items()}
