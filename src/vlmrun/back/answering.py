@@ -36,7 +36,7 @@ def chat(model: Path, options: argparse.Namespace) -> int:
 def serve(
     options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str], key: str | None
 ) -> int:
-    """Serves named models until told to stop, to clients that send `key`; gives an exit code. Workers load torch."""
+    """Serves named models until stopped, to clients that send `key`; gives an exit code. Workers load torch."""
     from vlmrun.serve import start
 
     return start.main(options, models, aliases, key, serve_worker)

@@ -31,7 +31,7 @@ def _metric(run: RunConfig) -> Iterator[Problem]:
             fix = f"allowed packages: {allowed}; allow one of your own with VLMRUN_ALLOW=its_name"
             yield Problem(f"metric {own!r} is not allowed", where, fix)
         elif signature.module_file(own) is None:
-            fix = "check its name; the folder it lies in must be on PYTHONPATH"
+            fix = "check its name; its folder must be on PYTHONPATH"
             yield Problem(f"no module {own!r}", where, fix)
 
 

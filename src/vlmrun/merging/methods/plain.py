@@ -121,6 +121,6 @@ def _sum(deltas: Sequence[Tensor], weights: Sequence[float], side: Tensor) -> tu
     total, share = torch.zeros_like(side), torch.zeros_like(side)
     for weight, delta in zip(weights, deltas, strict=True):
         product = (delta * weight).mul_(side)
-        total += torch.where(product <= 0, 0.0, product)  # what is no number stays
+        total += torch.where(product <= 0, 0.0, product)  # NaN stays NaN
         share += torch.where(product > 0, weight, 0.0)
     return total, share
