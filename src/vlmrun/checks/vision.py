@@ -18,7 +18,7 @@ TIMM = "vlmrun.model.towers.timm.Timm"
 
 @dataclass(frozen=True)
 class _Parts:
-    """Tower and connector as far as they are known without their weights; rules that need one that is not are silent."""
+    """Tower and connector as far as they are known without their weights; rules that need another are silent."""
 
     eye: towers.Arithmetic | None = None
     facts: towers.Facts | None = None
