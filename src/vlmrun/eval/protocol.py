@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
-from vlmrun.eval.metrics import METRICS
+from vlmrun.eval import metrics
 
 UNKNOWN = "unknown"  # of answers that another program made
 
@@ -27,7 +27,7 @@ def describe(config: BenchmarkConfig, *, template: str = UNKNOWN, image_aspect: 
         "image_aspect": image_aspect,
         "generation": generation,
         "metric": config.metric,
-        "metric_version": METRICS[config.metric].version if config.metric else None,
+        "metric_version": metrics.of(config.metric).version if config.metric else None,
     }
     return _named(parts)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from markupsafe import Markup
+
 from vlmrun.report import html as page
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
@@ -69,15 +71,15 @@ def _scores(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def show(name: str, folder: Path) -> str:
+def show(name: str, folder: Path) -> Markup:
     """Tables of one evaluate stage; empty without benchmarks."""
     found = cards(folder)
     if not found:
-        return ""
+        return Markup()
     body = page.table(list(_TITLES), [_line(each, card) for each, card in found.items()], list(_STYLES))
     notes = "; ".join(f"{each}: {card['note']}" for each, card in found.items() if card.get("note"))
     more = [_categories(each, card) + _confusion(each, card) for each, card in found.items()]
-    return page.card(name, body, notes) + "".join(more)
+    return page.card(name, body, notes) + Markup().join(more)
 
 
 def text(value: Any, scale: float = 1.0) -> str:
@@ -104,10 +106,10 @@ def _line(name: str, card: dict[str, Any]) -> list[str]:
     ]
 
 
-def _categories(name: str, card: dict[str, Any]) -> str:
+def _categories(name: str, card: dict[str, Any]) -> Markup:
     parts = card.get("categories") or {}
     if len(parts) < 2:
-        return ""
+        return Markup()
     lines = [
         [each, str(part.get("n_questions", "")), text(part.get("chance")), f"{text(part.get('accuracy'))}%"]
         for each, part in parts.items()
@@ -116,12 +118,12 @@ def _categories(name: str, card: dict[str, Any]) -> str:
     return page.card(f"{name} by category", body)
 
 
-def _confusion(name: str, card: dict[str, Any]) -> str:
+def _confusion(name: str, card: dict[str, Any]) -> Markup:
     """Expected down, read across, of sets with a handful of answers."""
     table = card.get("confusion") or {}
     labels = list(dict.fromkeys(label for counts in table.values() for label in counts))
     if not 2 <= len(table) <= _MOST_LABELS or len(labels) > _MOST_LABELS:
-        return ""
+        return Markup()
     lines = [[gold, *(str(counts.get(label, 0)) for label in labels)] for gold, counts in table.items()]
     body = page.table(["expected", *labels], lines, ["", *["right"] * len(labels)])
     return page.card(f"{name}: expected and read", body)
