@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vlmrun.errors import CheckpointError
 from vlmrun.model.connectors.base import Connector
+from vlmrun.model.pretrained import read_by_others
 from vlmrun.model.tiles import NEWLINE
 from vlmrun.names import WEIGHTS
 
@@ -62,15 +62,10 @@ def _read(place: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(file: Path) -> dict[str, torch.Tensor]:
-    try:
+    with read_by_others(str(file), "the file", "fetch or make it again"):
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"the file cannot be read: {first}", str(file), "fetch or make it again") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise CheckpointError("the file holds no table of tensors", str(file), "give mm_projector.bin")
     return loaded

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pickle
-import re
 import threading
 import warnings
 import weakref
@@ -21,7 +20,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vlmrun import regular
 from vlmrun.errors import CheckpointError, suggest
+from vlmrun.model.pretrained import read_json, refused_pickle, said
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names that configs use
 INDEX = "model.safetensors.index.json"
@@ -199,9 +200,20 @@ class Reader:
 
     def _handle(self, shard: Path) -> Any:
         if shard not in self._open:
+            regular.require(shard)
             with _reading(shard):
-                self._open[shard] = read_pickle(shard) if shard.suffix == ".bin" else safe_open(shard, framework="pt")
+                self._open[shard] = _table(shard) if shard.suffix == ".bin" else safe_open(shard, framework="pt")
         return self._open[shard]
+
+
+def _table(path: Path) -> dict[str, torch.Tensor]:
+    """A pickle of nothing but named tensors."""
+    found = read_pickle(path)
+    other = next((name for name, value in found.items() if not isinstance(value, torch.Tensor)), None)
+    if other is not None:
+        what = f"{other!r} in it is no tensor, but {type(found[other]).__name__}"
+        raise CheckpointError(what, str(path), "give a file of weights, not of a training's state")
+    return found
 
 
 def read_pickle(path: Path, plain: Sequence[type] = ()) -> dict[str, Any]:
@@ -213,6 +225,7 @@ def read_pickle(path: Path, plain: Sequence[type] = ()) -> dict[str, Any]:
     Raises:
         CheckpointError: when it is damaged (every record's CRC is compared), holds code, or is no table.
     """
+    regular.require(path)
     with _reading(path):
         zipped = zipfile.is_zipfile(path)
         if zipped:
@@ -220,7 +233,9 @@ def read_pickle(path: Path, plain: Sequence[type] = ()) -> dict[str, Any]:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise CheckpointError(f"{damaged!r} in it is damaged", str(path), _AGAIN)
-        with torch.serialization.safe_globals(list(plain)), warnings.catch_warnings():
+        # Torch's list is one for all threads: it is touched only for a file that needs it.
+        allowing = torch.serialization.safe_globals(list(plain)) if plain else contextlib.nullcontext()
+        with allowing, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a pickle that torch did not write, which fails anyway
             # Files of torch before 1.6 are no archives and cannot be mapped.
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -237,27 +252,35 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
-        what = f"asks for {asked[1] or asked[2]}, which is code" if asked else "is more than a table of tensors"
-        raise CheckpointError(
-            f"this pickle {what}: it is not read", str(path), "have it saved as safetensors"
-        ) from error
-    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
+        raise refused_pickle(error, str(path)) from error
+    except _DAMAGED as error:
         raise _unreadable(error, path) from error
 
 
+# What readers of files run into where bytes are not those that were written.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    zipfile.BadZipFile,
+)
+
+
 def _unreadable(error: Exception, path: Path) -> CheckpointError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN)
+    return CheckpointError(f"weights cannot be read: {said(error)}", str(path), _AGAIN)
 
 
 def _read_index(path: Path) -> dict[Path, list[str]]:
     """Tensor names by shard."""
     try:
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-        pairs = list(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the index cannot be read: {error}", str(path), _AGAIN) from error
+        pairs = list(read_json(path, _AGAIN)["weight_map"].items())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the index cannot be read: {said(error)}", str(path), _AGAIN) from error
     shards: dict[Path, list[str]] = {}
     for name, file in pairs:
         if not isinstance(file, str) or Path(file).name != file:

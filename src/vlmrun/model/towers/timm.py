@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from vlmrun.arch import towers as arch
 from vlmrun.arch.towers import positions
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model.pretrained import read_json
+from vlmrun.model.pretrained import read_by_others, read_json
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.towers.hf import PREPROCESSOR
 from vlmrun.model.towers.without_torchvision import stand_in
@@ -193,12 +194,11 @@ def _fill(model: Any, folder: Path) -> None:
 def _read(folder: Path) -> dict[str, torch.Tensor]:
     for name in _WEIGHTS:
         file = folder / name
-        if file.is_file() and file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
         if file.is_file():
-            return dict(torch.load(file, map_location="cpu", weights_only=True))
+            with read_by_others(str(file), "the file", "fetch the model again"):
+                if file.suffix == ".safetensors":
+                    return load_file(file)
+                return dict(torch.load(file, map_location="cpu", weights_only=True))
     raise CheckpointError(f"no weights: none of {', '.join(_WEIGHTS)}", str(folder), "fetch the model again")
 
 
