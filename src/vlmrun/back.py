@@ -115,11 +115,13 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was giv
     return convert(source, destination, to, how, came_as=came_as, prove=prove, report=report)
 
 
-def compare(first: Path, second: Path, options: Conversion) -> list[Problem]:
+def compare(
+    first: Path, second: Path, options: Conversion, came_as: tuple[str | None, str | None] = (None, None)
+) -> list[Problem]:
     """Every difference between the tensors of two models, in whatever formats they are."""
     from vlmrun.formats.convert import compare
 
-    return compare(first, second, _how(options))
+    return compare(first, second, _how(options), came_as)
 
 
 def chat(model: Path, options: argparse.Namespace) -> int:
@@ -304,4 +306,4 @@ def know_checkpoints() -> None:
     from vlmrun.formats import registry
     from vlmrun.train.export import format
 
-    registry.register("training", format)
+    registry.register("training", format, asked=True)

@@ -31,6 +31,10 @@ def main(arguments: list[str]) -> int:
     source, destination = Path(options.source).expanduser(), Path(options.destination).expanduser()
     if not source.exists():
         source = store.find(Path(options.output), options.source)
+    asked = options.came_as == "training"
+    for folder in (source, destination):
+        store.require_trusted(Path(options.output), folder, asked=asked)
+    options.came_as = options.came_as or _training(source)
     settings = Conversion(
         base=None if options.base is None else _found(options.base),
         tower=None if options.tower is None else locate(options.tower),
@@ -40,7 +44,7 @@ def main(arguments: list[str]) -> int:
         skip=tuple(name for name in options.skip.split(",") if name),
     )
     if options.check:
-        return _compare(source, destination, settings)
+        return _compare(source, destination, settings, options.came_as)
     return _convert(source, destination, settings, options)
 
 
@@ -88,8 +92,8 @@ def _convert(source: Path, destination: Path, settings: Conversion, options: arg
     return 0
 
 
-def _compare(source: Path, destination: Path, settings: Conversion) -> int:
-    problems = back.compare(source, destination, settings)
+def _compare(source: Path, destination: Path, settings: Conversion, came_as: str | None) -> int:
+    problems = back.compare(source, destination, settings, (came_as, _training(destination)))
     if problems:
         more = [Problem(f"and {len(problems) - _SHOWN} more")] if len(problems) > _SHOWN else []
         raise CheckpointError([*problems[:_SHOWN], *more])
@@ -110,6 +114,11 @@ def _check_options(options: argparse.Namespace) -> None:
         "base_model": options.base,
     }
     graph.require(rules.check_stage(ConvertStage.model_construct(**asked), "convert"))
+
+
+def _training(folder: Path) -> str | None:
+    """The format of a training checkpoint, which may be read: `require_trusted` was asked."""
+    return "training" if store.is_checkpoint(folder) else None
 
 
 def _found(name: str) -> Path:

@@ -15,6 +15,7 @@ from vlmrun.formats import modules, table, verify
 from vlmrun.formats.base import How, Model, WrittenFormat, cast
 from vlmrun.weights import folder as files
 from vlmrun.weights.blocks import raw
+from vlmrun.weights.finite import Finite
 from vlmrun.weights.lazy import Lazy
 from vlmrun.weights.writer import Report, silent
 
@@ -44,7 +45,7 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
 
     Raises:
         CheckpointError: when something is missing, unknown or damaged, the format cannot express the model, or the
-            proof fails.
+            proof fails; when weights are not finite, in the source or, where they are cast, in the result.
     """
     writer = table.get(to)
     _check_destination(source, destination, to)
@@ -53,7 +54,8 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
     found, name = read(source, replace(how, trusted=name == "native"), name)
     if to != "delta":  # its dtype is that of the difference, not of the model
         found = cast(found, how.dtype)
-    found = _told(found, report)
+    finite = Finite()
+    found = _told(found, report, finite)
     problems = writer.refuse(found, how)
     if problems:
         raise CheckpointError([replace(problem, where=problem.where or str(source)) for problem in problems])
@@ -62,6 +64,7 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
     written = replace(found, tensors=dict(found.tensors), json=dict(found.json))
     with files.building(destination) as new, files.verifying([source] if name == "native" else []):
         writer.write(written, new, how)
+        finite.require(source)
         if prove and to in PROVES_ITSELF:
             summary["proof"] = verify.prove(new, found)
     return summary | {"notes": written.notes}
@@ -78,9 +81,15 @@ def read(source: Path, how: How, came_as: str | None = None) -> tuple[Model, str
     return model, name
 
 
-def compare(first: Path, second: Path, how: How) -> list[Problem]:
-    """Everything in which the tensors of two models differ, whatever formats they are in."""
-    here, there = (read(folder, how)[0].tensors for folder in (first, second))
+def compare(
+    first: Path, second: Path, how: How, came_as: tuple[str | None, str | None] = (None, None)
+) -> list[Problem]:
+    """Everything in which the tensors of two models differ, whatever formats they are in.
+
+    Args:
+        came_as: their formats, where they are not to be detected.
+    """
+    here, there = (read(folder, how, name)[0].tensors for folder, name in zip((first, second), came_as, strict=True))
     problems = [Problem(f"{name} is missing", str(second)) for name in sorted(here.keys() - there.keys())]
     problems += [Problem(f"{name} is not in {first}", str(second)) for name in sorted(there.keys() - here.keys())]
     for name in sorted(here.keys() & there.keys()):
@@ -103,8 +112,8 @@ def _difference(here: Lazy, there: Lazy) -> str | None:
     return None if equal else f"values differ by up to {apart.item():.3g}"
 
 
-def _told(model: Model, report: Report) -> Model:
-    """The same model, telling of every tensor that is read."""
+def _told(model: Model, report: Report, finite: Finite) -> Model:
+    """The same model, reporting every tensor that is read, and looking at its numbers."""
     total, seen, telling_one = len(model.tensors), set[str](), threading.Lock()
 
     def telling(name: str, value: Lazy) -> Lazy:
@@ -113,7 +122,9 @@ def _told(model: Model, report: Report) -> Model:
                 if name not in seen:
                     seen.add(name)
                     report(len(seen), total, name)
-            return value.rows(start, stop)
+            found = value.rows(start, stop)
+            finite.look(name, found)
+            return found
 
         return replace(value, rows=rows)
 
