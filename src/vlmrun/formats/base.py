@@ -116,11 +116,18 @@ class WrittenFormat(Format, Protocol):
 
 def of_part(part: str, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """A part's own tensors under internal names."""
+    return {f"{part}.{own_name(part, name)}": tensors[name] for name in weights_of(part, tensors)}
+
+
+def weights_of(part: str, names: Iterable[str]) -> list[str]:
+    """Of the names in a part's files, those of its weights."""
     ignored = _IGNORED.get(part)
-    kept = {name: value for name, value in tensors.items() if ignored is None or not ignored.search(name)}
-    if part == "tower":
-        kept = {name.removeprefix("vision_model."): value for name, value in kept.items()}
-    return {f"{part}.{name}": value for name, value in kept.items()}
+    return [name for name in names if ignored is None or not ignored.search(name)]
+
+
+def own_name(part: str, name: str) -> str:
+    """A weight's name in its part, whichever of the two ways its file names it."""
+    return name.removeprefix("vision_model.") if part == "tower" else name
 
 
 Names = Sequence[tuple[str, str]]  # beginnings of internal names and of a format's own; the first that fits counts

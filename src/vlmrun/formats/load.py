@@ -12,7 +12,7 @@ from torch import nn
 from vlmrun.config.schema import ModelConfig, Target
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats import table
-from vlmrun.formats.base import How, Model, of_part
+from vlmrun.formats.base import How, Model, own_name, weights_of
 from vlmrun.formats.instantiate import realise
 from vlmrun.formats.modules import unknown
 from vlmrun.model.parts import Loaded, assemble
@@ -127,7 +127,8 @@ def _require_nothing_else(loaded: Loaded, weights: Path) -> None:
     problems = []
     for part in ("llm", "tower"):
         module = getattr(loaded.vlm, part)
-        held = {name.partition(".")[2] for name in of_part(part, dict.fromkeys(Reader(weights / part).names()))}
+        names = weights_of(part, Reader(weights / part).names())
+        held = {own_name(part, name) for name in names}
         problems += [Problem(f"{part}.{name} is unknown", str(weights)) for name in unknown(part, module, held)]
     if problems:
         raise CheckpointError(problems)
