@@ -50,6 +50,8 @@ class Conversion:
         dtype: of all tensors.
         tp: tensor-parallel ranks of a Megatron folder.
         skip: names of linear layers that are not quantized.
+        fits: what an adapter is written for; None: the first that the model can be.
+        adapter: whether a model's adapter is read.
     """
 
     base: Path | None = None
@@ -58,6 +60,8 @@ class Conversion:
     dtype: Kept = "keep"
     tp: int = 1
     skip: tuple[str, ...] = ()
+    fits: str | None = None
+    adapter: bool = True
 
 
 def stage(job: StageJob) -> Stage:
@@ -298,7 +302,16 @@ def _how(options: Conversion) -> How:
 
     know_checkpoints()
     dtype = DTYPES.get(options.dtype)  # None: keep
-    return How(options.base, options.tower, options.template, dtype, options.tp, options.skip)
+    return How(
+        base=options.base,
+        tower=options.tower,
+        template=options.template,
+        dtype=dtype,
+        tp=options.tp,
+        skip=options.skip,
+        fits=options.fits,
+        adapter=options.adapter,
+    )
 
 
 def know_checkpoints() -> None:

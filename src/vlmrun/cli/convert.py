@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> int:
         dtype=options.dtype,
         tp=options.tp,
         skip=tuple(name for name in options.skip.split(",") if name),
+        fits=options.fits,
+        adapter=not options.without_adapter,
     )
     if options.check:
         return _compare(source, destination, settings, options.came_as)
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
     parser.add_argument("--tp", type=at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
     parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
-    parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
+    parser.add_argument("--for", dest="fits", choices=("hf_llava", "llm"), help="peft: the model it is for")
+    parser.add_argument("--without-adapter", action="store_true", help="leave an adapter out: what --to peft is put on")
+    parser.add_argument("--no-proof", action="store_true", help="do not compare with plain transformers")
     parser.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
     output_option(parser)
     return parser
@@ -113,6 +117,8 @@ def _check_options(options: argparse.Namespace) -> None:
         "skip": options.skip,
         "base_model": options.base,
     }
+    if options.fits is not None and options.to != "peft":
+        raise ConfigError(f"--for {options.fits} is of --to peft", "command line", "leave it out")
     graph.require(rules.check_stage(ConvertStage.model_construct(**asked), "convert"))
 
 

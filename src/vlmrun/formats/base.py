@@ -81,6 +81,9 @@ class How:
         skip: names of linear layers that are not packed into few bits (`bnb`).
         trusted: the digests of a folder were compared already, or only its description is asked for.
         pack: the tensors to write in place of one, by their names on disk.
+        fits: what an adapter is written for: `hf_llava`, the whole model in plain transformers, or `llm`, the language
+            model alone. None: the first that the model can be.
+        adapter: whether a model's adapter is read; without it the model is as it was before.
     """
 
     base: Path | None = None
@@ -91,6 +94,8 @@ class How:
     skip: tuple[str, ...] = ()
     trusted: bool = False
     pack: Callable[[str, Lazy], Mapping[str, Lazy]] | None = None
+    fits: str | None = None
+    adapter: bool = True
 
 
 class Format(Protocol):
@@ -112,6 +117,14 @@ class WrittenFormat(Format, Protocol):
 
     def write(self, model: Model, folder: Path, how: How) -> None:
         """Fills a folder that is there and empty."""
+
+
+def without_adapter(model: Model) -> Model:
+    """The model as it was before its adapter was trained."""
+    tensors = {name: value for name, value in model.tensors.items() if not name.startswith("adapter.")}
+    json = {place: values for place, values in model.json.items() if place != ADAPTER_CONFIG}
+    description = model.description | {"adapter": None, "quantized": None}
+    return replace(model, tensors=tensors, json=json, description=description)
 
 
 def of_part(part: str, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:

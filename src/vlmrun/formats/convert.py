@@ -11,8 +11,8 @@ import torch
 
 from vlmrun import logs
 from vlmrun.errors import CheckpointError, Problem
-from vlmrun.formats import modules, table, verify
-from vlmrun.formats.base import How, Model, WrittenFormat, cast
+from vlmrun.formats import modules, table, verify, verify_adapter
+from vlmrun.formats.base import How, Model, WrittenFormat, cast, without_adapter
 from vlmrun.weights import folder as files
 from vlmrun.weights.blocks import raw
 from vlmrun.weights.finite import Finite
@@ -21,7 +21,7 @@ from vlmrun.weights.writer import Report, silent
 
 log = logs.get(__name__)
 
-PROVES_ITSELF = ("hf_llava",)
+PROVES_ITSELF = ("hf_llava", "peft")
 
 
 def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was said
@@ -52,6 +52,8 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
     name = came_as or table.detect(source)
     # The digests of an artifact of ours are compared beside the work, not before it.
     found, name = read(source, replace(how, trusted=name == "native"), name)
+    if not how.adapter:
+        found = without_adapter(found)
     if to != "delta":  # its dtype is that of the difference, not of the model
         found = cast(found, how.dtype)
     finite = Finite()
@@ -66,7 +68,8 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
         writer.write(written, new, how)
         finite.require(source)
         if prove and to in PROVES_ITSELF:
-            summary["proof"] = verify.prove(new, found)
+            proof = verify.prove(new, found) if to == "hf_llava" else verify_adapter.prove(new, found, how)
+            summary |= {} if proof is None else {"proof": proof}
     return summary | {"notes": written.notes}
 
 

@@ -192,6 +192,14 @@ def _lora_only(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if is_adapter_name(name)}
 
 
+def put_adapter(llm: nn.Module, adapter: Adapter) -> nn.Module:
+    """The LLM with an adapter in it, as a saved model is loaded: PEFT's for what our trainer makes, else folded in."""
+    if adapter.plain:
+        return _wrapped(llm, adapter).eval()
+    _merge(llm, adapter, Base())
+    return llm
+
+
 @torch.no_grad()
 def _merge(llm: nn.Module, adapter: Adapter, base: Base) -> None:
     problems = adapter.problems({name: tuple(parameter.shape) for name, parameter in llm.named_parameters()})

@@ -31,7 +31,7 @@ from vlmrun.formats.megatron_model import refuse
 from vlmrun.formats.native import write_files
 from vlmrun.weights.lazy import Lazy, made
 from vlmrun.weights.parallel import Makers
-from vlmrun.weights.reader import read_pickle
+from vlmrun.weights.pickle_file import read_pickle
 
 TRACKER, RANK, FILE, REST = "latest_checkpointed_iteration.txt", "mp_rank_", "model_optim_rng.pt", "rest"
 # Nothing but their fields: the arguments of the run, and Transformer Engine's state of fp8.

@@ -48,7 +48,7 @@ from vlmrun.model.connectors.base import Connector
 from vlmrun.model.pretrained import read_json
 from vlmrun.weights.adapter import CONFIG
 from vlmrun.weights.lazy import Lazy, made
-from vlmrun.weights.reader import read_pickle
+from vlmrun.weights.pickle_file import read_pickle
 
 PROJECTOR, BESIDE = "mm_projector.bin", "non_lora_trainables.bin"
 # PEFT's, and the trainer's own, in front of the LLM's decoder

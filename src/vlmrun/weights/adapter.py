@@ -41,6 +41,12 @@ def saved_name(name: str) -> str:
     return name.replace(".default.", ".").replace(".base_layer.bias", ".bias")
 
 
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The layers that tensors of an adapter's file change, by their whole names, as `target_modules` may list them."""
+    bare = [(name.removeprefix(_PREFIX), ending) for name in names for ending in _ENDINGS if name.endswith(ending)]
+    return sorted({name.removesuffix(ending) for name, ending in bare})
+
+
 def is_adapter_name(name: str) -> bool:
     """Whether a parameter of a PEFT-wrapped LLM belongs to the adapter."""
     return "lora_" in name

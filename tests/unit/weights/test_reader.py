@@ -372,8 +372,8 @@ def test_missing_shards_and_bad_indexes_are_told(tmp_path):
     with pytest.raises(CheckpointError, match=r"shard model-00003-of-00003\.safetensors is missing"):
         Reader(tmp_path)
     for wrong, message in (
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
         (json.dumps({"weight_map": {"a": "../../etc/passwd"}}), "outside its folder"),
         (json.dumps({"weight_map": {"ghost": index["weight_map"]["layer.0.weight"]}}), "'ghost' is not in its shard"),
     ):
