@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from vlmrun import logs
 from vlmrun.errors import CheckpointError, Problem
@@ -41,7 +43,7 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
         prove: compare an export with ours in plain transformers before it gets its name.
 
     Returns:
-        `from`, `to`, `tensors`, `notes`; `proof` when there was one.
+        `from`, `to`, `tensors`: how many were written, `notes`; `proof` when there was one.
 
     Raises:
         CheckpointError: when something is missing, unknown or damaged, the format cannot express the model, or the
@@ -62,15 +64,29 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was sai
     if problems:
         raise CheckpointError([replace(problem, where=problem.where or str(source)) for problem in problems])
     assert isinstance(writer, WrittenFormat), to
-    summary = {"from": name, "to": to, "tensors": len(found.tensors)}
+    summary: dict[str, Any] = {"from": name, "to": to}
     written = replace(found, tensors=dict(found.tensors), json=dict(found.json))
     with files.building(destination) as new, files.verifying([source] if name == "native" else []):
         writer.write(written, new, how)
         finite.require(source)
+        summary["tensors"] = written_tensors(new)
         if prove and to in PROVES_ITSELF:
             proof = verify.prove(new, found) if to == "hf_llava" else verify_adapter.prove(new, found, how)
             summary |= {} if proof is None else {"proof": proof}
     return summary | {"notes": written.notes}
+
+
+def written_tensors(folder: Path) -> int:
+    """How many tensors the files of weights that were just written hold, by their headers."""
+    total = 0
+    for path in folder.rglob("*"):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                total += len(file.keys())
+        elif path.suffix in (".bin", ".pt"):
+            with zipfile.ZipFile(path) as archive:  # a record for each: no two share their numbers
+                total += sum("/data/" in name for name in archive.namelist())
+    return total
 
 
 def read(source: Path, how: How, came_as: str | None = None) -> tuple[Model, str]:
