@@ -138,6 +138,11 @@ def is_checkpoint(path: Path) -> bool:
     return (path / _MANIFEST).is_file() and (path.parent.parent / _JOB).is_file()
 
 
+def came_as(path: Path) -> str | None:
+    """The format that a folder must be asked for by: of a training checkpoint, which `require_trusted` let pass."""
+    return "training" if is_checkpoint(path) else None
+
+
 def newest_checkpoint(root: Path, reference: str) -> Path | None:
     """The last checkpoint of a stage that is training or was interrupted; None when there is no such stage."""
     path = Path(reference).expanduser()

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     asked = options.came_as == "training"
     for folder in (source, destination):
         store.require_trusted(Path(options.output), folder, asked=asked)
-    options.came_as = options.came_as or _training(source)
+    options.came_as = options.came_as or store.came_as(source)
     settings = Conversion(
         base=None if options.base is None else _found(options.base),
         tower=None if options.tower is None else locate(options.tower),
@@ -97,7 +97,7 @@ def _convert(source: Path, destination: Path, settings: Conversion, options: arg
 
 
 def _compare(source: Path, destination: Path, settings: Conversion, came_as: str | None) -> int:
-    problems = back.compare(source, destination, settings, (came_as, _training(destination)))
+    problems = back.compare(source, destination, settings, (came_as, store.came_as(destination)))
     if problems:
         more = [Problem(f"and {len(problems) - _SHOWN} more")] if len(problems) > _SHOWN else []
         raise CheckpointError([*problems[:_SHOWN], *more])
@@ -120,11 +120,6 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.fits is not None and options.to != "peft":
         raise ConfigError(f"--for {options.fits} is of --to peft", "command line", "leave it out")
     graph.require(rules.check_stage(ConvertStage.model_construct(**asked), "convert"))
-
-
-def _training(folder: Path) -> str | None:
-    """The format of a training checkpoint, which may be read: `require_trusted` was asked."""
-    return "training" if store.is_checkpoint(folder) else None
 
 
 def _found(name: str) -> Path:

@@ -122,7 +122,7 @@ def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, s
             if not _is_ours(place):
                 made = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix=".vlmrun-source-", dir=beside)))
                 log.info("%s: brought into our own format first", place)
-                came_as = "training" if store.is_checkpoint(place) else None
+                came_as = store.came_as(place)
                 back.convert(place, made / WEIGHTS, "native", back.Conversion(), came_as=came_as, prove=False)
                 found[str(place)] = str(made)
         yield found

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from PIL import Image
 
-from vlmrun import artifact
+from vlmrun import artifact, store
 from vlmrun.data.images.open import image_of, load_image
 from vlmrun.errors import DataError, LaunchError
 from vlmrun.formats.load import describe
@@ -22,7 +22,7 @@ from vlmrun.serve import image_parts
 from vlmrun.serve.dialogue import Dialogue
 from vlmrun.serve.limits import Limits, Refused
 from vlmrun.serve.messages import Sampling
-from vlmrun.serve.opening import came_as, open_model
+from vlmrun.serve.opening import open_model
 
 INSTALL = "pip install 'vlmrun-trainer[serve]'"
 HELP = "/image FILE shows an image with your next question, /reset begins anew, /quit leaves."
@@ -64,7 +64,7 @@ def open_dialogue(folder: Path, options: argparse.Namespace) -> Dialogue:
         seed=options.seed,
         repetition_penalty=options.repetition_penalty,
     )
-    aspect = describe(folder, came_as(folder))["image_aspect"]
+    aspect = describe(folder, store.came_as(folder))["image_aspect"]
     return Dialogue(loaded, aspect=aspect, max_new_tokens=options.max_new_tokens, sampling=sampling)
 
 

@@ -44,15 +44,10 @@ def open_model(folder: Path, *, dtype: str = "auto", attention: str = "sdpa", bi
     return loaded
 
 
-def came_as(folder: Path) -> str | None:
-    """The format that a folder must be asked for by: of a training checkpoint, which the command line let pass."""
-    return "training" if store.is_checkpoint(folder) else None
-
-
 @contextlib.contextmanager
 def _loadable(folder: Path) -> Iterator[Path]:
     """The folder, or, of a training checkpoint, a whole model put together from it for the time being."""
-    if came_as(folder) is None:
+    if store.came_as(folder) is None:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="vlmrun-checkpoint-") as place:
@@ -98,7 +93,7 @@ def open_models(plan: Plan) -> dict[str, Served]:
     bases: dict[Any, _Shared] = {}
     for name, place in plan.models:
         folder = Path(place)
-        description = describe(folder, came_as(folder))
+        description = describe(folder, store.came_as(folder))
         same = _base(folder, description)
         if same is not None and same in bases:
             loaded, adapter = _beside(bases[same], folder, description, name)

@@ -33,8 +33,7 @@ def execute(job: StageJob) -> Result | None:
         skip=tuple(stage.skip),
     )
     source = Path(job.parents[stage.init_from])
-    came_as = "training" if store.is_checkpoint(source) else None  # one that composing the run let pass
-    summary = convert(source, job.path / root, stage.to, how, came_as=came_as, prove=stage.prove)
+    summary = convert(source, job.path / root, stage.to, how, came_as=store.came_as(source), prove=stage.prove)
     for note in summary.pop("notes"):
         log.info("%s", note)
     proof = summary.pop("proof", None)

@@ -106,7 +106,7 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     stage = job.stage
     assert isinstance(stage, Asking)
     dist.prepare(job.hardware)
-    came_as = "training" if store.is_checkpoint(folder) else None  # one that composing the run let pass
+    device, came_as = dist.device(job.hardware), store.came_as(folder)
     loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention, came_as=came_as)
     encoder = Encoder(
         template=_template(stage, loaded),
@@ -118,14 +118,7 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
         slices=derived.slices(loaded.model),
     )
     ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
-    return Asker(
-        loaded.vlm.to(dist.device(job.hardware)).eval(),
-        Prompts(encoder),
-        stage.batch,
-        stage.max_new_tokens,
-        stage.seed,
-        ranks,
-    )
+    return Asker(loaded.vlm.to(device).eval(), Prompts(encoder), stage.batch, stage.max_new_tokens, stage.seed, ranks)
 
 
 def _template(stage: Asking, loaded: Loaded) -> templates.Template:
