@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tests.parity.golden import ASSETS
+from tests.parity.golden import asset
 from vlmrun.data import templates
 from vlmrun.data.compat import labels, settings
 from vlmrun.data.encode import Encoded, encode
@@ -60,7 +60,7 @@ def tokenizer(case: dict[str, Any], project: str) -> Any:
 
 @lru_cache
 def _tokenizer(name: str, legacy: bool | None, added: tuple[str, ...], pad: str, eos: str | None) -> Any:
-    folder = ASSETS / "tokenizers" / name
+    folder = asset(f"tokenizers/{name}")
     found = load_tokenizer(folder, legacy=legacy, tokens={"pad": "<unk>"} if pad in added else {"pad": pad})
     found.add_tokens(list(added), special_tokens=True)
     found.pad_token = pad
