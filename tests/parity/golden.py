@@ -33,7 +33,7 @@ def need(path: Path) -> Path:
     return path
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def cases(name: str) -> Any:
     """What a file of cases holds: the records of `<set>/<name>.jsonl.gz`, or the value of a json file."""
     path = need(CASES / name)

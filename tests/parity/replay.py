@@ -202,7 +202,6 @@ def recorded_runs() -> list[Path]:
 
 def kind_of(run: Path) -> str:
     """What a recorded run trains, by its command line."""
-    on = {
-        name for name, value in flags(json.loads((run / "result.json").read_text("utf-8"))).items() if value == "True"
-    }
+    given = flags(json.loads((run / "result.json").read_text("utf-8")))
+    on = {name for name, value in given.items() if value == "True"}
     return "lora" if "lora_enable" in on else "pretrain" if "tune_mm_mlp_adapter" in on else "finetune"

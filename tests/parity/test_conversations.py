@@ -27,10 +27,7 @@ def test_the_reference_data_are_there():
 
 @named
 def test_by_default_ids_and_labels_are_equal_but_for_named_deviations(name):
-    project, found = of.project(name), []
-    for case in golden.cases(name):
-        if case["result"] != "error":
-            found.append((case["id"], *of.compare(case, project)))
+    found = make_parity.compared(name)
     unexplained = [entry for entry in found if entry[1] == "unexplained"]
     assert not unexplained
     assert found or golden.IS_PART
@@ -38,9 +35,9 @@ def test_by_default_ids_and_labels_are_equal_but_for_named_deviations(name):
 
 @named
 def test_compat_reproduces_ids_labels_and_errors_of_every_record(name):
-    project, cases = of.project(name), golden.cases(name)
-    assert cases
-    assert not [case["id"] for case in cases if not make_parity.reproduced(case, project)]
+    found = make_parity.reproduced(name)
+    assert found
+    assert not [case for case, same in found.items() if not same]
 
 
 @named
