@@ -1,4 +1,6 @@
-"""A part of the recordings under other names, to prove that no test knows them: `python -m tests.parity.some_cases OUT`.
+"""A part of the recordings under other names, to prove that no test knows them.
+
+    python -m tests.parity.some_cases OUT && VLMRUN_GOLDEN=OUT pytest tests/parity tests/golden
 
 Every list of cases loses half of its records, every second file of conversations goes, training runs get other names.
 Tokenizers, base models and images stay where they are: `golden.asset` finds them.

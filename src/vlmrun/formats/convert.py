@@ -142,7 +142,7 @@ def _told(model: Model, report: Report, finite: Finite) -> Model:
                     seen.add(name)
                     report(len(seen), total, name)
             found = value.rows(start, stop)
-            finite.look(name, found)
+            finite.look(name, found, start)
             return found
 
         return replace(value, rows=rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from vlmrun import regular
 from vlmrun.errors import CheckpointError, ConfigError, suggest
 from vlmrun.formats import manifest
 from vlmrun.formats.base import Format, How, Model
@@ -50,9 +51,12 @@ def read(folder: Path, how: How, name: str | None = None) -> Model:
     """
     name = name or detect(folder)
     try:
-        return get(name).read(folder, how)
+        model = get(name).read(folder, how)
     except _ODD as error:
         raise odd(error, name, folder) from error
+    for path in model.files.values():  # which are copied whole
+        regular.require(path)
+    return model
 
 
 # What readers run into when a configuration lacks a key, or holds something else than it should.

@@ -20,15 +20,20 @@ class Finite:
     """Counts by tensor. Several threads may look at once, each at a tensor of its own."""
 
     def __init__(self) -> None:
-        self._found: dict[str, int] = {}
+        self._found: dict[str, dict[int | None, int]] = {}  # by tensor, then by where the piece begins
         self._adding = threading.Lock()
 
-    def look(self, name: str, piece: torch.Tensor) -> None:
-        """Takes in some elements of a tensor."""
+    def look(self, name: str, piece: torch.Tensor, start: int | None = None) -> None:
+        """Takes in some elements of a tensor.
+
+        Args:
+            start: the first row, of a tensor that may be read more than once; None: every piece comes once.
+        """
         n = count(piece)
         if n:
             with self._adding:
-                self._found[name] = self._found.get(name, 0) + n
+                pieces = self._found.setdefault(name, {})
+                pieces[start] = n if start is not None else pieces.get(start, 0) + n
 
     def watched(self, name: str, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The pieces of a tensor, each looked at before it is passed on."""
@@ -50,8 +55,9 @@ class Finite:
         """
         if not self._found:
             return
-        total = sum(self._found.values())
-        shown = [f"{name} ({n:,})" for name, n in sorted(self._found.items())[:_SHOWN]]
+        counts = {name: sum(pieces.values()) for name, pieces in sorted(self._found.items())}
+        total = sum(counts.values())
+        shown = [f"{name} ({n:,})" for name, n in list(counts.items())[:_SHOWN]]
         more = f" and {len(self._found) - _SHOWN} more" if len(self._found) > _SHOWN else ""
         what = f"{total:,} weights of {len(self._found)} tensors are not finite: {', '.join(shown)}{more}"
         raise CheckpointError([Problem(what, str(where), _FIX)])
