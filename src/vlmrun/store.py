@@ -88,7 +88,7 @@ def require_trusted(root: Path, folder: Path, *, asked: bool = False) -> None:
         raise CheckpointError(
             "this says that it is a training checkpoint, and it is not below the output root",
             str(folder),
-            "if you trust whoever made it: --from training; if it is yours: --output with its root",
+            "if you trust its author: --from training; if it is yours: --output with its root",
         )
 
 

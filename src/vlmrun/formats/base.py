@@ -42,7 +42,7 @@ class Model:
         description: what `model.json` of a native folder says; `model` is None when not all parts are known.
         json: configurations, by their place in a native folder.
         files: further files that travel along unchanged, by their place in a native folder.
-        notes: what a person should know of this reading or writing.
+        notes: what the user should know of this reading or writing.
         held: what must live as long as tensors are read, such as a temporary folder.
     """
 
@@ -70,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True)
 class How:
-    """What a conversion was told besides its two folders.
+    """What a conversion was given besides its two folders.
 
     Attributes:
         base: the LLM, or the model, that an adapter, a projector or a delta belongs to.
@@ -78,7 +78,7 @@ class How:
         template: built-in template, for formats that do not say which.
         dtype: of all tensors; None: as they are.
         tp: tensor-parallel ranks of a Megatron folder.
-        skip: names of linear layers that are not packed into few bits (`bnb`).
+        skip: names of linear layers that are not quantized (`bnb`).
         trusted: the digests of a folder were compared already, or only its description is asked for.
         pack: the tensors to write in place of one, by their names on disk.
         fits: what an adapter is written for: `hf_llava`, the whole model in plain transformers, or `llm`, the language

@@ -154,4 +154,4 @@ def _check_destination(source: Path, destination: Path, to: str) -> None:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError("the destination is there already", str(destination), "remove it, or name another")
     if destination.resolve().is_relative_to(source.resolve()) and source.is_dir():
-        raise CheckpointError("the destination lies in the source", str(destination), "name another")
+        raise CheckpointError("the destination is in the source", str(destination), "name another")

@@ -68,7 +68,7 @@ def load(
     Args:
         folder: an artifact, its weights folder, or a whole model in another format.
         merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
-        quantized: an LLM in few bits (`quantise.of`), to train on; a model whose adapter was
+        quantized: a quantized LLM (`quantise.of`), to train on; a model whose adapter was
             trained so is loaded so anyway.
         came_as: the folder's format, where it is not to be detected.
 
@@ -113,7 +113,9 @@ def _realised(
 ) -> Loaded:
     if quantized:
         raise CheckpointError(
-            "a model in another format is not held in few bits", str(folder), "vlmrun convert SRC DST --to native"
+            "a model in another format is not quantized when it is loaded",
+            str(folder),
+            "vlmrun convert SRC DST --to native",
         )
     loaded = realise(foreign, dtype=dtype, attention=attention)
     _require_finite(loaded, folder)

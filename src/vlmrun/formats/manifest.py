@@ -39,7 +39,7 @@ def write(folder: Path, format: str, model: Model, digests: Mapping[Path, str] |
 
 
 def read(folder: Path, how: How) -> dict[str, Any]:
-    """What `write` wrote; empty when the folder was made by somebody else.
+    """What `write` wrote; empty when the folder was made by another program.
 
     Raises:
         CheckpointError: when weights are missing, new or changed.

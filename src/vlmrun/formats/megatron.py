@@ -3,7 +3,7 @@
 iter_0000001/mp_rank_0T/model_optim_rng.pt   latest_checkpointed_iteration.txt   the LLM's config and tokenizer
 
 Megatron's tower ends with its last block and gives what that block gives. A tower of which an earlier layer is asked
-for is written as deep as that layer; what lies behind it, and the final norm that nothing reads, goes into `rest/`, so
+for is written as deep as that layer; what is behind it, and the final norm that nothing reads, goes into `rest/`, so
 that coming back loses nothing. Pipeline-parallel folders, which the original cannot make either, are refused.
 
 Source: alibaba/Pai-Megatron-Patch@a098ca5 toolkits/model_checkpoints_convertor/llava, the specification, part B3

@@ -22,7 +22,7 @@ def register(name: str, format: Format, *, asked: bool = False) -> None:
     """Adds a format, which is tried after those that are there.
 
     Args:
-        asked: it is read only when the caller names it, since reading it takes trust in whoever made the folder.
+        asked: it is read only when the caller names it, since reading it takes trust in its author.
     """
     FORMATS[name] = format
     if asked:
@@ -87,7 +87,7 @@ def find(folder: Path) -> str | None:
                 raise CheckpointError(
                     f"this says that it is of the format {name}, which is read only when you say so",
                     str(folder),
-                    f"if you trust whoever made it: --from {name}",
+                    f"if you trust its author: --from {name}",
                 )
             return str(name)
     return None

@@ -160,7 +160,7 @@ class Upstream:
         return Problem(f"{self.name} knows no {what}", "", "--to native keeps it")
 
     def write(self, model: Model, folder: Path, how: How, *, tower_inside: bool = True) -> None:
-        """The whole model, or with an adapter that and what lies beside it; the tower in a folder of its own.
+        """The whole model, or with an adapter that and what is beside it; the tower in a folder of its own.
 
         Args:
             tower_inside: among the other weights as well, as upstream's checkpoints of a full training have it.

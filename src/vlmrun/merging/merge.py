@@ -33,8 +33,8 @@ def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: 
     """Writes a weights folder whose LLM is base + what its adapters add; everything else is linked unchanged.
 
     Of several sources the changes are added with the stage's weights, and what was trained beside the adapters is
-    averaged with the same weights. For a `qlora` stage the base is by default the weights in few bits and back, so that
-    the result, a plain model, answers as the trained one did; merged into the full-precision ones it would not.
+    averaged with the same weights. For a `qlora` stage the base is by default the dequantized weights, so that the
+    result, a plain model, answers as the trained one did; merged into the full-precision ones it would not.
 
     Args:
         sources: artifacts or weights folders with an adapter each, on one base.

@@ -52,7 +52,7 @@ def assemble(
     What is random in a part depends on `seed` and the part's name alone, not on what was built before it.
 
     Args:
-        quantized: for an LLM in few bits (`quantise.of`).
+        quantized: for a quantized LLM (`quantise.of`).
 
     Raises:
         ConfigError: when a target is unknown or takes other arguments.
@@ -80,7 +80,7 @@ def assemble(
 
 
 def make_connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
-    """The connector for this tower, which is told first which layers are asked for."""
+    """The connector for this tower, which is asked first which layers are asked for."""
     target, weights = derived.connector_weights(model.connector)
     kind = find(target, Connector, vision_dim=0, llm_dim=0)
     wanted = kind.wanted_layers(getattr(tower, "n_layers", 0), **target.arguments)
@@ -125,7 +125,7 @@ def added_tokens(model: ModelConfig) -> list[str]:
 
 @contextlib.contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Random numbers that depend on `seed` and `name` only; the outer generator goes on as if nothing had happened."""
+    """Random numbers that depend on `seed` and `name` only; the outer generator is left as it was."""
     number = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]) >> 1
     with torch.random.fork_rng():
         torch.manual_seed(number)

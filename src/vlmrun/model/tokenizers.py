@@ -1,6 +1,6 @@
 """Fast tokenizers with the ids of the original training codes.
 
-A folder of tokenizer.json is read as it lies there. A folder of tokenizer.model alone (SentencePiece, as Vicuna and
+A folder of tokenizer.json is read as it is. A folder of tokenizer.model alone (SentencePiece, as Vicuna and
 Llama come) is converted here: transformers 5 ranks the merges of such a file otherwise than transformers 4 did, drops
 the leading space of a text that starts with one, and does not know the model's own user-defined pieces.
 

@@ -49,7 +49,7 @@ def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0, new_rows: S
 
 
 def has_adapter(llm: nn.Module) -> bool:
-    """Whether PEFT wraps this LLM; told without importing PEFT."""
+    """Whether PEFT wraps this LLM; found without importing PEFT."""
     return hasattr(llm, "peft_config")
 
 
@@ -143,7 +143,7 @@ def _matching(linear: list[str], pattern: str) -> list[str]:
     try:
         found = [name for name in linear if re.fullmatch(pattern, f"llm.{name}")]
     except re.error as error:
-        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "mend it") from error
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "fix it") from error
     if not found:
         raise ConfigError(
             f"LoRA's {pattern!r} matches no linear layer of the LLM",

@@ -25,7 +25,7 @@ from vlmrun.serve.messages import Sampling
 from vlmrun.serve.opening import open_model
 
 INSTALL = "pip install 'vlmrun-trainer[serve]'"
-HELP = "/image FILE shows an image with your next question, /reset begins anew, /quit leaves."
+HELP = "/image FILE shows an image with your next question, /reset starts from scratch, /quit leaves."
 
 
 def main(folder: Path, options: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ class Talk:
         self.said: list[dict[str, Any]] = []
 
     def replay(self, said: Sequence[dict[str, Any]]) -> None:
-        """Goes on where a dialogue ended; its answers are taken as they are."""
+        """Continues where a dialogue ended; its answers are taken as they are."""
         for turn in said:
             self.dialogue.recall(turn["question"], [self.pictures.get(name) for name in turn["images"]], turn["answer"])
         self.said = list(said)

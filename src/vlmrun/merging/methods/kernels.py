@@ -199,7 +199,7 @@ def _sum(deltas: Array, weights: Array, side: Array, by: int, total: Array, shar
         else:
             for place in range(side.size):
                 product = delta[place] * weight * side[place]
-                total[place] += _ZERO if product <= _ZERO else product  # what is no number goes on
+                total[place] += _ZERO if product <= _ZERO else product  # what is no number stays
                 share[place] += weight if product > _ZERO else _ZERO
 
 
@@ -223,7 +223,7 @@ def mix(  # noqa: PLR0913 -- one pass over everything
         choices: of every model which changes count: int64 [models, 0 to 2, 3]. Those that the first chooses are kept,
             then those that the second chooses of these are dropped.
         weights: fp64 [models]; products take them in fp32.
-        by: who elects: nobody, the sum of the weighted changes, or the sum of their signs.
+        by: what elects: nothing, the sum of the weighted changes, or the sum of their signs.
         normalize: divide by the weights that went into a sum, unless these are next to nothing.
         scale: fp32.
         base: as in `change`.

@@ -29,7 +29,7 @@ _WEIGHTS = (*_USUAL, "open_clip_model.safetensors", "open_clip_pytorch_model.bin
 class Timm(Tower):
     """Features of a timm model, cut off behind the deepest requested layer.
 
-    What lies behind that layer is neither loaded nor saved. `layers` count blocks of a transformer from 1, stages of a
+    What is behind that layer is neither loaded nor saved. `layers` count blocks of a transformer from 1, stages of a
     convolutional network likewise; negative numbers count as LLaVA's select layer does: -1 is the last block's output
     before any final norm, -2 the one before. Class and register tokens are left out.
 
@@ -80,7 +80,7 @@ class Timm(Tower):
         if self.source is not None and (self.source / PREPROCESSOR).is_file():
             self.preprocessor = read_json(self.source / PREPROCESSOR, "fetch the model again") | self._squares()
         if self.source is not None and not any((self.source / name).is_file() for name in _USUAL):
-            self.source = None  # names that nobody else reads: saved from memory, under the usual one
+            self.source = None  # names that no other program reads: saved from memory, under the usual one
         with torch.no_grad():
             blank = torch.zeros(1, 3, self.image_size, self.image_size, dtype=self._dtype)
             found = self(blank)

@@ -83,7 +83,7 @@ def read(folder: Path, how: How) -> Model:
 
 
 class _Temporary:
-    """A folder that goes when nobody reads from it any more."""
+    """A folder that goes when no tensor is read from it any more."""
 
     def __init__(self, place: Path) -> None:
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
