@@ -44,7 +44,7 @@ def finished(path: Path) -> Artifact | None:
 
 
 def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
-    """Every finished stage below an output root, oldest first; one that cannot be read is told and left out."""
+    """Every finished stage below an output root, oldest first; one that cannot be read is reported and left out."""
     found = []
     for path in sorted(stages_dir(root).glob("*/" + artifact.NAME)):
         try:
@@ -134,7 +134,7 @@ def _find(root: Path, reference: str, *, training: bool) -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a whole checkpoint of a training stage."""
+    """Whether a folder is a complete checkpoint of a training stage."""
     return (path / _MANIFEST).is_file() and (path.parent.parent / _JOB).is_file()
 
 
@@ -184,7 +184,7 @@ def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]
 
     Args:
         wait: wait for another holder to finish, or refuse at once.
-        say: told once whom we wait for.
+        say: called once with whom we wait for.
 
     Yields:
         The lock's file descriptor, for workers to inherit: a worker that outlives us keeps the folder locked.

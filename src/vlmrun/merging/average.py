@@ -161,7 +161,7 @@ def write_part(
         return 0
     types = {name: _dtype(readers[0], name, plan.stage.dtype) for name in readers[0].names()}
     found = []
-    with Writer(folder, types, told=told) as writer:
+    with Writer(folder, types, each=told) as writer:
         for name, made, differed in tensors(plan, part):
             writer.write(name, finite.watched(f"{part}.{name}", cast(made, types[name][0])))
             found.append(differed)

@@ -134,7 +134,7 @@ def _write_llm(plan: Merging, folder: Path, report: Report, finite: Finite) -> i
         own = plan.reader.dtype(name)
         types[name] = (target if target is not None and own.is_floating_point else own, plan.reader.shape(name))
     at_once = 2 if plan.base.rounded else AT_ONCE  # each holds a whole weight
-    with Writer(folder, types, at_once=at_once, told=counting(report, len(names))) as writer:
+    with Writer(folder, types, at_once=at_once, each=counting(report, len(names))) as writer:
         for name in names:
             writer.write(name, finite.watched(f"llm.{name}", cast(merged(plan, name), types[name][0])))
     return sum(any(adapter.touches(name) for adapter in plan.adapters) for name in names)

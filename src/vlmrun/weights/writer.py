@@ -47,7 +47,7 @@ class Writer:
         name: of the file, before `.safetensors` or the number of a shard.
         max_shard_bytes: a shard is closed when the next tensor would make it larger.
         at_once: tensors that are made at a time, at most; two, where pieces are whole tensors that are held meanwhile.
-        told: called with the name of every tensor that is written, in order, in another thread.
+        each: called with the name of every tensor that is written, in order, in another thread.
 
     Raises:
         CheckpointError: when the disk is full or the folder cannot be written.
@@ -62,7 +62,7 @@ class Writer:
         max_shard_bytes: float = 5e9,
         hashed: bool = False,
         at_once: int = AT_ONCE,
-        told: Callable[[str], None] = lambda _: None,
+        each: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Writer:
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
         self._shards = iter(in_shards(self._sizes, max_shard_bytes))
-        self._hashed, self._told = hashed, told
+        self._hashed, self._each = hashed, each
         self._files: list[Shard] = []
         self._left: list[str] = []  # of the last file's tensors those that are to come
         self._making, self._syncing = Makers(at_once), Behind()
@@ -163,7 +163,7 @@ class Writer:
             written.result()
             if self._stopped:  # another tensor failed, and this one need not be whole
                 return
-            self._told(name)
+            self._each(name)
             stop = file.places[name][1]
             if self._hashed:
                 file.hash(stop)

@@ -162,7 +162,7 @@ def test_many_tensors_are_made_at_once_and_hashed_in_order(tmp_path, limit):
         others.release()
 
     told = []
-    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True, told=told.append) as writer:
+    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True, each=told.append) as writer:
         for name in values:
             writer.write(name, pieces(name))
     assert told == list(values)
