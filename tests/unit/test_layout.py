@@ -28,10 +28,9 @@ MAX_LINES = 250
 LONG = {
     "signature.py": (265, "arguments and attributes of a class, by one walk through modules and bases"),
     "data/templates.py": (367, "the built-in templates, a table, and the one function that renders them"),
-    "formats/upstream.py": (260, "one reader and writer of four codes that differ in names"),
+    "formats/upstream.py": (270, "one reader and writer of four codes that differ in names"),
     "model/tokenizers.py": (265, "what upstream's tokenizers do otherwise, one function each"),
-    "weights/adapter.py": (290, "PEFT's folder: reading, folding and writing share one table of names"),
-    "weights/reader.py": (270, "safetensors and pickles behind one interface"),
+    "weights/adapter.py": (300, "PEFT's folder: reading, folding and writing share one table of names"),
     "zero/user_json.py": (255, "one pass over a user's file, by DeepSpeed's own names"),
 }
 

@@ -27,6 +27,8 @@ class Conversion:
         dtype: of all tensors.
         tp: tensor-parallel ranks of a Megatron folder.
         skip: names of linear layers that are not quantized.
+        fits: what an adapter is written for; None: the first that the model can be.
+        adapter: whether a model's adapter is read.
     """
 
     base: Path | None = None
@@ -35,6 +37,8 @@ class Conversion:
     dtype: Kept = "keep"
     tp: int = 1
     skip: tuple[str, ...] = ()
+    fits: str | None = None
+    adapter: bool = True
 
 
 def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was given
@@ -58,11 +62,13 @@ def convert(  # noqa: PLR0913 -- two folders, two formats, and what else was giv
     return convert(source, destination, to, how, came_as=came_as, prove=prove, report=report)
 
 
-def compare(first: Path, second: Path, options: Conversion) -> list[Problem]:
+def compare(
+    first: Path, second: Path, options: Conversion, came_as: tuple[str | None, str | None] = (None, None)
+) -> list[Problem]:
     """Every difference between the tensors of two models, in whatever formats they are."""
     from vlmrun.formats.convert import compare
 
-    return compare(first, second, _how(options))
+    return compare(first, second, _how(options), came_as)
 
 
 def training_args(path: Path) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def know_checkpoints() -> None:
     from vlmrun.formats import registry
     from vlmrun.train.export import format
 
-    registry.register("training", format)
+    registry.register("training", format, asked=True)
 
 
 def _how(options: Conversion) -> How:
@@ -90,4 +96,13 @@ def _how(options: Conversion) -> How:
 
     know_checkpoints()
     dtype = DTYPES.get(options.dtype)  # None: keep
-    return How(options.base, options.tower, options.template, dtype, options.tp, options.skip)
+    return How(
+        base=options.base,
+        tower=options.tower,
+        template=options.template,
+        dtype=dtype,
+        tp=options.tp,
+        skip=options.skip,
+        fits=options.fits,
+        adapter=options.adapter,
+    )

@@ -13,7 +13,7 @@ from vlmrun.checks import rules
 from vlmrun.cli.options import at_least_one, output_option
 from vlmrun.config.paths import locate
 from vlmrun.config.schema import ConvertStage
-from vlmrun.errors import CheckpointError, Problem
+from vlmrun.errors import CheckpointError, ConfigError, Problem
 
 _SHOWN = 20
 
@@ -31,6 +31,10 @@ def main(arguments: list[str]) -> int:
     source, destination = Path(options.source).expanduser(), Path(options.destination).expanduser()
     if not source.exists():
         source = store.find(Path(options.output), options.source)
+    asked = options.came_as == "training"
+    for folder in (source, destination):
+        store.require_trusted(Path(options.output), folder, asked=asked)
+    options.came_as = options.came_as or store.came_as(source)
     settings = Conversion(
         base=None if options.base is None else _found(options.base),
         tower=None if options.tower is None else locate(options.tower),
@@ -38,9 +42,11 @@ def main(arguments: list[str]) -> int:
         dtype=options.dtype,
         tp=options.tp,
         skip=tuple(name for name in options.skip.split(",") if name),
+        fits=options.fits,
+        adapter=not options.without_adapter,
     )
     if options.check:
-        return _compare(source, destination, settings)
+        return _compare(source, destination, settings, options.came_as)
     return _convert(source, destination, settings, options)
 
 
@@ -62,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
     parser.add_argument("--tp", type=at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
     parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
-    parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
+    parser.add_argument("--for", dest="fits", choices=("hf_llava", "llm"), help="peft: the model it is for")
+    parser.add_argument("--without-adapter", action="store_true", help="leave an adapter out: what --to peft is put on")
+    parser.add_argument("--no-proof", action="store_true", help="do not compare with plain transformers")
     output_option(parser)
     return parser
 
@@ -89,8 +97,8 @@ def _convert(source: Path, destination: Path, settings: Conversion, options: arg
     return 0
 
 
-def _compare(source: Path, destination: Path, settings: Conversion) -> int:
-    problems = back.compare(source, destination, settings)
+def _compare(source: Path, destination: Path, settings: Conversion, came_as: str | None) -> int:
+    problems = back.compare(source, destination, settings, (came_as, store.came_as(destination)))
     if problems:
         more = [Problem(f"and {len(problems) - _SHOWN} more")] if len(problems) > _SHOWN else []
         raise CheckpointError([*problems[:_SHOWN], *more])
@@ -100,6 +108,8 @@ def _compare(source: Path, destination: Path, settings: Conversion) -> int:
 
 def _stage(options: argparse.Namespace) -> ConvertStage:
     """The stage that would do the same, as far as the rules of a stage look at it."""
+    if options.fits is not None and options.to != "peft":
+        raise ConfigError(f"--for {options.fits} is of --to peft", "command line", "leave it out")
     looked_at = {"to": options.to or "native", "tp": options.tp, "skip": options.skip, "base_model": options.base}
     return ConvertStage.model_construct(kind="convert", **looked_at)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, logs, store
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
@@ -110,13 +110,13 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     stage = job.stage
     assert isinstance(stage, Asking)
     dist.prepare(job.hardware)
-    device = dist.device(job.hardware)
-    loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention)
+    device, came_as = dist.device(job.hardware), store.came_as(folder)
+    loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention, came_as=came_as)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
-        aspect=stage.image_aspect or describe(folder)["image_aspect"],
+        aspect=stage.image_aspect or describe(folder, came_as)["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
         slices=derived.slices(loaded.model),

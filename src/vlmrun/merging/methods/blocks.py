@@ -79,5 +79,5 @@ class Source:
             yield self.read(start, min(start + step, self.numel))
 
     def spread(self, places: int, size: int) -> Iterator[Piece]:
-        """Pieces of so many elements, from all over the tensor, which has more than all of them."""
+        """Pieces of `size` elements, from all over the tensor, which has more than all of them."""
         return (self.read(start, start + size) for start in range(0, self.numel - size, self.numel // places))

@@ -1,7 +1,7 @@
 """The k largest changes of a tensor that is only seen slice by slice, exactly.
 
 The bits of a non-negative fp32 number, read as a whole number, have the number's order. Magnitudes are counted one by
-one, but only those near the deciding one; where that is, is told by a sample. Should it mislead, all are counted by
+one, but only those near the deciding one; where that is, a sample shows. Should it mislead, all are counted by
 their upper bits first. Among equal magnitudes the ones that come first are taken, so a choice does not depend on how a
 tensor is cut, nor on the sample.
 """
@@ -68,7 +68,7 @@ def _bounds(pieces: Iterable[Piece], counts: Sequence[Sequence[int]], total: int
 
 
 def _within(source: Source, counts: Sequence[Sequence[int]], bounds: Bounds) -> Array | None:
-    """The choices, if every k-th largest lies within its bounds."""
+    """The choices, if every k-th largest is within its bounds."""
     if any(last - first > _WIDEST for row in bounds for first, last in row):
         return None
     dtype = np.int32 if source.numel < 1 << 31 else np.int64
