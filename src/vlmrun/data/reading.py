@@ -36,7 +36,7 @@ def usable(
     folder = folder_of(config)
     if folder is not None and not folder.root.is_dir():
         raise DataError("the image folder does not exist", str(folder.root), "check data.<name>.images")
-    images = _Images(folder)
+    images = ImageCheck(folder)
     spoken = time.monotonic()
     records = formats.of(config, as_it_is=as_it_is)
     for n_read, record in enumerate(records, start=1):
@@ -73,7 +73,7 @@ def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
                 handle.write(line + "\n")
 
 
-class _Images:
+class ImageCheck:
     """Finds samples whose images do not exist: now, and not hours into a run.
 
     An image costs one look-up however many samples name it, and is not opened: that is still left for its turn.
