@@ -113,14 +113,15 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     dist.prepare(job.hardware)
     device, came_as = dist.device(job.hardware), store.came_as(folder)
     loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention, came_as=came_as)
+    described = describe(folder, came_as)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
-        aspect=stage.image_aspect or describe(folder, came_as)["image_aspect"],
+        aspect=stage.image_aspect or described["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
-        view=view_of(describe(folder).get("image_background")),
+        view=view_of(described.get("image_background")),
         slices=derived.slices(loaded.model),
     )
     ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
