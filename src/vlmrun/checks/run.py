@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun import build, graph, kinds
+from vlmrun import build, graph, kinds, regular
 from vlmrun.arch import config_files as parts
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
@@ -78,6 +78,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
 
 
 def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
+    regular.require(saved, json=True)
     held = json.loads(saved.read_text("utf-8"))["model"]
     for part in PARTS:
         target = getattr(run.model, part)
@@ -88,6 +89,7 @@ def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
             f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in keys if ours.get(key) != theirs.get(key)
         ]
         if part != "connector":
+            regular.require(saved.parent / part / "config.json", json=True)
             there = json.loads((saved.parent / part / "config.json").read_text("utf-8"))
             here = parts.config_of(target)
             inner = "vision_config" if part == "tower" else "text_config"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from vlmrun import expressions
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import RunConfig, TrainStage
@@ -33,11 +33,9 @@ def _lora(stage: TrainStage, where: str) -> Iterator[Problem]:
     if stage.lora is not None and not stage.lora.targets:
         yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
     if stage.lora is not None and isinstance(stage.lora.targets, str):
-        try:
-            re.compile(stage.lora.targets)
-        except re.error as error:
-            what = f"{stage.lora.targets!r} is no regular expression: {error}"
-            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or an expression")
+        what = expressions.fault(stage.lora.targets)
+        if what is not None:
+            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or a simpler expression")
 
 
 def _quant(stage: TrainStage, where: str) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from vlmrun.checks import rules, table
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
+from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, Problem
@@ -163,7 +164,7 @@ def read(arguments: list[str]) -> Request:
             raise ConfigError(f"no option {word!r}", "command line", f"options: {options}")
         else:
             overrides.append(word)
-    return Request(overrides, config_dirs, show_config, multirun)
+    return Request(words.readable(overrides), config_dirs, show_config, multirun)
 
 
 def _expect(value: str, option: str, wanted: str) -> bool:

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vlmrun import artifact, kinds, logs
 from vlmrun.checks.sweeps import INSTALL
 from vlmrun.config import compose as composing
+from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import ConfigError, LaunchError, VlmrunError, error_from_dict, suggest
 from vlmrun.outcome import Job, Outcome
@@ -53,7 +54,7 @@ def fixed(overrides: Sequence[str]) -> list[str]:
     found = []
     for text in overrides:
         try:
-            if not composing.parse(text).is_sweep_override():
+            if not words.parse(text).is_sweep_override():
                 found.append(text)
         except HydraException:
             found.append(text)

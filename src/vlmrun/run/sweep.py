@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from vlmrun import artifact, logs
-from vlmrun.config import compose as composing
+from vlmrun.config import overrides as words
 from vlmrun.errors import ConfigError, LaunchError, VlmrunError
 from vlmrun.outcome import Job
 
@@ -35,7 +35,7 @@ def expand(overrides: Sequence[str], *, ends: bool = False) -> list[tuple[list[s
     swept: list[bool] = []
     for text in overrides:
         try:
-            override = composing.parse(text)
+            override = words.parse(text)
         except HydraException:
             choices.append([text])  # composing it will say what is wrong
             swept.append(False)

@@ -38,10 +38,18 @@ def test_every_option_of_the_shipped_groups_is_valid_yaml_with_a_header_or_value
         ("+hardware.env.NCCL_P2P_DISABLE=true", "hardware.env.NCCL_P2P_DISABLE = True: ", "change the value"),
         ("model.tiles={grids: [[1, 2], [1, q]], merge: flat}", "model.tiles.grids.1.1 = 'q'", "change the value"),
         ("stage.lora.data=???", "stage.lora.data has no value yet", "stage.lora.data=..."),
-        ("a=[", "cannot read the override", "quote a value"),
+        ("a=[", "cannot read the override", "as one text: 'a=\"[\"'; as several values"),
         ("stage.lora.seed=${nothing}", "nothing", "the value it refers to"),
         ("stage.lora.kind=trane", "unknown kind trane", "did you mean 'train'?"),
-        ("hardware=null", "Config group override must be a string or a list", ""),
+        ("hardware=null", "hardware is chosen by the name of an option", "hardware=NAME; options: a100_40g"),
+        (
+            "lr=1e-4",
+            "unknown key 'lr'",
+            "in full: stage.pretrain.optim.lr, stage.instruct.optim.lr, stage.lora.optim.lr",
+        ),
+        ("seed=1,2", "seed is given several values", "vlmrun -m"),
+        ("~stage", "'stage' cannot be taken out", "leave out ~stage"),
+        ("+model.connector.init_std=inf", "init_std", ""),
     ],
 )
 def test_one_wrong_override_is_one_problem_with_a_remedy(override, what, fix):
