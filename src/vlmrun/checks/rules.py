@@ -14,10 +14,12 @@ from vlmrun.checks import (
     merging,
     offload,
     quantized,
+    records,
     run,
     schedules,
     sweeps,
     table,
+    tied,
     training,
     values,
     vision,
@@ -29,7 +31,9 @@ from vlmrun.errors import Problem
 RULES: tuple[Rule, ...] = (
     *run.RULES,
     *llm.RULES,
+    *tied.RULES,
     *data.RULES,
+    *records.RULES,
     *benchmarks.RULES,
     *values.RULES,
     *training.RULES,
@@ -51,6 +55,11 @@ def check(config: RunConfig, *, here: bool = True) -> list[Problem]:
         here: also those that depend on what is on this machine: files of models and data, packages, drives.
     """
     return table.problems(RULES, config, here=here)
+
+
+def check_records(config: RunConfig) -> list[Problem]:
+    """What is wrong with the records of a run, as far as its annotation files are read before it starts."""
+    return table.problems(records.CONTENT, config)
 
 
 def check_stage(stage: StageNode, where: str) -> list[Problem]:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.checks import hardware as hardware_checks
-from vlmrun.checks import rules, table
+from vlmrun.checks import records, rules, table
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
 from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
-from vlmrun.errors import ConfigError, Problem
+from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.names import WEIGHTS
 from vlmrun.plan import run as planning
-from vlmrun.run import pipeline, plugins, sweep
+from vlmrun.run import numbers, pipeline, plugins, sweep
 
 log = logs.get(__name__)
 
@@ -49,7 +49,10 @@ def train(arguments: list[str]) -> int:
         root = Path(str(tree.get("output", "outputs"))).expanduser()
         if hydras:
             return plugins.run(request.overrides, request.config_dirs, root, run)
-        return sweep.run(request.overrides, root, lambda point, folder: run(point, request.config_dirs, folder))
+        dirs = request.config_dirs
+        return sweep.run(
+            request.overrides, root, lambda point, folder: run(point, dirs, folder), lambda point: _fault(point, dirs)
+        )
     run(request.overrides, request.config_dirs)
     return 0
 
@@ -61,19 +64,33 @@ def check(arguments: list[str]) -> int:
     own, hydras = plugins.split(request.overrides)
     points = [point for point, _ in sweep.expand(own, ends=bool(hydras))] if request.multirun else [own]
     configs: list[RunConfig] = []
+    unusable: list[Problem] = []
     problems = rules.check_overrides(hydras, multirun=request.multirun)
     for point in points:
         try:
             configs.append(compose(point, request.config_dirs))
             problems += rules.check(configs[-1])
+            unusable += rules.check_records(configs[-1])
         except ConfigError as error:
             problems += error.problems
-    for warning in dict.fromkeys(warning for config in configs for warning in planning.warnings(config)):
+    found = (warning for config in configs for warning in (*planning.warnings(config), *records.unread(config)))
+    for warning in dict.fromkeys(found):
         log.warning("%s", warning)
-    graph.require(list(dict.fromkeys(problems)))
+    graph.require(list(dict.fromkeys([*problems, *(unusable if problems else [])])))
+    if unusable:
+        raise DataError(list(dict.fromkeys(unusable)))
     for config in configs:
         _list_stages(config)
     return 0
+
+
+def _fault(point: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError | None:
+    """What is wrong with one point of a sweep."""
+    try:
+        graph.require(rules.check(compose(point, config_dirs)))
+    except ConfigError as error:
+        return error
+    return None
 
 
 def print_nodes(arguments: list[str]) -> int:
@@ -112,7 +129,10 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     if node.rank > 0:
         pipeline.train_along(planned, node)
         return planned
-    artifact.write_text(planned.folder / "config.yaml", _text(config))
+    if folder is None:
+        planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
+    else:
+        artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
     try:
         with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
             pipeline.execute(planned, others)
@@ -120,10 +140,11 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         if planned.outcomes:
             run_table.show(run_table.summary(planned.outcomes), config.name)
             benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
-    if all(outcome.reused for outcome in planned.outcomes) and (planned.folder / "report.html").is_file():
-        log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
-    else:
-        log.info("report: %s", run_page.write(planned.folder, config.name, planned.outcomes))
+    nothing = all(outcome.reused for outcome in planned.outcomes) and (planned.folder / run_page.NAME).is_file()
+    if not nothing:
+        run_page.write(planned.folder, config.name, planned.outcomes)
+    report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
+    log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
     if folder is None:  # a point of a sweep is followed by the next point
         _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
     return planned

@@ -167,7 +167,7 @@ def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _once(problems: list[Problem]) -> list[Problem]:
-    """One problem for each thing that is wrong: a value that others refer to is named itself, as it has the shortest key."""
+    """One problem for each thing that is wrong: of values that refer to each other, that of the shortest key."""
     shortest = sorted(problems, key=lambda problem: len(problem.where))
     kept = {(problem.what, problem.fix): problem for problem in reversed(shortest)}
     return [problem for problem in problems if problem in kept.values()]

@@ -71,14 +71,15 @@ def test_a_name_that_is_not_utf_8_is_refused():
     assert "not UTF-8" in problem(f"{KEY}=\udcff.json").what
 
 
+ODD = ("~stage", "~data", "~hydra", "~", "=", "+=", "@=1", "stage@x=y", "seed=${seed}", "+x@y=1", "a", "+",
+       "stage=null", "+recipe={a:1}", "model=[a]", "data=[a,a]", "seed=" + "9" * 5000, "a=" + "[" * 2000)  # fmt: skip
+KEYS = ("stage", "model", "model/llm", "model.llm.tokens", "stage.lora", "seed", "hardware.env")
+VALUES = ("", "null", "1", "[1]", "{a: 1}", "{pad: [1]}", "{}", "[]", "a,b", "${x}", "true", "é")
 words = st.one_of(
-    st.sampled_from(["~stage", "~data", "~hydra", "~", "=", "+=", "@=1", "stage@x=y", "seed=${seed}", "+x@y=1", "a", "+",
-                     "stage=null", "+recipe={a:1}", "model=[a]", "data=[a,a]", "seed=" + "9" * 5000, "a=" + "[" * 2000]),
+    st.sampled_from(ODD),
     st.text("~+=@.:/[]{}()'\"$,\\ ax1é", max_size=12),
-    st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]),
-              st.sampled_from(["stage", "model", "model/llm", "model.llm.tokens", "stage.lora", "seed", "hardware.env"]),
-              st.sampled_from(["", "null", "1", "[1]", "{a: 1}", "{pad: [1]}", "{}", "[]", "a,b", "${x}", "true", "é"])),
-)  # fmt: skip
+    st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), st.sampled_from(VALUES)),
+)
 
 
 @given(words)
