@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmrun import artifact, graph, kinds, logs, store
+from vlmrun.checks import environment, records, rules, table
 from vlmrun.checks import hardware as hardware_checks
-from vlmrun.checks import records, rules, table
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
@@ -73,8 +73,7 @@ def check(arguments: list[str]) -> int:
             unusable += rules.check_records(configs[-1])
         except ConfigError as error:
             problems += error.problems
-    found = (warning for config in configs for warning in (*planning.warnings(config), *records.unread(config)))
-    for warning in dict.fromkeys(found):
+    for warning in dict.fromkeys(warning for config in configs for warning in _warnings(config)):
         log.warning("%s", warning)
     graph.require(list(dict.fromkeys([*problems, *(unusable if problems else [])])))
     if unusable:
@@ -82,6 +81,11 @@ def check(arguments: list[str]) -> int:
     for config in configs:
         _list_stages(config)
     return 0
+
+
+def _warnings(config: RunConfig) -> list[str]:
+    ignored = environment.without_effect(config, os.environ)
+    return [*planning.warnings(config), *records.unread(config), *ignored]
 
 
 def _fault(point: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError | None:
@@ -125,6 +129,8 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     config = compose(overrides, config_dirs)
     graph.require(rules.check(config))
     node = nodes.here(config.hardware, os.environ)
+    for ignored in environment.without_effect(config, os.environ):
+        log.warning("%s", ignored)
     planned = pipeline.prepare(config, folder)
     if node.rank > 0:
         pipeline.train_along(planned, node)
