@@ -67,7 +67,8 @@ def _together(
 
 def _weights(connector: Target) -> Iterator[Problem]:
     _, weights = derived.connector_weights(connector)
-    if weights is not None and not Path(str(weights)).expanduser().exists():
+    place = Path(str(weights)).expanduser()
+    if weights is not None and not (place.is_file() or place.is_dir()):
         yield Problem(
             f"no file {weights!r}", "model.connector.weights", "give mm_projector.bin, a .safetensors file, or a stage"
         )

@@ -109,7 +109,7 @@ def warnings(run: RunConfig) -> list[str]:
     try:
         found, _ = shapes(run.model)
         room = advice.capacity(run.hardware)
-    except VlmrunError:
+    except (VlmrunError, OSError):
         return []  # a problem of its own
     if found is None or room is None or rules.check(run, here=False):
         return []

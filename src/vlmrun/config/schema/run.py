@@ -20,7 +20,7 @@ class RunConfig(Node):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Seed
-    output: str  # root of outputs/stages and outputs/runs
+    output: Annotated[str, Field(min_length=1)]  # root of outputs/stages and outputs/runs
     only: list[str]  # run these stages only; their parents must be finished
     if_busy: Literal["wait", "fail"]  # when another process trains the same stage
     tracking: list[Tracker]  # wandb is offline; wandb_online uses the network
