@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from vlmrun import artifact, graph, kinds, logs, store
 from vlmrun.checks import environment, records, rules, table
 from vlmrun.checks import hardware as hardware_checks
@@ -15,7 +17,7 @@ from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
 from vlmrun.config import overrides as words
-from vlmrun.config.schema import RunConfig
+from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.names import WEIGHTS
@@ -41,8 +43,7 @@ def train(arguments: list[str]) -> int:
     logs.setup()
     own, hydras = plugins.split(request.overrides)
     if request.show_config:
-        sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
-        return 0
+        return _show(request)
     graph.require(rules.check_overrides(hydras, multirun=request.multirun))
     if request.multirun:
         tree = composing.compose(plugins.fixed(own), request.config_dirs).tree
@@ -54,6 +55,25 @@ def train(arguments: list[str]) -> int:
             request.overrides, root, lambda point, folder: run(point, dirs, folder), lambda point: _fault(point, dirs)
         )
     run(request.overrides, request.config_dirs)
+    return 0
+
+
+def _show(request: Request) -> int:
+    """`--cfg job`: as much as there is, also where values are still open (`???`).
+
+    Raises:
+        ConfigError: after it, with what stands in the way of a run.
+    """
+    composed = composing.compose(request.overrides, request.config_dirs)
+    for note in composed.notes:
+        log.info("%s", note)
+    config, problems = validate(composed.tree, composed.problems)
+    if config is not None:
+        sys.stdout.write(_text(config))
+    elif composed.tree:
+        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(composed.tree)))
+    sys.stdout.flush()
+    graph.require([*composed.problems, *problems])
     return 0
 
 
@@ -116,9 +136,9 @@ def _list_stages(config: RunConfig) -> None:
     for item in graph.selected(planned.planned, config.only):
         folder = planned.stage_folder(item.name)
         state = "finished" if artifact.read(folder) else "to do"
-        sys.stdout.write(
-            f"{state:9} {item.name:14} {planned.keys[item.name]}  {kinds.of(item.stage).describe(item.stage)}\n"
-        )
+        updates = planning.updates(config, item.stage) if isinstance(item.stage, TrainStage) else None
+        what = f"{kinds.of(item.stage).describe(item.stage)}{'' if updates is None else f', {updates}'}"
+        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {what}\n")
     sys.stdout.write(f"ok: {config.name} has no problems\n")
 
 
@@ -163,6 +183,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
         ConfigError: with every problem of names, values and types.
     """
     composed = composing.compose(overrides, config_dirs)
+    for note in composed.notes:
+        log.info("%s", note)
     config, problems = validate(composed.tree, composed.problems)
     if config is None or composed.problems or problems:
         if config is not None and composed.problems:
@@ -209,8 +231,6 @@ def _folder(value: str, option: str) -> Path:
 
 
 def _text(config: RunConfig) -> str:
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
 
 

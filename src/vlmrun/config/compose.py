@@ -29,10 +29,11 @@ _MOST_LISTED = 8
 
 @dataclass
 class Composed:
-    """A composed run, not yet typed. `tree` is usable only as far as `problems` allow."""
+    """A composed run, not yet typed. `tree` is usable only as far as `problems` allow; `notes` is what to say aloud."""
 
     tree: dict[str, Any]
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     choices: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,12 +73,35 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
                 problem, instead = _explain(cause, remaining[index], extra, remaining[:index])
                 problems.append(problem)
                 remaining[index : index + 1] = [instead] if instead else []
+        notes = list(_hardware_as_chosen(config, extra, remaining))
         choices = OmegaConf.to_container(config.hydra.runtime.choices)
         tree = _plain(config, problems)
     assert isinstance(choices, dict)
-    return Composed(
-        tree, _once(problems), {str(key): value for key, value in choices.items() if not str(key).startswith("hydra")}
-    )
+    chosen = {str(key): value for key, value in choices.items() if not str(key).startswith("hydra")}
+    return Composed(tree, _once(problems), notes, chosen)
+
+
+def _hardware_as_chosen(config: DictConfig, extra: list[str], overrides: list[str]) -> Iterator[str]:
+    """Takes back what a recipe sets of the hardware where the command line chooses the hardware; says what, in words.
+
+    Hydra merges a recipe's own values over every group. A recipe's precision and ranks are those of the machine that it
+    was published for; only the attention kernel stays, since models are known that have no other.
+    """
+    given = [words.parse(text) for text in overrides]
+    chosen = [override.value() for override in given if override.key_or_group == "hardware"]
+    if not chosen or not isinstance(chosen[-1], str):
+        return
+    alone = hydra_compose("config", overrides=[*extra, f"hardware={chosen[-1]}"]).hardware
+    explicit = {(override.key_or_group or "").removeprefix("hardware.").split(".")[0] for override in given}
+    for key, value in alone.items():
+        ours = config.hardware.get(key)
+        if str(key) in explicit or ours == value:
+            continue
+        if key == "attention":
+            yield f"hardware.attention stays {ours}, as the recipe says; hardware={chosen[-1]} has {value}"
+            continue
+        config.hardware[key] = value
+        yield f"hardware.{key} is {value}, as hardware={chosen[-1]} says; the recipe has {ours}"
 
 
 def _first_line(error: Exception) -> str:

@@ -137,3 +137,21 @@ def test_a_stage_name_cannot_leave_the_output_folder(tmp_path):
     )
     found = problems_of("+recipe=bad", config_dirs=(tmp_path,))
     assert any("../../escaped" in problem.where + problem.what for problem in found), found
+
+
+def test_hardware_that_is_chosen_on_the_command_line_goes_before_a_recipes_values():
+    plain = compose(["+recipe=kollava_lightning_7b"])
+    assert (plain.tree["hardware"]["ranks_per_node"], plain.notes) == (4, [])
+    chosen = compose(["+recipe=kollava_lightning_7b", "hardware=cpu"])
+    assert chosen.tree["hardware"]["ranks_per_node"] == 1
+    assert chosen.notes == ["hardware.ranks_per_node is 1, as hardware=cpu says; the recipe has 4"]
+    precise = compose(["+recipe=minicpm_v25_lora", "hardware=h100_bf16"])
+    assert precise.tree["hardware"]["precision"] == "bf16"
+    explicit = compose(["+recipe=minicpm_v25_lora", "hardware=h100_bf16", "hardware.precision=fp16"])
+    assert (explicit.tree["hardware"]["precision"], explicit.notes) == ("fp16", [])
+
+
+def test_an_attention_kernel_that_a_model_needs_stays():
+    chosen = compose(["+recipe=llava_mpt_7b", "hardware=h100_bf16"])
+    assert chosen.tree["hardware"]["attention"] == "eager"
+    assert "hardware.attention stays eager" in chosen.notes[0]
