@@ -93,7 +93,7 @@ RULES = (
          ("hardware.attention", "hardware.gpu", "hardware.precision"), _attention, here=True),
     Rule("environment", "A configuration sets only variables that tune communication and devices.", ("hardware.env",),
          _environment, here=True),
-    Rule("shell", "Variables of the shell that trackers and GPUs are told by agree with the configuration.",
+    Rule("shell", "Variables of the shell that name trackers and GPUs agree with the configuration.",
          ("tracking", "hardware.gpu", "hardware.ranks_per_node"), _shell, here=True),
     Rule("srun", "The srun launcher is used inside SLURM, without a host file.",
          ("hardware.launcher", "hardware.hostfile"), _srun, here=True),

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from vlmrun.config.marks import Neutral
 
-# Numbers are finite (`Node`), and each has a range in which somebody may mean it: what is beyond would end a training
+# Numbers are finite (`Node`), and each has a range in which it can be meant: what is beyond would end a training
 # run as an overflow, or never end.
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
