@@ -78,6 +78,10 @@ def looks_like_hub_id(path: str) -> bool:
 def _cached_snapshot(path: str) -> Path | None:
     if not looks_like_hub_id(path):
         return None
+    from huggingface_hub import constants
+
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}").is_dir():
+        return None  # as in most checks, and the next import takes a tenth of their time
     from huggingface_hub import try_to_load_from_cache
 
     try:

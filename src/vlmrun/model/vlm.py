@@ -167,7 +167,7 @@ class VLM(nn.Module):
         from transformers import GenerationConfig
 
         assert not self.training, "generate in eval mode: dropout would change the answers"
-        embeds = self.embed(input_ids, pixels, layouts, features)
+        embeds = self.embed(input_ids, pixels, layouts, features)  # [B, L, D]
         # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
         llm: Any = self.llm
         if hasattr(llm, "peft_config"):
@@ -178,7 +178,7 @@ class VLM(nn.Module):
         alone = contextlib.nullcontext() if self.sequence is None else self.sequence.apart()
         try:
             with alone:
-                ids: torch.Tensor = llm.generate(
+                ids: torch.Tensor = llm.generate(  # [B, T], new ids: of embeddings no prompt comes back
                     inputs_embeds=embeds,
                     attention_mask=attention_mask.long(),
                     generation_config=GenerationConfig(

@@ -21,7 +21,7 @@ from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Turn
 from vlmrun.errors import ConfigError, DataError
-from vlmrun.eval import cards, inline
+from vlmrun.eval import cards, inline, protocol
 from vlmrun.eval import questions as bench_questions
 from vlmrun.eval.asked import Asked, Benchmark, with_other_pictures, without_pictures
 from vlmrun.eval.predict import Asker, Ranks
@@ -87,6 +87,10 @@ def _scored(
     rows, shuffled = ([row for row in each if row["data"] in plain] for each in (answers, others.get("shuffled", [])))
     scores = score(rows, shuffled)
     encoder = asker.prompts.encoder
+    if plain:
+        scores["protocol"] = protocol.of_questions(
+            template=encoder.template.name, image_aspect=encoder.aspect, max_new_tokens=asker.max_new_tokens
+        )
     made, marks = cards.make(found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect)
     if made:
         scores["benchmarks"] = made

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlmrun.merging.methods import kernels
-from vlmrun.merging.methods.kernels import Array
+from vlmrun.merging.methods.kernels import kernels
+from vlmrun.merging.methods.numbers import Array
 from vlmrun.weights.blocks import SLICE, Shape
 
 
@@ -44,7 +44,7 @@ class Piece:
         models, base = self.numbers
         found = torch.empty(len(models), base.size)
         for model, delta in zip(models, found, strict=True):
-            kernels.change(model, base, delta.numpy())
+            kernels().change(model, base, delta.numpy())
         return found
 
 
