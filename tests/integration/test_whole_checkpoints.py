@@ -91,7 +91,7 @@ def test_a_folder_that_calls_itself_a_training_checkpoint_runs_no_code(tmp_path,
     with pytest.raises(CheckpointError, match="--from training"):
         ways[way](None)
     before = torch.load
-    with pytest.raises(CheckpointError, match="which is code|cannot be read as tensors"):
+    with pytest.raises(CheckpointError, match=r"which is code|cannot be read as tensors"):
         ways[way]("training")
     assert torch.load is before, "other threads load as they did"
     assert not (tmp_path / "RAN").exists()

@@ -1,4 +1,4 @@
-"""What `store.find` lets pass: unchanged artifacts, and training checkpoints of this output root or that are asked for."""
+"""What `store.find` lets pass: unchanged artifacts, training checkpoints of this output root or those asked for."""
 
 import json
 import os
