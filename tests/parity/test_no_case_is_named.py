@@ -11,13 +11,13 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def _ids(value):
-    """Names of cases, which tell them apart: not numbers, nor words that a setting could be."""
+    """Names of cases that are no mere numbers, and no words that a setting could be."""
     if isinstance(value, list):
         for each in value:
             yield from _ids(each)
     elif isinstance(value, dict):
         name = value.get("id")
-        if isinstance(name, str) and not name.isdigit() and any(sign in name for sign in "-_/") and len(name) > 4:
+        if isinstance(name, str) and not name.isdigit() and any(sign.isdigit() for sign in name) and len(name) > 4:
             yield name
 
 
@@ -25,9 +25,8 @@ def _names():
     found = {path.parent.name for path in golden.CASES.glob("g6_optim/train_runs/*/result.json")}
     for path in golden.CASES.rglob("*.json*"):
         if path.name.endswith(".jsonl.gz"):
-            found |= {
-                name for line in gzip.decompress(path.read_bytes()).splitlines() for name in _ids(json.loads(line))
-            }
+            lines = gzip.decompress(path.read_bytes()).splitlines()
+            found |= {name for line in lines for name in _ids(json.loads(line))}
         elif path.suffix == ".json" and path.name != "MANIFEST.json":
             value = json.loads(path.read_text("utf-8"))
             found |= set(_ids(value))
