@@ -30,7 +30,6 @@ LONG = {
     "data/templates.py": (367, "the built-in templates, a table, and the one function that renders them"),
     "formats/upstream.py": (270, "one reader and writer of four codes that differ in names"),
     "model/tokenizers.py": (265, "what upstream's tokenizers do otherwise, one function each"),
-    "stages/evaluate.py": (255, "one stage from questions to scores, a step after another"),
     "weights/adapter.py": (300, "PEFT's folder: reading, folding and writing share one table of names"),
     "zero/user_json.py": (255, "one pass over a user's file, by DeepSpeed's own names"),
 }
