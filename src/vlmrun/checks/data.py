@@ -74,7 +74,7 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     is_there = annotations.is_dir() if shards else annotations.is_file()
     noun = "folder of shards" if shards else "file"
     missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]
-    if data.images is not None and not Path(data.images).expanduser().is_dir():
+    if data.images is not None and not (data.images and Path(data.images).expanduser().is_dir()):
         missing.append(("images", f"no folder {data.images!r}"))
     if missing and data.about is not None:
         about = data.about
