@@ -22,7 +22,7 @@ from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.names import WEIGHTS
 from vlmrun.plan import run as planning
-from vlmrun.run import numbers, pipeline, plugins, sweep
+from vlmrun.run import numbers, pipeline, plugins, record, sweep
 
 log = logs.get(__name__)
 
@@ -159,13 +159,15 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
         artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
-    try:
-        with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
-            pipeline.execute(planned, others)
-    finally:
-        if planned.outcomes:
-            run_table.show(run_table.summary(planned.outcomes), config.name)
-            benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
+    composed = config.model_dump(mode="json", by_alias=True)
+    with record.kept(planned.folder, config.name, composed, overrides, lambda: planned.outcomes):
+        try:
+            with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
+                pipeline.execute(planned, others)
+        finally:
+            if planned.outcomes:
+                run_table.show(run_table.summary(planned.outcomes), config.name)
+                benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
     nothing = all(outcome.reused for outcome in planned.outcomes) and (planned.folder / run_page.NAME).is_file()
     if not nothing:
         run_page.write(planned.folder, config.name, planned.outcomes)

@@ -17,6 +17,7 @@ from vlmrun import artifact, logs
 log = logs.get(__name__)
 
 CONFIG = "config.yaml"
+LATEST = "latest"
 _LINKED = (CONFIG, "stages", "report.html")
 
 
@@ -29,15 +30,15 @@ def claim(base: Path, config: str) -> Path:
     """
     base.mkdir(parents=True, exist_ok=True)
     with _alone(base):
-        known = _numbered(base)
+        known = numbered(base)
         before = [base] if _is_own(base / CONFIG) else []
         for folder in [*reversed(known), *before]:
             if _text(folder) == config:
-                _lead_to(folder)
+                lead_to(folder)
                 return folder
         found = base / str(int(known[-1].name) + 1 if known else len(before) + 1)
         artifact.write_text(found / CONFIG, config)
-        _lead_to(found)
+        lead_to(found)
     if known or before:
         earlier = (known or before)[-1]
         log.info("run %s was of another configuration before (%s): this is number %s", base.name, earlier, found.name)
@@ -50,19 +51,25 @@ def report(folder: Path) -> Path:
     return short if short.is_symlink() and short.resolve().parent == folder.resolve() else folder / _LINKED[-1]
 
 
-def _lead_to(folder: Path) -> None:
+def lead_to(folder: Path) -> None:
     """Makes the links of a name lead to this run of it; those that are right already are not touched."""
-    base = folder.parent
-    for name in _LINKED:
-        link, target = base / name, f"{folder.name}/{name}"
-        if folder.name.isdecimal() and not _is_own(link) and not (link.is_symlink() and str(link.readlink()) == target):
-            temporary = base / f".{name}.{os.getpid()}"
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(target)
-            temporary.replace(link)
+    if folder.name.isdecimal():
+        _link(folder.parent / LATEST, folder.name)
+        for name in _LINKED:
+            _link(folder.parent / name, f"{folder.name}/{name}")
 
 
-def _numbered(base: Path) -> list[Path]:
+def _link(link: Path, target: str) -> None:
+    if _is_own(link) or (link.is_symlink() and str(link.readlink()) == target):
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def numbered(base: Path) -> list[Path]:
+    """The folders of a name's runs, oldest first."""
     found = (path for path in base.iterdir() if path.name.isdecimal() and path.is_dir())
     return sorted(found, key=lambda path: int(path.name))
 
