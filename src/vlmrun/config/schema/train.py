@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral, Parent, Source, Volatile
-from vlmrun.config.schema.base import Aspect, Color, Count, Fraction, Node, Positive, Rate, Factor, Few, Seed, Size
+from vlmrun.config.schema.base import Aspect, Color, Count, Factor, Few, Fraction, Node, Positive, Rate, Seed, Size
 from vlmrun.config.schema.stage import StageNode
 
 DRAWN = frozenset({"vlmrun.data.shapes.prepare"})  # what makes data of opaque RGB images only
