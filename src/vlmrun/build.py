@@ -33,12 +33,12 @@ def plugins() -> tuple[str, ...]:
 
 
 def is_allowed(dotted: str) -> bool:
-    """Whether a dotted path lies below an allowed prefix."""
+    """Whether a dotted path is below an allowed prefix."""
     return any(dotted == prefix or dotted.startswith(prefix + ".") for prefix in allowed_prefixes())
 
 
 def module(dotted: str, where: str) -> ModuleType:
-    """Imports a module that lies below an allowed prefix.
+    """Imports a module that is below an allowed prefix.
 
     Raises:
         ConfigError: when it is not allowed, or not there.
@@ -50,7 +50,7 @@ def module(dotted: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError as error:
-        fix = "check its name; the folder it lies in must be on PYTHONPATH"
+        fix = "check its name; its folder must be on PYTHONPATH"
         raise ConfigError(f"no module {error.name!r}", where, fix) from error
 
 
@@ -70,9 +70,7 @@ def check(target: str, arguments: dict[str, Any], where: str, supplied: frozense
         ]
     module_name, _, attribute = target.rpartition(".")
     if signature.module_file(module_name) is None:
-        return [
-            Problem(f"no module {module_name!r}", where, "check _target_; the folder it lies in must be on PYTHONPATH")
-        ]
+        return [Problem(f"no module {module_name!r}", where, "check _target_; its folder must be on PYTHONPATH")]
     try:
         takes = signature.read(module_name, attribute, is_allowed)
         if takes is None:
@@ -80,7 +78,7 @@ def check(target: str, arguments: dict[str, Any], where: str, supplied: frozense
             return [Problem(f"{module_name} has no {attribute!r}", where, fix)]
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"
-        return [Problem(f"{target} cannot be read: {error.msg}", place, f"mend the file that {where} names")]
+        return [Problem(f"{target} cannot be read: {error.msg}", place, f"fix the file that {where} names")]
     return _compare(takes, attribute, arguments, where, supplied)
 
 
@@ -118,7 +116,7 @@ def find(target: Any, base: type | None = None, **extra: Any) -> Any:
 
 
 def attribute(target: str, name: str, base: type) -> Any:
-    """What a target's class assigns to an attribute: a class that its source names, imported from where that lies.
+    """What a target's class assigns to an attribute: a class that its source names, imported from its own module.
 
     The class itself is not imported, nor what it imports, unless both are in one file.
 
@@ -142,7 +140,7 @@ def attribute(target: str, name: str, base: type) -> Any:
     try:
         found = getattr(importlib.import_module(origin), last)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{dotted} cannot be imported: {error}", f"{target}.{name}", "mend that import") from error
+        raise ConfigError(f"{dotted} cannot be imported: {error}", f"{target}.{name}", "fix that import") from error
     if not (inspect.isclass(found) and issubclass(found, base)):
         fix = f"name a subclass of {base.__module__}.{base.__name__}"
         raise ConfigError(f"{dotted} is not a {base.__name__}", f"{target}.{name}", fix)
@@ -175,7 +173,7 @@ def _compare(
 
 
 def _bind(found: Any, arguments: dict[str, Any], target: str) -> None:
-    """Compares with the real signature, which the source may not have told."""
+    """Compares with the real signature, which the source may not give."""
     try:
         takes = inspect.signature(found)
     except ValueError:  # written in C: it tells nothing

@@ -1,6 +1,6 @@
 """What can go wrong, in the user's words: what, where, how to fix, and the exit code that goes with it.
 
-VlmrunError            1   a bug of ours, or something nobody foresaw
+VlmrunError            1   a bug of ours, or something unforeseen
  +- ConfigError        2   the composed run is wrong; carries every problem found, not the first
  +- DataError          3   a record, an image, a folder of data
  +- CheckpointError    4   an artifact, a checkpoint, weights

@@ -58,7 +58,7 @@ def plan(run: RunConfig) -> tuple[list[Planned], list[Problem]]:
 
 
 def selected(planned: list[Planned], only: list[str]) -> list[Planned]:
-    """The stages to run: all of them, or those of `only` with the data they need; data nobody reads is not made."""
+    """The stages to run: all of them, or those of `only` with the data they need; data that is not read is not made."""
     chosen = [item for item in planned if not only or item.name in only]
     wanted = {item.name for item in chosen if not isinstance(item.stage, PrepareStage)}
     wanted |= {name for item in chosen for name in item.prepared.values()}

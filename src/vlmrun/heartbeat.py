@@ -22,7 +22,7 @@ _WIDTH = 320  # bytes of a beat: always as many, so that no rest of a longer one
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank was doing when it last went on.
+    """What a rank was doing when it last made progress.
 
     Args:
         step: the update it works on, from 1; 0 before the first.
@@ -70,7 +70,7 @@ class Heart:
         try:
             os.pwrite(self._fd, json.dumps(asdict(beat)).ljust(_WIDTH).encode(), 0)
         except OSError:
-            # On a full disk nobody could tell a hang from it: better not watched than killed.
+            # On a full disk a hang could not be told from it: better not watched than killed.
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One logging set-up. stdout carries results one may pipe; everything said to a person goes to stderr through here."""
+"""One logging set-up. stdout carries results one may pipe; everything else goes to stderr through here."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def setup(*, rank: int = 0, folder: Path | None = None, level: int = logging.INF
 
 
 def is_terminal() -> bool:
-    """Whether a person watches stderr and wants bars and color (`NO_COLOR` and `CI` say no)."""
+    """Whether stderr is a terminal that wants bars and color (`NO_COLOR` and `CI` say no)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")

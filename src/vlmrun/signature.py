@@ -58,7 +58,7 @@ UNKNOWN = Signature((), takes_any=True)
 
 
 class _Unreadable(Exception):
-    """The `__init__` of a class cannot be told from the sources that may be read."""
+    """The `__init__` of a class cannot be found in the sources that may be read."""
 
 
 def module_file(name: str) -> Path | None:

@@ -169,7 +169,7 @@ def test_ctrl_c_outside_training_is_told_without_a_traceback(tmp_path):
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130, said
         assert "Traceback" not in said
-        assert "stopped; the same command goes on from there" in said
+        assert "stopped; the same command resumes there" in said
         assert "checkpoint" not in said
     done = run_vlmrun(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What cannot be done with weights that lie in few bits in their folder, found before any is loaded."""
+"""What cannot be done with weights that are quantized in their folder, found before any is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _llm(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     told = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.items())
     if stage.tune.llm != "qlora":
         yield Problem(
-            f"the LLM's weights lie in few bits ({told}): only adapters can be trained on them",
+            f"the LLM's weights are quantized ({told}): only adapters can be trained on them",
             f"{where}.tune.llm",
             f"{where}.tune.llm=qlora, or the folder of the full-precision model in model.llm.path",
         )
@@ -33,7 +33,7 @@ def _tower(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     yield from packages.bitsandbytes("model.tower.path")
     if stage.tune.tower == "full":
         yield Problem(
-            "the tower's weights lie in few bits: a gradient cannot move them",
+            "the tower's weights are quantized: a gradient cannot move them",
             f"{where}.tune.tower",
             f"{where}.tune.tower=freeze, or the folder of the full-precision tower in model.tower.path",
         )
@@ -45,7 +45,7 @@ def _held(run: RunConfig, part: str) -> dict[str, object] | None:
         return None
     try:
         return paths.packed(config_files.config_of(target))
-    except CheckpointError:  # a folder that is not there is told where the part is looked at
+    except CheckpointError:  # a folder that is not there is reported where the part is looked at
         return None
 
 

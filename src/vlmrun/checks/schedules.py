@@ -15,7 +15,7 @@ def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
     if (optim.warmup_ratio is None) == (optim.warmup_steps is None):
         given = "neither is" if optim.warmup_ratio is None else "both are"
         yield Problem(
-            f"the warm-up is told by warmup_ratio or by warmup_steps, and {given} given",
+            f"the warm-up is given by warmup_ratio or by warmup_steps, and {given} given",
             f"{where}.optim.warmup_ratio",
             f"{where}.optim.warmup_ratio=null for steps, {where}.optim.warmup_steps=null for a share",
         )
@@ -56,7 +56,7 @@ def _lowest(optim: Optim, place: str) -> Iterator[Problem]:
     """The rate that a schedule falls to."""
     if optim.min_lr is not None and optim.min_lr_ratio > 0:
         yield Problem(
-            "the lowest rate is told as a rate and as a share",
+            "the lowest rate is given as a rate and as a share",
             f"{place}.min_lr",
             f"{place}.min_lr_ratio=0.0, or min_lr=null",
         )
@@ -112,7 +112,7 @@ def _shape(optim: Optim, where: str) -> Iterator[Problem]:
 def _weight_decay(optim: Optim, where: str) -> Iterator[Problem]:
     grows, end = optim.weight_decay_schedule != "constant", optim.weight_decay_end
     if grows != (end is not None):
-        what = "where it ends is not told" if grows else "it is constant"
+        what = "where it ends is not given" if grows else "it is constant"
         yield Problem(
             f"weight decay is to change, but {what}",
             f"{where}.weight_decay_end" if grows else f"{where}.weight_decay_schedule",

@@ -30,7 +30,7 @@ def _entry(data: DataConfig, where: str) -> Iterator[Problem]:
         yield Problem("format wds takes no split", f"{where}.split", f"{where}.split=null, or {where}.format=energon")
     folder = Path(data.annotations).expanduser()
     if not folder.is_dir():
-        return  # told with the other files
+        return  # reported with the other files
     try:
         _look_at(data, folder, where)
     except DataError as error:
@@ -48,7 +48,7 @@ def _look_at(data: DataConfig, folder: Path, where: str) -> None:
     missing = sorted(set(listed) - set(shards))
     if missing:
         what = f"{len(missing)} of {len(listed)} shards of the split are not there, {missing[0]} among them"
-        raise DataError(what, str(folder), "fetch them, or write the split anew: energon prepare")
+        raise DataError(what, str(folder), "fetch them, or write the split again: energon prepare")
     if data.fields is None:
         fields.parse(metadata.field_map(folder), str(folder / metadata.FOLDER / "dataset.yaml"))
 

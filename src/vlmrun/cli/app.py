@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt as stopped:
-        print(stopped or "stopped; the same command goes on from there", file=sys.stderr)  # noqa: T201
+        print(stopped or "stopped; the same command resumes there", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

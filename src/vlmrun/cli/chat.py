@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="ask this, print the answer, and stop")
     parser.add_argument("--questions", metavar="FILE", help="ask every line of a JSONL file: question, images")
     parser.add_argument("--json", action="store_true", help="with --prompt or --questions: answers as JSON lines")
-    parser.add_argument("--history", metavar="FILE", help="go on with the dialogue of this file, and keep it there")
+    parser.add_argument("--history", metavar="FILE", help="continue the dialogue of this file, and keep it there")
     parser.add_argument("--allow-urls", action="store_true", help="images may be http(s) addresses, public ones only")
     model_options(parser)
     how = parser.add_argument_group("how answers are chosen")

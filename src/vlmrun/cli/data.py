@@ -79,7 +79,7 @@ def lint(arguments: list[str]) -> int:
     parser.add_argument("--max-length", type=int, default=2048, help="default: %(default)s")
     parser.add_argument("--decode", type=_number_or_all, default=1000, metavar="N", help="images to decode, or all")
     parser.add_argument("--report", type=Path, help="write every finding there, one JSON object a line")
-    parser.add_argument("--limit", type=int, help="look at so many records only")
+    parser.add_argument("--limit", type=int, help="look at N records only")
     options, words = parser.parse_known_args(arguments)
     tally = Tally()
     is_file = len(words) == 1 and "=" not in words[0]
@@ -165,7 +165,7 @@ def _all_data(words: Sequence[str], options: argparse.Namespace, tally: Tally) -
 
 
 def _require_files(config: RunConfig, stage: str | None) -> None:
-    """Names every annotation file that is not there: a stage's key cannot be told without them."""
+    """Names every annotation file that is not there: a stage's key cannot be computed without them."""
     problems = []
     stages = [each for name, each in config.stage.items() if stage in (None, name)]
     used = {name for each in stages for name in derived.sources(each)}
@@ -212,7 +212,7 @@ def _table(tally: Tally, n_files: int) -> str:
 
 
 def _page(found: dict[str, Any]) -> str:
-    """For a person: what is learnt in color, or between [[ and ]]."""
+    """For people: what is supervised in color, or between [[ and ]]."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     file, index = found["source"]
     head = [
@@ -228,7 +228,7 @@ def _page(found: dict[str, Any]) -> str:
     )
     tail = [
         f"template {found['template']}; {found['n_tokens']} tokens ({found['n_image_tokens']} of images), "
-        f"{found['n_supervised']} learnt; {found['n_kept']} of at most {found['max_length']} kept"
+        f"{found['n_supervised']} supervised; {found['n_kept']} of at most {found['max_length']} kept"
     ]
     if found["problem"]:
         tail.append(f"cannot be trained: {found['problem']}")

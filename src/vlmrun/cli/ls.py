@@ -150,7 +150,7 @@ def _show(folder: Path, *, as_json: bool, thorough: bool) -> None:
 
 
 def _find(root: Path, reference: str) -> Path:
-    """As `store.find`, but a stage that was begun is told apart from one nobody knows."""
+    """As `store.find`, but a stage that was begun is not reported as unknown."""
     try:
         return store.find(root, reference)
     except CheckpointError:
@@ -161,7 +161,7 @@ def _find(root: Path, reference: str) -> Path:
                 raise CheckpointError(
                     f"stage {entry.name!r} is not finished: it stopped {reached}, or still runs",
                     entry.path,
-                    "the command that began it goes on from there",
+                    "the command that began it resumes there",
                 ) from None
         raise
 

@@ -108,7 +108,7 @@ def _chosen(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(group: str, name: str) -> dict[str, Any]:
-    """An option's text laid over the files it starts from (`- NAME@_here_`); empty when there is no such file."""
+    """An option's text merged over the files it starts from (`- NAME@_here_`); empty when there is no such file."""
     file = next((file for folder in _folders() if (file := folder / group / f"{name}.yaml").is_file()), None)
     own = _plain(file.read_text("utf-8")) if file else {}
     bases = [entry for entry in own.get("defaults", []) if isinstance(entry, str) and entry.endswith("@_here_")]

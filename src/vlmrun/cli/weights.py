@@ -110,7 +110,7 @@ def _is_ours(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, str]]:
-    """Where each source lies as a folder of ours; one in another format, a training checkpoint too, is converted first.
+    """Where each source is as a folder of ours; one in another format, a training checkpoint too, is converted first.
 
     Args:
         beside: the folder for conversions, which are removed afterwards; None: the machine's own for such things.

@@ -52,7 +52,7 @@ class Line:
 
 
 class Guard:
-    """Ends the ranks of this node when it is known that those of another will not go on, and ours do not notice."""
+    """Ends the ranks of this node when it is known that those of another will not continue, and ours do not notice."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None

@@ -74,7 +74,7 @@ def _obey(line: Line, node: Node, keys: dict[str, str], start: Start) -> None:
         elif "stopped" in message:
             raise KeyboardInterrupt(message["stopped"])
     raise LaunchError(
-        "node 0 is gone", f"{node.master}:{node.port}", "see what it said; the same command on all nodes goes on"
+        "node 0 is gone", f"{node.master}:{node.port}", "see what it said; the same command on all nodes resumes"
     )
 
 

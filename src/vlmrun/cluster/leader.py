@@ -2,7 +2,7 @@
 
 Every node runs the same command, on a shared file system. Node 0 alone takes locks, writes files and decides what is
 reused; prepare, merge, average and evaluate happen there. The others connect to it (`nodes.Node`), show that they see
-the same files and would run the same stages, and then wait. Everything is told in lines of JSON:
+the same files and would run the same stages, and then wait. Everything is said in lines of JSON:
 
     follower -> leader   {"node": 1, "host": ..., "version": ..., "keys": {stage: key}}
     leader -> follower   {"token": FILE, "text": ...}                   on the shared file system
@@ -12,7 +12,7 @@ the same files and would run the same stages, and then wait. Everything is told 
     leader -> follower   {"finished": null}, {"failed": ERROR} or {"stopped": WORDS}
 
 A follower is told what to start by the name of a stage of its own configuration, never by a command. A connection that
-closes says that a node is gone; nobody waits for a file that may never come.
+closes says that a node is gone; no node waits for a file that may never come.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Crew:
 
     Attributes:
         node: this one, node 0.
-        guard: ends our ranks when those of another node will not go on.
+        guard: ends our ranks when those of another node will not continue.
     """
 
     def __init__(self, node: Node = ALONE, lines: dict[int, Line] | None = None) -> None:
@@ -76,7 +76,7 @@ class Crew:
             raise LaunchError(
                 f"node {self._gone} has left the run",
                 "hardware.nodes",
-                "see what it said there; the same command on all nodes goes on",
+                "see what it said there; the same command on all nodes resumes",
             )
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ def _gather(node: Node, root: Path, keys: dict[str, str], timeout: float) -> dic
 
 
 def _admit(line: Line, found: dict[int, Line], ours: _Ours) -> None:
-    """Takes a node in, or raises what is wrong with it. Whoever does not speak our language is sent away."""
+    """Takes a node in, or raises what is wrong with it. A peer that does not speak our protocol is sent away."""
     hello = line.receive(_SECONDS_TO_GREET)
     if hello is None or not isinstance(hello.get("node"), int) or not isinstance(hello.get("keys"), dict):
         line.close()

@@ -119,7 +119,7 @@ def _first_failing(extra: list[str], overrides: list[str]) -> tuple[int, Excepti
 
 
 def _explain(error: Exception, culprit: str, extra: list[str], before: list[str]) -> tuple[Problem, str | None]:
-    """What is wrong with an override, and the override to go on with, so that the rest of the run is checked too."""
+    """What is wrong with an override, and the override to continue with, so that the rest of the run is checked too."""
     override = words.parse(culprit)
     key = override.key_or_group or ""
     where = words.place(culprit)
@@ -172,7 +172,7 @@ def _unknown_key(key: str, culprit: str, extra: list[str], others: list[str]) ->
 
 
 def _likely(parts: list[str], depth: int, tree: DictConfig, node: DictConfig) -> str:
-    """What an unknown key may stand for: the end of longer ones, or a misspelt name among those of its place."""
+    """What an unknown key may stand for: the end of longer ones, or a misspelled name among those of its place."""
     names = [str(name) for name in node]
     longer = [key for key in _keys(OmegaConf.to_container(tree)) if f".{key}".endswith(f".{'.'.join(parts)}")]
     if longer:

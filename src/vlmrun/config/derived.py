@@ -57,7 +57,7 @@ def nearest_batches(stage: TrainStage, hardware: HardwareConfig) -> list[int]:
 
 
 def warmup_steps(optim: Optim, steps: int) -> int:
-    """Updates of the warm-up: as told, or a share of all steps, rounded up as transformers does."""
+    """Updates of the warm-up: as given, or a share of all steps, rounded up as transformers does."""
     if optim.warmup_steps is not None:
         return optim.warmup_steps
     assert optim.warmup_ratio is not None, "checked: one of the two is given"
@@ -65,7 +65,7 @@ def warmup_steps(optim: Optim, steps: int) -> int:
 
 
 def steps(stage: TrainStage, n_samples: int) -> int:
-    """Updates of a stage on so many samples an epoch, without packing; 0 where they fill no batch."""
+    """Updates of a stage on N samples an epoch, without packing; 0 where they fill no batch."""
     if stage.epochs is None:
         return (stage.max_steps or 0) if n_samples else 0
     available = int(n_samples * stage.epochs) // stage.global_batch
@@ -73,7 +73,7 @@ def steps(stage: TrainStage, n_samples: int) -> int:
 
 
 def cooldown_steps(optim: Optim, end: int) -> int:
-    """Updates of wsd's last part: as told, or a share of all up to its end, rounded up."""
+    """Updates of wsd's last part: as given, or a share of all up to its end, rounded up."""
     if optim.cooldown_steps is not None:
         return optim.cooldown_steps
     assert optim.cooldown_ratio is not None, "checked: one of the two is given"

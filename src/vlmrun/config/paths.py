@@ -1,4 +1,4 @@
-"""Where a named model part lies here: shipped with the package, a local folder, or the Hugging Face cache."""
+"""Where a named model part is here: shipped with the package, a local folder, or the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def locate(path: str) -> Path:
         raise CheckpointError(f"no built-in part {name!r}", path, suggest(name, names, noun="built-in parts"))
     try:
         local = Path(path).expanduser()
-    except RuntimeError as error:  # ~NAME of nobody
+    except RuntimeError as error:  # ~NAME of no user
         raise CheckpointError(f"no model folder {path!r} here", path, "there is no such user") from error
     if local.is_dir():
         return local

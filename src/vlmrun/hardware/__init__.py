@@ -1,1 +1,1 @@
-"""What machines can do, and what DeepSpeed is told about them. Pure functions; never loads torch."""
+"""What machines can do, and what DeepSpeed is given of them. Pure functions; never loads torch."""

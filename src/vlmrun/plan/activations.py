@@ -106,7 +106,7 @@ def _attention(llm: Llm, batch: Batch, mode: Mode) -> int:
         return rows * s * kept + scores * (FP32 + (s if s < FP32 else 0))
     kept_bytes = rows * (s * kept + FP32 * llm.heads)
     if batch.padded and mode.attention == "sdpa":
-        kept_bytes += batch.sequences * batch.length**2 * s  # the mask as numbers, made anew in each block
+        kept_bytes += batch.sequences * batch.length**2 * s  # the mask as numbers, made again in each block
     return kept_bytes
 
 
@@ -150,7 +150,7 @@ def llm_kept(llm: Llm, batch: Batch, mode: Mode, *, trained: bool, lora: Lora | 
 
 
 def checkpoints(llm: Llm, batch: Batch, s: int, together: int) -> int:
-    """The inputs of all units of so many blocks."""
+    """The inputs of all units of N blocks."""
     return -(-llm.layers // together) * batch.rows * llm.hidden * s
 
 

@@ -22,7 +22,7 @@ class Disk:
 def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: int | None) -> Disk:
     """A checkpoint holds trained weights, their fp32 masters if any, and both moments; frozen parts are linked.
 
-    One more than `save_total_limit` lies there while it is written, and with `keep_best` that of the best model.
+    One more than `save_total_limit` is there while it is written, and with `keep_best` that of the best model.
     """
     found = counts(shapes, stage.tune, stage.lora)
     size = needs.written(1, "keep", hardware) if stage.engine == "deepspeed" else FP32

@@ -91,7 +91,7 @@ def source(name: str, data: DataConfig, known: Known) -> Source:
 
 
 def _drawn(data: DataConfig) -> int | None:
-    """Records of the drawn shapes; nobody knows what another preparer makes before it has."""
+    """Records of the drawn shapes; what another preparer makes is not known before it has run."""
     known = _OF_A_PICTURE.get(data.annotations)
     if data.prepare is None or data.prepare.target != _SHAPES or known is None:
         return None

@@ -70,7 +70,7 @@ def _between(
 
 @dataclass(frozen=True)
 class Options:
-    """What `vlmrun plan` is told besides overrides."""
+    """What `vlmrun plan` takes besides overrides."""
 
     rates: Rates
     records: Mapping[str, int] = field(default_factory=dict)

@@ -127,7 +127,7 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
 
     Args:
         shapes: what this rank computes with.
-        saved: bytes by which weights held in few bits are smaller (qlora); those are never partitioned.
+        saved: bytes by which quantized weights are smaller (qlora); those are never partitioned.
     """
     parts = counts(shapes, stage.tune, stage.lora)
     total = sum(part.total for part in parts.values())

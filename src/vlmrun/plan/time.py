@@ -184,7 +184,7 @@ def duration(
 def _held_out(
     shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samples: Samples | None, n_steps: int
 ) -> float | None:
-    """Forward passes every so many updates, and after the last."""
+    """Forward passes every N updates, and after the last."""
     if stage.eval is None or samples is None:
         return 0.0
     counts = [n for n in (stage.eval.max_samples, samples.n) if n is not None]

@@ -19,7 +19,7 @@ from vlmrun.names import ANSWERS, SAMPLES
 _TRIED = ("data", "question", "expected", "answer")
 _MOST_BYTES = 2_000_000  # of an image inside the page
 _WRONG_SHARE = 1 / 3
-# Told by their first bytes: names lie, and tables of suffixes differ between machines.
+# Known by their first bytes: names mislead, and tables of suffixes differ between machines.
 _MIMES = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -75,7 +75,7 @@ def tried(folder: Path, count: int) -> tuple[list[Shown], int | None]:
 
 
 def choose(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """A mixture over categories, in the order of the file: a third wrong if there are so many, the rest right."""
+    """A mixture over categories, in the order of the file: a third wrong if there are enough, the rest right."""
     wrong = [row for row in answers if not is_match(row)]
     right = [row for row in answers if is_match(row)]
     n_wrong = min(len(wrong), max(round(count * _WRONG_SHARE), count - len(right)))

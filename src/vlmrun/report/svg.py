@@ -60,7 +60,7 @@ def curve(
 
     Args:
         points: (step, loss); a loss that is None or not finite leaves a gap.
-        held_out: the same of evaluations on the way: dots, joined by a line.
+        held_out: the same of evaluations during training: dots, joined by a line.
     """
     lines = [_thinned(line) for line in _unbroken(points)]
     known = [point for line in lines for point in line]

@@ -44,12 +44,12 @@ class Grid:
 
 
 def is_terminal(stream: IO[str]) -> bool:
-    """Whether a person watches the stream and wants drawings and color (`NO_COLOR` and `CI` say no)."""
+    """Whether the stream is a terminal that wants drawings and color (`NO_COLOR` and `CI` say no)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
 
 
 def write(grid: Grid, stream: IO[str]) -> None:
-    """Writes a table for whoever reads the stream."""
+    """Writes a table as the stream shows it best."""
     kept = [place for place in range(len(grid.columns)) if any(line[place] for line in grid.lines)]
     full = _part(grid, kept)
     if is_terminal(stream):
@@ -74,7 +74,7 @@ def plain(grid: Grid) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as a person types it: relative to where they are, unless that leads out and up."""
+    """A path as it is typed: relative to where they are, unless that leads out and up."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

@@ -47,7 +47,7 @@ def environment(job: StageJob, base: Mapping[str, str], port: int = 0, node: Nod
     """The ranks' environment: ours and the configuration's, with threads, the accelerator and quiet, offline libraries.
 
     Args:
-        port, node: as in `command`; only srun's ranks are told of them here.
+        port, node: as in `command`; only srun's ranks get them here.
     """
     env = dict(base)
     for name in OF_RANKS:

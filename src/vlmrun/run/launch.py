@@ -29,7 +29,7 @@ log = logs.get(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_BETWEEN_LOOKS = 0.25
-_GOES_ON = "the same command goes on from there"
+_GOES_ON = "the same command resumes there"
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, LaunchError)}
 
 
@@ -81,7 +81,7 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
 
 
 def _may_pass(error: VlmrunError) -> bool:
-    """Whether another start may go better: not when somebody stopped it, and not when an input is wrong."""
+    """Whether another start may go better: not when the user stopped it, and not when an input is wrong."""
     return type(error) in (VlmrunError, LaunchError) and error.reason != "stopped"
 
 
@@ -137,7 +137,7 @@ def once(job: StageJob, start: Start, guard: Guard, watch: Watch, *held: int) ->
 
 
 def _farewell(job: StageJob, error: VlmrunError | None) -> str:
-    """What to say to a person who stopped us."""
+    """What to say when the user stopped us."""
     if artifact.read(job.path) is not None:
         return f"stage {job.name!r} had finished when it was stopped; {_GOES_ON}"
     if error is not None and error.reason == "stopped":
@@ -157,7 +157,7 @@ def _unexplained(job: StageJob, code: int) -> VlmrunError:
     return LaunchError(
         f"the worker of stage {job.name!r} {how} without saying why",
         logs,
-        "the same command goes on from the newest checkpoint",
+        "the same command resumes from the newest checkpoint",
     )
 
 
@@ -177,7 +177,7 @@ class _Signals:
         self._process: subprocess.Popen[bytes] | None = None
 
     def go_to(self, process: subprocess.Popen[bytes]) -> None:
-        """From here on there is somebody to tell: also of what came while it was being started."""
+        """From here on there is a process to tell: also of what came while it was being started."""
         self._process = process
         if self.stops:
             self._pass_on()

@@ -176,7 +176,7 @@ def _is_hydras(text: str) -> bool:
 
 
 def _ours(folder: Path, dirs: Sequence[Path], hydras: Sequence[str]) -> list[str]:
-    """What Hydra is told besides what the person says, who has the last word."""
+    """What Hydra is given besides what the user says, who has the last word."""
     searched = ",".join(f"'file://{path}'" for path in composing.search_path(dirs))
     found = [
         f"hydra.sweep.dir='{folder}'",

@@ -16,8 +16,8 @@ from vlmrun.heartbeat import IN_A_STEP, LEFT, Beat
 
 log = logs.get(__name__)
 
-GOES_ON = "the same command goes on from the newest checkpoint"
-# A piece of work may take so many times as long as the slowest one before it.
+GOES_ON = "the same command resumes from the newest checkpoint"
+# A piece of work may take N times as long as the slowest one before it.
 _PATIENCE = 3.0
 _SECONDS_BETWEEN_LOOKS_AT_STACKS = 0.5
 _LOOKS_AT_STACKS = 20
@@ -115,7 +115,7 @@ class Watch:
         )  # fmt: skip
 
     def _behind(self, allowed: Callable[[Beat], float]) -> Beat | None:
-        """The one furthest behind, when somebody has waited for longer than is allowed."""
+        """The one furthest behind, when another has waited for longer than is allowed."""
         now = time.monotonic()
         working = [beat for beat in self._last if beat.phase != LEFT and _lives(beat.pid)]
         if not any(now - beat.at > allowed(beat) for beat in working):

@@ -138,7 +138,7 @@ def _template(stage: Asking, loaded: Loaded) -> templates.Template:
 
 
 def questions(job: StageJob) -> list[Asked]:
-    """All questions of the stage's data, or a fixed choice of `max_samples` of them (of each benchmark so many)."""
+    """All questions of the stage's data, or a fixed choice of `max_samples` of them (as many of each benchmark)."""
     assert isinstance(job.stage, Asking)
     plain: list[Asked] = []
     found: list[Asked] = []

@@ -131,7 +131,7 @@ def session(hardware: HardwareConfig) -> Iterator[None]:
                 f"rank {rank()} lost another rank: {str(error).splitlines()[0]}",
                 f"{world()} ranks",
                 "its last words are in logs/rank-*.log; if it was only slow, raise hardware.timeout_seconds; "
-                "the same command goes on from the newest checkpoint",
+                "the same command resumes from the newest checkpoint",
                 reason="lost_rank",
             ) from error
         raise

@@ -47,7 +47,7 @@ class Trained:
 def train(job: StageJob) -> Trained | None:
     """Carries out a train stage: fills `checkpoints/`, `metrics.jsonl` and `weights/` of the job's folder.
 
-    Every rank calls it; rank 0 gets the result. Called again after a crash it goes on from the newest checkpoint.
+    Every rank calls it; rank 0 gets the result. Called again after a crash it resumes from the newest checkpoint.
     """
     stage = job.stage
     assert isinstance(stage, TrainStage)

@@ -156,7 +156,7 @@ RULES = {
     ),
     "weight decay that grows to nowhere": (
         "stage.instruct.optim.weight_decay_schedule=linear",
-        "where it ends is not told",
+        "where it ends is not given",
     ),
     "weight decay that stays": ("stage.instruct.optim.weight_decay_end=0.1", "it is constant"),
     "weight decay that falls": (

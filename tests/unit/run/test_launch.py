@@ -54,12 +54,12 @@ def left(kind, what, reason=None):
 @pytest.mark.parametrize(
     ("last", "said"),
     [
-        ("pass", "stopped; the same command goes on from there"),
+        ("pass", "stopped; the same command resumes there"),
         (left("LaunchError", "step 3 is saved", "stopped"), "step 3 is saved"),
-        (left("LaunchError", "a neighbor left", "lost_rank"), "stopped; the same command goes on from there"),
-        (left("VlmrunError", "a bug"), "stopped; the same command goes on from there"),
+        (left("LaunchError", "a neighbor left", "lost_rank"), "stopped; the same command resumes there"),
+        (left("VlmrunError", "a bug"), "stopped; the same command resumes there"),
         (left("DataError", "disk full"), "error: disk full"),
-        (FINISH, "stage 'merge' had finished when it was stopped; the same command goes on from there"),
+        (FINISH, "stage 'merge' had finished when it was stopped; the same command resumes there"),
     ],
 )
 def test_what_is_said_to_a_person_who_stops_a_stage(job, monkeypatch, tmp_path, last, said):

@@ -20,7 +20,7 @@ class Slices(Node):
     """How an image is cut under `image_aspect: slices` (MiniCPM-V), and what stands around the slices in the text."""
 
     max_slices: Few  # cells of the grid, at most; 1: an image is never cut
-    resolution: Positive  # a cell has about the area of a square of so many pixels
+    resolution: Positive  # a cell has about the area of a square of N by N pixels
     marks: Literal["nested", "flat"] | None  # nested: 2.0, 2.5; flat: 2.6, where cells have <slice> marks; null: none
     image_ids: Literal["never", "sliced", "always"]  # the image's number before it, always or when it is cut
 

@@ -26,7 +26,7 @@ class MergeStage(StageNode):
     init_from: Annotated[str, Parent]
     adapters: Annotated[list[str], Parent]  # further LoRA stages on the same base, whose changes are added
     weights: list[Signed] | None  # of init_from's adapter and of each further one; null: 1 each
-    base: Literal["trained", "full"]  # of qlora: the weights in few bits and back, or the full-precision ones
+    base: Literal["trained", "full"]  # of qlora: the weights quantized and back, or the full-precision ones
     arithmetic: Literal["fp32", "fp16"]  # fp16: weights, change and sum are each rounded, as the original scripts do
     dtype: Kept
 

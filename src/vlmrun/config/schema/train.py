@@ -17,7 +17,7 @@ Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 class Tune(Node):
     """What happens to each part: left alone, trained whole, or trained through LoRA adapters.
 
-    `qlora` is `lora` on an LLM whose frozen weights are held in few bits (`Quant`). `new_tokens` trains the input
+    `qlora` is `lora` on an LLM whose frozen weights are quantized (`Quant`). `new_tokens` trains the input
     embedding rows of the tokens that `model.image_markers` and `model.new_tokens` added, and nothing else of the LLM.
     """
 
@@ -68,7 +68,7 @@ class Compat(Node):
     offload_schedule: bool  # zero3_offload.json: WarmupLR in place of the schedule, one parameter group
     decay_unlisted_norms: bool  # weight decay on the norms that old transformers did not know as such
     transformers_order: Literal["4.37", "4.41"] | None  # the order of samples of that version's Trainer in one process
-    quantised_head: bool  # qlora: the output head in few bits as well
+    quantised_head: bool  # qlora: the output head in 4 or 8 bits as well
     # Pai-Megatron-Patch: a sample whose key contains llava is asked its image alone; 4: shards are part of keys
     llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
     # take images as `convert("RGB")` leaves them: transparency and EXIF orientation dropped, 16-bit gray clipped to
@@ -111,11 +111,11 @@ class Fp16(Node):
 
 
 class DeepSpeed(Node):
-    """What DeepSpeed is told besides stage, offload and batch, by its own names. Each number is of those ZeRO stages
+    """What DeepSpeed is given besides stage, offload and batch, by its own names. Each number is of those ZeRO stages
     that know it. Null: from the LLM's width, as transformers fills in "auto".
     """
 
-    config: str | None  # a DeepSpeed JSON of one's own, laid over all of this
+    config: str | None  # a DeepSpeed JSON of one's own, merged over all of this
     overlap_comm: bool  # on GPUs
     contiguous_gradients: bool
     reduce_scatter: bool
@@ -139,10 +139,10 @@ class DeepSpeed(Node):
 class HeldOut(Node):
     """Evaluation during training, on data that is not trained on; it never changes what is trained."""
 
-    steps: Positive  # every so many updates, and after the last
+    steps: Positive  # every N updates, and after the last
     data: Annotated[list[str], Field(min_length=1), Source]
-    max_samples: Positive | None  # a fixed choice of so many; null: all
-    generate: Count  # of the first so many the answer is generated and kept in samples.jsonl
+    max_samples: Positive | None  # a fixed choice of N; null: all
+    generate: Count  # of the first N the answer is generated and kept in samples.jsonl
     max_new_tokens: Positive
 
 
@@ -195,7 +195,7 @@ class Order(Node):
     ranks: Few  # data-parallel ranks there
     workers: Annotated[int, Field(ge=0, le=4096)]  # loader processes of each there
     micro_batch: Positive  # samples that one of them gives at a time
-    slice_samples: Positive | None  # a shard is read in slices of about so many samples; null: whole
+    slice_samples: Positive | None  # a shard is read in slices of about N samples; null: whole
     buffer: Positive | None  # samples that each next one is drawn from; null: none
 
 
@@ -227,14 +227,16 @@ class TrainStage(StageNode):
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
-    offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
+    offload: Annotated[
+        Literal["none", "cpu", "nvme"], Volatile
+    ]  # where optimizer state is stored, and ZeRO-3's parameters
     engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
     deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
     gradient_checkpointing: Annotated[bool | Positive, Volatile]  # n: units of n blocks of the LLM keep their input
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in host memory
     save_steps: Annotated[Positive, Volatile]
     save_total_limit: Annotated[Positive, Volatile]
-    save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training goes on
+    save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training continues
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key only with keep_best
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
