@@ -16,7 +16,7 @@ from vlmrun.train import dist
 from vlmrun.train.audit import Proof
 from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine.base import Engine
-from vlmrun.train.log import Row
+from vlmrun.train.log import Row, leading
 from vlmrun.train.plan import Batch, Plan
 from vlmrun.train.signals import noting_signals
 from vlmrun.train.update import MOST_OVERFLOWS, Totals, only_overflows, shown, update
@@ -109,7 +109,8 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         step=step + 1,
         epoch=plan.epoch(step + 1),
         loss=totals.loss,
-        lr=totals.lr,
+        lr=leading(totals.lrs),
+        lrs=totals.lrs,
         grad_norm=totals.grad_norm,
         supervised_tokens=totals.supervised,
         tokens=totals.tokens,
@@ -126,11 +127,8 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         plan.skipped(batch["skipped"])
     if totals.empty:
         log.warning("step %d: micro batches without supervised tokens teach nothing: %s", row.step, shown(totals.empty))
-    for index, tracker in enumerate(plan.trackers):
-        # The first tracker is metrics.jsonl and the last one progress; only what stands between is thinned.
-        outer = index in (0, len(plan.trackers) - 1)
-        if outer or row.step % plan.stage.log_steps == 0 or row.step == plan.steps:
-            tracker.track(row)
+    for tracker in plan.trackers:
+        tracker.track(row)
 
 
 @contextlib.contextmanager

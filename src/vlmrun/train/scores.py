@@ -49,6 +49,11 @@ class Record:
         self._folder = folder
         self._write()
 
+    @property
+    def scores(self) -> list[Score]:
+        """All of them, in order."""
+        return [Score(**row) for row in self._scores]
+
     def add(self, score: Score, samples: list[dict[str, Any]]) -> None:
         """Appends one evaluation."""
         self._scores.append(asdict(score))

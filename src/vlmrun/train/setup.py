@@ -19,10 +19,11 @@ from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine import create
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.held_out import Evaluator
-from vlmrun.train.log import Row, Tracker, open_trackers, read
+from vlmrun.train.log import Row, Tracker, read
 from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
 from vlmrun.train.scores import Record
+from vlmrun.train.trackers import open_trackers
 from vlmrun.weights import native
 
 log = logs.get(__name__)
@@ -108,7 +109,9 @@ class _Run:
     def train(self) -> None:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
-        self.trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
+        if dist.is_main():
+            scores = self.record.scores
+            self.trackers = open_trackers(self.job, stage.log_steps, schedule.steps, self.done, scores)
         plan = Plan(
             name=self.job.name,
             stage=stage,

@@ -86,9 +86,18 @@ class Engine(ABC):
         """
         return parameter.register_hook(look)
 
-    def _pace(self, described: list[dict[str, Any]], factor: float, weight_decay: float | None) -> None:
+    @property
+    @abstractmethod
+    def described(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, in the order of `groups`; what stands in them is what it computes with."""
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate of every part that trains, as the optimizer has it."""
+        return {group.part: float(values["lr"]) for values, group in zip(self.described, self.groups, strict=True)}
+
+    def _pace(self, factor: float, weight_decay: float | None) -> None:
         """Sets the rate, and a weight decay that changes, of the optimizer's groups."""
-        for values, group in zip(described, self.groups, strict=True):
+        for values, group in zip(self.described, self.groups, strict=True):
             values["lr"] = group.lr * factor
             if weight_decay is not None and group.decays:
                 values["weight_decay"] = weight_decay

@@ -68,6 +68,11 @@ class DeepSpeedEngine(Engine):
     def name(self) -> str:
         return f"ZeRO-{self._zero}" + (f", tensor parallel {self._cut.size}" if self._cut is not None else "")
 
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self.inner.optimizer.param_groups
+        return groups
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         loss_sum: Tensor = self.inner(**self._inputs(batch))
         return loss_sum
@@ -80,7 +85,7 @@ class DeepSpeedEngine(Engine):
 
     def step(self, factor: float, weight_decay: float | None = None) -> float | None:
         assert self.inner.is_gradient_accumulation_boundary(), "a micro batch is missing or one too many"
-        self._pace(self.inner.optimizer.param_groups, factor, weight_decay)
+        self._pace(factor, weight_decay)
         norm = self._own_norm() if self._zero == 0 else None
         scale = self._allow_lowest_scale() if self._fp16 else None
         self.inner.step()

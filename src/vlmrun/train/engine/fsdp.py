@@ -60,6 +60,10 @@ class FsdpEngine(Engine):
     def name(self) -> str:
         return "FSDP2"
 
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         loss_sum: Tensor = self.vlm(**self._inputs(batch))
         return loss_sum
@@ -68,7 +72,7 @@ class FsdpEngine(Engine):
         (loss / self._accumulation).backward()
 
     def step(self, factor: float, weight_decay: float | None = None) -> float:
-        self._pace(self._optimizer.param_groups, factor, weight_decay)
+        self._pace(factor, weight_decay)
         gradients = [_local(p.grad) for p in self._trained.values() if p.grad is not None]
         norm = _norm(gradients)
         if self._max_norm and norm > self._max_norm:
