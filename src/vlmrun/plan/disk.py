@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vlmrun.arch.sizes import Shapes, counts
+from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.kinds import needs
 from vlmrun.kinds.needs import FP32
@@ -34,7 +35,7 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     kept = stage.save_total_limit + 1 + (stage.keep_best is not None)
     # The best model is saved whenever it comes.
     often = steps is None or stage.keep_best is not None
-    saved = kept if often else -(-(steps or 0) // stage.save_steps)
+    saved = kept if often else derived.times(stage.save_steps, steps or 0, stage.epochs or 1.0)
     written = {"full": found["llm"].total, "new_tokens": found["llm"].total}.get(stage.tune.llm, found["llm"].trained)
     written += found["tower"].total if stage.tune.tower == "full" else 0
     written += found["connector"].total

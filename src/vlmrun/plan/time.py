@@ -192,4 +192,6 @@ def _held_out(
         return None
     alone = stage.model_copy(update={"packing": None})
     forward = per_sample(shapes, alone, hardware, samples).forward
-    return -(-n_steps // stage.eval.steps) * min(counts) * forward
+    epochs = n_steps * stage.global_batch / samples.n if samples.n else 1.0
+    turns = derived.times(stage.eval.steps, n_steps, stage.epochs or epochs) + stage.eval.at_start
+    return turns * min(counts) * forward

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vlmrun import heartbeat, logs
+from vlmrun.config import derived
 from vlmrun.errors import LaunchError, VlmrunError
 from vlmrun.train import dist
 from vlmrun.train.audit import Proof
@@ -24,10 +25,10 @@ from vlmrun.train.update import MOST_OVERFLOWS, Totals, only_overflows, shown, u
 log = logs.get(__name__)
 
 
-def run(engine: Engine, plan: Plan) -> None:
-    """Trains from `plan.done` to `plan.steps`.
+def run(engine: Engine, plan: Plan) -> int:
+    """Trains from `plan.done` to `plan.steps`, or until it is over before that; returns the steps that are finished.
 
-    A model is evaluated before it is saved: a run that goes on from a checkpoint then knows its evaluation, or, where
+    A model is evaluated before it is saved: a run that resumes from a checkpoint then knows its evaluation, or, where
     there was no time for one, makes it first.
 
     Raises:
@@ -38,8 +39,10 @@ def run(engine: Engine, plan: Plan) -> None:
     seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
     proof = Proof(engine.vlm, engine.finest, engine.watch) if plan.done < plan.steps else None
     overflows = 0
-    if plan.done:
-        plan.evaluate(plan.done)
+    plan.evaluate(plan.done)
+    finished = plan.done
+    if finished and plan.is_over(finished):
+        return finished
     with noting_signals() as asked, _sealing(plan.saver), contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()
         heartbeat.beat("data")
@@ -60,12 +63,16 @@ def run(engine: Engine, plan: Plan) -> None:
             now = time.perf_counter()
             _report(plan, step, micro_batches, totals, (now - began, waited))
             began = now
-            _keep(plan, step + 1, totals)
+            finished = step + 1
+            _keep(plan, finished, totals)
+            if plan.is_over(finished):
+                break
             heartbeat.beat("data")
             asked_for = time.perf_counter()
     plan.saver.finish()
     if proof is not None and proof.open:
         log.warning("the tune proof could not be made: no update had a rate above zero and something to learn")
+    return finished
 
 
 def _keep(plan: Plan, finished: int, totals: Totals) -> None:
@@ -81,8 +88,8 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
         )
     is_best = plan.evaluate(finished)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.
-    due = finished % plan.stage.save_steps == 0 or finished == plan.steps
-    if is_best or due or totals.save:
+    due = derived.is_due(plan.stage.save_steps, finished, plan.steps, plan.epoch)
+    if finished == plan.steps or plan.is_over(finished) or is_best or due or totals.save:
         plan.saver.save(finished)
     if totals.save:
         plan.saver.finish()

@@ -115,7 +115,7 @@ def schedule(optim: Optim, steps: int, *, batch: int = 1, offloaded: bool = Fals
         log_steps = math.log(max(2, warmup))
         return lambda done: 1.0 if done == 0 or done > warmup else math.log(done) / log_steps
 
-    end = optim.decay_steps or steps
+    end = derived.decay_end(optim, steps)
     lowest, start = _shares(optim)
     shape = _shape(optim, warmup, end, batch)
 

@@ -18,11 +18,11 @@ from vlmrun.train.checkpoint import commit, reshard
 from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine import create
 from vlmrun.train.engine.base import Engine
+from vlmrun.train.evaluations import Evaluations
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import Row, Tracker, read
 from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
-from vlmrun.train.scores import Record
 from vlmrun.train.trackers import open_trackers
 from vlmrun.weights import native
 
@@ -42,6 +42,7 @@ class Trained:
     engine: str
     score: dict[str, Any] | None  # the evaluation on held-out data of the model that is the result
     best: int | None  # the step it is of, with keep_best
+    stopped: bool  # before all steps, by eval.patience
 
 
 def train(job: StageJob) -> Trained | None:
@@ -84,7 +85,6 @@ class _Run:
         self.schedule = self.samples.schedule
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
-        self.evaluator = self._evaluator() if stage.eval is not None else None
         self.saver = Saver(
             job.path / CHECKPOINTS,
             self.engine.save,
@@ -93,7 +93,7 @@ class _Run:
             limit=stage.save_total_limit,
             background=stage.save_async,
         )
-        self.done = 0
+        self.done = self.end = 0
         self.trackers: list[Tracker] = []
 
     def resume(self) -> None:
@@ -103,14 +103,14 @@ class _Run:
             self._load(found)
             self.done = found.step
             log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
-        self.record = Record(self.job.path, self.done)
-        self._choose_best()
+        self.evaluations = Evaluations(self.job, self.stage, self._evaluator(), self.schedule, self.done)
+        self.saver.best = self.evaluations.best
 
     def train(self) -> None:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
         if dist.is_main():
-            scores = self.record.scores
+            scores = self.evaluations.record.scores
             self.trackers = open_trackers(self.job, stage.log_steps, schedule.steps, self.done, scores)
         plan = Plan(
             name=self.job.name,
@@ -125,22 +125,27 @@ class _Run:
             weight_decay=optim.weight_decay(stage.optim, schedule.steps),
             saver=self.saver,
             evaluate=self._evaluate,
+            is_over=self.evaluations.is_over,
             skipped=self.samples.list_skipped,
             trackers=self.trackers,
         )
         self._set_modes()
         try:
-            loop.run(self.engine, plan)
+            self.end = loop.run(self.engine, plan)
         finally:
             for tracker in self.trackers:
                 tracker.close()
 
     def prove(self) -> None:
         """Makes sure that the last checkpoint can be read back, then takes the model that is to be the result."""
-        if self.done < self.schedule.steps:  # otherwise it has just been loaded
-            self.saver.prove(self.schedule.steps, self.engine.load, self._prints)
+        if self.done < self.end:  # otherwise it has just been loaded
+            self.saver.prove(self.end, self.engine.load, self._prints)
+        if self.end < self.schedule.steps:
+            log.info(
+                "%s stopped at step %d of %d: %s", self.job.name, self.end, self.schedule.steps, self.evaluations.why()
+            )
         best = self.saver.best
-        if best is not None and best != self.schedule.steps:
+        if best is not None and best != self.end:
             self._load(commit.open_step(self.saver.folder, best))
             log.info("the model of step %d was the best on held-out data: it is the result", best)
 
@@ -172,8 +177,9 @@ class _Run:
             n_dropped=self.schedule.dropped,
             n_trainable=self._n_trainable(),
             engine=self.engine.name,
-            score=self.record.of(self.saver.best or self.schedule.steps),
+            score=self.evaluations.record.of(self.saver.best or self.end),
             best=self.saver.best,
+            stopped=self.end < self.schedule.steps,
         )
 
     def _load(self, found: commit.Checkpoint) -> None:
@@ -184,30 +190,18 @@ class _Run:
         else:
             self.engine.load(found.path)
 
-    def _evaluator(self) -> Evaluator:
+    def _evaluator(self) -> Evaluator | None:
         stage = self.stage
-        assert stage.eval is not None
+        if stage.eval is None:
+            return None
         autocast = stage.engine == "plain" and self.job.hardware.precision == "bf16"
         dataset = self.samples.held_out(stage.eval.data)
         return Evaluator(self.engine, dataset, self.samples.collator, stage, autocast=autocast)
 
     def _evaluate(self, finished: int) -> bool:
-        """Tries the model on held-out data when it is time, and tells whether it is the best one so far."""
-        if self.evaluator is None or self.record.has(finished):
-            return False
-        if finished % self.evaluator.asked.steps != 0 and finished != self.schedule.steps:
-            return False
-        score, samples = self.evaluator.evaluate(finished)
-        self.record.add(score, samples)
-        for tracker in self.trackers:
-            tracker.evaluated(score)
-        log.info("%s  %s", self.job.name, score.line)
-        return self._choose_best() == finished
-
-    def _choose_best(self) -> int | None:
-        if self.stage.keep_best is not None:
-            self.saver.best = self.record.best(self.stage.keep_best)
-        return self.saver.best
+        is_best = self.evaluations.evaluate(finished, self.trackers)
+        self.saver.best = self.evaluations.best
+        return is_best
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must share."""

@@ -141,7 +141,22 @@ RULES = {
     ),
     "power of a line": ("stage.instruct.optim.power=2.0", "schedule cosine has no power"),
     "cooldown of a cosine": ("stage.instruct.optim.cooldown_steps=4", "schedule cosine has no cooldown"),
-    "wsd without a cooldown": ("stage.instruct.optim.schedule=wsd", "neither is given"),
+    "decay of wsd as a share": (
+        ["stage.instruct.optim.schedule=wsd", "stage.instruct.optim.decay_ratio=0.25"],
+        "stage.instruct.optim.decay_ratio=null stage.instruct.optim.cooldown_ratio=0.25",
+    ),
+    "decay told twice": (
+        ["stage.instruct.optim.decay_ratio=0.5", "stage.instruct.optim.decay_steps=8"],
+        "in updates and as a share",
+    ),
+    "warm-up beyond the decay": (
+        ["stage.instruct.optim.decay_ratio=0.1", "stage.instruct.optim.warmup_ratio=0.1"],
+        "the warm-up takes 0.1 of all steps",
+    ),
+    "a gain that nothing waits for": (
+        "stage.instruct.eval={steps: 3, data: [other], max_samples: 4, generate: 0, max_new_tokens: 4, min_delta: 0.1}",
+        "min_delta is what an evaluation must gain for patience",
+    ),
     "wsd with two": (
         [
             "stage.instruct.optim.schedule=wsd",

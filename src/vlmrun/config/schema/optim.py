@@ -1,0 +1,36 @@
+"""The optimizer and its schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vlmrun.config.marks import Neutral
+from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate
+
+
+class Optim(Node):
+    """AdamW and its schedule. Part rates default to `lr` when null, and all of them fall in proportion."""
+
+    lr: Rate
+    connector_lr: Rate | None
+    tower_lr: Rate | None
+    weight_decay: Rate
+    weight_decay_end: Annotated[Rate | None, Neutral(None)]  # what it grows to over all updates; null: it stays
+    weight_decay_schedule: Annotated[Literal["constant", "linear", "cosine"], Neutral("constant")]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
+    power: Annotated[float, Field(gt=0), Neutral(1.0)]  # of polynomial; 1: linear
+    min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
+    min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
+    decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all
+    decay_ratio: Annotated[Fraction | None, Neutral(None)]  # the same as a share of all; not of wsd
+    cooldown_steps: Annotated[Positive | None, Neutral(None)]  # wsd: updates in which the rate falls at the end
+    cooldown_ratio: Annotated[Fraction | None, Neutral(None)]  # the same as a share of all; both null: a tenth
+    cooldown_shape: Annotated[Literal["linear", "cosine", "exponential", "one_minus_sqrt"], Neutral("cosine")]
+    warmup_ratio: Fraction | None  # share of the steps; the first update has rate 0, as in transformers
+    warmup_steps: Count | None  # the same in updates; one of the two is null
+    warmup_from: Annotated[Rate, Neutral(0.0)]  # rate that the warm-up begins at
+    max_grad_norm: Rate  # 0 = no clipping
