@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from vlmrun.config.schema import Lora, Tune
 
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "dense", "Wqkv", "out_proj")
 _ROWS = ("o_proj", "dense", "out_proj", "down_proj", "fc2")  # layers behind attention and behind the MLP's activation
 
 
@@ -105,9 +106,20 @@ class Llm:
             return [linear for linear in self.linears if any(map(pattern.fullmatch, _places(linear.name)))]
         return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
 
-    def n_adapter(self, lora: Lora) -> int:
-        """Parameters of the adapters."""
-        return self.layers * sum(lora.r * (linear.n_in + linear.n_out) for linear in self.adapted(lora))
+    def n_adapter(self, lora: Lora, last: int | None = None) -> int:
+        """Parameters of the adapters: A and B, and with DoRA a length for each row.
+
+        Args:
+            last: only the last blocks have some; None: all.
+        """
+        adapted = self.adapted(lora)
+        lengths = sum(linear.n_out for linear in adapted) if lora.dora else 0
+        first = self.layers - min(last or self.layers, self.layers)
+        per_block = (
+            sum(lora.rank(_in_block(linear.name, block)) * (linear.n_in + linear.n_out) for linear in adapted)
+            for block in range(first, self.layers)
+        )
+        return sum(per_block) + (self.layers - first) * lengths
 
     def n_whole(self, lora: Lora) -> int:
         """Parameters of embedding and head that train whole beside the adapters."""
@@ -160,6 +172,24 @@ class Tower:
         """Channels of all layers and scales together."""
         return self.hidden * self.kept * self.scales
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Of one block, as CLIP and SigLIP name them."""
+        names, hidden, wide = ("q_proj", "k_proj", "v_proj", "out_proj"), self.hidden, self.intermediate
+        attention = tuple(Linear(name, hidden, hidden, bias=True) for name in names)
+        return (*attention, Linear("fc1", hidden, wide, bias=True), Linear("fc2", wide, hidden, bias=True))
+
+    def n_last(self, last: int | None) -> int:
+        """Parameters that train when the tower does, or its last blocks."""
+        return self.n_used if last is None else min(last, self.blocks) * vit_block(self.hidden, self.intermediate)
+
+    def n_adapter(self, lora: Lora, last: int | None = None) -> int:
+        """Parameters of adapters on the blocks that are run, or on the last of them."""
+        every = isinstance(lora.targets, str)  # an expression: at most all of them
+        adapted = [linear for linear in self.linears if every or linear.name in lora.targets]
+        per_block = sum(lora.r * (linear.n_in + linear.n_out) + lora.dora * linear.n_out for linear in adapted)
+        return min(last or self.blocks, self.blocks) * per_block
+
 
 def vit_block(hidden: int, intermediate: int) -> int:
     """Parameters of a transformer block with biases everywhere."""
@@ -208,17 +238,28 @@ class Counts(NamedTuple):
     trained: int
 
 
-def counts(shapes: Shapes, tune: Tune, lora: Lora | None, new_rows: int = 0) -> dict[str, Counts]:
+def counts(
+    shapes: Shapes, tune: Tune, lora: Lora | None, new_rows: int = 0, *, tower_lora: Lora | None = None
+) -> dict[str, Counts]:
     """Of each part, as `train.audit` counts them before the first step."""
     llm, tower, connector = shapes.llm, shapes.tower, shapes.connector
-    adapter = llm.n_adapter(lora) if lora is not None and tune.adapters else 0
+    adapter = llm.n_adapter(lora, tune.llm_last) if lora is not None and tune.adapters else 0
     beside = llm.n_bias(lora) + llm.n_whole(lora) if lora is not None and tune.adapters else 0
-    trained = {"freeze": 0, "full": llm.n_parameters, "new_tokens": llm.n_embedding if new_rows else 0}
+    whole = llm.n_parameters if tune.llm_last is None else min(tune.llm_last, llm.layers) * llm.n_block
+    trained = {"freeze": 0, "full": whole, "new_tokens": llm.n_embedding if new_rows else 0}
+    put = tower.n_adapter(tower_lora, tune.tower_last) if tower_lora is not None and tune.tower == "lora" else 0
+    learns = {"freeze": 0, "lora": put, "full": tower.n_last(tune.tower_last)}
     return {
         "llm": Counts(llm.n_parameters + adapter, trained.get(tune.llm, adapter + beside)),
-        "tower": Counts(tower.n_parameters, tower.n_used if tune.tower == "full" else 0),
+        "tower": Counts(tower.n_parameters + put, learns[tune.tower]),
         "connector": Counts(connector.n_parameters, connector.n_parameters if tune.connector == "full" else 0),
     }
+
+
+def _in_block(name: str, block: int) -> str:
+    """The usual name of a linear layer of a block, which patterns of ranks are tried on."""
+    half = "self_attn" if name in _ATTENTION else "mlp"
+    return f"model.layers.{block}.{half}.{name}"
 
 
 def _places(name: str) -> list[str]:

@@ -15,6 +15,7 @@ from vlmrun.config.schema import (
     DataConfig,
     Every,
     HardwareConfig,
+    Lora,
     ModelConfig,
     Optim,
     Reading,
@@ -110,6 +111,11 @@ def times(every: Every, steps: int, epochs: float) -> int:
 def recomputed_together(stage: TrainStage) -> int:
     """Blocks of the LLM that keep one input under gradient checkpointing; 0 without."""
     return int(stage.gradient_checkpointing)
+
+
+def tower_lora(stage: TrainStage) -> Lora | None:
+    """The adapters' shape in the tower."""
+    return (stage.tower_lora or stage.lora) if stage.tune.tower == "lora" else None
 
 
 def in_shards(data: DataConfig) -> bool:

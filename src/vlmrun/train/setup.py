@@ -10,7 +10,7 @@ from typing import Any
 from vlmrun import heartbeat, logs
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.model import tune
+from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.names import METRICS, PARTS, WEIGHTS
 from vlmrun.train import audit, dist, loop, model, optim
@@ -69,8 +69,14 @@ def train(job: StageJob) -> Trained | None:
 
 def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
     """The parts that are saved from memory: a random one lies in no folder it could be linked from, trained or not."""
-    changed = ("full", "new_tokens")
-    return [part for part in PARTS if getattr(stage.tune, part) in changed or loaded.sources[part] is None]
+    changed = {"full", "new_tokens"}
+    return [
+        part
+        for part in PARTS
+        # Adapters of the tower are folded into it; those of the LLM are saved beside it.
+        if getattr(stage.tune, part) in (changed | {"lora"} if part == "tower" else changed)
+        or loaded.sources[part] is None
+    ]
 
 
 class _Run:
@@ -155,6 +161,8 @@ class _Run:
         tuning = self.stage.tune
         adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
         tensors = {part: self.engine.gather(part) for part in whole_parts(self.loaded, self.stage)}
+        if tuning.tower == "lora":
+            tensors["tower"] = tower_adapter.folded(self.loaded.vlm.tower, tensors["tower"])
         state = dict(adapter)
         if not dist.is_main():
             for gathered in tensors.values():

@@ -65,7 +65,7 @@ from vlmrun.config.schema.train import (
     Packing,
     TrainStage,
 )
-from vlmrun.config.schema.tune import Lora, Quant, Tune, Tuning
+from vlmrun.config.schema.tune import Lora, Quant, Tune, Tuning, ends_as
 
 __all__ = [
     "MetricName",
@@ -134,4 +134,5 @@ __all__ = [
     "UserStage",
     "Volatile",
     "Weights",
+    "ends_as",
 ]

@@ -9,11 +9,15 @@ from pydantic import Field
 from vlmrun.config.marks import Neutral
 from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate
 
+OptimizerName = Literal["adamw", "cpu_adam", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+
 
 class Optim(Node):
     """AdamW and its schedule. Part rates default to `lr` when null, and all of them fall in proportion."""
 
     lr: Rate
+    # adamw: torch's, fused; cpu_adam: DeepSpeed's, for offload; the others are bitsandbytes'
+    optimizer: Annotated[OptimizerName, Neutral("adamw")]
     connector_lr: Rate | None
     tower_lr: Rate | None
     weight_decay: Rate
@@ -34,3 +38,13 @@ class Optim(Node):
     warmup_steps: Count | None  # the same in updates; one of the two is null
     warmup_from: Annotated[Rate, Neutral(0.0)]  # rate that the warm-up begins at
     max_grad_norm: Rate  # 0 = no clipping
+
+    @property
+    def eight_bits(self) -> bool:
+        """Whether the optimizer's moments are held in 8 bits."""
+        return self.optimizer.endswith("8bit")
+
+    @property
+    def paged(self) -> bool:
+        """Whether they move to host memory when the GPU's is full."""
+        return self.optimizer.startswith("paged")

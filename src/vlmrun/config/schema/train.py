@@ -144,6 +144,7 @@ class TrainStage(StageNode):
     image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
     tune: Tune
     lora: Lora | None
+    tower_lora: Annotated[Lora | None, Neutral(None)]  # of tune.tower: lora; null: as lora
     quant: Quant | None
     optim: Optim
     compat: Compat

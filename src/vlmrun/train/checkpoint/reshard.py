@@ -35,7 +35,8 @@ def is_possible(stage: TrainStage, hardware: HardwareConfig) -> bool:
     if stage.engine == "fsdp":
         return True
     alone = hardware.tensor_parallel == hardware.sequence_parallel == 1
-    return stage.engine == "deepspeed" and stage.offload == "none" and hardware.precision != "fp16" and alone
+    plain = stage.optim.optimizer == "adamw"  # DeepSpeed's converter knows no other state
+    return stage.engine == "deepspeed" and stage.offload == "none" and hardware.precision != "fp16" and alone and plain
 
 
 def load(engine: Engine, checkpoint: Path, stage: TrainStage) -> None:

@@ -30,7 +30,7 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.formats import native as native_format
 from vlmrun.formats.base import How, Model
-from vlmrun.model import tune
+from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.names import WEIGHTS
 from vlmrun.train import model as training_model
@@ -201,11 +201,16 @@ def _save(weights: Path, loaded: Loaded, job: StageJob, stage: TrainStage) -> No
     adapter: dict[str, torch.Tensor] = {}
     if stage.tune.adapters:
         adapter = {n: p for n, p in loaded.vlm.llm.named_parameters() if p.requires_grad}
+    tensors: dict[str, native.Tensors] = {
+        part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in whole
+    }
+    if stage.tune.tower == "lora":
+        tensors["tower"] = tower_adapter.folded(loaded.vlm.tower, tensors["tower"])
     native.save(
         weights,
         loaded,
         template=template_of(job.model, stage).to_dict(),
         image_aspect=stage.image_aspect,
-        tensors={part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in whole},
+        tensors=tensors,
         adapter=(tune.adapter_config(loaded.vlm.llm), adapter) if adapter else None,
     )
