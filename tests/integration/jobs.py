@@ -64,6 +64,7 @@ STAGE: dict[str, Any] = {
         "warmup_steps": None,
         "max_grad_norm": 1.0,
     },
+    "ema": None,
     "loss": "token_mean",
     "loss_head": "chunked",
     "loss_chunk": 5,

@@ -60,8 +60,23 @@ def _installed(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Proble
             )
 
 
+def _average(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if stage.ema is None:
+        return
+    numbers = stage.deepspeed
+    others = {
+        "offload=nvme": stage.offload == "nvme" or numbers.offload_param == "nvme",
+        "hardware.tensor_parallel": run.hardware.tensor_parallel > 1,
+        "ZeRO++": numbers.zero_hpz_partition_size > 1 or numbers.zero_quantized_weights,
+    }
+    for name in (name for name, used in others.items() if used):
+        yield Problem(f"an average of weights is not kept with {name}", f"{where}.ema", f"{where}.ema=null")
+
+
 _TRAIN = (TrainStage,)
 RULES = (
+    Rule("average-of-weights", "An average is kept of weights whose pieces are in memory and are each on one rank.",
+         ("stage.*.ema", "stage.*.offload", "stage.*.deepspeed", "hardware.tensor_parallel"), _average, of=_TRAIN),
     Rule("optimizers", "DeepSpeed's CPU Adam is for offloaded state, and state in 8 bits or pages stays on the GPU.",
          ("stage.*.optim.optimizer", "stage.*.engine", "stage.*.offload"), _place, of=_TRAIN, alone=True),
     Rule("paged-optimizers", "State that moves between a GPU and host memory needs a GPU.",

@@ -34,6 +34,7 @@ def train(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, steps: in
     sharing = hardware.tensor_parallel
     piece = counts(replace(shapes, llm=shapes.llm.cut(sharing)), stage)
     checkpoint = sharing * sum(part.trained for part in piece.values()) * (size + masters)
+    checkpoint += FP32 * sum(part.trained for part in found.values()) if stage.ema is not None else 0
     checkpoint += sharing * states.moment_bytes(stage, sum(part.trained for part in piece.values()))
     kept = stage.save_total_limit + 1 + (stage.keep_best is not None)
     # The best model is saved whenever it comes.

@@ -28,12 +28,13 @@ def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
     of_root = (root - parts["connector"].total) * learns + parts["connector"].trained
     head = llm.n_embedding * learns
     weights, gradients, moments = (share(n * FP32, one.ranks) for n in (total, trained, 2 * trained))
+    average = share(FP32 * trained, one.ranks) if stage.ema is not None else 0
     few = (root + block * (1 if one.on_cpu else 2)) * one.size
     away = one.optimizer_at == "cpu"
     return States(
         weights=0 if away else weights,
         masters=0,
-        optimizer=0 if away else moments,
+        optimizer=0 if away else moments + average,
         gradients=0,
         growing=0 if away else gradients,
         kept=gradients if one.accumulates and not away else 0,
@@ -46,6 +47,6 @@ def states(shapes: Shapes, stage: TrainStage, one: Setting) -> States:
         gathered=total * one.size if one.zero == 2 else few,
         gathered_last=few,
         updating=0,
-        host=weights + gradients + moments if away else 0,
+        host=weights + gradients + moments + average if away else 0,
         drive=0,
     )

@@ -49,6 +49,11 @@ class Setting:
     reuse: int
     sub_group: int
 
+    @property
+    def sharing(self) -> int:
+        """Ranks that share the optimizer's state."""
+        return self.ranks if self.zero > 0 else 1
+
 
 def setting(stage: TrainStage, hardware: HardwareConfig, hidden: int) -> Setting:
     """Read from the same dict that DeepSpeed gets."""
@@ -138,6 +143,7 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
     masters = 0 if one.zero == 0 and one.size == FP32 else FP32 * trained
     moments = moment_bytes(stage, trained)
     paged = stage.optim.paged
+    average = FP32 * trained if stage.ema is not None else 0
     if one.zero > 0:
         masters, moments = share(masters, one.ranks), share(moments, one.ranks)
         largest = share(largest, one.ranks)
@@ -157,11 +163,11 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
     return States(
         weights=weights,
         masters=masters,
-        optimizer=0 if paged else moments,
+        optimizer=(0 if paged else moments) + (0 if one.optimizer_at != "none" else share(average, one.sharing)),
         buffers=_buffers(buffer, one, llm_learns=parts["llm"].trained > 0),
         gathered=_gathered(shapes, parts, stage, one),
         gathered_last=0,
-        host=away["cpu"] + (moments if paged else 0),
+        host=away["cpu"] + (moments if paged else 0) + (average if one.optimizer_at != "none" else 0) // one.sharing,
         drive=away["nvme"],
         **{"left": found["growing"]} | found,
     )

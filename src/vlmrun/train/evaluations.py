@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from vlmrun import logs
 from vlmrun.config import derived
@@ -47,6 +49,14 @@ class Evaluations:
             tracker.evaluated(score)
         log.info("%s  %s", self._name, score.line)
         return finished > 0 and self.best == finished
+
+    def score(self) -> dict[str, Any] | None:
+        """Held-out numbers of the model as it is now, which are not recorded: it is of no step. A collective."""
+        if self._evaluator is None:
+            return None
+        score, _ = self._evaluator.evaluate(self._schedule.steps)
+        log.info("%s  averaged weights: held-out loss %.4f", self._name, score.loss)
+        return asdict(score)
 
     def is_over(self, finished: int) -> bool:
         """Whether training ends after N steps because of `eval.patience`."""

@@ -64,6 +64,8 @@ def run(engine: Engine, plan: Plan) -> int:
             _report(plan, step, micro_batches, totals, (now - began, waited))
             began = now
             finished = step + 1
+            if not totals.overflow:
+                plan.updated(finished)
             _keep(plan, finished, totals)
             if plan.is_over(finished):
                 break

@@ -14,9 +14,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import Compat, Optim
 from vlmrun.names import PARTS
+from vlmrun.train import dist
+
+log = logs.get(__name__)
 
 # What transformers 4.3x knew as layer norms, besides torch's own; MiniCPM's norm is Granite's here.
 _LISTED_NORMS = ("LayerNorm", "LlamaRMSNorm", "GraniteRMSNorm")
@@ -89,7 +93,11 @@ def optimizer(found: list[Group], optim: Optim) -> torch.optim.Optimizer:
         return torch.optim.AdamW(described, betas=(first, second), eps=optim.eps, fused=True)
     if optim.optimizer == "cpu_adam":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
+        from deepspeed.ops.op_builder import CPUAdamBuilder
 
+        log.info("DeepSpeed's CPU Adam is compiled at its first use, which takes minutes")
+        with dist.main_first():
+            CPUAdamBuilder().load(verbose=False)
         made = DeepSpeedCPUAdam(described, lr=optim.lr, betas=(first, second), eps=optim.eps, adamw_mode=True)
         return cast("torch.optim.Optimizer", made)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit

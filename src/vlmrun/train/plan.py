@@ -26,6 +26,7 @@ class Plan:
         saver: writes checkpoints.
         evaluate: evaluates the model after N finished steps on held-out data, if that is due; true when it is the best
             one so far, which has to be kept.
+        updated: called after N finished steps when the last one changed the weights.
         is_over: whether training ends after N finished steps, before all of them (`eval.patience`).
         skipped: takes samples that were left out while loading.
     """
@@ -42,4 +43,5 @@ class Plan:
     skipped: Callable[[list[dict[str, Any]]], None]
     trackers: list[Tracker] = field(default_factory=list)
     weight_decay: Callable[[int], float] | None = None
+    updated: Callable[[int], None] = lambda finished: None
     is_over: Callable[[int], bool] = lambda finished: False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlmrun import heartbeat, logs
@@ -13,9 +14,10 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.names import METRICS, PARTS, WEIGHTS
-from vlmrun.train import audit, dist, loop, model, optim
+from vlmrun.train import audit, dist, facts, loop, model, optim
 from vlmrun.train.checkpoint import commit, reshard
 from vlmrun.train.checkpoint.policy import Saver
+from vlmrun.train.ema import Ema
 from vlmrun.train.engine import create
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.evaluations import Evaluations
@@ -91,15 +93,17 @@ class _Run:
         self.schedule = self.samples.schedule
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
+        self.ema = Ema(self.engine, stage) if stage.ema is not None else None
         self.saver = Saver(
             job.path / CHECKPOINTS,
-            self.engine.save,
-            self._facts(),
+            self._write,
+            facts.of(self.engine, job, stage, self.samples, self.counts),
             n_trainable=self._n_trainable(),
             limit=stage.save_total_limit,
             background=stage.save_async,
         )
         self.done = self.end = 0
+        self.score: dict[str, Any] | None = None  # of averaged weights, which are evaluated once
         self.trackers: list[Tracker] = []
 
     def resume(self) -> None:
@@ -131,6 +135,7 @@ class _Run:
             weight_decay=optim.weight_decay(stage.optim, schedule.steps),
             saver=self.saver,
             evaluate=self._evaluate,
+            updated=self.ema.update if self.ema is not None else (lambda finished: None),
             is_over=self.evaluations.is_over,
             skipped=self.samples.list_skipped,
             trackers=self.trackers,
@@ -145,7 +150,7 @@ class _Run:
     def prove(self) -> None:
         """Makes sure that the last checkpoint can be read back, then takes the model that is to be the result."""
         if self.done < self.end:  # otherwise it has just been loaded
-            self.saver.prove(self.end, self.engine.load, self._prints)
+            self.saver.prove(self.end, self._read, self._prints)
         if self.end < self.schedule.steps:
             log.info(
                 "%s stopped at step %d of %d: %s", self.job.name, self.end, self.schedule.steps, self.evaluations.why()
@@ -154,6 +159,10 @@ class _Run:
         if best is not None and best != self.end:
             self._load(commit.open_step(self.saver.folder, best))
             log.info("the model of step %d was the best on held-out data: it is the result", best)
+        if self.ema is not None and self.stage.ema is not None and self.stage.ema.result:
+            self.ema.apply()
+            self.score = self.evaluations.score()
+            log.info("the average of the weights is the result")
 
     def export(self) -> None:
         """Writes the finished model; ranks other than 0 take part in gathering it."""
@@ -185,7 +194,7 @@ class _Run:
             n_dropped=self.schedule.dropped,
             n_trainable=self._n_trainable(),
             engine=self.engine.name,
-            score=self.evaluations.record.of(self.saver.best or self.end),
+            score=self.score or self.evaluations.record.of(self.saver.best or self.end),
             best=self.saver.best,
             stopped=self.end < self.schedule.steps,
         )
@@ -195,8 +204,20 @@ class _Run:
         if commit.check_facts(found, self.saver.facts, movable=movable):
             log.info("the checkpoint of %d ranks is resharded for %d", found.facts["ranks"], dist.world())
             reshard.load(self.engine, found.path, self.stage)
+            if self.ema is not None:
+                self.ema.load(found.path)
         else:
-            self.engine.load(found.path)
+            self._read(found.path)
+
+    def _write(self, folder: Path) -> None:
+        self.engine.save(folder)
+        if self.ema is not None:
+            self.ema.save(folder)
+
+    def _read(self, folder: Path) -> None:
+        self.engine.load(folder)
+        if self.ema is not None:
+            self.ema.load(folder)
 
     def _evaluator(self) -> Evaluator | None:
         stage = self.stage
@@ -211,34 +232,9 @@ class _Run:
         self.saver.best = self.evaluations.best
         return is_best
 
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint and the run that goes on from it must share."""
-        frozen = [p for p in self.loaded.vlm.parameters() if not p.requires_grad]
-        prints = [audit.fingerprint(tensor) for p in frozen if (tensor := self.engine.finest(p)) is not None]
-        return {
-            "engine": self.engine.name,
-            "ranks": dist.world(),
-            "precision": self.job.hardware.precision,
-            "steps": self.schedule.steps,
-            # With on_error: skip, records whose images came or went would shift the order of all samples.
-            "samples": len(self.samples.dataset),
-            "trainable": {row.part: row.n_trainable for row in self.counts},
-            # Frozen weights are not in a checkpoint: they must be the same again.
-            "frozen": self._sum_of(prints),
-        }
-
-    def _sum_of(self, prints: list[tuple[int, int]]) -> list[str]:
-        """Fingerprints added up, that of bits and that of places; of shards only that of bits, however they are cut."""
-        bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
-        if self.stage.engine == "fsdp" or (self.stage.engine == "deepspeed" and self.stage.zero == 3):
-            return [str(sum(dist.gather_objects(bits)) % 2**64)]
-        first: list[str] = dist.broadcast_object([str(bits), str(places)])
-        return first
-
     def _prints(self) -> list[tuple[int, int] | None]:
         """Fingerprints of what is trained, or of this rank's share of it."""
-        tensors = (self.engine.finest(p) for p in self.loaded.vlm.parameters() if p.requires_grad)
-        return [None if tensor is None else audit.fingerprint(tensor) for tensor in tensors]
+        return facts.prints(self.engine, trained=True)
 
     def _n_trainable(self) -> int:
         return sum(row.n_trainable for row in self.counts)

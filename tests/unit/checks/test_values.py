@@ -119,6 +119,24 @@ RULES = {
     ),
     "last blocks of a frozen tower": ("stage.instruct.tune.tower_last=2", "tower_last is 2, but tune.tower is freeze"),
     "last blocks of a frozen llm": ("stage.pretrain.tune.llm_last=2", "llm_last is 2, but tune.llm is freeze"),
+    "cpu adam of nothing offloaded": ("stage.instruct.optim.optimizer=cpu_adam", "(offload is none)"),
+    "8 bits under fsdp": (
+        ["stage.instruct.optim.optimizer=adamw_8bit", "stage.instruct.engine=fsdp", "stage.instruct.zero=3"],
+        "fsdp shards state that adamw_8bit cannot be sharded in",
+    ),
+    "8 bits offloaded": (
+        ["stage.instruct.optim.optimizer=adamw_8bit", "stage.instruct.offload=cpu"],
+        "stage.instruct.optim.optimizer=cpu_adam",
+    ),
+    "pages without a GPU": ("stage.instruct.optim.optimizer=paged_adamw", "there is no GPU"),
+    "an average of pieces on a drive": (
+        [
+            "stage.instruct.ema={decay: 0.9, every: 1, result: true}",
+            "stage.instruct.offload=nvme",
+            "stage.instruct.zero=3",
+        ],
+        "an average of weights is not kept with offload=nvme",
+    ),
     "a pattern that is none": ("+stage.lora.lora.rank_pattern={'(': 4}", "is no regular expression"),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),

@@ -43,7 +43,7 @@ from vlmrun.config.schema.benchmark import BenchmarkConfig, Data, Generation, Ke
 from vlmrun.config.schema.data import About, DataConfig, FieldMap
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
-from vlmrun.config.schema.optim import Optim
+from vlmrun.config.schema.optim import Ema, Optim
 from vlmrun.config.schema.run import RunConfig, Tracker
 from vlmrun.config.schema.stage import Stage, StageNode, UserStage
 from vlmrun.config.schema.stages import (
@@ -88,6 +88,7 @@ __all__ = [
     "DeepSpeed",
     "Della",
     "Density",
+    "Ema",
     "EvaluateStage",
     "Every",
     "FieldMap",

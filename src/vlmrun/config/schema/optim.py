@@ -9,6 +9,15 @@ from pydantic import Field
 from vlmrun.config.marks import Neutral
 from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate
 
+
+class Ema(Node):
+    """An exponential moving average of what is trained, beside the training."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)]  # share of the average that stays at each update of it
+    every: Positive  # updates of the weights between two of the average
+    result: bool  # the average is the result of the stage; false: it is in the checkpoints only
+
+
 OptimizerName = Literal["adamw", "cpu_adam", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 

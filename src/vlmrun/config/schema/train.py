@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vlmrun.config.marks import Neutral, Parent, Source, Volatile
 from vlmrun.config.schema.base import Aspect, Count, Every, Node, Positive, Rate
-from vlmrun.config.schema.optim import Optim
+from vlmrun.config.schema.optim import Ema, Optim
 from vlmrun.config.schema.stage import StageNode
 from vlmrun.config.schema.tune import Lora, Quant, Tune
 
@@ -147,6 +147,7 @@ class TrainStage(StageNode):
     tower_lora: Annotated[Lora | None, Neutral(None)]  # of tune.tower: lora; null: as lora
     quant: Quant | None
     optim: Optim
+    ema: Annotated[Ema | None, Neutral(None)]
     compat: Compat
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states

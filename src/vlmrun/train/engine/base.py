@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,28 @@ class Engine(ABC):
     def finest(self, parameter: nn.Parameter) -> Tensor | None:
         """The most exact copy of a parameter, or of the piece of it, that this rank holds."""
         return parameter.detach()
+
+    replicated = False  # whether all ranks hold the same pieces
+
+    def pieces(self) -> Iterator[tuple[str, Tensor, int]]:
+        """This rank's piece of every trained parameter's most exact copy, flat, and the element it begins with.
+
+        A rank that holds nothing of a parameter skips it; the last piece may be padded.
+        """
+        for name, parameter in self.vlm.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter.detach().view(-1), 0
+
+    @torch.no_grad()
+    def put(self, pieces: Mapping[str, Tensor]) -> None:
+        """Makes other values of all `pieces` the weights that are computed with. A collective."""
+        for name, piece, _ in self.pieces():
+            piece.copy_(pieces[name])
+
+    def n_elements(self, name: str) -> int:
+        """Elements of a whole parameter."""
+        parameter: Any = self.vlm.get_parameter(name)
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
 
     def readable(self) -> contextlib.AbstractContextManager[None]:
         """Within, parts of the model may be called one by one, as generation does. A collective."""

@@ -95,6 +95,14 @@ class FsdpEngine(Engine):
     def finest(self, parameter: nn.Parameter) -> Tensor | None:
         return _local(parameter)
 
+    def pieces(self) -> Iterator[tuple[str, Tensor, int]]:
+        for name, parameter in self._trained.items():
+            piece = _local(parameter)
+            rows = -(-parameter.shape[0] // dist.world())  # as torch cuts: equal, and fewer on the last ranks
+            begins = min(dist.rank() * rows, parameter.shape[0]) * (parameter.numel() // parameter.shape[0])
+            if piece.numel():
+                yield name, piece.view(-1), begins
+
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:
         # The root's tensors are whole only within its forward; blocks and tower gather their own.

@@ -33,8 +33,8 @@ from vlmrun.formats.base import How, Model
 from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.names import WEIGHTS
+from vlmrun.train import ema, setup
 from vlmrun.train import model as training_model
-from vlmrun.train import setup
 from vlmrun.train.checkpoint.files import MANIFEST
 from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet
 from vlmrun.train.engine.fsdp import FsdpEngine
@@ -63,7 +63,10 @@ def read(folder: Path, how: How) -> Model:
             "convert the finished stage's weights",
         )
     loaded = _as_trained(job, stage)
-    _fill(loaded, _trained(folder, loaded), folder)
+    state = _trained(folder, loaded)
+    if stage.ema is not None and stage.ema.result:
+        state |= ema.whole(folder, {n: p.shape for n, p in loaded.vlm.named_parameters() if p.requires_grad})
+    _fill(loaded, state, folder)
     # As exported: in the type that it was trained in.
     if stage.engine == "deepspeed":
         loaded.vlm.to(DTYPES[job.hardware.precision])
