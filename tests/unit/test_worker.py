@@ -146,5 +146,5 @@ def test_shared_memory_that_cannot_be_written_is_named_as_itself(run_stage, tmp_
     assert run_stage(hand_over) == 3
     (left,) = tmp_path.rglob(FAILURE_FILE)
     (problem,) = error_from_dict(json.loads(left.read_text())).problems
-    assert (problem.where == "/dev/shm") is not writable  # noqa: S108
+    assert (problem.where == "/dev/shm") is not writable
     assert ("workers=0" in problem.fix) is not writable

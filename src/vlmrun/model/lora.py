@@ -10,7 +10,7 @@ from torch import nn
 
 from vlmrun.config.schema import Lora, ends_as
 from vlmrun.errors import ConfigError, Problem, suggest
-from vlmrun.model import blocks
+from vlmrun.model import blocks, named_modules
 
 WHERE = "stage.*.lora"
 NAMES = {"llm": "LLM", "tower": "vision tower"}
@@ -98,7 +98,7 @@ def _matching(linear: list[str], pattern: str, part: str) -> list[str]:
     try:
         found = [name for name in linear if re.fullmatch(pattern, f"{part}.{name}")]
     except re.error as error:
-        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "correct it") from error
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "fix it") from error
     if not found:
         raise ConfigError(
             f"LoRA's {pattern!r} matches no linear layer of the {NAMES[part]}",
@@ -120,6 +120,7 @@ def check_modules(llm: nn.Module, modules: Sequence[str], targets: Sequence[str]
         for name in modules
         if any(target.rpartition(".")[2] == name for target in targets)
     ]
+    problems += named_modules.shared(llm, modules, WHERE)
     if problems:
         raise ConfigError(problems)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError
-from vlmrun.model import blocks, new_tokens, tower_adapter
+from vlmrun.model import blocks, named_modules, new_tokens, tower_adapter
 from vlmrun.model import lora as adapters
 from vlmrun.model.lora import WHERE, lora_targets
 from vlmrun.model.parts import seeded
@@ -65,7 +65,7 @@ KEPT = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora
 
 
 def has_adapter(llm: nn.Module) -> bool:
-    """Whether PEFT wraps this LLM; told without importing PEFT."""
+    """Whether PEFT wraps this LLM; found without importing PEFT."""
     return hasattr(llm, "peft_config")
 
 
@@ -141,6 +141,7 @@ def _tune_lora(vlm: VLM, tune: Tune, lora: Lora | None, seed: int) -> None:
     trained = trained_beside(vlm.llm)
     for name, parameter in vlm.llm.named_parameters():
         parameter.requires_grad_("lora_" in name or name in trained)
+    named_modules.prove_trained(vlm.llm, lora, WHERE)
 
 
 _SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
