@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(job: StageJob) -> int:
     rank = int(os.environ.get("RANK", "0"))
     started = time.monotonic()
-    logging.raiseExceptions = False  # a full disk is told once, not with a traceback for every line of the log
+    logging.raiseExceptions = False  # a full disk is reported once, not with a traceback for every line of the log
     try:
         logs.setup(rank=rank, folder=job.path / "logs")
         if kinds.of(job.stage).trains:

@@ -99,8 +99,8 @@ def _same(stage: TrainStage, there: dict[str, Any], where: str, merge: str) -> I
     ours = _values(stage)
     different = [key for key, value in there.items() if ours.get(key) != value]
     if different:
-        told = ", ".join(f"{key} {there[key]}, here {ours.get(key)}" for key in different)
-        yield Problem(f"{stage.init_from!r} has adapters of another shape: {told}", f"{where}.lora", merge)
+        shown = ", ".join(f"{key} {there[key]}, here {ours.get(key)}" for key in different)
+        yield Problem(f"{stage.init_from!r} has adapters of another shape: {shown}", f"{where}.lora", merge)
 
 
 def _values(stage: TrainStage) -> dict[str, Any]:

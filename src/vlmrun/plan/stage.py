@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmrun import kinds
-from vlmrun.arch.sizes import Counts, Shapes
+from vlmrun.arch.counts import Counts
+from vlmrun.arch.sizes import Shapes
 from vlmrun.config.schema import HardwareConfig, StageNode, TrainStage
 from vlmrun.kinds.needs import Needs
 from vlmrun.plan import advice, disk, memory, time

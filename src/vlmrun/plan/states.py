@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vlmrun.arch.sizes import Counts, Shapes
+from vlmrun.arch.counts import Counts
+from vlmrun.arch.sizes import Shapes
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.hardware import gpus
@@ -48,11 +49,6 @@ class Setting:
     overlaps: bool
     reuse: int
     sub_group: int
-
-    @property
-    def sharing(self) -> int:
-        """Ranks that share the optimizer's state."""
-        return self.ranks if self.zero > 0 else 1
 
 
 def setting(stage: TrainStage, hardware: HardwareConfig, hidden: int) -> Setting:
@@ -133,7 +129,7 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
 
     Args:
         shapes: what this rank computes with.
-        saved: bytes by which weights held in few bits are smaller (qlora); those are never partitioned.
+        saved: bytes by which weights held in 4 or 8 bits are smaller (qlora); those are never partitioned.
     """
     parts = counts(shapes, stage)
     total = sum(part.total for part in parts.values())
@@ -142,11 +138,10 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
     weights = share(total * one.size, one.ranks if one.zero == 3 else 1) - saved
     masters = 0 if one.zero == 0 and one.size == FP32 else FP32 * trained
     moments = moment_bytes(stage, trained)
-    paged = stage.optim.paged
-    average = FP32 * trained if stage.ema is not None else 0
+    paged, moments = (moments, 0) if stage.optim.paged else (0, moments)
+    moments += FP32 * trained if stage.ema is not None else 0  # the average is split as they are
     if one.zero > 0:
-        masters, moments = share(masters, one.ranks), share(moments, one.ranks)
-        largest = share(largest, one.ranks)
+        masters, moments, paged, largest = (share(n, one.ranks) for n in (masters, moments, paged, largest))
     found, buffer = _gradients(trained, largest, one)
     away = {"none": 0, "cpu": 0, "nvme": 0}
     if one.optimizer_at != "none":
@@ -163,11 +158,11 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
     return States(
         weights=weights,
         masters=masters,
-        optimizer=(0 if paged else moments) + (0 if one.optimizer_at != "none" else share(average, one.sharing)),
+        optimizer=moments,
         buffers=_buffers(buffer, one, llm_learns=parts["llm"].trained > 0),
         gathered=_gathered(shapes, parts, stage, one),
         gathered_last=0,
-        host=away["cpu"] + (moments if paged else 0) + (average if one.optimizer_at != "none" else 0) // one.sharing,
+        host=away["cpu"] + paged,
         drive=away["nvme"],
         **{"left": found["growing"]} | found,
     )

@@ -41,7 +41,7 @@ def execute(job: StageJob) -> Result | None:
         return None
     began = time.monotonic()
     points = derived.points(job.stage)
-    average.check(points[0], job.parents)  # what does not fit is told before the first model is written
+    average.check(points[0], job.parents)  # what does not fit is reported before the first model is written
     rows = _scored(job, points)
     best = max(rows, key=lambda row: row["score"])  # of equals the first
     log.info("best of %d points: %s with %s %.1f%%", len(rows), label(best), job.stage.score, 100 * best["score"])

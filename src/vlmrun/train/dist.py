@@ -1,7 +1,7 @@
 """Ranks: joining the process group, leaving it in order, and the few collectives the trainer needs.
 
 Evidence for each precaution stands in the design's platform notes: no compiler at start-up, an explicit time-out,
-barrier + destroy on the way out, and workers that die with their launcher.
+barrier + destroy at exit, and workers that die with their launcher.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def session(hardware: HardwareConfig) -> Iterator[None]:
                 f"rank {rank()} lost another rank: {str(error).splitlines()[0]}",
                 f"{world()} ranks",
                 "its last words are in logs/rank-*.log; if it was only slow, raise hardware.timeout_seconds; "
-                "the same command goes on from the newest checkpoint",
+                "the same command resumes from the newest checkpoint",
                 reason="lost_rank",
             ) from error
         raise
@@ -234,7 +234,7 @@ def _join(hardware: HardwareConfig) -> None:
 
 
 def _check_world(hardware: HardwareConfig) -> None:
-    # A rank that believes it is alone trains on all the data, and nobody notices.
+    # A rank that believes it is alone trains on all the data, and no one notices.
     if world() != derived.ranks(hardware):
         raise LaunchError(
             f"{world()} ranks were started, {derived.ranks(hardware)} are configured",

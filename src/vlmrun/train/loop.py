@@ -82,7 +82,7 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
     if totals.named:
         plan.saver.finish()
     if totals.stop:
-        # Whoever sent the signal may not wait for an evaluation: the run that goes on makes it.
+        # What sent the signal may not wait for an evaluation: the resumed run makes it.
         plan.saver.save(finished)
         plan.saver.finish()
         raise LaunchError(
@@ -109,7 +109,7 @@ def seed(number: int, step: int, rank: int) -> None:
 
 
 def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, seconds: tuple[float, float]) -> None:
-    """Tells the trackers, and whoever should know of samples that taught nothing.
+    """Passes the numbers to the trackers, and reports samples that taught nothing.
 
     Args:
         seconds: of the whole step, and of waiting for its data.
@@ -130,8 +130,8 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         loss_scale=totals.loss_scale,
     )
     if totals.overflow:
-        told = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
-        log.info(told, row.step, row.loss_scale or 1.0)
+        message = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
+        log.info(message, row.step, row.loss_scale or 1.0)
     for batch in micro_batches:
         plan.skipped(batch["skipped"])
     if totals.empty:

@@ -58,7 +58,7 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         _cut_as_asked(loaded, job.model.tiles)
     if stage.tune.adapters and loaded.sources["llm"] is None:
         raise CheckpointError(
-            "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"
+            "LoRA needs an LLM that is stored in a folder, this one is random", "model.llm", "give its path"
         )
     rows = (
         new_tokens.ids_of(loaded.tokenizer, parts.added_tokens(loaded.model)) if stage.tune.llm == "new_tokens" else []

@@ -50,7 +50,7 @@ class Trained:
 def train(job: StageJob) -> Trained | None:
     """Carries out a train stage: fills `checkpoints/`, `metrics.jsonl` and `weights/` of the job's folder.
 
-    Every rank calls it; rank 0 gets the result. Called again after a crash it goes on from the newest checkpoint.
+    Every rank calls it; rank 0 gets the result. Called again after a crash it resumes from the newest checkpoint.
     """
     stage = job.stage
     assert isinstance(stage, TrainStage)
@@ -70,7 +70,7 @@ def train(job: StageJob) -> Trained | None:
 
 
 def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
-    """The parts that are saved from memory: a random one lies in no folder it could be linked from, trained or not."""
+    """The parts that are saved from memory: a random one is in no folder it could be linked from, trained or not."""
     changed = {"full", "new_tokens"}
     return [
         part
@@ -107,7 +107,7 @@ class _Run:
         self.trackers: list[Tracker] = []
 
     def resume(self) -> None:
-        """Goes on from the newest whole checkpoint, if there is one."""
+        """Resumes from the newest complete checkpoint, if there is one."""
         found = commit.newest_good(self.saver.folder)
         if found is not None:
             self._load(found)

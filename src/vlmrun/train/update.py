@@ -136,7 +136,7 @@ def _not_finite(what: str, mine: list[Batch]) -> VlmrunError:
 
 def only_overflows(mine: list[Batch]) -> VlmrunError:
     return VlmrunError(
-        f"{MOST_OVERFLOWS} updates in a row overflowed fp16: nothing is learnt",
+        f"{MOST_OVERFLOWS} updates in a row overflowed fp16: nothing is trained",
         f"samples: {shown(names_of(mine))}",
         "use hardware.precision=bf16 where the GPU has it, fp32 otherwise, or a lower learning rate",
     )

@@ -146,7 +146,7 @@ def test_the_best_model_is_saved_whenever_it_comes_and_a_run_that_goes_on_evalua
     asked = []
     saved = _train(_steps(5), save_steps=10, evaluate=lambda finished: asked.append(finished) or finished == 3)[1]
     assert saved == [3, 5]
-    assert asked == [1, 2, 3, 4, 5]
+    assert asked == [0, 1, 2, 3, 4, 5], "before the first update too, where that is asked for"
     asked.clear()
     _train(_steps(2), done=4, evaluate=asked.append)
     assert asked[0] == 4, "before the first step"

@@ -42,7 +42,7 @@ class Fp16(Node):
 
 
 class DeepSpeed(Node):
-    """What DeepSpeed is told besides stage, offload and batch, by its own names. Each number is of those ZeRO stages
+    """What DeepSpeed is given besides stage, offload and batch, by its own names. Each number is of those ZeRO stages
     that know it. Null: from the LLM's width, as transformers fills in "auto".
     """
 
@@ -157,14 +157,14 @@ class TrainStage(StageNode):
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
-    offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state lies, and ZeRO-3's parameters
+    offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state is, and ZeRO-3's parameters
     engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
     deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
     gradient_checkpointing: Annotated[bool | Positive, Volatile]  # n: units of n blocks of the LLM keep their input
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in host memory
     save_steps: Annotated[Every, Volatile]  # a checkpoint every N updates, share of all updates, or epoch
     save_total_limit: Annotated[Positive, Volatile]
-    save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training goes on
+    save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training continues
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key with keep_best or patience
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]

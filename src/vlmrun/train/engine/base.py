@@ -1,4 +1,4 @@
-"""What the loop sees of a model under training, whoever computes."""
+"""What the loop sees of a model under training, whichever engine computes."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class DeepSpeedEngine(Engine):
         return found if scale is None or self._zero != 3 else found * float(self.inner.optimizer.cur_scale) / scale
 
     def _allow_lowest_scale(self) -> float:
-        """The loss scale; an overflow at the lowest one is told by the loop, not by a bare exception of DeepSpeed."""
+        """The loss scale; an overflow at the lowest one is reported by the loop, not as an exception of DeepSpeed."""
         self.inner.optimizer.loss_scaler.raise_error_at_min_scale = False
         return float(self.inner.optimizer.cur_scale)
 

@@ -1,4 +1,4 @@
-"""PyTorch's FSDP2: every tensor is cut over the ranks, block by block, and whole only while its block computes.
+"""PyTorch's FSDP2: every tensor is sharded, block by block, and whole only while its block computes.
 
 Weights stay fp32; with bf16 they are gathered and computed in bf16, and gradients are summed in fp32.
 """
@@ -26,7 +26,7 @@ from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.optim import Group, optimizer
 
-# A tower that drops its class token returns a view; nobody writes into it.
+# A tower that drops its class token returns a view; nothing writes into it.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TINY = 1e-6  # torch's own guard in clip_grad_norm_
