@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
+from vlmrun import expressions
 from vlmrun.config.schema import Lora
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "dense", "Wqkv", "out_proj")
@@ -102,8 +103,8 @@ class Llm:
         if lora.targets == "all-linear":
             return list(self.linears)
         if isinstance(lora.targets, str):  # an expression: tried on a layer's name in its usual places
-            pattern = re.compile(lora.targets)
-            return [linear for linear in self.linears if any(map(pattern.fullmatch, _places(linear.name)))]
+            fits = partial(expressions.matches, lora.targets)
+            return [linear for linear in self.linears if any(map(fits, _places(linear.name)))]
         return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
 
     def n_adapter(self, lora: Lora, last: int | None = None) -> int:

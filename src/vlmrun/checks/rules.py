@@ -15,11 +15,13 @@ from vlmrun.checks import (
     offload,
     optimizers,
     quantized,
+    records,
     run,
     schedules,
     shards,
     sweeps,
     table,
+    tied,
     training,
     tuning,
     values,
@@ -32,7 +34,9 @@ from vlmrun.errors import Problem
 RULES: tuple[Rule, ...] = (
     *run.RULES,
     *llm.RULES,
+    *tied.RULES,
     *data.RULES,
+    *records.RULES,
     *shards.RULES,
     *benchmarks.RULES,
     *values.RULES,
@@ -57,6 +61,11 @@ def check(config: RunConfig, *, here: bool = True) -> list[Problem]:
         here: also those that depend on what is on this machine: files of models and data, packages, drives.
     """
     return table.problems(RULES, config, here=here)
+
+
+def check_records(config: RunConfig) -> list[Problem]:
+    """What is wrong with the records of a run, as far as its annotation files are read before it starts."""
+    return table.problems(records.CONTENT, config)
 
 
 def check_stage(stage: StageNode, where: str) -> list[Problem]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmrun import expressions
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import Lora, RunConfig, TrainStage
@@ -50,17 +50,16 @@ def _shape(lora: Lora, where: str) -> Iterator[Problem]:
     if not lora.targets:
         yield Problem("LoRA has no targets", f"{where}.targets", "all-linear, or names such as [q_proj, v_proj]")
     if isinstance(lora.targets, str):
-        yield from _expression(lora.targets, f"{where}.targets", "all-linear, a list of names, or an expression")
+        yield from _expression(lora.targets, f"{where}.targets", "all-linear, a list of names, or a simpler expression")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(lora, key):
             yield from _expression(pattern, f"{where}.{key}", "the end of a layer's name, such as layers.0.*.q_proj")
 
 
 def _expression(text: str, where: str, fix: str) -> Iterator[Problem]:
-    try:
-        re.compile(text)
-    except re.error as error:
-        yield Problem(f"{text!r} is no regular expression: {error}", where, fix)
+    what = expressions.fault(text)
+    if what is not None:
+        yield Problem(what, where, fix)
 
 
 def _last(stage: TrainStage, where: str) -> Iterator[Problem]:

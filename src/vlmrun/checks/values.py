@@ -69,9 +69,15 @@ def _new_tokens(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Probl
 
 def _objective(run: RunConfig) -> Iterator[Problem]:
     stage, _, number = (run.objective or "").partition(".")
-    if run.objective is not None and (stage not in run.stage or not number):
+    if run.objective is not None and (stage not in run.stage or not number or "." in number):
         fix = suggest(stage, run.stage, noun="stages")
         yield Problem(f"objective {run.objective!r} is no number of a stage", "objective", f"STAGE.NUMBER; {fix}")
+
+
+def _twice(run: RunConfig) -> Iterator[Problem]:
+    for key, names in (("tracking", [str(name) for name in run.tracking]), ("only", run.only)):
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Problem(f"{name} is named twice", key, f"{key}=[{','.join(dict.fromkeys(names))}]")
 
 
 def _tokens(run: RunConfig) -> Iterator[Problem]:
@@ -161,6 +167,7 @@ RULES = (
     Rule("new-tokens", "Tokens that are added have a name of their own and are named once.",
          ("model.image_markers", "model.new_tokens"), _tokens),
     Rule("objective", "A sweep's objective is a number of one of the run's stages.", ("objective",), _objective),
+    Rule("once", "Trackers, and stages to run, are named once.", ("tracking", "only"), _twice),
     Rule("something-trains", "A training stage trains at least one part.", ("stage.*.tune",), _something_trains,
          of=_TRAIN, alone=True),
     Rule("quantization", "Quantization has values, which fit its bits, exactly where the LLM is tuned by QLoRA.",

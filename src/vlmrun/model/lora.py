@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from vlmrun import expressions
 from vlmrun.config.schema import Lora, ends_as
 from vlmrun.errors import ConfigError, Problem, suggest
 from vlmrun.model import blocks, named_modules
@@ -96,9 +98,9 @@ def lora_targets(
 
 def _matching(linear: list[str], pattern: str, part: str) -> list[str]:
     try:
-        found = [name for name in linear if re.fullmatch(pattern, f"{part}.{name}")]
-    except re.error as error:
-        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "fix it") from error
+        found = [name for name in linear if expressions.matches(pattern, f"{part}.{name}")]
+    except ConfigError as error:
+        raise ConfigError([replace(problem, where=f"{WHERE}.targets") for problem in error.problems]) from error
     if not found:
         raise ConfigError(
             f"LoRA's {pattern!r} matches no linear layer of the {NAMES[part]}",

@@ -163,6 +163,7 @@ def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:
     changes: dict[str, Any] = {"annotations": str(base / Path(data.annotations).expanduser()), "prepare": None}
     if data.images is not None:
         changes["images"] = str(base / Path(data.images).expanduser())
+    changes["image_roots"] = [str(Path.cwd() / Path(other).expanduser()) for other in data.image_roots]
     if isinstance(data, BenchmarkConfig) and data.gold is not None:
         changes["gold"] = str(base / Path(data.gold).expanduser())
     return data.model_copy(update=changes)
@@ -192,6 +193,8 @@ def _short(folder: Path) -> str:
 
 def _link(link: Path, target: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and str(link.readlink()) == os.path.relpath(target, link.parent):
+        return  # a finished run on a disk that cannot be written
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral
-from vlmrun.config.schema.base import Count, Fraction, Node, Positive, Rate
+from vlmrun.config.schema.base import Count, Factor, Fraction, Node, Positive, Rate
 
 
 class Ema(Node):
@@ -33,9 +33,9 @@ class Optim(Node):
     weight_decay_end: Annotated[Rate | None, Neutral(None)]  # what it grows to over all updates; null: it stays
     weight_decay_schedule: Annotated[Literal["constant", "linear", "cosine"], Neutral("constant")]
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Annotated[float, Field(gt=0)]
+    eps: Factor
     schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
-    power: Annotated[float, Field(gt=0), Neutral(1.0)]  # of polynomial; 1: linear
+    power: Annotated[Factor, Neutral(1.0)]  # of polynomial; 1: linear
     min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
     min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
     decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all

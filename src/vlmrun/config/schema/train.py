@@ -7,10 +7,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral, Parent, Source, Volatile
-from vlmrun.config.schema.base import Aspect, Count, Every, Node, Positive, Rate
+from vlmrun.config.schema.base import (
+    Aspect,
+    Color,
+    Count,
+    Every,
+    Factor,
+    Few,
+    Node,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+)
 from vlmrun.config.schema.optim import Ema, Optim
 from vlmrun.config.schema.stage import StageNode
 from vlmrun.config.schema.tune import Lora, Quant, Tune
+
+DRAWN = frozenset({"vlmrun.data.shapes.prepare"})  # what makes data of opaque RGB images only
 
 
 class Compat(Node):
@@ -30,13 +44,16 @@ class Compat(Node):
     quantised_head: bool  # qlora: the output head in few bits as well
     # Pai-Megatron-Patch: a sample whose key contains llava is asked its image alone; 4: shards are part of keys
     llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
+    # take images as `convert("RGB")` leaves them: transparency and EXIF orientation dropped, 16-bit gray clipped to
+    # white. In keys null is what counts, through `image_background`
+    images: Annotated[Literal["upstream"] | None, Neutral("upstream"), Volatile]
 
 
 class Fp16(Node):
     """Dynamic loss scaling: begins at 2 ** initial_scale_power, halves on overflow, doubles after a quiet window."""
 
     loss_scale_window: Positive  # updates without an overflow before the scale doubles
-    initial_scale_power: Count
+    initial_scale_power: Annotated[int, Field(ge=0, le=64)]
     hysteresis: Positive  # overflows before the scale is halved
     min_loss_scale: Positive
 
@@ -51,13 +68,13 @@ class DeepSpeed(Node):
     contiguous_gradients: bool
     reduce_scatter: bool
     round_robin_gradients: bool
-    reduce_bucket_size: Positive | None
-    allgather_bucket_size: Positive
-    sub_group_size: Positive
-    stage3_prefetch_bucket_size: Count | None
-    stage3_param_persistence_threshold: Count | None
-    stage3_max_live_parameters: Positive
-    stage3_max_reuse_distance: Positive
+    reduce_bucket_size: Size | None
+    allgather_bucket_size: Size
+    sub_group_size: Size
+    stage3_prefetch_bucket_size: Annotated[int, Field(ge=0, le=2**53)] | None
+    stage3_param_persistence_threshold: Annotated[int, Field(ge=0, le=2**53)] | None
+    stage3_max_live_parameters: Size
+    stage3_max_reuse_distance: Size
     offload_param: Literal["none", "cpu", "nvme"] | None  # null: as `offload` says
     pin_memory: bool
     nvme_path: str | None  # folder on the drive, for offload: nvme
@@ -99,6 +116,13 @@ def _cut(stage: TrainStage, run: Any) -> dict[str, Any]:
     return {"cut": [stage.micro_batch, run.hardware.data_ranks]}
 
 
+def _seen(stage: TrainStage, run: Any) -> dict[str, Any]:
+    """How transparent, turned and deep images are seen. Keys without it mean upstream's way; data that vlmrun draws has
+    no image that can be seen in two ways."""
+    drawn = all((made := run.data[name].prepare) is not None and made.target in DRAWN for name in stage.data)
+    return {} if drawn or stage.compat.images == "upstream" else {"image_background": stage.image_background}
+
+
 def _engine(stage: TrainStage, run: Any) -> dict[str, Any]:
     """DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast."""
     return {} if run.hardware.precision == "fp32" else {"engine": stage.engine}
@@ -121,8 +145,8 @@ class Order(Node):
     """The order of samples that megatron-energon's loader has, whatever ranks and workers there are here."""
 
     name: Literal["energon4", "energon7"]
-    ranks: Positive  # data-parallel ranks there
-    workers: Count  # loader processes of each there
+    ranks: Few  # data-parallel ranks there
+    workers: Annotated[int, Field(ge=0, le=4096)]  # loader processes of each there
     micro_batch: Positive  # samples that one of them gives at a time
     slice_samples: Positive | None  # a shard is read in slices of about so many samples; null: whole
     buffer: Positive | None  # samples that each next one is drawn from; null: none
@@ -134,12 +158,13 @@ class TrainStage(StageNode):
     kind: Literal["train"]
     init_from: Annotated[str | None, Parent]  # a stage, an artifact folder, or null: the parts as `model` names them
     data: Annotated[list[str], Field(min_length=1), Source]
-    data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
+    data_weights: list[Factor] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, images and text apart
     order: Annotated[Order | None, Neutral(None)]  # of another project's loader; null: ours, as `seed` says
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
     image_aspect: Aspect
+    image_background: Annotated[Color, Neutral("#ffffff"), Volatile(unless=_seen)]  # behind transparent images
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
     tune: Tune
@@ -152,7 +177,7 @@ class TrainStage(StageNode):
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
     loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
-    epochs: Annotated[float | None, Field(gt=0)]  # null: as many as max_steps needs
+    epochs: Factor | None  # null: as many as max_steps needs
     max_steps: Positive | None
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
@@ -168,6 +193,6 @@ class TrainStage(StageNode):
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key with keep_best or patience
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
-    workers: Annotated[Count, Volatile]  # loader processes per rank
-    prefetch: Annotated[Positive, Volatile]  # micro batches that each of them makes ahead
-    seed: Count
+    workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank
+    prefetch: Annotated[Few, Volatile]  # micro batches that each of them makes ahead
+    seed: Seed

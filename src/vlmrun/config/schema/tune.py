@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral
-from vlmrun.config.schema.base import Node, Positive
+from vlmrun.config.schema.base import Factor, Node, Positive
 
 Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 
@@ -46,8 +46,8 @@ class Lora(Node):
     whole of a layer's name matches, the part in front (`llm\\..*\\.self_attn\\.(q|k|v|o)_proj`).
     """
 
-    r: Positive
-    alpha: Annotated[float, Field(gt=0)]
+    r: Annotated[int, Field(ge=1, le=65_536)]
+    alpha: Factor
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     targets: str | list[str]
     modules_to_save: list[str]  # last names of modules of the LLM that train whole, such as embed_tokens
@@ -56,7 +56,7 @@ class Lora(Node):
     dora: Annotated[bool, Neutral(False)]  # train the length of every row of a weight apart from its direction
     # other ranks, and other alphas, for layers whose name ends as the expression says: {layers.0.self_attn.q_proj: 16}
     rank_pattern: Annotated[dict[str, Positive], Neutral({})]
-    alpha_pattern: Annotated[dict[str, Annotated[float, Field(gt=0)]], Neutral({})]
+    alpha_pattern: Annotated[dict[str, Factor], Neutral({})]
 
     def rank(self, layer: str) -> int:
         """The rank of a layer: that of the first pattern that matches the end of its name, as PEFT decides it."""
