@@ -167,7 +167,7 @@ def _launch(folder: Path) -> Launch:
 
 
 def _lives(launch: Launch) -> bool:
-    """Whether the process is still there; of another machine nobody can say, so it is taken at its word."""
+    """Whether the process is still there; of another machine no one can say, so it is taken at its word."""
     if launch.host.partition(",")[0] != socket.gethostname():
         return True
     number, began = launch.process
