@@ -203,8 +203,9 @@ def train(label: str, text: str, channel: Connection) -> None:
     from vlmrun.names import METRICS
     from vlmrun.train import dist, loop, model, optim
     from vlmrun.train.engine import create
-    from vlmrun.train.log import Lines, Metrics
+    from vlmrun.train.log import Metrics
     from vlmrun.train.plan import Plan
+    from vlmrun.train.progress import Lines
 
     job = StageJob.model_validate_json(text)
     stage: Any = job.stage

@@ -37,6 +37,7 @@ NODES = {
     "TrainStage": ("stage.NAME, kind: train", "stage/_train.yaml"),
     "Tune": ("stage.NAME.tune", "stage/_train.yaml"),
     "Lora": ("stage.NAME.lora", "stage/_train.yaml"),
+    "Ema": ("stage.NAME.ema", ""),
     "Quant": ("stage.NAME.quant", ""),
     "Order": ("stage.NAME.order", ""),
     "Packing": ("stage.NAME.packing", ""),

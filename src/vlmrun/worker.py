@@ -22,6 +22,7 @@ from vlmrun.outcome import Result
 log = logs.get(__name__)
 
 _STOPPED = 130
+_SHARED = "/dev/shm"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,12 +57,19 @@ def _run(job: StageJob) -> int:
         return _leave(job, error)
     except OSError as error:
         # A full disk or a read-only folder: the user's matter, not a bug of ours.
-        return _leave(
-            job, DataError(f"{error.strerror or error}", str(error.filename or job.path), "free space or rights")
-        )
+        return _leave(job, _of_disk(job, error))
     except Exception as error:  # noqa: BLE001 - the last line of defence: keep the traceback, show a sentence
         return _leave(job, _unforeseen(job, rank, error))
     return 0
+
+
+def _of_disk(job: StageJob, error: OSError) -> VlmrunError:
+    """An error of the system about a file, or about shared memory, which names no file."""
+    what = str(error.strerror or error)
+    if error.filename is None and not os.access(_SHARED, os.W_OK):
+        fix = f"mount it writable (docker run --shm-size=8g), or stage.{job.name}.workers=0"
+        return DataError(f"{what}: loader processes hand over samples in shared memory", _SHARED, fix)
+    return DataError(what, str(error.filename or job.path), "free space or rights")
 
 
 def _be_watched(folder: Path, rank: int) -> None:

@@ -218,6 +218,7 @@ def test_a_second_stage_starts_from_the_first_and_links_what_it_leaves(ranks, tm
 def test_an_unmerged_lora_parent_is_refused(ranks, tmp_path):
     first, _ = _run(ranks, tmp_path, "lora", engine="plain", tune=TUNE_LORA, lora=LORA)
     job = make_job(tmp_path, "next", init_from="lora", parents={"lora": str(first.path)})
+    assert job.stage.tune.llm == "full"
     with pytest.raises(AssertionError, match=r"CheckpointError.*not merged"):
         ranks(execute, 1, job.to_json(), group=False)
 

@@ -151,7 +151,7 @@ def _stopped_at(text, step):
 
 BEST = {"eval": HELD_OUT | {"steps": 1, "generate": 0}, "keep_best": "loss", "engine": "plain", "save_total_limit": 1}
 # A rate that is far too high: the third model is the best of four.
-WILD = BEST | {"lr": 0.2, "connector_lr": 0.2, "schedule": "constant", "max_steps": 4}
+WILD = BEST | {"lr": 0.5, "connector_lr": 0.2, "schedule": "constant", "max_steps": 5}
 
 
 def test_the_best_model_is_the_result_and_survives_what_comes_later(tmp_path):
@@ -159,10 +159,10 @@ def test_the_best_model_is_the_result_and_survives_what_comes_later(tmp_path):
     summary = finish(job)
     by_loss = {row["step"]: row["loss"] for row in scores(job)}
     best = min(by_loss, key=by_loss.get)
-    assert 1 < best < 4, by_loss
+    assert 1 < best < 5, by_loss
     assert summary["best_step"] == best
     assert summary["eval_loss"] == by_loss[best]
-    assert sorted(path.name for path in (job.path / "checkpoints").iterdir()) == sorted({f"step-{best}", "step-4"})
+    assert sorted(path.name for path in (job.path / "checkpoints").iterdir()) == sorted({f"step-{best}", "step-5"})
     (reference,) = forked.run(_loss_of_first, 1, job.to_json(), 7, group=False)
     assert reference == pytest.approx(by_loss[best], abs=1e-5), "the weights are those of the best step"
 
@@ -170,7 +170,7 @@ def test_the_best_model_is_the_result_and_survives_what_comes_later(tmp_path):
     with pytest.raises(RankError, match="stopped at step"):
         forked.run(_stopped_at, 1, stopped.to_json(), best, group=False)
     finish(stopped)
-    assert f"goes on from step {best} of 4" in said(stopped)
+    assert f"goes on from step {best} of 5" in said(stopped)
     assert (scores(stopped), weights(stopped)) == (scores(job), weights(job))
 
 

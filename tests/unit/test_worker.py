@@ -133,3 +133,18 @@ def test_a_problem_is_placed_at_the_stage_by_its_name(run_stage, tmp_path):
     (left,) = tmp_path.rglob(FAILURE_FILE)
     (problem,) = error_from_dict(json.loads(left.read_text())).problems
     assert (problem.where, problem.fix) == ("stage.merge.packing", "stage.merge.packing=null")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_shared_memory_that_cannot_be_written_is_named_as_itself(run_stage, tmp_path, monkeypatch, writable):
+    """A loader's process asks for it without a file name: the error's place would be the stage's folder."""
+    monkeypatch.setattr(worker.os, "access", lambda path, mode: writable)
+
+    def hand_over(job):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    assert run_stage(hand_over) == 3
+    (left,) = tmp_path.rglob(FAILURE_FILE)
+    (problem,) = error_from_dict(json.loads(left.read_text())).problems
+    assert (problem.where == "/dev/shm") is not writable
+    assert ("workers=0" in problem.fix) is not writable

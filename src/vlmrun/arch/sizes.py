@@ -9,8 +9,9 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from vlmrun import expressions
-from vlmrun.config.schema import Lora, Tune
+from vlmrun.config.schema import Lora
 
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "dense", "Wqkv", "out_proj")
 _ROWS = ("o_proj", "dense", "out_proj", "down_proj", "fc2")  # layers behind attention and behind the MLP's activation
 
 
@@ -106,9 +107,20 @@ class Llm:
             return [linear for linear in self.linears if any(map(fits, _places(linear.name)))]
         return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
 
-    def n_adapter(self, lora: Lora) -> int:
-        """Parameters of the adapters."""
-        return self.layers * sum(lora.r * (linear.n_in + linear.n_out) for linear in self.adapted(lora))
+    def n_adapter(self, lora: Lora, last: int | None = None) -> int:
+        """Parameters of the adapters: A and B, and with DoRA a length for each row.
+
+        Args:
+            last: only the last blocks have some; None: all.
+        """
+        adapted = self.adapted(lora)
+        lengths = sum(linear.n_out for linear in adapted) if lora.dora else 0
+        first = self.layers - min(last or self.layers, self.layers)
+        per_block = (
+            sum(lora.rank(_in_block(linear.name, block)) * (linear.n_in + linear.n_out) for linear in adapted)
+            for block in range(first, self.layers)
+        )
+        return sum(per_block) + (self.layers - first) * lengths
 
     def n_whole(self, lora: Lora) -> int:
         """Parameters of embedding and head that train whole beside the adapters."""
@@ -161,6 +173,24 @@ class Tower:
         """Channels of all layers and scales together."""
         return self.hidden * self.kept * self.scales
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Of one block, as CLIP and SigLIP name them."""
+        names, hidden, wide = ("q_proj", "k_proj", "v_proj", "out_proj"), self.hidden, self.intermediate
+        attention = tuple(Linear(name, hidden, hidden, bias=True) for name in names)
+        return (*attention, Linear("fc1", hidden, wide, bias=True), Linear("fc2", wide, hidden, bias=True))
+
+    def n_last(self, last: int | None) -> int:
+        """Parameters that train when the tower does, or its last blocks."""
+        return self.n_used if last is None else min(last, self.blocks) * vit_block(self.hidden, self.intermediate)
+
+    def n_adapter(self, lora: Lora, last: int | None = None) -> int:
+        """Parameters of adapters on the blocks that are run, or on the last of them."""
+        every = isinstance(lora.targets, str)  # an expression: at most all of them
+        adapted = [linear for linear in self.linears if every or linear.name in lora.targets]
+        per_block = sum(lora.r * (linear.n_in + linear.n_out) + lora.dora * linear.n_out for linear in adapted)
+        return min(last or self.blocks, self.blocks) * per_block
+
 
 def vit_block(hidden: int, intermediate: int) -> int:
     """Parameters of a transformer block with biases everywhere."""
@@ -202,24 +232,10 @@ class Shapes:
         return self.llm.n_parameters + self.tower.n_parameters + self.connector.n_parameters
 
 
-class Counts(NamedTuple):
-    """Parameters of a part, adapters included, and how many of them are trained."""
-
-    total: int
-    trained: int
-
-
-def counts(shapes: Shapes, tune: Tune, lora: Lora | None, new_rows: int = 0) -> dict[str, Counts]:
-    """Of each part, as `train.audit` counts them before the first step."""
-    llm, tower, connector = shapes.llm, shapes.tower, shapes.connector
-    adapter = llm.n_adapter(lora) if lora is not None and tune.adapters else 0
-    beside = llm.n_bias(lora) + llm.n_whole(lora) if lora is not None and tune.adapters else 0
-    trained = {"freeze": 0, "full": llm.n_parameters, "new_tokens": llm.n_embedding if new_rows else 0}
-    return {
-        "llm": Counts(llm.n_parameters + adapter, trained.get(tune.llm, adapter + beside)),
-        "tower": Counts(tower.n_parameters, tower.n_used if tune.tower == "full" else 0),
-        "connector": Counts(connector.n_parameters, connector.n_parameters if tune.connector == "full" else 0),
-    }
+def _in_block(name: str, block: int) -> str:
+    """The usual name of a linear layer of a block, which patterns of ranks are tried on."""
+    half = "self_attn" if name in _ATTENTION else "mlp"
+    return f"model.layers.{block}.{half}.{name}"
 
 
 def _places(name: str) -> list[str]:

@@ -31,7 +31,7 @@ def _tower(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     if stage.init_from is not None or _held(run, "tower") is None:
         return
     yield from packages.bitsandbytes("model.tower.path")
-    if stage.tune.tower == "full":
+    if stage.tune.sees:
         yield Problem(
             "the tower's weights are quantized: a gradient cannot move them",
             f"{where}.tune.tower",

@@ -34,7 +34,7 @@ def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem("neither epochs nor max_steps says how long to train", f"{where}.epochs", f"{where}.epochs=1.0")
     if stage.epochs is None and stage.packing is not None:
         yield Problem("packing lays out whole passes over the data", f"{where}.epochs", f"{where}.epochs=1.0")
-    falls_to = [name for name in ("min_lr_ratio", "min_lr", "decay_steps") if getattr(optim, name)]
+    falls_to = [name for name in ("min_lr_ratio", "min_lr", "decay_steps", "decay_ratio") if getattr(optim, name)]
     if falls_to and (optim.schedule == "constant" or stage.compat.offload_schedule):
         what = "schedule constant" if optim.schedule == "constant" else "compat.offload_schedule"
         neutral = "0.0" if falls_to[0] == "min_lr_ratio" else "null"
@@ -74,6 +74,12 @@ def _warmup(optim: Optim, place: str) -> Iterator[Problem]:
         )
     if optim.warmup_from > 0 and not (optim.warmup_ratio or optim.warmup_steps):
         yield Problem("there is no warm-up that could begin at a rate", f"{place}.warmup_from", "warmup_from=0.0")
+    if optim.decay_ratio is not None and optim.warmup_ratio is not None and optim.warmup_ratio >= optim.decay_ratio:
+        yield Problem(
+            f"the warm-up takes {optim.warmup_ratio:g} of all steps, and the decay ends after {optim.decay_ratio:g}",
+            f"{place}.decay_ratio",
+            "a larger decay_ratio, or a smaller warmup_ratio",
+        )
     warmup = optim.warmup_steps
     if optim.decay_steps is not None and warmup is not None and warmup >= optim.decay_steps:
         yield Problem(
@@ -90,12 +96,21 @@ def _shape(optim: Optim, where: str) -> Iterator[Problem]:
             f"schedule {optim.schedule} has no power", f"{where}.power", f"{where}.schedule=polynomial, or power=1.0"
         )
     given = [name for name in ("cooldown_steps", "cooldown_ratio") if getattr(optim, name) is not None]
-    if optim.schedule == "wsd" and len(given) != 1:
-        what = "neither is" if not given else "both are"
+    if optim.schedule == "wsd" and len(given) == 2:
         yield Problem(
-            f"wsd ends with cooldown_steps or cooldown_ratio, and {what} given",
+            "wsd ends with cooldown_steps or cooldown_ratio, and both are given",
             f"{where}.cooldown_steps",
-            f"{where}.cooldown_ratio=0.1",
+            f"{where}.cooldown_steps=null",
+        )
+    if optim.schedule == "wsd" and optim.decay_ratio is not None:
+        yield Problem(
+            "the part of wsd in which the rate falls is its cooldown",
+            f"{where}.decay_ratio",
+            f"{where}.decay_ratio=null {where}.cooldown_ratio={optim.decay_ratio:g}",
+        )
+    if optim.decay_ratio is not None and optim.decay_steps is not None:
+        yield Problem(
+            "the end of the decay is given in updates and as a share", f"{where}.decay_ratio", "one of the two is null"
         )
     if optim.schedule != "wsd" and given:
         yield Problem(

@@ -120,6 +120,12 @@ def _held_out(stage: TrainStage, where: str) -> Iterator[Problem]:
                 f"{where}.eval.generate",
                 "at most max_samples",
             )
+        if held_out.min_delta and held_out.patience is None:
+            yield Problem(
+                "min_delta is what an evaluation must gain for patience, which is null",
+                f"{where}.eval.min_delta",
+                f"{where}.eval.patience=3, or min_delta=0.0",
+            )
     if stage.keep_best is not None and held_out is None:
         yield Problem(
             "keep_best needs evaluations during training",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmrun import expressions
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import RunConfig, TrainStage
@@ -16,26 +15,6 @@ def _something_trains(stage: TrainStage, where: str) -> Iterator[Problem]:
         yield Problem(
             "nothing is trained: every part is frozen", f"{where}.tune", f"for instance {where}.tune.connector=full"
         )
-
-
-def _lora(stage: TrainStage, where: str) -> Iterator[Problem]:
-    if stage.tune.adapters and stage.lora is None:
-        yield Problem(
-            f"tune.llm is {stage.tune.llm}, but lora has no values",
-            where,
-            f"'{where}.lora={{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear, bias: none, "
-            "modules_to_save: []}'",
-        )
-    if not stage.tune.adapters and stage.lora is not None:
-        yield Problem(
-            f"lora has values, but tune.llm is {stage.tune.llm}", where, f"{where}.tune.llm=lora or {where}.lora=null"
-        )
-    if stage.lora is not None and not stage.lora.targets:
-        yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
-    if stage.lora is not None and isinstance(stage.lora.targets, str):
-        what = expressions.fault(stage.lora.targets)
-        if what is not None:
-            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or a simpler expression")
 
 
 def _quant(stage: TrainStage, where: str) -> Iterator[Problem]:
@@ -118,7 +97,7 @@ def _rates(stage: TrainStage, where: str) -> Iterator[Problem]:
     used = {
         "lr": optim.lr if stage.tune.llm != "freeze" else None,
         "connector_lr": _rate(optim.connector_lr, optim.lr) if stage.tune.connector == "full" else None,
-        "tower_lr": _rate(optim.tower_lr, optim.lr) if stage.tune.tower == "full" else None,
+        "tower_lr": _rate(optim.tower_lr, optim.lr) if stage.tune.sees else None,
     }
     for name, rate in used.items():
         if rate == 0.0:
@@ -183,16 +162,6 @@ def _adapted(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]
         )
 
 
-def _lora_parent(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
-    parent = run.stage.get(stage.init_from or "")
-    if isinstance(parent, TrainStage) and parent.tune.adapters:
-        yield Problem(
-            f"{stage.init_from!r} ends with adapters that are not merged",
-            f"{where}.init_from",
-            f"add a merge stage of {stage.init_from} and start from that",
-        )
-
-
 _TRAIN = (TrainStage,)
 RULES = (
     Rule("new-tokens", "Tokens that are added have a name of their own and are named once.",
@@ -201,8 +170,6 @@ RULES = (
     Rule("once", "Trackers, and stages to run, are named once.", ("tracking", "only"), _twice),
     Rule("something-trains", "A training stage trains at least one part.", ("stage.*.tune",), _something_trains,
          of=_TRAIN, alone=True),
-    Rule("lora", "LoRA has values, with targets, exactly where the LLM is trained through adapters.",
-         ("stage.*.tune.llm", "stage.*.lora"), _lora, of=_TRAIN, alone=True),
     Rule("quantization", "Quantization has values, which fit its bits, exactly where the LLM is tuned by QLoRA.",
          ("stage.*.tune.llm", "stage.*.quant", "stage.*.compat.quantised_head"), _quant, of=_TRAIN, alone=True),
     Rule("new-token-rows", "New tokens can be added, and their rows trained alone, while no rank holds only a shard of "
@@ -218,6 +185,4 @@ RULES = (
          ("stage.*.zero", "stage.*.tune.llm", "hardware.precision"), _zero, of=_TRAIN),
     Rule("adapters-have-a-base", "Adapters are trained on an LLM that is read from a folder or comes from a stage.",
          ("stage.*.tune.llm", "stage.*.init_from", "model.llm.path"), _adapted, of=_TRAIN),
-    Rule("merged-before-training", "Training starts from a model whose adapters are merged.", ("stage.*.init_from",),
-         _lora_parent, of=_TRAIN),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlmrun.config import marks
@@ -12,7 +12,9 @@ from vlmrun.config.marks import Parent, Source
 from vlmrun.config.schema import (
     AverageStage,
     DataConfig,
+    Every,
     HardwareConfig,
+    Lora,
     ModelConfig,
     Optim,
     Reading,
@@ -24,6 +26,9 @@ from vlmrun.config.schema import (
     TrainStage,
 )
 
+# Source: arXiv:2404.06395 (MiniCPM), section 4.2: a tenth of all steps is enough for the decay of WSD.
+_COOLDOWN = 0.1
+_ROUNDED = 1e-9  # what a quotient may lack to a whole number
 SHARDS = frozenset({"wds", "energon"})  # formats that are folders of tar files
 
 
@@ -76,13 +81,49 @@ def cooldown_steps(optim: Optim, end: int) -> int:
     """Updates of wsd's last part: as given, or a share of all up to its end, rounded up."""
     if optim.cooldown_steps is not None:
         return optim.cooldown_steps
-    assert optim.cooldown_ratio is not None, "checked: one of the two is given"
-    return max(1, math.ceil(optim.cooldown_ratio * end))
+    share = _COOLDOWN if optim.cooldown_ratio is None else optim.cooldown_ratio
+    return max(1, math.ceil(share * end))
+
+
+def decay_end(optim: Optim, steps: int) -> int:
+    """Updates until the lowest rate, the warm-up included: as given, a share of all, or all."""
+    if optim.decay_ratio is not None:
+        return max(1, math.ceil(optim.decay_ratio * steps))
+    return optim.decay_steps or steps
+
+
+def is_due(every: Every, step: int, steps: int, epoch: Callable[[int], float]) -> bool:
+    """Whether something happens after an update that is asked for every N updates, share of all updates, or epoch.
+
+    Args:
+        step: updates made.
+        steps: all of them.
+        epoch: passes over the data that are finished after an update.
+    """
+    if isinstance(every, int):
+        return step % every == 0
+
+    def reached(at: int) -> int:
+        return math.floor((epoch(at) if isinstance(every, str) else at / (every * steps)) + _ROUNDED)
+
+    return reached(step) > reached(step - 1)
+
+
+def times(every: Every, steps: int, epochs: float) -> int:
+    """How many times something happens that is asked for so, and also happens after the last of all updates."""
+    if isinstance(every, int):
+        return -(-steps // every)
+    return math.ceil((epochs if isinstance(every, str) else 1.0 / every) - _ROUNDED)
 
 
 def recomputed_together(stage: TrainStage) -> int:
     """Blocks of the LLM that keep one input under gradient checkpointing; 0 without."""
     return int(stage.gradient_checkpointing)
+
+
+def tower_lora(stage: TrainStage) -> Lora | None:
+    """The adapters' shape in the tower."""
+    return (stage.tower_lora or stage.lora) if stage.tune.tower == "lora" else None
 
 
 def in_shards(data: DataConfig) -> bool:

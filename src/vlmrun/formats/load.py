@@ -54,19 +54,21 @@ def describe(folder: Path, came_as: str | None = None) -> dict[str, Any]:
     return native.describe(folder)
 
 
-def load(
+def load(  # noqa: PLR0913 - where a model is, and in which form it is wanted
     folder: Path,
     *,
     dtype: torch.dtype,
     attention: str,
     merge_adapter: bool = False,
     quantized: dict[str, Any] | None = None,
+    keep_adapter: bool = False,
     came_as: str | None = None,
 ) -> Loaded:
     """Loads a saved model, in eval mode, with the template it was saved with.
 
     Args:
         folder: an artifact, its weights folder, or a whole model in another format.
+        keep_adapter: PEFT wraps the LLM whatever kind of adapter it is, to train it further.
         merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
         quantized: a quantized LLM (`quantise.of`), to train on; a model whose adapter was
             trained so is loaded so anyway.
@@ -90,8 +92,8 @@ def load(
         ) from error
     model = model.model_copy(update={"llm": _inside(model.llm, weights), "tower": _inside(model.tower, weights)})
     adapter = Adapter(weights / "adapter") if description.get("adapter") else None
-    # PEFT is given what our own trainer makes; any other adapter is folded in.
-    folded = adapter is not None and (merge_adapter or not adapter.plain)
+    # To be used, PEFT is given plain LoRA; any other adapter is folded in.
+    folded = adapter is not None and (merge_adapter or not (keep_adapter or adapter.plain))
     held = quantized if merge_adapter or folded else quantized or description.get("quantized")
     loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
     _require_nothing_else(loaded, weights)

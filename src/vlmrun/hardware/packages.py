@@ -11,11 +11,10 @@ from vlmrun.hardware.gpus import GPUS
 
 
 def bitsandbytes(where: str) -> Iterator[Problem]:
-    """4-bit weights need bitsandbytes, on a GPU and on a CPU; it is looked for, not imported (that takes seconds)."""
+    """Weights in 4 bits, and optimizers of its own; it is looked for, not imported (that takes seconds)."""
     if find_spec("bitsandbytes") is None:
-        yield Problem(
-            "4-bit weights need bitsandbytes, which is not installed", where, "pip install 'bitsandbytes>=0.50'"
-        )
+        what = "this optimizer needs" if where.endswith("optimizer") else "4-bit weights need"
+        yield Problem(f"{what} bitsandbytes, which is not installed", where, "pip install 'bitsandbytes>=0.50'")
 
 
 def liger(hardware: HardwareConfig, where: str) -> Iterator[Problem]:

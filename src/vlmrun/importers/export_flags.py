@@ -221,6 +221,8 @@ def minicpm(run: RunConfig, stage: TrainStage, family: str, unsaid: list[str]) -
         flags |= {"lora_alpha": int(stage.lora.alpha), "lora_dropout": stage.lora.dropout, "lora_bias": stage.lora.bias}
         flags["lora_target_modules"] = stage.lora.targets
     if stage.eval is not None:
-        flags |= {"evaluation_strategy": "steps", "eval_steps": stage.eval.steps, "do_eval": True}
+        every = stage.eval.steps
+        how = {"evaluation_strategy": "epoch"} if every == "epoch" else {"evaluation_strategy": "steps"}
+        flags |= how | ({} if every == "epoch" else {"eval_steps": every}) | {"do_eval": True}
         flags["eval_data_path"] = run.data[stage.eval.data[0]].annotations
     return flags

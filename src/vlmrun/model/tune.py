@@ -4,49 +4,64 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from vlmrun import expressions
 from vlmrun.config.schema import Lora, Tune
-from vlmrun.errors import ConfigError, Problem, suggest
-from vlmrun.model import named_modules, new_tokens
+from vlmrun.errors import ConfigError
+from vlmrun.model import blocks, named_modules, new_tokens, tower_adapter
+from vlmrun.model import lora as adapters
+from vlmrun.model.lora import WHERE, lora_targets
 from vlmrun.model.parts import seeded
 from vlmrun.model.vlm import VLM
 
-WHERE = "stage.*.lora"
+__all__ = ["adapter_config", "apply", "has_adapter", "lora_targets", "saved_modules", "trained_beside", "wrap"]
 
 
-def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0, new_rows: Sequence[int] = ()) -> None:
-    """Sets `requires_grad` of every parameter; with `llm: lora` or `qlora`, PEFT wraps `vlm.llm` and nothing else.
+def apply(
+    vlm: VLM,
+    tune: Tune,
+    lora: Lora | None,
+    *,
+    tower_lora: Lora | None = None,
+    seed: int = 0,
+    new_rows: Sequence[int] = (),
+) -> None:
+    """Sets `requires_grad` of every parameter; with `llm: lora` or `qlora`, PEFT wraps `vlm.llm`.
 
-    An adapter that is there already (the stage started from a LoRA stage) is trained on when its shape is the same,
-    and stays in place, frozen, with `llm: freeze`.
+    An adapter that is there already (the stage started from a LoRA stage) is trained further when its shape is the
+    same, and stays in place, frozen, with `llm: freeze`. With `tower: lora` PEFT puts layers into `vlm.tower`.
 
     Args:
+        tower_lora: shape of the adapters of the tower.
         seed: what the adapters' first values are drawn from.
         new_rows: ids of the tokens that the model adds, for `llm: new_tokens`.
 
     Raises:
-        ConfigError: when LoRA targets match nothing, or an adapter that is there already is in the way.
+        ConfigError: when LoRA targets match nothing, there are fewer blocks than asked for, or an adapter that is
+            there already is in the way.
     """
     vlm.requires_grad_(False)
     vlm.connector.requires_grad_(tune.connector == "full")
     if tune.tower == "full":
-        vlm.tower.requires_grad_(True)
-        for parameter in vlm.tower.unused():
-            # It would get no gradient, yet ZeRO's flat optimizer would still decay it.
-            parameter.requires_grad_(False)
+        _train_last(vlm.tower, tune.tower_last, "stage.*.tune.tower_last")
+    elif tune.tower == "lora":
+        assert tower_lora is not None, "checked: the adapters have a shape"
+        tower_adapter.put(vlm.tower, tower_lora, last=tune.tower_last, seed=seed)
     if tune.llm == "full":
         _refuse_adapter(vlm.llm)
-        vlm.llm.requires_grad_(True)
+        _train_last(vlm.llm, tune.llm_last, "stage.*.tune.llm_last")
     elif tune.llm == "new_tokens":
         _refuse_adapter(vlm.llm)
         new_tokens.train_rows(vlm.llm, new_rows)
     elif tune.adapters:
-        _tune_lora(vlm, lora, seed)
+        _tune_lora(vlm, tune, lora, seed)
+
+
+# Of an adapter's config, what PEFT is given; the rest is about files and loading.
+KEPT = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora", "rank_pattern",
+        "alpha_pattern", "task_type")  # fmt: skip
 
 
 def has_adapter(llm: nn.Module) -> bool:
@@ -69,6 +84,8 @@ def adapter_config(llm: nn.Module) -> dict[str, Any]:
         "modules_to_save": sorted(saved_modules(llm)) or None,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
+        "rank_pattern": dict(config.rank_pattern or {}),
+        "alpha_pattern": dict(config.alpha_pattern or {}),
         "inference_mode": True,
     }
 
@@ -77,8 +94,7 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     """Puts LoRA layers of an `adapter_config` into an LLM; their type is the LLM's."""
     from peft import LoraConfig, get_peft_model
 
-    kept = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora", "task_type")
-    made = LoraConfig(**{key: config[key] for key in kept if key in config})
+    made = LoraConfig(**{key: config[key] for key in KEPT if config.get(key) is not None})
     # One type for all parameters: ZeRO-3 partitions nothing else, and bf16 LoRA is what the engine would cast to.
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 by a name that is deprecated there.
@@ -111,99 +127,14 @@ def trained_beside(llm: Any) -> set[str]:
     return found
 
 
-def lora_targets(llm: nn.Module, targets: str | list[str]) -> list[str]:
-    """The names PEFT is given: last names of linear layers, checked one by one, or whole names.
-
-    Args:
-        targets: `all-linear` for every linear layer but the output head; another text is a regular expression that the
-            whole of a name must match, `llm.` in front.
-
-    Raises:
-        ConfigError: naming every target that matches no linear layer, with the nearest that would.
-    """
-    linear, head = _linear_layers(llm)
-    names = {name.rpartition(".")[2] for name in linear}
-    if targets == "all-linear":
-        # A head that shares its last name with other layers would be matched with them: give full names then.
-        return sorted(linear) if head and head.rpartition(".")[2] in names else sorted(names)
-    if isinstance(targets, str):
-        return _matching(linear, targets)
-    unmatched = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
-    if unmatched or not targets:
-        raise ConfigError(
-            [
-                Problem(f"LoRA target {t!r} matches no linear layer of the LLM", f"{WHERE}.targets", _nearest(t, names))
-                for t in unmatched
-            ]
-            or [Problem("LoRA has no targets", f"{WHERE}.targets", _nearest("all-linear", names))]
-        )
-    return sorted(set(targets))
-
-
-def _matching(linear: list[str], pattern: str) -> list[str]:
-    try:
-        found = [name for name in linear if expressions.matches(pattern, f"llm.{name}")]
-    except ConfigError as error:
-        raise ConfigError([replace(problem, where=f"{WHERE}.targets") for problem in error.problems]) from error
-    if not found:
-        raise ConfigError(
-            f"LoRA's {pattern!r} matches no linear layer of the LLM",
-            f"{WHERE}.targets",
-            f"the whole of a name must match, such as llm.{linear[0]}" if linear else "all-linear",
-        )
-    return sorted(found)
-
-
-def _check_modules(llm: nn.Module, modules: Sequence[str], targets: Sequence[str]) -> None:
-    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if list(module.parameters(recurse=False))}
-    problems = [
-        Problem(f"no module of the LLM is called {name!r}", f"{WHERE}.modules_to_save", suggest(name, names))
-        for name in modules
-        if name not in names
-    ]
-    problems += [
-        Problem(f"{name!r} has adapters and is to train whole as well", f"{WHERE}.modules_to_save", "one of the two")
-        for name in modules
-        if any(target.rpartition(".")[2] == name for target in targets)
-    ]
-    problems += named_modules.shared(llm, modules, WHERE)
-    if problems:
-        raise ConfigError(problems)
-
-
-def _linear_layers(llm: Any) -> tuple[list[str], str | None]:
-    """Names of the linear layers but the head, adapted or not, and the head's name."""
-    base = llm.get_base_model() if has_adapter(llm) else llm
-    output = base.get_output_embeddings()
-    names, head = [], None
-    for name, module in base.named_modules():
-        if module is output:
-            head = name
-        elif isinstance(module, nn.Linear) and ".lora_" not in name:
-            names.append(name.removesuffix(".base_layer"))
-    return names, head
-
-
-def _nearest(target: str, names: set[str]) -> str:
-    return suggest(target, {*names, "all-linear"}, noun="targets")
-
-
-def _tune_lora(vlm: VLM, lora: Lora | None, seed: int) -> None:
+def _tune_lora(vlm: VLM, tune: Tune, lora: Lora | None, seed: int) -> None:
     if lora is None:
         raise ConfigError("llm: lora needs to know the adapters' shape", WHERE, "set stage.NAME.lora: {r, alpha, ...}")
     if has_adapter(vlm.llm):
-        _check_same_shape(vlm.llm, lora)
+        _check_same_shape(vlm.llm, tune, lora)
     else:
-        config: dict[str, Any] = {
-            "r": lora.r,
-            "lora_alpha": lora.alpha,
-            "lora_dropout": lora.dropout,
-            "target_modules": lora_targets(vlm.llm, lora.targets),
-            "bias": lora.bias,
-            "modules_to_save": lora.modules_to_save,
-            "task_type": "CAUSAL_LM",
-        }
-        _check_modules(vlm.llm, lora.modules_to_save, config["target_modules"])
+        config = adapters.config(vlm.llm, lora, last=tune.llm_last)
+        adapters.check_modules(vlm.llm, lora.modules_to_save, config["target_modules"])
         training = vlm.llm.training
         with seeded(seed, "adapter"):
             vlm.llm = wrap(vlm.llm, config).train(training)
@@ -213,22 +144,37 @@ def _tune_lora(vlm: VLM, lora: Lora | None, seed: int) -> None:
     named_modules.prove_trained(vlm.llm, lora, WHERE)
 
 
-def _check_same_shape(llm: nn.Module, lora: Lora) -> None:
-    """Training on goes with the adapter as it is; only dropout may change, being no part of its shape."""
-    have = adapter_config(llm)
-    wanted = lora_targets(llm, lora.targets)
-    keys = ("r", "lora_alpha", "target_modules", "bias", "modules_to_save")
-    if [have[key] for key in keys] != [lora.r, lora.alpha, wanted, lora.bias, sorted(lora.modules_to_save) or None]:
+_SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
+
+def _check_same_shape(llm: nn.Module, tune: Tune, lora: Lora) -> None:
+    """An adapter that is trained further stays as it is; only dropout may change, being no part of its shape."""
+    have, wanted = adapter_config(llm), adapters.config(llm, lora, last=tune.llm_last)
+    wanted["target_modules"] = sorted(wanted["target_modules"])
+    saved = sorted(lora.modules_to_save) or None
+    different = [key for key in _SHAPE if have[key] != wanted[key]]
+    different += ["modules_to_save"] if have["modules_to_save"] != saved else []
+    if different:
         raise ConfigError(
-            f"the model has an adapter of r {have['r']}, alpha {have['lora_alpha']}, targets {have['target_modules']}, "
-            f"bias {have['bias']}, modules_to_save {have['modules_to_save']}",
+            f"the model has an adapter of another shape: {', '.join(f'{key} {have[key]}' for key in different)}",
             WHERE,
-            "give the same values to train it on, or merge it first (a stage of kind merge) and start from that",
+            "give the same values to train it further, or merge it first (a stage of kind merge) and start from that",
         )
     for module in llm.modules():
         dropouts = getattr(module, "lora_dropout", None)
         if isinstance(dropouts, nn.ModuleDict):
             dropouts["default"] = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
+
+
+def _train_last(module: nn.Module, n: int | None, where: str) -> None:
+    """Trains a part whole, or its last blocks; what it does not use stays as it is.
+
+    Unused parameters would get no gradient, yet ZeRO's flat optimizer would still decay them.
+    """
+    without = {id(parameter) for parameter in adapters.unused(module)}
+    within = ("",) if n is None else blocks.last(module, n, where, without=without)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.startswith(within) and id(parameter) not in without)
 
 
 def _refuse_adapter(llm: nn.Module) -> None:

@@ -128,6 +128,10 @@ def _adapters(llm: Llm, rows: int, mode: Mode, lora: Lora | None) -> int:
         return 0
     layers = llm.adapted(lora)
     inner = rows * mode.size * lora.r * len(layers)
+    if lora.dora:
+        # The layer's own result, scaled and not yet; and the lengths of its rows are those of a whole weight.
+        inner += 2 * rows * mode.size * sum(layer.n_out for layer in layers)
+        inner += mode.size * max((layer.n_in * layer.n_out for layer in layers), default=0)
     if lora.dropout:
         return inner + sum(rows * layer.n_in for layer in layers) * (mode.size + _mask(mode))
     outs = ("o_proj", "dense", "out_proj")  # its input is the result of attention, kept anyway

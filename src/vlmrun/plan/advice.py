@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vlmrun.config import derived
+from vlmrun.config import derived, marks
 from vlmrun.config.schema import HardwareConfig, Lora, Quant, TrainStage
 from vlmrun.hardware import gpus
 from vlmrun.plan.memory import Memory
@@ -14,7 +14,9 @@ from vlmrun.plan.memory import Memory
 Planned = Callable[[TrainStage], Memory]
 
 # The published adapters' shape.   Source: haotian-liu/LLaVA@c121f04:scripts/v1_5/finetune_lora.sh
-_LORA = Lora(r=128, alpha=256.0, dropout=0.05, targets="all-linear", bias="none", modules_to_save=[])
+_LORA = Lora.model_validate(
+    {"r": 128, "alpha": 256.0, "dropout": 0.05, "targets": "all-linear", "bias": "none", "modules_to_save": []}
+)
 _QUANT = Quant(bits=4, type="nf4", double=True)
 
 
@@ -113,7 +115,10 @@ def _told(tuning: str, lora: Lora | None = None) -> tuple[str, ...]:
 
 
 def _text(node: Lora | Quant) -> str:
-    inside = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in node)
+    fields = type(node).model_fields
+    given = {key: value for key, value in node if not marks.is_neutral(fields[key], value)}
+    shown = (f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items())
+    inside = ", ".join(shown)
     return "{" + inside + "}"
 
 

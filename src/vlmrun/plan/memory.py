@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vlmrun.arch.sizes import Shapes, counts
+from vlmrun.arch.sizes import Shapes
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.plan import activations, fsdp, states
 from vlmrun.plan.activations import FP32, Batch, Mode
+from vlmrun.plan.counts import counts
 from vlmrun.plan.loss import Loss, Numbers, loss
 
 # A process that has created a CUDA context and loaded the kernels of cuBLAS and NCCL holds 0.4 to 0.7 GiB, by GPU and
@@ -97,7 +98,7 @@ class _Passing:
         cls, shapes: Shapes, stage: TrainStage, batch: Batch, hardware: HardwareConfig, one: states.Setting
     ) -> _Passing:
         llm, tower = shapes.llm, shapes.tower
-        trained, sees = stage.tune.llm == "full", stage.tune.tower == "full"
+        trained, sees = stage.tune.llm == "full", stage.tune.sees
         squares, s = batch.squares * tower.squares, one.size
         piece, shared = batch.piece(hardware.sequence_parallel), hardware.sequence_parallel > 1
         mode = Mode(s, one.on_cpu, "sdpa" if shared else hardware.attention, shared)
@@ -171,7 +172,8 @@ def _moments(
 def _done(shapes: Shapes, stage: TrainStage, one: states.Setting) -> float:
     """Share of the LLM's blocks whose backward pass is over when the first bucket of gradients is full."""
     llm = shapes.llm
-    trained = counts(shapes, stage.tune, stage.lora)["llm"].trained
-    head = llm.n_embedding if stage.tune.llm == "full" and not llm.tied else 0
-    blocks = trained - head - (llm.n_embedding if stage.tune.llm == "full" else 0)
+    trained = counts(shapes, stage)["llm"].trained
+    whole = stage.tune.llm == "full" and stage.tune.llm_last is None
+    head = llm.n_embedding if whole and not llm.tied else 0
+    blocks = trained - head - (llm.n_embedding if whole else 0)
     return min(1.0, max(0, one.bucket - head) / blocks) if blocks > 0 else 1.0

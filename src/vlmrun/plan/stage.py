@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmrun import kinds
-from vlmrun.arch.sizes import Counts, Shapes, counts
+from vlmrun.arch.counts import Counts
+from vlmrun.arch.sizes import Shapes
 from vlmrun.config.schema import HardwareConfig, StageNode, TrainStage
 from vlmrun.kinds.needs import Needs
 from vlmrun.plan import advice, disk, memory, time
 from vlmrun.plan.activations import Batch
 from vlmrun.plan.advice import Suggestion
+from vlmrun.plan.counts import counts
 from vlmrun.plan.disk import Disk
 from vlmrun.plan.lengths import Samples, Source
 from vlmrun.plan.memory import Memory
@@ -104,7 +106,7 @@ def train(
     work = time.duration(shapes, stage, hardware, samples, read.held_out, rates)
     return TrainPlan(
         name=name,
-        counts=counts(shapes, stage.tune, stage.lora),
+        counts=counts(shapes, stage),
         sources=read.sources,
         samples=samples,
         batch=batch_of(stage, samples),

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vlmrun.arch.sizes import Counts, Shapes, counts
+from vlmrun.arch.counts import Counts
+from vlmrun.arch.sizes import Shapes
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.hardware import gpus
+from vlmrun.plan.counts import counts
 from vlmrun.zero import config as zero
 
 FP32 = 4
@@ -129,16 +131,17 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
         shapes: what this rank computes with.
         saved: bytes by which quantized weights are smaller (qlora); those are never partitioned.
     """
-    parts = counts(shapes, stage.tune, stage.lora)
+    parts = counts(shapes, stage)
     total = sum(part.total for part in parts.values())
     trained = sum(part.trained for part in parts.values())
     largest = max(part.trained for part in parts.values())  # matrices of one part are one group of the optimizer
     weights = share(total * one.size, one.ranks if one.zero == 3 else 1) - saved
     masters = 0 if one.zero == 0 and one.size == FP32 else FP32 * trained
-    moments = 2 * FP32 * trained
+    moments = moment_bytes(stage, trained)
+    paged, moments = (moments, 0) if stage.optim.paged else (0, moments)
+    moments += FP32 * trained if stage.ema is not None else 0  # the average is split as they are
     if one.zero > 0:
-        masters, moments = share(masters, one.ranks), share(moments, one.ranks)
-        largest = share(largest, one.ranks)
+        masters, moments, paged, largest = (share(n, one.ranks) for n in (masters, moments, paged, largest))
     found, buffer = _gradients(trained, largest, one)
     away = {"none": 0, "cpu": 0, "nvme": 0}
     if one.optimizer_at != "none":
@@ -159,10 +162,20 @@ def states(shapes: Shapes, stage: TrainStage, saved: int, one: Setting) -> State
         buffers=_buffers(buffer, one, llm_learns=parts["llm"].trained > 0),
         gathered=_gathered(shapes, parts, stage, one),
         gathered_last=0,
-        host=away["cpu"],
+        host=away["cpu"] + paged,
         drive=away["nvme"],
         **{"left": found["growing"]} | found,
     )
+
+
+def moment_bytes(stage: TrainStage, trained: int) -> int:
+    """Both moments: in fp32, or in 8 bits with an fp32 scale for every 256 values.
+
+    Paged ones are counted in host memory, where they are while something else needs the GPU's.
+    Source: bitsandbytes 0.50 optim/optimizer.py
+    """
+    each = 1 + FP32 / 256 if stage.optim.eight_bits else FP32
+    return int(2 * each * trained)
 
 
 def share(n: int, ranks: int) -> int:
@@ -190,7 +203,7 @@ def _gathered(shapes: Shapes, parts: dict[str, Counts], stage: TrainStage, one: 
     if one.zero != 3 or one.ranks == 1:
         return 0
     reused = parts["llm"].total + parts["connector"].total
-    reused += parts["tower"].total if stage.tune.tower == "full" else 0
+    reused += parts["tower"].total if stage.tune.sees else 0
     distance = one.reuse // (3 if stage.gradient_checkpointing else 2)
     if reused <= distance:
         return reused * one.size

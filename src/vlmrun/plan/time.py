@@ -82,8 +82,7 @@ def per_sample(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samp
     trained = tune.llm == "full"
     adapters = 0.0
     if tune.adapters and stage.lora is not None:
-        ends = sum(linear.n_in + linear.n_out for linear in llm.adapted(stage.lora))
-        adapters = llm.layers * 2.0 * stage.lora.r * ends * rows
+        adapters = 2.0 * llm.n_adapter(stage.lora, tune.llm_last) * rows
     forward = blocks + scores + head + adapters
     backward = (blocks + head) * (1 + trained) + 2 * scores + 2 * adapters
     recomputed = blocks + scores + adapters if stage.gradient_checkpointing else 0.0
@@ -95,7 +94,7 @@ def per_sample(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samp
 
 def _vision(shapes: Shapes, stage: TrainStage, samples: Samples) -> tuple[float, float, float]:
     """Of tower and connector: forward, backward, recomputed."""
-    tower, sees = shapes.tower, stage.tune.tower == "full"
+    tower, sees = shapes.tower, stage.tune.sees
     rows = tower.tokens
     products = 2.0 * rows * (4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate)
     square = tower.blocks * (products + 4.0 * rows * rows * tower.hidden)
@@ -192,4 +191,6 @@ def _held_out(
         return None
     alone = stage.model_copy(update={"packing": None})
     forward = per_sample(shapes, alone, hardware, samples).forward
-    return -(-n_steps // stage.eval.steps) * min(counts) * forward
+    epochs = n_steps * stage.global_batch / samples.n if samples.n else 1.0
+    turns = derived.times(stage.eval.steps, n_steps, stage.epochs or epochs) + stage.eval.at_start
+    return turns * min(counts) * forward

@@ -32,6 +32,8 @@ def execute(job: StageJob) -> Result | None:
         summary |= {"eval_loss": trained.score["loss"], "eval_exact_match": trained.score["exact_match"]}
     if trained.best is not None:
         summary["best_step"] = trained.best
+    if trained.stopped:
+        summary["stopped_early"] = True
     roots = [WEIGHTS, METRICS]
     roots += [name for name in (SKIPPED, HELD_OUT, SAMPLES) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

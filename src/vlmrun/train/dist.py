@@ -1,7 +1,7 @@
 """Ranks: joining the process group, leaving it in order, and the few collectives the trainer needs.
 
 Evidence for each precaution stands in the design's platform notes: no compiler at start-up, an explicit time-out,
-barrier + destroy on the way out, and workers that die with their launcher.
+barrier + destroy at exit, and workers that die with their launcher.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _join(hardware: HardwareConfig) -> None:
 
 
 def _check_world(hardware: HardwareConfig) -> None:
-    # A rank that believes it is alone trains on all the data, and nobody notices.
+    # A rank that believes it is alone trains on all the data, and no one notices.
     if world() != derived.ranks(hardware):
         raise LaunchError(
             f"{world()} ranks were started, {derived.ranks(hardware)} are configured",

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from vlmrun import heartbeat, logs
+from vlmrun.config import derived
 from vlmrun.errors import LaunchError, VlmrunError
 from vlmrun.train import dist
 from vlmrun.train.audit import Proof
 from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.engine.base import Engine
-from vlmrun.train.log import Row
+from vlmrun.train.log import Row, leading
 from vlmrun.train.plan import Batch, Plan
 from vlmrun.train.signals import noting_signals
 from vlmrun.train.update import MOST_OVERFLOWS, Totals, only_overflows, shown, update
@@ -24,10 +25,10 @@ from vlmrun.train.update import MOST_OVERFLOWS, Totals, only_overflows, shown, u
 log = logs.get(__name__)
 
 
-def run(engine: Engine, plan: Plan) -> None:
-    """Trains from `plan.done` to `plan.steps`.
+def run(engine: Engine, plan: Plan) -> int:
+    """Trains from `plan.done` to `plan.steps`, or until it is over before that; returns the steps that are finished.
 
-    A model is evaluated before it is saved: a run that goes on from a checkpoint then knows its evaluation, or, where
+    A model is evaluated before it is saved: a run that resumes from a checkpoint then knows its evaluation, or, where
     there was no time for one, makes it first.
 
     Raises:
@@ -38,8 +39,10 @@ def run(engine: Engine, plan: Plan) -> None:
     seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
     proof = Proof(engine.vlm, engine.finest, engine.watch) if plan.done < plan.steps else None
     overflows = 0
-    if plan.done:
-        plan.evaluate(plan.done)
+    plan.evaluate(plan.done)
+    finished = plan.done
+    if finished and plan.is_over(finished):
+        return finished
     with noting_signals() as asked, _sealing(plan.saver), contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()
         heartbeat.beat("data")
@@ -60,12 +63,18 @@ def run(engine: Engine, plan: Plan) -> None:
             now = time.perf_counter()
             _report(plan, step, micro_batches, totals, (now - began, waited))
             began = now
-            _keep(plan, step + 1, totals)
+            finished = step + 1
+            if not totals.overflow:
+                plan.updated(finished)
+            _keep(plan, finished, totals)
+            if plan.is_over(finished):
+                break
             heartbeat.beat("data")
             asked_for = time.perf_counter()
     plan.saver.finish()
     if proof is not None and proof.open:
         log.warning("the tune proof could not be made: no update had a rate above zero and something to learn")
+    return finished
 
 
 def _keep(plan: Plan, finished: int, totals: Totals) -> None:
@@ -73,7 +82,7 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
     if totals.named:
         plan.saver.finish()
     if totals.stop:
-        # Whoever sent the signal may not wait for an evaluation: the run that goes on makes it.
+        # What sent the signal may not wait for an evaluation: the resumed run makes it.
         plan.saver.save(finished)
         plan.saver.finish()
         raise LaunchError(
@@ -81,8 +90,8 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
         )
     is_best = plan.evaluate(finished)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.
-    due = finished % plan.stage.save_steps == 0 or finished == plan.steps
-    if is_best or due or totals.save:
+    due = derived.is_due(plan.stage.save_steps, finished, plan.steps, plan.epoch)
+    if finished == plan.steps or plan.is_over(finished) or is_best or due or totals.save:
         plan.saver.save(finished)
     if totals.save:
         plan.saver.finish()
@@ -100,7 +109,7 @@ def seed(number: int, step: int, rank: int) -> None:
 
 
 def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, seconds: tuple[float, float]) -> None:
-    """Tells the trackers, and whoever should know of samples that taught nothing.
+    """Passes the numbers to the trackers, and reports samples that taught nothing.
 
     Args:
         seconds: of the whole step, and of waiting for its data.
@@ -109,7 +118,8 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         step=step + 1,
         epoch=plan.epoch(step + 1),
         loss=totals.loss,
-        lr=totals.lr,
+        lr=leading(totals.lrs),
+        lrs=totals.lrs,
         grad_norm=totals.grad_norm,
         supervised_tokens=totals.supervised,
         tokens=totals.tokens,
@@ -120,17 +130,14 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         loss_scale=totals.loss_scale,
     )
     if totals.overflow:
-        told = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
-        log.info(told, row.step, row.loss_scale or 1.0)
+        message = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
+        log.info(message, row.step, row.loss_scale or 1.0)
     for batch in micro_batches:
         plan.skipped(batch["skipped"])
     if totals.empty:
         log.warning("step %d: micro batches without supervised tokens teach nothing: %s", row.step, shown(totals.empty))
-    for index, tracker in enumerate(plan.trackers):
-        # The first tracker is metrics.jsonl and the last one progress; only what stands between is thinned.
-        outer = index in (0, len(plan.trackers) - 1)
-        if outer or row.step % plan.stage.log_steps == 0 or row.step == plan.steps:
-            tracker.track(row)
+    for tracker in plan.trackers:
+        tracker.track(row)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Two definitions, chosen by `stage.loss`:
 
-- `token_mean`: the mean over every supervised token of the update, whatever micro batch or rank it lies in. Cutting the
+- `token_mean`: the mean over every supervised token of the update, whatever micro batch or rank it is in. Cutting the
   batch differently changes nothing.
 - `micro_mean`: the mean over micro batches of each one's own mean, as the published LLaVA recipes trained. A short
   answer weighs as much as a long one, so the cut matters.

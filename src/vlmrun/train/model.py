@@ -50,20 +50,27 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         )
     else:
         folder = Path(job.parents[stage.init_from])
-        _refuse_adapter(folder)
-        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=quantize.of(stage))
+        _check_adapter(folder, stage)
+        loaded = saved.load(folder, dtype=dtype, attention=attention, quantized=quantize.of(stage), keep_adapter=True)
         # The parts are the folder's (checked to be those of this run); how text is laid out is this run's.
         ours = {"max_length": job.model.max_length, "template": job.model.template}
         loaded.model = loaded.model.model_copy(update=ours)
         _cut_as_asked(loaded, job.model.tiles)
     if stage.tune.adapters and loaded.sources["llm"] is None:
         raise CheckpointError(
-            "LoRA needs an LLM that lies in a folder, this one is random", "model.llm", "give its path"
+            "LoRA needs an LLM that is stored in a folder, this one is random", "model.llm", "give its path"
         )
     rows = (
         new_tokens.ids_of(loaded.tokenizer, parts.added_tokens(loaded.model)) if stage.tune.llm == "new_tokens" else []
     )
-    tune.apply(loaded.vlm, stage.tune, stage.lora, seed=stage.seed, new_rows=rows)
+    tune.apply(
+        loaded.vlm,
+        stage.tune,
+        stage.lora,
+        tower_lora=derived.tower_lora(stage),
+        seed=stage.seed,
+        new_rows=rows,
+    )
     loaded.vlm.head = Head(loaded.vlm.llm, stage.loss_head, stage.loss_chunk)
     loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
     if stage.compat.fp16_tower and job.hardware.precision != "bf16":
@@ -109,12 +116,24 @@ def _shard_at_load(config: dict[str, Any]) -> Any:
     return HfDeepSpeedConfig(config)
 
 
-def _refuse_adapter(folder: Path) -> None:
-    if saved.describe(folder).get("adapter"):
+def _check_adapter(folder: Path, stage: TrainStage) -> None:
+    """An adapter that is there is trained further, on the weights that it was trained on, or stays as it is."""
+    described = saved.describe(folder)
+    if not described.get("adapter"):
+        return
+    if stage.tune.llm in ("full", "new_tokens"):
         raise CheckpointError(
-            "this model is a LoRA stage that is not merged: it cannot be trained on",
+            f"this model is a LoRA stage that is not merged: it cannot be trained with tune.llm {stage.tune.llm}",
             str(folder),
-            "put a stage of kind merge between them and start from that",
+            "put a stage of kind merge between them and start from that; or tune.llm: lora",
+        )
+    then, now = described.get("quantized"), quantize.of(stage)
+    if stage.tune.adapters and then != now:
+        was = f"in {then['bits']} bits" if then else "on full-precision weights"
+        raise CheckpointError(
+            f"this model's adapter was trained {was}",
+            str(folder),
+            "the same tune.llm and quant as there; or a stage of kind merge between them",
         )
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import Compat, Optim
 from vlmrun.names import PARTS
+from vlmrun.train import dist
+
+log = logs.get(__name__)
 
 # What transformers 4.3x knew as layer norms, besides torch's own; MiniCPM's norm is Granite's here.
 _LISTED_NORMS = ("LayerNorm", "LlamaRMSNorm", "GraniteRMSNorm")
@@ -74,17 +78,37 @@ def groups(vlm: nn.Module, optim: Optim, compat: Compat | None = None) -> list[G
     return found
 
 
-def optimizer(found: list[Group], optim: Optim) -> torch.optim.AdamW:
-    """torch's AdamW as one kernel: DeepSpeed's own would need a compiler at start-up.
+def optimizer(found: list[Group], optim: Optim) -> torch.optim.Optimizer:
+    """The optimizer that is asked for: AdamW, by torch, DeepSpeed or bitsandbytes.
 
-    Fused it passes over weights, gradients and moments once and makes no tensors on its way; with one flat tensor for
-    a group, as ZeRO has, the others take longer for that than for the update.
+    torch's is one kernel: it passes over weights, gradients and moments once and makes no tensors on its way; with one
+    flat tensor for a group, as ZeRO has, the others take longer for that than for the update. DeepSpeed's is for state
+    in host memory, and is compiled at its first use.
     """
     described: list[dict[str, Any]] = [
         {"params": list(group.parameters), "lr": group.lr, "weight_decay": group.weight_decay} for group in found
     ]
     first, second = optim.betas
-    return torch.optim.AdamW(described, betas=(first, second), eps=optim.eps, fused=True)
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(described, betas=(first, second), eps=optim.eps, fused=True)
+    if optim.optimizer == "cpu_adam":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        from deepspeed.ops.op_builder import CPUAdamBuilder
+
+        log.info("DeepSpeed's CPU Adam is compiled at its first use, which takes minutes")
+        with dist.main_first():
+            CPUAdamBuilder().load(verbose=False)
+        made = DeepSpeedCPUAdam(described, lr=optim.lr, betas=(first, second), eps=optim.eps, adamw_mode=True)
+        return cast("torch.optim.Optimizer", made)
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
+
+    kinds: dict[str, Any] = {
+        "adamw_8bit": AdamW8bit,
+        "paged_adamw": PagedAdamW32bit,
+        "paged_adamw_8bit": PagedAdamW8bit,
+    }
+    made = kinds[optim.optimizer](described, lr=optim.lr, betas=(first, second), eps=optim.eps)
+    return cast("torch.optim.Optimizer", made)
 
 
 Shape = Callable[[float], float]  # share of the decay that is over -> share of the rate above its lowest
@@ -115,7 +139,7 @@ def schedule(optim: Optim, steps: int, *, batch: int = 1, offloaded: bool = Fals
         log_steps = math.log(max(2, warmup))
         return lambda done: 1.0 if done == 0 or done > warmup else math.log(done) / log_steps
 
-    end = optim.decay_steps or steps
+    end = derived.decay_end(optim, steps)
     lowest, start = _shares(optim)
     shape = _shape(optim, warmup, end, batch)
 

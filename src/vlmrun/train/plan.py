@@ -24,9 +24,11 @@ class Plan:
         rate: the schedule's factor, by steps finished.
         weight_decay: by steps finished; None: it stays.
         saver: writes checkpoints.
-        evaluate: tries the model of so many finished steps on held-out data, if it is time; true when that made it the
-            best one so far, which has to be kept.
-        skipped: told of samples that were left out while loading.
+        evaluate: evaluates the model after N finished steps on held-out data, if that is due; true when it is the best
+            one so far, which has to be kept.
+        updated: called after N finished steps when the last one changed the weights.
+        is_over: whether training ends after N finished steps, before all of them (`eval.patience`).
+        skipped: takes samples that were left out while loading.
     """
 
     name: str
@@ -41,3 +43,5 @@ class Plan:
     skipped: Callable[[list[dict[str, Any]]], None]
     trackers: list[Tracker] = field(default_factory=list)
     weight_decay: Callable[[int], float] | None = None
+    updated: Callable[[int], None] = lambda finished: None
+    is_over: Callable[[int], bool] = lambda finished: False

@@ -154,12 +154,12 @@ class Samples:
                 "one for each source",
             )
         schedule = self._laid_out(order.pool_size(counts, weights), self._order(counts))
-        told = "warmup_ratio" if self.stage.optim.warmup_steps is None else "warmup_steps"
+        given = "warmup_ratio" if self.stage.optim.warmup_steps is None else "warmup_steps"
         if derived.warmup_steps(self.stage.optim, schedule.steps) >= schedule.steps:
             raise ConfigError(
-                f"all {schedule.steps} step(s) are warm-up, and the first has rate 0: hardly anything would be learnt",
-                f"stage.{self.job.name}.optim.{told}",
-                f"give more data or epochs, a smaller global_batch, or {told}=0",
+                f"all {schedule.steps} step(s) are warm-up, and the first has rate 0: hardly anything would be trained",
+                f"stage.{self.job.name}.optim.{given}",
+                f"give more data or epochs, a smaller global_batch, or {given}=0",
             )
         wanted, epochs, n = self.stage.max_steps, self.stage.epochs, schedule.steps
         if wanted is not None and epochs is not None and wanted > n:

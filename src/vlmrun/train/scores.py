@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from vlmrun import artifact
 from vlmrun.names import HELD_OUT, SAMPLES
 from vlmrun.train import dist
+
+By = Literal["loss", "exact_match"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,16 @@ class Record:
     """
 
     def __init__(self, folder: Path, done: int) -> None:
-        """Args: done: steps of the checkpoint a run goes on from; later rows are cut off."""
+        """Args: done: steps of the checkpoint that a run resumes from; later rows are removed."""
         self._scores = [row for row in read(folder / HELD_OUT) if row["step"] <= done]
         self._samples = [row for row in read(folder / SAMPLES) if row["step"] <= done]
         self._folder = folder
         self._write()
+
+    @property
+    def scores(self) -> list[Score]:
+        """All of them, in order."""
+        return [Score(**row) for row in self._scores]
 
     def add(self, score: Score, samples: list[dict[str, Any]]) -> None:
         """Appends one evaluation."""
@@ -59,11 +67,28 @@ class Record:
         """Whether the model of a step has been evaluated."""
         return any(row["step"] == step for row in self._scores)
 
-    def best(self, by: Literal["loss", "exact_match"]) -> int | None:
-        """The step of the best evaluation so far, the first of equal ones."""
-        sign = 1 if by == "loss" else -1
-        known = [(sign * row[by], row["step"]) for row in self._scores if row[by] is not None and row[by] == row[by]]
+    def best(self, by: By) -> int | None:
+        """The step of the best evaluation so far, the first of equal ones; the model before training is none."""
+        known = [(number, step) for step, number in self._numbers(by) if step > 0 and not math.isnan(number)]
         return min(known)[1] if known else None
+
+    def without_gain(self, by: By, least: float) -> int:
+        """How many evaluations in a row, the last one included, were not better by `least` than the best before them.
+
+        One that is not a number is never better.
+        """
+        best, missed = math.inf, 0
+        for step, number in self._numbers(by):
+            if step == 0:
+                continue
+            missed = 0 if number < best - least else missed + 1
+            best = min(best, number) if missed == 0 else best
+        return missed
+
+    def _numbers(self, by: By) -> list[tuple[int, float]]:
+        """Step and number of every evaluation that has it; lower is better."""
+        sign = 1 if by == "loss" else -1
+        return [(row["step"], sign * row[by]) for row in self._scores if row[by] is not None]
 
     def of(self, step: int) -> dict[str, Any] | None:
         """The row of a step."""

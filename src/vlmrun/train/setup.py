@@ -5,25 +5,28 @@ from __future__ import annotations
 import collections
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlmrun import heartbeat, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.model import tune
+from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.names import METRICS, PARTS, WEIGHTS
-from vlmrun.train import audit, dist, loop, model, optim
+from vlmrun.train import audit, dist, facts, loop, model, optim
 from vlmrun.train.checkpoint import commit, reshard
 from vlmrun.train.checkpoint.policy import Saver
+from vlmrun.train.ema import Ema
 from vlmrun.train.engine import create
 from vlmrun.train.engine.base import Engine
+from vlmrun.train.evaluations import Evaluations
 from vlmrun.train.held_out import Evaluator
-from vlmrun.train.log import Row, Tracker, open_trackers, read
+from vlmrun.train.log import Row, Tracker, read
 from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
-from vlmrun.train.scores import Record
+from vlmrun.train.trackers import open_trackers
 from vlmrun.weights import native
 
 log = logs.get(__name__)
@@ -42,6 +45,7 @@ class Trained:
     engine: str
     score: dict[str, Any] | None  # the evaluation on held-out data of the model that is the result
     best: int | None  # the step it is of, with keep_best
+    stopped: bool  # before all steps, by eval.patience
 
 
 def train(job: StageJob) -> Trained | None:
@@ -67,9 +71,15 @@ def train(job: StageJob) -> Trained | None:
 
 
 def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
-    """The parts that are saved from memory: a random one lies in no folder it could be linked from, trained or not."""
-    changed = ("full", "new_tokens")
-    return [part for part in PARTS if getattr(stage.tune, part) in changed or loaded.sources[part] is None]
+    """The parts that are saved from memory: a random one is in no folder it could be linked from, trained or not."""
+    changed = {"full", "new_tokens"}
+    return [
+        part
+        for part in PARTS
+        # Adapters of the tower are folded into it; those of the LLM are saved beside it.
+        if getattr(stage.tune, part) in (changed | {"lora"} if part == "tower" else changed)
+        or loaded.sources[part] is None
+    ]
 
 
 class _Run:
@@ -84,32 +94,35 @@ class _Run:
         self.schedule = self.samples.schedule
         groups = optim.groups(loaded.vlm, stage.optim, stage.compat)
         self.engine: Engine = create(loaded.vlm, groups, stage, job.hardware, config)
-        self.evaluator = self._evaluator() if stage.eval is not None else None
+        self.ema = Ema(self.engine, stage) if stage.ema is not None else None
         self.saver = Saver(
             job.path / CHECKPOINTS,
-            self.engine.save,
-            self._facts(),
+            self._write,
+            facts.of(self.engine, job, stage, self.samples, self.counts),
             n_trainable=self._n_trainable(),
             limit=stage.save_total_limit,
             background=stage.save_async,
         )
-        self.done = 0
+        self.done = self.end = 0
+        self.score: dict[str, Any] | None = None  # of averaged weights, which are evaluated once
         self.trackers: list[Tracker] = []
 
     def resume(self) -> None:
-        """Goes on from the newest whole checkpoint, if there is one."""
+        """Resumes from the newest complete checkpoint, if there is one."""
         found = commit.newest_good(self.saver.folder)
         if found is not None:
             self._load(found)
             self.done = found.step
             log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
-        self.record = Record(self.job.path, self.done)
-        self._choose_best()
+        self.evaluations = Evaluations(self.job, self.stage, self._evaluator(), self.schedule, self.done)
+        self.saver.best = self.evaluations.best
 
     def train(self) -> None:
         """Runs the loop with trackers open."""
         stage, schedule = self.stage, self.schedule
-        self.trackers = open_trackers(self.job, schedule.steps, self.done) if dist.is_main() else []
+        if dist.is_main():
+            scores = self.evaluations.record.scores
+            self.trackers = open_trackers(self.job, stage.log_steps, schedule.steps, self.done, scores)
         plan = Plan(
             name=self.job.name,
             stage=stage,
@@ -123,24 +136,34 @@ class _Run:
             weight_decay=optim.weight_decay(stage.optim, schedule.steps),
             saver=self.saver,
             evaluate=self._evaluate,
+            updated=self.ema.update if self.ema is not None else (lambda finished: None),
+            is_over=self.evaluations.is_over,
             skipped=self.samples.list_skipped,
             trackers=self.trackers,
         )
         self._set_modes()
         try:
-            loop.run(self.engine, plan)
+            self.end = loop.run(self.engine, plan)
         finally:
             for tracker in self.trackers:
                 tracker.close()
 
     def prove(self) -> None:
         """Makes sure that the last checkpoint can be read back, then takes the model that is to be the result."""
-        if self.done < self.schedule.steps:  # otherwise it has just been loaded
-            self.saver.prove(self.schedule.steps, self.engine.load, self._prints)
+        if self.done < self.end:  # otherwise it has just been loaded
+            self.saver.prove(self.end, self._read, self._prints)
+        if self.end < self.schedule.steps:
+            log.info(
+                "%s stopped at step %d of %d: %s", self.job.name, self.end, self.schedule.steps, self.evaluations.why()
+            )
         best = self.saver.best
-        if best is not None and best != self.schedule.steps:
+        if best is not None and best != self.end:
             self._load(commit.open_step(self.saver.folder, best))
             log.info("the model of step %d was the best on held-out data: it is the result", best)
+        if self.ema is not None and self.stage.ema is not None and self.stage.ema.result:
+            self.ema.apply()
+            self.score = self.evaluations.score()
+            log.info("the average of the weights is the result")
 
     def export(self) -> None:
         """Writes the finished model; ranks other than 0 take part in gathering it."""
@@ -148,6 +171,8 @@ class _Run:
         tuning = self.stage.tune
         adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
         tensors = {part: self.engine.gather(part) for part in whole_parts(self.loaded, self.stage)}
+        if tuning.tower == "lora":
+            tensors["tower"] = tower_adapter.folded(self.loaded.vlm.tower, tensors["tower"])
         state = dict(adapter)
         if not dist.is_main():
             for gathered in tensors.values():
@@ -171,8 +196,9 @@ class _Run:
             n_dropped=self.schedule.dropped,
             n_trainable=self._n_trainable(),
             engine=self.engine.name,
-            score=self.record.of(self.saver.best or self.schedule.steps),
+            score=self.score or self.evaluations.record.of(self.saver.best or self.end),
             best=self.saver.best,
+            stopped=self.end < self.schedule.steps,
         )
 
     def _load(self, found: commit.Checkpoint) -> None:
@@ -180,62 +206,37 @@ class _Run:
         if commit.check_facts(found, self.saver.facts, movable=movable):
             log.info("the checkpoint of %d ranks is resharded for %d", found.facts["ranks"], dist.world())
             reshard.load(self.engine, found.path, self.stage)
+            if self.ema is not None:
+                self.ema.load(found.path)
         else:
-            self.engine.load(found.path)
+            self._read(found.path)
 
-    def _evaluator(self) -> Evaluator:
+    def _write(self, folder: Path) -> None:
+        self.engine.save(folder)
+        if self.ema is not None:
+            self.ema.save(folder)
+
+    def _read(self, folder: Path) -> None:
+        self.engine.load(folder)
+        if self.ema is not None:
+            self.ema.load(folder)
+
+    def _evaluator(self) -> Evaluator | None:
         stage = self.stage
-        assert stage.eval is not None
+        if stage.eval is None:
+            return None
         autocast = stage.engine == "plain" and self.job.hardware.precision == "bf16"
         dataset = self.samples.held_out(stage.eval.data)
         return Evaluator(self.engine, dataset, self.samples.collator, stage, autocast=autocast)
 
     def _evaluate(self, finished: int) -> bool:
-        """Tries the model on held-out data when it is time, and tells whether it is the best one so far."""
-        if self.evaluator is None or self.record.has(finished):
-            return False
-        if finished % self.evaluator.asked.steps != 0 and finished != self.schedule.steps:
-            return False
-        score, samples = self.evaluator.evaluate(finished)
-        self.record.add(score, samples)
-        for tracker in self.trackers:
-            tracker.evaluated(score)
-        log.info("%s  %s", self.job.name, score.line)
-        return self._choose_best() == finished
-
-    def _choose_best(self) -> int | None:
-        if self.stage.keep_best is not None:
-            self.saver.best = self.record.best(self.stage.keep_best)
-        return self.saver.best
-
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint and the run that goes on from it must share."""
-        frozen = [p for p in self.loaded.vlm.parameters() if not p.requires_grad]
-        prints = [audit.fingerprint(tensor) for p in frozen if (tensor := self.engine.finest(p)) is not None]
-        return {
-            "engine": self.engine.name,
-            "ranks": dist.world(),
-            "precision": self.job.hardware.precision,
-            "steps": self.schedule.steps,
-            # With on_error: skip, records whose images came or went would shift the order of all samples.
-            "samples": len(self.samples.dataset),
-            "trainable": {row.part: row.n_trainable for row in self.counts},
-            # Frozen weights are not in a checkpoint: they must be the same again.
-            "frozen": self._sum_of(prints),
-        }
-
-    def _sum_of(self, prints: list[tuple[int, int]]) -> list[str]:
-        """Fingerprints added up, that of bits and that of places; of shards only that of bits, however they are cut."""
-        bits, places = (sum(numbers) % 2**64 for numbers in zip(*prints, strict=True)) if prints else (0, 0)
-        if self.stage.engine == "fsdp" or (self.stage.engine == "deepspeed" and self.stage.zero == 3):
-            return [str(sum(dist.gather_objects(bits)) % 2**64)]
-        first: list[str] = dist.broadcast_object([str(bits), str(places)])
-        return first
+        is_best = self.evaluations.evaluate(finished, self.trackers)
+        self.saver.best = self.evaluations.best
+        return is_best
 
     def _prints(self) -> list[tuple[int, int] | None]:
         """Fingerprints of what is trained, or of this rank's share of it."""
-        tensors = (self.engine.finest(p) for p in self.loaded.vlm.parameters() if p.requires_grad)
-        return [None if tensor is None else audit.fingerprint(tensor) for tensor in tensors]
+        return facts.prints(self.engine, trained=True)
 
     def _n_trainable(self) -> int:
         return sum(row.n_trainable for row in self.counts)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Asked:
-    """What signals asked for: to stop, to save and go on."""
+    """What signals asked for: to stop, to save and continue."""
 
     def __init__(self) -> None:
         self.stop = False

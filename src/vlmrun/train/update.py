@@ -27,7 +27,7 @@ class Totals:
 
     loss: float | None
     grad_norm: float
-    lr: float
+    lrs: dict[str, float]  # of every part that trains
     supervised: int
     pictures: int  # samples that can teach every part: an image and supervised tokens
     tokens: int
@@ -88,7 +88,7 @@ def update(engine: Engine, plan: Plan, micro_batches: list[Batch], pace: Pace, a
     return Totals(
         loss=sums["loss"] / sums["units"] if sums["units"] else None,
         grad_norm=norm or 0.0,
-        lr=stage.optim.lr * pace[0],
+        lrs=engine.rates(),
         supervised=int(sums["supervised"]),
         pictures=int(sums["pictures"]),
         tokens=int(sums["tokens"]),
@@ -136,7 +136,7 @@ def _not_finite(what: str, mine: list[Batch]) -> VlmrunError:
 
 def only_overflows(mine: list[Batch]) -> VlmrunError:
     return VlmrunError(
-        f"{MOST_OVERFLOWS} updates in a row overflowed fp16: nothing is learnt",
+        f"{MOST_OVERFLOWS} updates in a row overflowed fp16: nothing is trained",
         f"samples: {shown(names_of(mine))}",
         "use hardware.precision=bf16 where the GPU has it, fp32 otherwise, or a lower learning rate",
     )

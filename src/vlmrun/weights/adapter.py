@@ -38,7 +38,8 @@ _ENDINGS = {
 
 def saved_name(name: str) -> str:
     """Name in the adapter's file of a parameter of a PEFT-wrapped LLM."""
-    return name.replace(".default.", ".").replace(".base_layer.bias", ".bias")
+    bare = name.replace(".default.", ".").replace(".base_layer.bias", ".bias")
+    return bare.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 
 
 def layers_of(names: Iterable[str]) -> list[str]:

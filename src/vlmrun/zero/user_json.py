@@ -225,7 +225,7 @@ def _optimizer(block: Any, stage: TrainStage, where: str, place: str) -> Iterato
         yield Problem(f"the optimizer {given.get('type')!r} is not the stage's", place, "AdamW, or take it out")
     parameters = given.get("params", {})
     for name, value in parameters.items() if isinstance(parameters, dict) else ():
-        free = name in ("torch_adam", "adam_w_mode", "fused")
+        free = name in ("torch_adam", "fused") or (name == "adam_w_mode" and value is True)
         if value != AUTO and not free and value != ours.get(name):
             yield Problem(
                 f"optimizer.params.{name} is {json.dumps(value)}, the stage's is {json.dumps(ours.get(name))}",

@@ -100,7 +100,44 @@ RULES = {
     "role of no token": ("+model.llm.tokens={pad: '<unkn>'}", "the tokenizer has no token '<unkn>'"),
     "attention of MPT": ("model/llm=pico_mpt", "mpt knows no attention 'sdpa'"),
     "quantised by hand": ("+model.llm.quantized=nf4", "load takes no argument 'quantized'"),
-    "train from qlora": (["stage.lora2.init_from=lora", "stage.lora.tune.llm=qlora"], "adapters that are not merged"),
+    "train from qlora": (
+        ["stage.lora2.init_from=lora", "stage.lora.tune.llm=qlora"],
+        "the adapters of 'lora' were trained with tune.llm qlora",
+    ),
+    "train from lora of another shape": (
+        ["stage.lora2.init_from=lora", "stage.lora2.lora.r=3", "+stage.lora2.lora.dora=true"],
+        "has adapters of another shape",
+    ),
+    "tower through adapters of no shape": ("stage.instruct.tune.tower=lora", "but tower_lora has no values"),
+    "shape for a frozen tower": (
+        "stage.lora.tower_lora={r: 4, alpha: 8.0, dropout: 0.0, targets: all-linear, bias: none, modules_to_save: []}",
+        "tower_lora has values, but tune.tower is freeze",
+    ),
+    "biases beside a tower's adapters": (
+        ["stage.lora.tune.tower=lora", "stage.lora.lora.bias=all"],
+        "beside the adapters of the tower nothing of it trains",
+    ),
+    "last blocks of a frozen tower": ("stage.instruct.tune.tower_last=2", "tower_last is 2, but tune.tower is freeze"),
+    "last blocks of a frozen llm": ("stage.pretrain.tune.llm_last=2", "llm_last is 2, but tune.llm is freeze"),
+    "cpu adam of nothing offloaded": ("stage.instruct.optim.optimizer=cpu_adam", "(offload is none)"),
+    "8 bits under fsdp": (
+        ["stage.instruct.optim.optimizer=adamw_8bit", "stage.instruct.engine=fsdp", "stage.instruct.zero=3"],
+        "fsdp shards state that adamw_8bit cannot be sharded in",
+    ),
+    "8 bits offloaded": (
+        ["stage.instruct.optim.optimizer=adamw_8bit", "stage.instruct.offload=cpu"],
+        "stage.instruct.optim.optimizer=cpu_adam",
+    ),
+    "pages without a GPU": ("stage.instruct.optim.optimizer=paged_adamw", "there is no GPU"),
+    "an average of pieces on a drive": (
+        [
+            "stage.instruct.ema={decay: 0.9, every: 1, result: true}",
+            "stage.instruct.offload=nvme",
+            "stage.instruct.zero=3",
+        ],
+        "an average of weights is not kept with offload=nvme",
+    ),
+    "a pattern that is none": ("+stage.lora.lora.rank_pattern={*a: 4}", "is no regular expression"),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
     "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
@@ -141,7 +178,22 @@ RULES = {
     ),
     "power of a line": ("stage.instruct.optim.power=2.0", "schedule cosine has no power"),
     "cooldown of a cosine": ("stage.instruct.optim.cooldown_steps=4", "schedule cosine has no cooldown"),
-    "wsd without a cooldown": ("stage.instruct.optim.schedule=wsd", "neither is given"),
+    "decay of wsd as a share": (
+        ["stage.instruct.optim.schedule=wsd", "stage.instruct.optim.decay_ratio=0.25"],
+        "stage.instruct.optim.decay_ratio=null stage.instruct.optim.cooldown_ratio=0.25",
+    ),
+    "decay told twice": (
+        ["stage.instruct.optim.decay_ratio=0.5", "stage.instruct.optim.decay_steps=8"],
+        "in updates and as a share",
+    ),
+    "warm-up beyond the decay": (
+        ["stage.instruct.optim.decay_ratio=0.1", "stage.instruct.optim.warmup_ratio=0.1"],
+        "the warm-up takes 0.1 of all steps",
+    ),
+    "a gain that nothing waits for": (
+        "stage.instruct.eval={steps: 3, data: [other], max_samples: 4, generate: 0, max_new_tokens: 4, min_delta: 0.1}",
+        "min_delta is what an evaluation must gain for patience",
+    ),
     "wsd with two": (
         [
             "stage.instruct.optim.schedule=wsd",
@@ -272,7 +324,10 @@ RULES = {
     "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
     "average count": ("stage.average.weights=[0.2,0.3,0.5]", "2 models, 3 weights"),
     "merge of no lora": ("stage.merge.init_from=instruct", "'instruct' has no adapters to merge"),
-    "train from lora": ("stage.lora2.init_from=lora", "adapters that are not merged"),
+    "train from lora": (
+        ["stage.lora2.init_from=lora", "stage.lora2.tune.llm=full", "stage.lora2.lora=null"],
+        "adapters that are not merged",
+    ),
     "cycle": ("stage.pretrain.init_from=instruct", "wait for each other"),
     "near stage": ("stage.lora.init_from=instuct", "did you mean 'instruct'?"),
     "near data": ("stage.lora.data=[shapes_lora]", "no data 'shapes_lora'"),

@@ -111,7 +111,7 @@ def test_an_adapter_that_is_there_is_trained_on_frozen_or_refused():
     assert {m.p for m in wrapped.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
     tune.apply(vlm, _tune(connector="full"), None)
     assert all(name.startswith("connector.") for name in _trained(vlm))
-    with pytest.raises(ConfigError, match="adapter of r 4"):
+    with pytest.raises(ConfigError, match="adapter of another shape: r 4"):
         tune.apply(vlm, _tune(llm="lora"), _lora(r=8))
     with pytest.raises(ConfigError, match="merge the adapter first"):
         tune.apply(vlm, _tune(llm="full"), None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vlmrun.arch import families, published, sizes, towers
+from vlmrun.arch import counts, families, published, towers
 from vlmrun.cli import train
 from vlmrun.config.compose import conf_dir
 from vlmrun.config.schema import Lora, ModelConfig, Target, Tune
@@ -100,7 +100,7 @@ def test_a_published_models_counts_are_those_of_the_model_itself(name: str) -> N
     found, _ = planning.shapes(model, exact=True)
     assert found is not None
     how = Tune(llm="lora", tower="full", connector="full")
-    assert sizes.counts(found, how, LORA) == counted(model, how, LORA)
+    assert counts.counts(found, how, LORA) == counted(model, how, LORA)
 
 
 @pytest.mark.parametrize("name", PICO)
@@ -112,7 +112,7 @@ def test_every_familys_counts_with_biases(name: str, bias: str) -> None:
     lora = LORA.model_copy(update={"bias": bias})
     for how, adapter in ((Tune(llm="lora", tower="freeze", connector="full"), lora),
                          (Tune(llm="full", tower="freeze", connector="freeze"), None)):  # fmt: skip
-        assert sizes.counts(found, how, adapter) == counted(model, how, adapter)
+        assert counts.counts(found, how, adapter) == counted(model, how, adapter)
 
 
 def test_an_expression_names_targets() -> None:
@@ -121,7 +121,7 @@ def test_an_expression_names_targets() -> None:
     assert found is not None
     lora = LORA.model_copy(update={"targets": r"llm\..*layers\.\d+\.self_attn\.(q_proj|o_proj)"})
     how = Tune(llm="lora", tower="freeze", connector="full")
-    assert sizes.counts(found, how, lora) == counted(model, how, lora)
+    assert counts.counts(found, how, lora) == counted(model, how, lora)
 
 
 @pytest.mark.parametrize("saved", [["embed_tokens"], ["embed_tokens", "lm_head"]])
@@ -131,7 +131,7 @@ def test_modules_that_train_whole_beside_adapters_are_counted(saved: list[str]) 
     assert found is not None
     lora = LORA.model_copy(update={"modules_to_save": saved})
     how = Tune(llm="lora", tower="freeze", connector="full")
-    assert sizes.counts(found, how, lora) == counted(model, how, lora)
+    assert counts.counts(found, how, lora) == counted(model, how, lora)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "model" / "connector").glob("*.yaml")))
@@ -142,4 +142,4 @@ def test_every_connectors_count(name: str) -> None:
     found, _ = planning.shapes(model, exact=name.startswith("resampler"))
     assert found is not None
     how = Tune(llm="full", tower="freeze", connector="full" if name != "identity" else "freeze")
-    assert sizes.counts(found, how, None) == counted(model, how, None)
+    assert counts.counts(found, how, None) == counted(model, how, None)

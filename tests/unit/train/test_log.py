@@ -1,7 +1,4 @@
 import json
-import logging
-
-import pytest
 
 from vlmrun.train import log
 
@@ -30,60 +27,11 @@ def test_a_missing_loss_is_null_not_zero(tmp_path):
     metrics.track(_row(1, None))
     metrics.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text("utf-8"))["loss"] is None
-    assert "loss" not in log._numbers(_row(1, None))
+    assert "loss" not in log.numbers(_row(1, None))
 
 
-@pytest.fixture
-def spoken(monkeypatch):
-    lines = []
-    monkeypatch.setattr(log.log, "info", lambda text, *values: lines.append(text % values))
-    return lines
-
-
-def test_lines_come_every_few_seconds_and_at_the_end(spoken, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    lines = log.Lines("instruct", 0, 40)
-    for step in range(1, 41):
-        now[0] += 0.25
-        lines.track(_row(step, 0.412))
-    assert spoken[0] == "instruct  12/40  loss 0.412  lr 1.0e-03  4.0 it/s  eta 0:07"
-    assert [line.split()[1] for line in spoken] == ["12/40", "24/40", "36/40", "40/40"]
-
-
-def test_speed_counts_this_process_only(spoken, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    lines = log.Lines("lora", 90, 100)
-    now[0] = 5.0
-    lines.track(_row(95, None))
-    assert spoken == ["lora  95/100  loss none  lr 1.0e-03  1.0 it/s  eta 0:05"]
-
-
-def test_a_long_wait_is_told_in_hours(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    pace = log._Pace("big", 0, 10_000)
-    now[0] = 100.0
-    assert pace.line(_row(100)).endswith("1.0 it/s  eta 2:45:00")
-
-
-def test_the_bar_gives_the_handlers_back(capsys):
-    handler = logging.StreamHandler()
-    logger = logging.getLogger("vlmrun")
-    logger.addHandler(handler)
-    try:
-        bar = log.Bar("lora", 0, 3)
-        bar.track(_row(1))
-        logger.warning("in between")
-        bar.track(_row(3))
-        bar.close()
-    finally:
-        logger.removeHandler(handler)
-    import sys
-
-    assert handler.stream is sys.stderr
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "lora" in captured.err
-    assert "in between" in captured.err
+def test_the_rate_that_stands_for_all_is_the_llms_or_that_of_what_trains():
+    assert log.leading({"connector": 1e-5}) == 1e-5
+    assert log.leading({"tower": 1e-6, "llm": 2e-5, "connector": 1e-5}) == 2e-5
+    row = log.Row(1, 0.1, 1.5, 2e-5, 2.0, 30, 100, 8, 0.1, lrs={"tower": 1e-6, "llm": 2e-5})
+    assert {n: v for n, v in log.numbers(row).items() if "lr" in n} == {"lr": 2e-5, "lr/tower": 1e-6, "lr/llm": 2e-5}

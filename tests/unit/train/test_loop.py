@@ -146,7 +146,7 @@ def test_the_best_model_is_saved_whenever_it_comes_and_a_run_that_goes_on_evalua
     asked = []
     saved = _train(_steps(5), save_steps=10, evaluate=lambda finished: asked.append(finished) or finished == 3)[1]
     assert saved == [3, 5]
-    assert asked == [1, 2, 3, 4, 5]
+    assert asked == [0, 1, 2, 3, 4, 5], "before the first update too, where that is asked for"
     asked.clear()
     _train(_steps(2), done=4, evaluate=asked.append)
     assert asked[0] == 4, "before the first step"
@@ -166,11 +166,14 @@ def test_sigusr1_saves_and_goes_on():
     assert len(rows) == 6
 
 
-def test_only_outer_trackers_get_every_row():
-    between = _Rows()
-    rows, _, _ = _train(_steps(5), log_steps=2, trackers=[between])
-    assert len(rows) == 5
-    assert [row.step for row in between.rows] == [2, 4, 5]
+def test_rows_show_the_rate_that_the_optimizer_had():
+    """`optim.lr` is a rate that nothing has when the connector alone trains."""
+    rows, _, _ = _train(_steps(2), wanted=Tune(llm="freeze", tower="freeze", connector="full"))
+    assert rows[0].lrs == {"connector": STAGE["optim"]["connector_lr"]}
+    assert rows[0].lr == STAGE["optim"]["connector_lr"] != STAGE["optim"]["lr"]
+    rows, _, _ = _train(_steps(2))
+    assert rows[0].lrs == {"connector": STAGE["optim"]["connector_lr"], "llm": STAGE["optim"]["lr"]}
+    assert rows[0].lr == STAGE["optim"]["lr"]
 
 
 def test_a_step_without_labels_has_no_loss_and_names_its_samples(monkeypatch):

@@ -146,6 +146,21 @@ def test_a_decay_that_ends_early_stays_at_the_lowest_rate():
     assert [rate(done) for done in (21, 60, 99)] == pytest.approx([0.1] * 3)
 
 
+def test_a_decay_may_end_after_a_share_of_all_updates():
+    share, steps = _optim(warmup_ratio=0.0, decay_ratio=0.2), _optim(warmup_ratio=0.0, decay_steps=20)
+    ours, theirs = optim.schedule(share, 100), optim.schedule(steps, 100)
+    assert [ours(done) for done in range(100)] == [theirs(done) for done in range(100)]
+
+
+def test_wsd_falls_in_the_last_tenth_unless_told_otherwise():
+    """MiniCPM's own schedule, without counting steps."""
+    rate = optim.schedule(_optim(schedule="wsd", warmup_ratio=0.1, min_lr_ratio=0.1), 200)
+    rates = [rate(done) for done in range(201)]
+    assert set(rates[20:181]) == {1.0}
+    assert rates[181] < 1.0
+    assert rates[200] == pytest.approx(0.1)
+
+
 def test_a_weight_decay_that_grows_is_only_of_the_groups_that_decay():
     vlm, config = pico_vlm(), _optim(weight_decay=0.0, weight_decay_end=0.1, weight_decay_schedule="linear")
     found = optim.groups(vlm, config)

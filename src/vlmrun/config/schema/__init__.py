@@ -26,11 +26,24 @@ from vlmrun.config.schema.average import (
     Ties,
     Weights,
 )
-from vlmrun.config.schema.base import Aspect, Count, Fraction, Kept, Name, Node, Positive, Precision, Rate, Target
+from vlmrun.config.schema.base import (
+    Aspect,
+    Count,
+    Every,
+    Fraction,
+    Kept,
+    Name,
+    Node,
+    Positive,
+    Precision,
+    Rate,
+    Target,
+)
 from vlmrun.config.schema.benchmark import BenchmarkConfig, Data, Generation, Keys, MetricName
 from vlmrun.config.schema.data import About, DataConfig, FieldMap
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
+from vlmrun.config.schema.optim import Ema, Optim
 from vlmrun.config.schema.run import RunConfig, Tracker
 from vlmrun.config.schema.stage import Stage, StageNode, UserStage
 from vlmrun.config.schema.stages import (
@@ -48,15 +61,11 @@ from vlmrun.config.schema.train import (
     DeepSpeed,
     Fp16,
     HeldOut,
-    Lora,
-    Optim,
     Order,
     Packing,
-    Quant,
     TrainStage,
-    Tune,
-    Tuning,
 )
+from vlmrun.config.schema.tune import Lora, Quant, Tune, Tuning, ends_as
 
 __all__ = [
     "MetricName",
@@ -79,7 +88,9 @@ __all__ = [
     "DeepSpeed",
     "Della",
     "Density",
+    "Ema",
     "EvaluateStage",
+    "Every",
     "FieldMap",
     "Format",
     "Fp16",
@@ -124,4 +135,5 @@ __all__ = [
     "UserStage",
     "Volatile",
     "Weights",
+    "ends_as",
 ]

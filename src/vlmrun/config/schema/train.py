@@ -7,51 +7,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral, Parent, Source, Volatile
-from vlmrun.config.schema.base import Aspect, Color, Count, Factor, Few, Fraction, Node, Positive, Rate, Seed, Size
+from vlmrun.config.schema.base import (
+    Aspect,
+    Color,
+    Count,
+    Every,
+    Factor,
+    Few,
+    Node,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+)
+from vlmrun.config.schema.optim import Ema, Optim
 from vlmrun.config.schema.stage import StageNode
+from vlmrun.config.schema.tune import Lora, Quant, Tune
 
 DRAWN = frozenset({"vlmrun.data.shapes.prepare"})  # what makes data of opaque RGB images only
-Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
-
-
-class Tune(Node):
-    """What happens to each part: left alone, trained whole, or trained through LoRA adapters.
-
-    `qlora` is `lora` on an LLM whose frozen weights are quantized (`Quant`). `new_tokens` trains the input
-    embedding rows of the tokens that `model.image_markers` and `model.new_tokens` added, and nothing else of the LLM.
-    """
-
-    llm: Tuning
-    tower: Literal["freeze", "full"]
-    connector: Literal["freeze", "full"]
-
-    @property
-    def adapters(self) -> bool:
-        """Whether the LLM is trained through adapters."""
-        return self.llm in ("lora", "qlora")
-
-
-class Lora(Node):
-    """Adapter shape, and what of the LLM trains whole beside the adapters.
-
-    `targets`: `all-linear` (all but the output head), last names of the LLM's linear layers, or a regular expression
-    that the whole of a layer's name matches, `llm.` in front (`llm\\..*\\.self_attn\\.(q|k|v|o)_proj`).
-    """
-
-    r: Annotated[int, Field(ge=1, le=65_536)]
-    alpha: Factor
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    targets: str | list[str]
-    modules_to_save: list[str]  # last names of modules of the LLM that train whole, such as embed_tokens
-    bias: Literal["none", "all", "lora_only"]  # which biases of the LLM are trained too
-
-
-class Quant(Node):
-    """How bitsandbytes holds the frozen weights of an LLM under `tune.llm: qlora`."""
-
-    bits: Literal[4, 8]
-    type: Literal["nf4", "fp4"]  # of 4 bits
-    double: bool  # of 4 bits: the scales are quantized as well
 
 
 class Compat(Node):
@@ -74,31 +47,6 @@ class Compat(Node):
     # take images as `convert("RGB")` leaves them: transparency and EXIF orientation dropped, 16-bit gray clipped to
     # white. In keys null is what counts, through `image_background`
     images: Annotated[Literal["upstream"] | None, Neutral("upstream"), Volatile]
-
-
-class Optim(Node):
-    """AdamW and its schedule. Part rates default to `lr` when null, and all of them fall in proportion."""
-
-    lr: Rate
-    connector_lr: Rate | None
-    tower_lr: Rate | None
-    weight_decay: Rate
-    weight_decay_end: Annotated[Rate | None, Neutral(None)]  # what it grows to over all updates; null: it stays
-    weight_decay_schedule: Annotated[Literal["constant", "linear", "cosine"], Neutral("constant")]
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Factor
-    schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
-    power: Annotated[Factor, Neutral(1.0)]  # of polynomial; 1: linear
-    min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
-    min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
-    decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all
-    cooldown_steps: Annotated[Positive | None, Neutral(None)]  # wsd: updates in which the rate falls at the end
-    cooldown_ratio: Annotated[Fraction | None, Neutral(None)]  # the same as a share of all; one of the two is null
-    cooldown_shape: Annotated[Literal["linear", "cosine", "exponential", "one_minus_sqrt"], Neutral("cosine")]
-    warmup_ratio: Fraction | None  # share of the steps; the first update has rate 0, as in transformers
-    warmup_steps: Count | None  # the same in updates; one of the two is null
-    warmup_from: Annotated[Rate, Neutral(0.0)]  # rate that the warm-up begins at
-    max_grad_norm: Rate  # 0 = no clipping
 
 
 class Fp16(Node):
@@ -137,13 +85,17 @@ class DeepSpeed(Node):
 
 
 class HeldOut(Node):
-    """Evaluation during training, on data that is not trained on; it never changes what is trained."""
+    """Evaluation during training, on data that is not trained on; only `patience` changes what is trained."""
 
-    steps: Positive  # every N updates, and after the last
+    steps: Every  # every N updates, share of all updates, or epoch; and after the last update
     data: Annotated[list[str], Field(min_length=1), Source]
     max_samples: Positive | None  # a fixed choice of N; null: all
     generate: Count  # of the first N the answer is generated and kept in samples.jsonl
     max_new_tokens: Positive
+    at_start: Annotated[bool, Neutral(False)]  # also before the first update
+    # training stops after N evaluations in a row without a better one, by keep_best or the loss; null: never
+    patience: Annotated[Positive | None, Neutral(None)]
+    min_delta: Annotated[Rate, Neutral(0.0)]  # what an evaluation must gain on the best one to count for patience
 
 
 class Packing(Node):
@@ -184,8 +136,9 @@ def _rounded(stage: TrainStage, run: Any) -> dict[str, Any]:
 
 
 def _evaluations(stage: TrainStage, run: Any) -> dict[str, Any]:
-    """Evaluations never change what is trained, but with keep_best they choose the model that is kept."""
-    return {} if stage.keep_best is None else {"eval": stage.eval}
+    """Evaluations choose the model that is kept, with keep_best, and when training stops, with patience."""
+    stops = stage.eval is not None and stage.eval.patience is not None
+    return {"eval": stage.eval} if stops or stage.keep_best is not None else {}
 
 
 class Order(Node):
@@ -216,8 +169,10 @@ class TrainStage(StageNode):
     image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
     tune: Tune
     lora: Lora | None
+    tower_lora: Annotated[Lora | None, Neutral(None)]  # of tune.tower: lora; null: as lora
     quant: Quant | None
     optim: Optim
+    ema: Annotated[Ema | None, Neutral(None)]
     compat: Compat
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
@@ -227,17 +182,15 @@ class TrainStage(StageNode):
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
-    offload: Annotated[
-        Literal["none", "cpu", "nvme"], Volatile
-    ]  # where optimizer state is stored, and ZeRO-3's parameters
+    offload: Annotated[Literal["none", "cpu", "nvme"], Volatile]  # where optimizer state is, and ZeRO-3's parameters
     engine: Annotated[Literal["deepspeed", "fsdp", "plain"], Volatile(unless=_engine)]
     deepspeed: Annotated[DeepSpeed, Volatile(unless=_rounded)]
     gradient_checkpointing: Annotated[bool | Positive, Volatile]  # n: units of n blocks of the LLM keep their input
     offload_checkpoints: Annotated[bool, Volatile]  # what gradient checkpointing keeps waits in host memory
-    save_steps: Annotated[Positive, Volatile]
+    save_steps: Annotated[Every, Volatile]  # a checkpoint every N updates, share of all updates, or epoch
     save_total_limit: Annotated[Positive, Volatile]
     save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training continues
-    eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key only with keep_best
+    eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key with keep_best or patience
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank

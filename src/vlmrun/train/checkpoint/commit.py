@@ -1,8 +1,8 @@
 """Checkpoints that are there whole or not at all.
 
 A checkpoint is written under a temporary name, every file is synced and hashed, the manifest is written, and only then
-the folder gets its name. Whoever dies when: what is called `step-N` and matches its manifest is good. DeepSpeed alone
-would call a checkpoint the latest before other ranks have written theirs, and loads flipped bytes without a word.
+the folder gets its name. Whenever a process dies, what is called `step-N` and matches its manifest is good. DeepSpeed
+alone would call a checkpoint the latest before other ranks have written theirs, and loads flipped bytes without a word.
 """
 
 from __future__ import annotations
@@ -237,5 +237,5 @@ def _cannot_save(folder: Path, step: int, reason: str) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint of step {step} cannot be written: {reason}; {kept}",
         str(folder),
-        "free some space (or lower save_total_limit) and give the same command again: it goes on from there",
+        "free some space (or lower save_total_limit) and give the same command again: it resumes from there",
     )

@@ -19,7 +19,7 @@ class Saver:
     Args:
         write: a collective that fills a folder with the state of the engine.
         n_trainable: parameters that are trained, to tell whether the disk has room.
-        background: sync and hash what is written while training goes on, and name it a step or so later.
+        background: sync and hash what is written while training continues, and name it a step or so later.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Going on with another number of ranks: DeepSpeed's universal checkpoint cuts optimizer state anew.
+"""Resuming on another number of ranks: DeepSpeed's universal checkpoint reshards optimizer state.
 
 What was measured: ZeRO 1, 2 and 3, full, LoRA and QLoRA, fp32 and bf16, from one rank to two and back. A checkpoint of
 ZeRO-0 is whole on every rank and needs nothing, and FSDP2's reads itself on any number of ranks. Loss scaling (fp16),
@@ -35,7 +35,8 @@ def is_possible(stage: TrainStage, hardware: HardwareConfig) -> bool:
     if stage.engine == "fsdp":
         return True
     alone = hardware.tensor_parallel == hardware.sequence_parallel == 1
-    return stage.engine == "deepspeed" and stage.offload == "none" and hardware.precision != "fp16" and alone
+    plain = stage.optim.optimizer == "adamw"  # DeepSpeed's converter knows no other state
+    return stage.engine == "deepspeed" and stage.offload == "none" and hardware.precision != "fp16" and alone and plain
 
 
 def load(engine: Engine, checkpoint: Path, stage: TrainStage) -> None:
@@ -54,7 +55,7 @@ def load(engine: Engine, checkpoint: Path, stage: TrainStage) -> None:
         raise CheckpointError(
             f"the checkpoint cannot be resharded for {dist.world()} ranks: {problem}",
             str(checkpoint),
-            "go on with the number of ranks that wrote it",
+            "resume with the number of ranks that wrote it",
         )
     with quiet(), _universal(engine.inner):
         path, _ = engine.inner.load_checkpoint(
@@ -75,7 +76,7 @@ def _convert(source: Path, target: Path, zero: int) -> str | None:
         *("--input_folder", str(source), "--output_folder", str(target)),
         *("--num_extract_workers", "1", "--num_merge_workers", "1"),
     ]
-    # Only ZeRO-3 leaves what the converter looks for; at the lower stages it is told to do without.
+    # Only ZeRO-3 leaves what the converter looks for; at the lower stages an option lets it do without.
     command += ["--inject_missing_state"] if zero < 3 else []
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -1,10 +1,10 @@
-"""What the loop sees of a model under training, whoever computes."""
+"""What the loop sees of a model under training, whichever engine computes."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,28 @@ class Engine(ABC):
         """The most exact copy of a parameter, or of the piece of it, that this rank holds."""
         return parameter.detach()
 
+    replicated = False  # whether all ranks hold the same pieces
+
+    def pieces(self) -> Iterator[tuple[str, Tensor, int]]:
+        """This rank's piece of every trained parameter's most exact copy, flat, and the element it begins with.
+
+        A rank that holds nothing of a parameter skips it; the last piece may be padded.
+        """
+        for name, parameter in self.vlm.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter.detach().view(-1), 0
+
+    @torch.no_grad()
+    def put(self, pieces: Mapping[str, Tensor]) -> None:
+        """Makes other values of all `pieces` the weights that are computed with. A collective."""
+        for name, piece, _ in self.pieces():
+            piece.copy_(pieces[name])
+
+    def n_elements(self, name: str) -> int:
+        """Elements of a whole parameter."""
+        parameter: Any = self.vlm.get_parameter(name)
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
     def readable(self) -> contextlib.AbstractContextManager[None]:
         """Within, parts of the model may be called one by one, as generation does. A collective."""
         return contextlib.nullcontext()
@@ -86,9 +108,18 @@ class Engine(ABC):
         """
         return parameter.register_hook(look)
 
-    def _pace(self, described: list[dict[str, Any]], factor: float, weight_decay: float | None) -> None:
+    @property
+    @abstractmethod
+    def described(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, in the order of `groups`; what stands in them is what it computes with."""
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate of every part that trains, as the optimizer has it."""
+        return {group.part: float(values["lr"]) for values, group in zip(self.described, self.groups, strict=True)}
+
+    def _pace(self, factor: float, weight_decay: float | None) -> None:
         """Sets the rate, and a weight decay that changes, of the optimizer's groups."""
-        for values, group in zip(described, self.groups, strict=True):
+        for values, group in zip(self.described, self.groups, strict=True):
             values["lr"] = group.lr * factor
             if weight_decay is not None and group.decays:
                 values["weight_decay"] = weight_decay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class DeepSpeedEngine(Engine):
     def name(self) -> str:
         return f"ZeRO-{self._zero}" + (f", tensor parallel {self._cut.size}" if self._cut is not None else "")
 
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self.inner.optimizer.param_groups
+        return groups
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         loss_sum: Tensor = self.inner(**self._inputs(batch))
         return loss_sum
@@ -80,7 +85,7 @@ class DeepSpeedEngine(Engine):
 
     def step(self, factor: float, weight_decay: float | None = None) -> float | None:
         assert self.inner.is_gradient_accumulation_boundary(), "a micro batch is missing or one too many"
-        self._pace(self.inner.optimizer.param_groups, factor, weight_decay)
+        self._pace(factor, weight_decay)
         norm = self._own_norm() if self._zero == 0 else None
         scale = self._allow_lowest_scale() if self._fp16 else None
         self.inner.step()
@@ -91,7 +96,7 @@ class DeepSpeedEngine(Engine):
         return found if scale is None or self._zero != 3 else found * float(self.inner.optimizer.cur_scale) / scale
 
     def _allow_lowest_scale(self) -> float:
-        """The loss scale; an overflow at the lowest one is told by the loop, not by a bare exception of DeepSpeed."""
+        """The loss scale; an overflow at the lowest one is reported by the loop, not as an exception of DeepSpeed."""
         self.inner.optimizer.loss_scaler.raise_error_at_min_scale = False
         return float(self.inner.optimizer.cur_scale)
 
@@ -125,6 +130,51 @@ class DeepSpeedEngine(Engine):
             whole: Tensor = safe_get_full_fp32_param(parameter)
             return whole.detach()
         return parameter.detach()
+
+    @property
+    def replicated(self) -> bool:  # type: ignore[override]
+        return self._zero == 0
+
+    def pieces(self) -> Iterator[tuple[str, Tensor, int]]:
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        if self._zero == 0:
+            yield from super().pieces()
+            return
+        for held, name in self._named():
+            if self._zero == 3:
+                shard: Tensor = safe_get_local_fp32_param(held)
+                yield name, shard.view(-1), dist.rank() * held.ds_tensor.numel()
+            elif held._hp_mapping is not None:
+                fragment = held._hp_mapping
+                yield name, fragment.get_hp_fragment().view(-1), fragment.lp_fragment_address.start
+
+    @torch.no_grad()
+    def put(self, pieces: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_set_local_fp32_param
+
+        if self._zero == 0:
+            super().put(pieces)
+            return
+        for held, name in self._named():
+            if self._zero == 3:
+                piece = pieces[name].to(held.ds_tensor.device)
+                safe_set_local_fp32_param(held, piece)
+                held.ds_tensor.copy_(piece.view_as(held.ds_tensor))
+            else:
+                if held._hp_mapping is not None:
+                    held._hp_mapping.get_hp_fragment().view(-1).copy_(pieces[name])
+                held.data.copy_(safe_get_full_fp32_param(held))
+        if self._zero == 3:
+            # Small parameters stay gathered: what they hold is the old weights.
+            small = self.inner.optimizer.persistent_parameters
+            if small:
+                small[0].partition(small)
+                small[0].all_gather(small)
+
+    def _named(self) -> list[tuple[Any, str]]:
+        """Trained parameters, with what DeepSpeed adds to them, and their names."""
+        return [(parameter, self._names[parameter]) for parameter in self._trained]
 
     def _whole(self, parameter: nn.Parameter) -> Tensor:
         if self._zero != 3:

@@ -1,4 +1,4 @@
-"""PyTorch's FSDP2: every tensor is cut over the ranks, block by block, and whole only while its block computes.
+"""PyTorch's FSDP2: every tensor is sharded, block by block, and whole only while its block computes.
 
 Weights stay fp32; with bf16 they are gathered and computed in bf16, and gradients are summed in fp32.
 """
@@ -26,7 +26,7 @@ from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.optim import Group, optimizer
 
-# A tower that drops its class token returns a view; nobody writes into it.
+# A tower that drops its class token returns a view; nothing writes into it.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TINY = 1e-6  # torch's own guard in clip_grad_norm_
@@ -60,6 +60,10 @@ class FsdpEngine(Engine):
     def name(self) -> str:
         return "FSDP2"
 
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         loss_sum: Tensor = self.vlm(**self._inputs(batch))
         return loss_sum
@@ -68,7 +72,7 @@ class FsdpEngine(Engine):
         (loss / self._accumulation).backward()
 
     def step(self, factor: float, weight_decay: float | None = None) -> float:
-        self._pace(self._optimizer.param_groups, factor, weight_decay)
+        self._pace(factor, weight_decay)
         gradients = [_local(p.grad) for p in self._trained.values() if p.grad is not None]
         norm = _norm(gradients)
         if self._max_norm and norm > self._max_norm:
@@ -90,6 +94,14 @@ class FsdpEngine(Engine):
 
     def finest(self, parameter: nn.Parameter) -> Tensor | None:
         return _local(parameter)
+
+    def pieces(self) -> Iterator[tuple[str, Tensor, int]]:
+        for name, parameter in self._trained.items():
+            piece = _local(parameter)
+            rows = -(-parameter.shape[0] // dist.world())  # as torch cuts: equal, and fewer on the last ranks
+            begins = min(dist.rank() * rows, parameter.shape[0]) * (parameter.numel() // parameter.shape[0])
+            if piece.numel():
+                yield name, piece.view(-1), begins
 
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:

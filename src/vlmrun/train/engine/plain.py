@@ -34,6 +34,10 @@ class PlainEngine(Engine):
     def name(self) -> str:
         return "plain"
 
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         inputs = self._inputs(batch)
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=self._autocast):
@@ -44,7 +48,7 @@ class PlainEngine(Engine):
         (loss / self._accumulation).backward()
 
     def step(self, factor: float, weight_decay: float | None = None) -> float:
-        self._pace(self._optimizer.param_groups, factor, weight_decay)
+        self._pace(factor, weight_decay)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

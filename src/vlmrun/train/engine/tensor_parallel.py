@@ -1,4 +1,4 @@
-"""Tensor parallelism of the LLM: how DeepSpeed's AutoTP is told to cut it, and how a cut tensor becomes whole again.
+"""Tensor parallelism of the LLM: how DeepSpeed's AutoTP has to cut it, and how a cut tensor becomes whole again.
 
 Tower, connector, embeddings, norms and the output head stay whole on every rank. A layer whose outputs are cut
 ("column") keeps some heads or some of the MLP's width; the next one takes cut inputs ("row") and sums over the ranks.

@@ -33,12 +33,12 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
 from vlmrun.formats import native as native_format
 from vlmrun.formats.base import How, Model
-from vlmrun.model import tune
+from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.model.pretrained import read_json, said
 from vlmrun.names import WEIGHTS
+from vlmrun.train import ema, setup
 from vlmrun.train import model as training_model
-from vlmrun.train import setup
 from vlmrun.train.checkpoint.files import MANIFEST
 from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet
 from vlmrun.train.engine.fsdp import FsdpEngine
@@ -68,7 +68,10 @@ def read(folder: Path, how: How) -> Model:
             "convert the finished stage's weights",
         )
     loaded = _as_trained(job, stage)
-    _fill(loaded, _trained(folder, loaded), folder)
+    state = _trained(folder, loaded)
+    if stage.ema is not None and stage.ema.result:
+        state |= ema.whole(folder, {n: p.shape for n, p in loaded.vlm.named_parameters() if p.requires_grad})
+    _fill(loaded, state, folder)
     # As exported: in the type that it was trained in.
     if stage.engine == "deepspeed":
         loaded.vlm.to(DTYPES[job.hardware.precision])
@@ -212,12 +215,17 @@ def _save(weights: Path, loaded: Loaded, job: StageJob, stage: TrainStage) -> No
     adapter: dict[str, torch.Tensor] = {}
     if stage.tune.adapters:
         adapter = {n: p for n, p in loaded.vlm.llm.named_parameters() if p.requires_grad}
+    tensors: dict[str, native.Tensors] = {
+        part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in whole
+    }
+    if stage.tune.tower == "lora":
+        tensors["tower"] = tower_adapter.folded(loaded.vlm.tower, tensors["tower"])
     native.save(
         weights,
         loaded,
         template=template_of(job.model, stage).to_dict(),
         image_aspect=stage.image_aspect,
         image_background=derived.image_background(stage),
-        tensors={part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in whole},
+        tensors=tensors,
         adapter=(tune.adapter_config(loaded.vlm.llm), adapter) if adapter else None,
     )

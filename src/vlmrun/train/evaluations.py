@@ -1,0 +1,82 @@
+"""When a training run is evaluated, which evaluation is the best, and when there is nothing to gain any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vlmrun import logs
+from vlmrun.config import derived
+from vlmrun.config.job import StageJob
+from vlmrun.config.schema import TrainStage
+from vlmrun.data.sampler import Schedule
+from vlmrun.train.held_out import Evaluator
+from vlmrun.train.log import Tracker
+from vlmrun.train.scores import By, Record
+
+log = logs.get(__name__)
+
+_CALLED = {"loss": "held-out loss", "exact_match": "share of right answers"}
+
+
+class Evaluations:
+    """The evaluations of one training run, those before it was resumed included. All ranks see the same.
+
+    Args:
+        evaluator: None: there are none.
+        done: steps of the checkpoint that the run resumes from.
+    """
+
+    def __init__(
+        self, job: StageJob, stage: TrainStage, evaluator: Evaluator | None, schedule: Schedule, done: int
+    ) -> None:
+        self.record = Record(job.path, done)
+        self._name, self._stage, self._evaluator, self._schedule = job.name, stage, evaluator, schedule
+
+    @property
+    def best(self) -> int | None:
+        """The step of the model that is to be the result, with `keep_best`."""
+        return None if self._stage.keep_best is None else self.record.best(self._stage.keep_best)
+
+    def evaluate(self, finished: int, trackers: Sequence[Tracker]) -> bool:
+        """Evaluates the model after N steps if that is due, and says whether it is the best so far. A collective."""
+        if self._evaluator is None or self.record.has(finished) or not self._is_due(finished):
+            return False
+        score, samples = self._evaluator.evaluate(finished)
+        self.record.add(score, samples)
+        for tracker in trackers:
+            tracker.evaluated(score)
+        log.info("%s  %s", self._name, score.line)
+        return finished > 0 and self.best == finished
+
+    def score(self) -> dict[str, Any] | None:
+        """Held-out numbers of the model as it is now, which are not recorded: it is of no step. A collective."""
+        if self._evaluator is None:
+            return None
+        score, _ = self._evaluator.evaluate(self._schedule.steps)
+        log.info("%s  averaged weights: held-out loss %.4f", self._name, score.loss)
+        return asdict(score)
+
+    def is_over(self, finished: int) -> bool:
+        """Whether training ends after N steps because of `eval.patience`."""
+        asked = self._stage.eval
+        if asked is None or asked.patience is None or not self.record.has(finished):
+            return False
+        return self.record.without_gain(self._by, asked.min_delta) >= asked.patience
+
+    def why(self) -> str:
+        """The reason of that, in a sentence."""
+        assert self._stage.eval is not None
+        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {_CALLED[self._by]}"
+
+    @property
+    def _by(self) -> By:
+        return self._stage.keep_best or "loss"
+
+    def _is_due(self, finished: int) -> bool:
+        assert self._stage.eval is not None
+        if finished == 0:
+            return self._stage.eval.at_start
+        steps = self._schedule.steps
+        return finished == steps or derived.is_due(self._stage.eval.steps, finished, steps, self._schedule.epoch)

@@ -1,0 +1,65 @@
+"""Who gets the numbers of a training run: metrics.jsonl first, the services that were asked for, progress last."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vlmrun import logs
+from vlmrun.config.job import StageJob
+from vlmrun.names import METRICS
+from vlmrun.train.log import Metrics, Row, Tracker, read
+from vlmrun.train.progress import Bar, Lines
+from vlmrun.train.scores import Score
+from vlmrun.train.services import TensorBoard, WandB
+
+
+class Thinned(Tracker):
+    """Passes on every `every`-th row and the last one, and every evaluation."""
+
+    def __init__(self, inner: Tracker, every: int, steps: int) -> None:
+        self._inner, self._every, self._steps = inner, every, steps
+
+    def track(self, row: Row) -> None:
+        """Passes a row on when it is due."""
+        if is_due(row, self._every, self._steps):
+            self._inner.track(row)
+
+    def evaluated(self, score: Score) -> None:
+        """Passes it on."""
+        self._inner.evaluated(score)
+
+    def close(self) -> None:
+        """Closes what it passes to."""
+        self._inner.close()
+
+
+def is_due(row: Row, every: int, steps: int) -> bool:
+    """Whether services get a row."""
+    return row.step % every == 0 or row.step == steps
+
+
+def open_trackers(job: StageJob, every: int, steps: int, done: int, scores: list[Score]) -> list[Tracker]:
+    """All that get numbers; rank 0 only.
+
+    Args:
+        every: updates between two rows that services get.
+        steps: updates of the whole training run.
+        done: updates before the checkpoint that it resumes from.
+        scores: evaluations up to there.
+    """
+    found: list[Tracker] = [Metrics(job.path / METRICS, done)]
+    folder = job.path / "logs"
+    if "tensorboard" in job.tracking:
+        place = os.environ.get("TENSORBOARD_DIR")
+        events = Path(place).expanduser() / f"{job.name}-{job.key}" if place else folder / "tensorboard"
+        found.append(Thinned(TensorBoard(events, done), every, steps))
+    if "wandb" in job.tracking or "wandb_online" in job.tracking:
+        rows = [row for row in read(job.path / METRICS) if is_due(row, every, steps)]
+        before: list[Row | Score] = [*rows, *scores]
+        before.sort(key=lambda one: one.step)  # a row stays before the evaluation of its step
+        online = "wandb_online" in job.tracking
+        found.append(Thinned(WandB(job, folder / "wandb", before, online=online), every, steps))
+    progress = Bar if logs.is_terminal() else Lines
+    found.append(progress(job.name, done, steps))
+    return found

@@ -1,0 +1,82 @@
+"""Training that ends when evaluations no longer gain, and evaluations by epoch, by share and before training."""
+
+import pytest
+
+from tests.integration import ranks as forked
+from tests.integration.jobs import execute, losses, rows, said, weights
+from tests.integration.ranks import RankError
+from tests.integration.test_held_out import HELD_OUT, _stopped_at, finish, job_with, scores
+from vlmrun.train.scores import Record
+
+pytestmark = pytest.mark.ranks
+
+ASKED = HELD_OUT | {"steps": 1, "generate": 0, "patience": 2}
+# A rate that is far too high: what is held out soon gets worse.
+WILD = {"eval": ASKED, "engine": "plain", "lr": 0.5, "connector_lr": 0.2, "schedule": "constant", "max_steps": 12}
+
+
+def _ends_at(by_step):
+    """The step after two evaluations in a row that are no better than the best before them."""
+    best, missed = float("inf"), 0
+    for step, loss in by_step.items():
+        missed = 0 if loss < best else missed + 1
+        best = min(best, loss)
+        if missed == 2:
+            return step
+    raise AssertionError(by_step)
+
+
+def test_training_ends_with_patience_and_resumes_to_the_same_bits(tmp_path):
+    whole = job_with(tmp_path, "whole", **WILD | {"eval": ASKED | {"patience": None}})
+    finish(whole)
+    expected = _ends_at({row["step"]: row["loss"] for row in scores(whole)})
+    assert expected < 12
+    job = job_with(tmp_path, "early", keep_best="loss", **WILD)
+    summary = finish(job)
+    assert summary["steps"] == expected
+    assert summary["stopped_early"] is True
+    assert summary["best_step"] == expected - 2
+    assert losses(job) == losses(whole)[:expected]
+    assert f"stopped at step {expected} of 12: 2 evaluation(s) in a row did not improve the held-out loss" in said(job)
+
+    again = job_with(tmp_path, "again", keep_best="loss", **WILD)
+    with pytest.raises(RankError, match="stopped at step"):
+        forked.run(_stopped_at, 1, again.to_json(), expected - 1, group=False)
+    finish(again)
+    assert (rows(again), scores(again), weights(again)) == (rows(job), scores(job), weights(job))
+    finish(again)  # killed between its last checkpoint and its result: nothing is left to train
+    assert (rows(again), weights(again)) == (rows(job), weights(job))
+
+
+def test_two_ranks_stop_together(tmp_path):
+    changes = WILD | {"engine": "deepspeed", "zero": 2, "micro_batch": 1}
+    job = job_with(tmp_path, "two", 2, **changes)
+    found = forked.run(execute, 2, job.to_json())[0]
+    assert found["steps"] < 12
+    assert found["stopped_early"] is True
+
+
+def test_evaluations_come_before_training_and_with_every_epoch(tmp_path):
+    asked = HELD_OUT | {"steps": "epoch", "generate": 0, "at_start": True}
+    job = job_with(tmp_path, "epochs", engine="plain", max_steps=None, epochs=2.0, eval=asked, save_steps=0.5)
+    summary = finish(job)
+    n = summary["steps"]
+    assert [row["step"] for row in scores(job)] == [0, n // 2, n]
+    assert sorted(path.name for path in (job.path / "checkpoints").iterdir()) == sorted([f"step-{n // 2}", f"step-{n}"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "least", "missed"),
+    [
+        ([3.0, 2.0, 1.0], 0.0, 0),
+        ([3.0, 2.0, 2.0, 2.5], 0.0, 2),
+        ([3.0, 2.9, 2.8], 0.5, 2),
+        ([3.0, float("nan"), 2.0], 0.0, 0),
+        ([3.0, float("nan")], 0.0, 1),
+    ],
+)
+def test_patience_counts_evaluations_without_a_gain(tmp_path, numbers, least, missed):
+    record = Record(tmp_path, 0)
+    before = {"step": 0, "loss": 0.1, "exact_match": None}
+    record._scores = [before, *({"step": n, "loss": loss} for n, loss in enumerate(numbers, 1))]
+    assert record.without_gain("loss", least) == missed
