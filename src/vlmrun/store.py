@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +18,11 @@ from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.errors import CheckpointError, LaunchError, suggest
 from vlmrun.names import MODEL
+
+try:
+    import fcntl
+except ImportError:  # Windows: what only reads (check, plan, ls) works there
+    fcntl = None  # type: ignore[assignment]
 
 log = logs.get(__name__)
 
@@ -134,8 +139,14 @@ def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]
         The lock's file descriptor, for workers to inherit: a worker that outlives us keeps the folder locked.
 
     Raises:
-        LaunchError: when another process holds it and `wait` is false.
+        LaunchError: when another process holds it and `wait` is false, or where there are no such locks.
     """
+    if fcntl is None:
+        raise LaunchError(
+            f"stages cannot be locked on {sys.platform}",
+            str(path),
+            "run it on Linux, on Windows inside WSL 2; check, plan and ls work here",
+        )
     path.mkdir(parents=True, exist_ok=True)
     fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, _, function = VERBS[verb or "train"].partition(":")
         signal.signal(signal.SIGTERM, _interrupt)
         # A batch system sends it to all processes of a job; only a stage that trains does something with it.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         code: int = getattr(importlib.import_module(module), function)(arguments[1:] if verb else arguments)
         return code
     except VlmrunError as error:
