@@ -13,6 +13,7 @@ from typing import Any
 
 from vlmrun import artifact, back, graph, logs
 from vlmrun.cli import data_convert, train
+from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
@@ -26,13 +27,33 @@ FOUND_PROBLEMS = DataError.exit_code
 _ACTIONS = ("show", "lint", "prepare", "convert")
 
 HELP = """\
-usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sample as the model will see it
-       vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
-       vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
-       vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
-       vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and images to tar shards
-       vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and images
-       vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
+usage: vlmrun data ACTION ...       vlmrun data ACTION --help says more
+
+  show OVERRIDES [INDEX]            one sample as the model will see it
+  lint OVERRIDES                    what is wrong with all data of a run
+  lint FILE --images DIR            the same of one annotation file
+  convert FILE OUTPUT --to minicpm  LLaVA JSON to MiniCPM-V JSON (llava: back)
+  convert FILE FOLDER --to wds      LLaVA JSON and images to tar shards
+  convert FOLDER FOLDER --from wds  tar shards to LLaVA JSON and images
+  prepare scienceqa                 a published data set as LLaVA JSON
+
+examples:
+  vlmrun data show +recipe=smoke 3
+  vlmrun data lint train.json --images images
+"""
+_SHOW_USAGE = "vlmrun data show OVERRIDES [INDEX] [--stage NAME] [--json]"
+_SHOW = """\
+vlmrun data show +recipe=smoke
+vlmrun data show +recipe=smoke 3 --stage lora      record 3, counted from 0
+"""
+_LINT_USAGE = "vlmrun data lint OVERRIDES|FILE [options]"
+_LINT = """\
+vlmrun data lint +recipe=smoke --report problems.jsonl
+vlmrun data lint train.json --images images
+vlmrun data lint train.json --images images --template vicuna_v1 --limit 1000
+"""
+_PREPARE = """\
+vlmrun data prepare scienceqa --base-dir ScienceQA --output train.json
 """
 
 
@@ -51,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 def show(arguments: list[str]) -> int:
     """`vlmrun data show`."""
-    parser = argparse.ArgumentParser("vlmrun data show", description="One sample as the model will see it.")
+    parser = new_parser("data show", "One sample as the model will see it.", _SHOW, usage=_SHOW_USAGE)
     parser.add_argument("--stage", help="a train stage of the run (default: the first)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options, words = parser.parse_known_args(arguments)
@@ -68,7 +89,7 @@ def show(arguments: list[str]) -> int:
 
 def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
-    parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
+    parser = new_parser("data lint", "What is wrong with training data.", _LINT, usage=_LINT_USAGE)
     parser.add_argument("--images", type=Path, help="folder that image names start from")
     parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
     parser.add_argument("--split", help="energon: train (default), val or test")
@@ -92,7 +113,7 @@ def lint(arguments: list[str]) -> int:
 
 def prepare(arguments: list[str]) -> int:
     """`vlmrun data prepare scienceqa`."""
-    parser = argparse.ArgumentParser("vlmrun data prepare", description="Published data sets -> LLaVA JSON.")
+    parser = new_parser("data prepare", "Published data sets -> LLaVA JSON.", _PREPARE)
     parser.add_argument("dataset", choices=["scienceqa"])
     parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
     parser.add_argument("--split", default="train", help="a key of pid_splits.json (default: %(default)s)")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlmrun.config import hub
 from vlmrun.errors import CheckpointError, suggest
 
 BUILTIN = "builtin:"
@@ -44,8 +45,8 @@ def locate(path: str) -> Path:
     raise CheckpointError(
         f"no model folder {path!r} here",
         path,
-        f"give a local folder, or fetch it once while online: hf download {path}"
-        if _looks_like_hub_id(path)
+        f"{hub.login(path)}vlmrun download {path}, or give a local folder"
+        if hub.is_model_id(path)
         else "give an existing folder that holds config.json, or a hub id such as openai/clip-vit-large-patch14-336",
     )
 
@@ -68,12 +69,8 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def _looks_like_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
-
-
 def _cached_snapshot(path: str) -> Path | None:
-    if not _looks_like_hub_id(path):
+    if not hub.is_model_id(path):
         return None
     from huggingface_hub import try_to_load_from_cache
 
