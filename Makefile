@@ -88,7 +88,7 @@ bench-merge: $(VENV)/ready .cache/mergekit/ready
 	touch $@
 
 docs: $(VENV)/ready
-	$(BIN)/python scripts/make_reference.py
+	$(BIN)/python -m scripts.make_reference
 
 # The vocabularies of LLaMA, Llama-3 and Qwen, for optional tests of the templates.
 fetch-tokenizers: $(VENV)/ready

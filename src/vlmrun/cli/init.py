@@ -17,7 +17,7 @@ _EXAMPLES = """\
 vlmrun init mine                                 on shapes that vlmrun draws
 vlmrun init mine --data train.json --images images
 vlmrun init mine --data captions.json train.json --images images \\
-  --recipe llava15_7b                            a published recipe on your data
+  --recipe llava15_7b                            a published recipe, your data
 """
 
 

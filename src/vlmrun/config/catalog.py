@@ -114,8 +114,8 @@ class Catalog:
         bases = [entry for entry in own.get("defaults") or [] if isinstance(entry, str) and entry.endswith("@_here_")]
         values: dict[str, Any] = {}
         for base in bases:
-            values |= self.option(group, base.removesuffix("@_here_"))
-        return values | own
+            values = _over(values, self.option(group, base.removesuffix("@_here_")))
+        return _over(values, own)
 
     def plain(self, name: str) -> dict[str, Any]:
         """A file of the shipped `conf/` that is no option, such as `config`."""
@@ -136,6 +136,12 @@ def stages(chosen: dict[str, Any]) -> dict[str, str]:
     mark = "/stage@stage."
     listed = {str(name): str(name) for name in chosen.get("stage") or ()}
     return listed | {key.removeprefix(mark): str(preset) for key, preset in chosen.items() if key.startswith(mark)}
+
+
+def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Values of a file over those that it starts from, key by key."""
+    both = [key for key in own if isinstance(own[key], dict) and isinstance(values.get(key), dict)]
+    return values | own | {key: _over(values[key], own[key]) for key in both}
 
 
 def _plain(text: str) -> dict[str, Any]:
