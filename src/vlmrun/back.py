@@ -139,6 +139,18 @@ def chat(model: Path, options: argparse.Namespace) -> int:
     return chat.main(model, options)
 
 
+def answerer(model: Path, options: argparse.Namespace) -> Callable[[str, Sequence[Any], bool], str]:
+    """A loaded model, as a function of a question, its images (files or Pillow's), and whether it follows up.
+
+    Raises:
+        CheckpointError: when there is no usable model in the folder.
+    """
+    from vlmrun.serve import chat
+
+    know_checkpoints()
+    return chat.answerer(model, options)
+
+
 def serve(
     options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str], key: str | None
 ) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, back, graph, logs
-from vlmrun.cli import data_convert, train
+from vlmrun.cli import data_convert, help, train
 from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
@@ -26,21 +26,6 @@ from vlmrun.run import pipeline
 FOUND_PROBLEMS = DataError.exit_code
 _ACTIONS = ("show", "lint", "prepare", "convert")
 
-HELP = """\
-usage: vlmrun data ACTION ...       vlmrun data ACTION --help says more
-
-  show OVERRIDES [INDEX]            one sample as the model will see it
-  lint OVERRIDES                    what is wrong with all data of a run
-  lint FILE --images DIR            the same of one annotation file
-  convert FILE OUTPUT --to minicpm  LLaVA JSON to MiniCPM-V JSON (llava: back)
-  convert FILE FOLDER --to wds      LLaVA JSON and images to tar shards
-  convert FOLDER FOLDER --from wds  tar shards to LLaVA JSON and images
-  prepare scienceqa                 a published data set as LLaVA JSON
-
-examples:
-  vlmrun data show +recipe=smoke 3
-  vlmrun data lint train.json --images images
-"""
 _SHOW_USAGE = "vlmrun data show OVERRIDES [INDEX] [--stage NAME] [--json]"
 _SHOW = """\
 vlmrun data show +recipe=smoke
@@ -60,7 +45,7 @@ vlmrun data prepare scienceqa --base-dir ScienceQA --output train.json
 def main(arguments: list[str]) -> int:
     """`vlmrun data ...`."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(HELP)
+        sys.stdout.write(help.DATA)
         return 0
     action, rest = arguments[0], arguments[1:]
     if action not in _ACTIONS:

@@ -1,4 +1,4 @@
-"""Help of the command itself and of the verbs that take a run's overrides, at 80 columns."""
+"""Help of the command itself and of the verbs that read their words themselves, at 80 columns."""
 
 from __future__ import annotations
 
@@ -101,6 +101,22 @@ options:
 
 examples:
   vlmrun nodes +recipe=llava15_7b hardware.nodes=2 hardware.hostfile=hosts | sh
+"""
+
+DATA = """\
+usage: vlmrun data ACTION ...       vlmrun data ACTION --help says more
+
+  show OVERRIDES [INDEX]            one sample as the model will see it
+  lint OVERRIDES                    what is wrong with all data of a run
+  lint FILE --images DIR            the same of one annotation file
+  convert FILE OUTPUT --to minicpm  LLaVA JSON to MiniCPM-V JSON (llava: back)
+  convert FILE FOLDER --to wds      LLaVA JSON and images to tar shards
+  convert FOLDER FOLDER --from wds  tar shards to LLaVA JSON and images
+  prepare scienceqa                 a published data set as LLaVA JSON
+
+examples:
+  vlmrun data show +recipe=smoke 3
+  vlmrun data lint train.json --images images
 """
 
 OF_RUNS = {"train": TRAIN, "check": CHECK, "nodes": NODES}

@@ -73,7 +73,7 @@ def _list(found: list[Recipe], *, as_json: bool) -> None:
             text = f"{recipe.about.rstrip('.')}; {recipe.gpus}"
             lines = textwrap.wrap(text, columns, initial_indent=name, subsequent_indent=" " * indent)
             sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.write("\nvlmrun recipes NAME shows one, vlmrun check +recipe=NAME says what it still needs\n")
+    sys.stdout.write("\nvlmrun recipes NAME shows one, vlmrun check +recipe=NAME what it still needs\n")
 
 
 def _family(recipe: Recipe) -> str:
