@@ -25,7 +25,6 @@ from vlmrun.run import pipeline
 
 FOUND_PROBLEMS = DataError.exit_code
 _ACTIONS = ("show", "lint", "prepare", "convert")
-
 _SHOW_USAGE = "vlmrun data show OVERRIDES [INDEX] [--stage NAME] [--json]"
 _SHOW = """\
 vlmrun data show +recipe=smoke
