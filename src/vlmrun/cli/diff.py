@@ -84,7 +84,9 @@ def _stage(found: Results, n_answers: int) -> None:
 
 
 def _verdicts(found: Results) -> Iterator[str]:
-    if found.paired is not None:
+    if found.protocol:
+        yield f"not comparable, the protocols differ: {'; '.join(found.protocol)}"
+    elif found.paired is not None:
         bounds = found.paired.interval
         between = f" (95 % {bounds.low:+.1%} .. {bounds.high:+.1%})" if bounds else ""
         yield (

@@ -99,6 +99,7 @@ def _stage(found: Results) -> dict[str, Any]:
         "numbers": {each.name: _pair(each.first, each.second) for each in found.numbers},
         "intervals": {name: [side and [side.low, side.high] for side in pair] for name, pair in intervals.items()},
         "paired": found.paired and {**vars(found.paired), "interval": _bounds(found)},
+        "protocol": found.protocol,
         "benchmarks": found.benchmarks,
         "n_asked": found.n_asked,
         "answers": [vars(each) for each in found.answers],

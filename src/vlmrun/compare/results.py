@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmrun.compare.sides import Made
 from vlmrun.compare.values import ABSENT
-from vlmrun.eval import scoring, statistics
+from vlmrun.eval import protocol, scoring, statistics
 from vlmrun.eval.statistics import Interval, Paired
 from vlmrun.eval.vqa import is_match
 from vlmrun.names import ANSWERS, SCORES
@@ -53,6 +53,7 @@ class Results:
 
     Attributes:
         same: whether both are one and the same stage folder, or equal in every file.
+        protocol: what the protocols of plain questions differ in.
         benchmarks: what `eval.scoring.compare` says of each.
         paired: the test of accuracies on the questions that both answered.
         answers: those that changed; `n_asked`: questions of both sides.
@@ -61,6 +62,7 @@ class Results:
     stage: str
     same: bool
     numbers: list[Number]
+    protocol: list[str]
     benchmarks: dict[str, Any]
     paired: Paired | None
     answers: list[Answer]
@@ -81,12 +83,18 @@ def compare(stage: str, first: Made, second: Made) -> Results:
         same=files[0] == files[1],
         numbers=_numbers(first, second, (_interval(rows[0], marks[0]), _interval(rows[1], marks[1]))),
         benchmarks=scoring.compare(scores[0], scores[1], (sides[0], sides[1])),
+        protocol=_protocol(scores[0].get("protocol"), scores[1].get("protocol")),
         paired=statistics.paired(marks[0], marks[1], clusters),
         answers=[
             _answer(id, rows[0][id], rows[1][id]) for id in shared if rows[0][id]["answer"] != rows[1][id]["answer"]
         ],
         n_asked=len(shared),
     )
+
+
+def _protocol(first: Any, second: Any) -> list[str]:
+    known = isinstance(first, dict) and isinstance(second, dict)  # evaluations by vlmrun 0.1.0 kept none
+    return protocol.differences(first, second) if known else []
 
 
 def _numbers(first: Made, second: Made, intervals: tuple[Interval | None, Interval | None]) -> list[Number]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from vlmrun import build
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 
@@ -40,8 +41,8 @@ def conf_dir() -> Path:
 def search_path(extra: Sequence[Path] = ()) -> list[Path]:
     """Folders that add options to the groups: those of `--config-dir`, then `conf/` of installed plugins."""
     plugins = []
-    for entry in entry_points(group="vlmrun.plugins"):
-        spec = find_spec(entry.value.split(":")[0].split(".")[0])
+    for package in build.plugins():
+        spec = find_spec(package)
         for location in (spec.submodule_search_locations or []) if spec else []:
             folder = Path(location) / "conf"
             plugins += [folder] if folder.is_dir() else []

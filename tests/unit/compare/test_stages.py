@@ -99,6 +99,14 @@ def test_other_versions_are_named(tmp_path, make):
     assert [(c.key, c.first, c.second) for c in _compare(tmp_path, "one", "two").code] == [("vlmrun", "0.1.0", "0.2.0")]
 
 
+def test_scores_of_other_protocols_are_not_compared(tmp_path, make):
+    for name, key, prompt in (("one", "a" * 10, "p"), ("two", "b" * 10, "q")):
+        folder = make(name, key, rows=_rows(["red", "blue"]))
+        (folder / "scores.json").write_text(json.dumps({"protocol": {"id": prompt, "template": prompt}}))
+    (stage,) = _compare(tmp_path, "one", "two").stages
+    assert stage.protocol == ["template: 'p' and 'q'"]
+
+
 def test_runs_are_compared_stage_by_stage(tmp_path, make):
     stages = [make("lora", "a" * 10), make("extra", "c" * 10), make("lora", "b" * 10, rows=_rows(["red"]))]
     for name, own, rate in (("exp", stages[:2], 1e-4), ("exp2", stages[2:], 2e-4)):
