@@ -32,11 +32,9 @@ log = logs.get(__name__)
 Kind = TypeVar("Kind", MergeStage, AverageStage)
 _MERGE = """\
 vlmrun merge lora --out merged
-vlmrun merge lora lora2 --weights 0.5 0.5 --out merged
 """
 _AVERAGE = """\
 vlmrun average merge merge2 --weights 0.4 0.6 --check      may they be?
-vlmrun average merge merge2 --weights 0.4 0.6 --out mean
 vlmrun average a b --method ties --set density=0.5 --base-model c --out mean
 """
 _OURS = {"weights", "lock", "logs", ".weights.part", ".weights.old"}  # what an interrupted attempt may have left
