@@ -51,7 +51,7 @@ def test_one_recipe_tells_its_values_and_what_is_missing(vlmrun):
         "meta-llama/Meta-Llama-3-8B-Instruct",
         "lr 0.0001, connector_lr 1e-05, tower_lr 1e-05, LoRA 128/256, batch 128 (8 x 2 x 8)",
         "bunny_llava_1_4m: missing",
-        "licence:",
+        "license:",
         "vlmrun +recipe=bunny_llama3_recipe2",
     ):
         assert said in done.stdout

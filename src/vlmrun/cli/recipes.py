@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -54,9 +55,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _has(recipe: Recipe, words: Sequence[str]) -> bool:
-    """Whether every word is in what the recipe says of itself."""
-    text = json.dumps(asdict(recipe)).lower()
-    return all(word.lower() in text for word in words)
+    """Whether every word begins a word of what the recipe says of itself."""
+    text = json.dumps(list(asdict(recipe).values())).lower()
+    return all(re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}", text) for word in words)
 
 
 def _list(found: list[Recipe], *, as_json: bool) -> None:
