@@ -17,7 +17,7 @@ from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
-from vlmrun.data.findings import CLASSES, Finding, Tally
+from vlmrun.data.findings import CLASSES, NOTES, Finding, Tally
 from vlmrun.data.formats.base import check_source
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
 from vlmrun.inspect import sizes
@@ -25,20 +25,6 @@ from vlmrun.run import pipeline
 
 FOUND_PROBLEMS = DataError.exit_code
 _ACTIONS = ("show", "lint", "prepare", "convert")
-_SHOW_USAGE = "vlmrun data show OVERRIDES [INDEX] [--stage NAME] [--json]"
-_SHOW = """\
-vlmrun data show +recipe=smoke
-vlmrun data show +recipe=smoke 3 --stage lora      record 3, counted from 0
-"""
-_LINT_USAGE = "vlmrun data lint OVERRIDES|FILE [options]"
-_LINT = """\
-vlmrun data lint +recipe=smoke --report problems.jsonl
-vlmrun data lint train.json --images images
-vlmrun data lint train.json --images images --template vicuna_v1 --limit 1000
-"""
-_PREPARE = """\
-vlmrun data prepare scienceqa --base-dir ScienceQA --output train.json
-"""
 
 
 def main(arguments: list[str]) -> int:
@@ -56,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 def show(arguments: list[str]) -> int:
     """`vlmrun data show`."""
-    parser = new_parser("data show", "One sample as the model will see it.", _SHOW, usage=_SHOW_USAGE)
+    parser = new_parser("data show", "One sample as the model will see it.", help.DATA_SHOW, usage=help.DATA_SHOW_USAGE)
     parser.add_argument("--stage", help="a train stage of the run (default: the first)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options, words = parser.parse_known_args(arguments)
@@ -73,31 +59,33 @@ def show(arguments: list[str]) -> int:
 
 def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
-    parser = new_parser("data lint", "What is wrong with training data.", _LINT, usage=_LINT_USAGE)
+    parser = new_parser("data lint", "What is wrong with training data.", help.DATA_LINT, usage=help.DATA_LINT_USAGE)
     parser.add_argument("--images", type=Path, help="folder that image names start from")
+    parser.add_argument("--image-root", type=Path, action="append", default=[], help="also allow links to this folder")
     parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
     parser.add_argument("--split", help="energon: train (default), val or test")
     parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
     parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
     parser.add_argument("--image-tokens", type=int, default=576, help="positions an image takes (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=2048, help="default: %(default)s")
-    parser.add_argument("--report", type=Path, help="write every problem there, one JSON object a line")
+    parser.add_argument("--decode", type=_number_or_all, default=1000, metavar="N", help="images to decode, or all")
+    parser.add_argument("--report", type=Path, help="write every finding there, one JSON object a line")
     parser.add_argument("--limit", type=int, help="look at so many records only")
     options, words = parser.parse_known_args(arguments)
     tally = Tally()
     is_file = len(words) == 1 and "=" not in words[0]
-    sources = [_file(words[0], options, tally)] if is_file else list(_all_data(words, options.limit, tally))
+    sources = [_file(words[0], options, tally)] if is_file else list(_all_data(words, options, tally))
     with _Report(options.report) as report:
         for finding in chain.from_iterable(sources):
             tally.add(finding)
             report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
     sys.stdout.write(_table(tally, len(sources)))
-    return FOUND_PROBLEMS if tally.counts else 0
+    return FOUND_PROBLEMS if tally.n_problems else 0
 
 
 def prepare(arguments: list[str]) -> int:
     """`vlmrun data prepare scienceqa`."""
-    parser = new_parser("data prepare", "Published data sets -> LLaVA JSON.", _PREPARE)
+    parser = new_parser("data prepare", "Published data sets -> LLaVA JSON.", help.DATA_PREPARE)
     parser.add_argument("dataset", choices=["scienceqa"])
     parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
     parser.add_argument("--split", default="train", help="a key of pid_splits.json (default: %(default)s)")
@@ -137,17 +125,20 @@ def _job(run: pipeline.Run, name: str) -> StageJob:
     return pipeline.job_of(run, next(item for item in run.planned if item.name == name))
 
 
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
 def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Finding]:
     path = Path(word).expanduser()
-    shards = options.format in derived.SHARDS
-    check_source(path, folder=shards)
-    options.images = path if shards else options.images
+    check_source(path, folder=options.format in derived.SHARDS)
+    options.images = path if options.format in derived.SHARDS else options.images
     if options.images is None:
         logs.get(__name__).info("no --images: images are not looked at")
     return back.lint_file(path, vars(options), tally)
 
 
-def _all_data(words: Sequence[str], limit: int | None, tally: Tally) -> Iterator[Iterator[Finding]]:
+def _all_data(words: Sequence[str], options: argparse.Namespace, tally: Tally) -> Iterator[Iterator[Finding]]:
     """What is wrong with every data entry that a train or evaluate stage reads, by the rules of the first that does."""
     request = train.read(list(words))
     run = _prepared(train.compose(request.overrides, request.config_dirs), None)
@@ -161,7 +152,7 @@ def _all_data(words: Sequence[str], limit: int | None, tally: Tally) -> Iterator
             if (name, str(item.stage.template)) in seen:
                 continue
             seen.add((name, str(item.stage.template)))
-            yield back.lint_data(job, name, known, limit, tally)
+            yield back.lint_data(job, name, known, options.limit, options.decode, tally)
 
 
 def _require_files(config: RunConfig, stage: str | None) -> None:
@@ -199,17 +190,16 @@ class _Report:
 def _table(tally: Tally, n_files: int) -> str:
     """Class, count, meaning, and the first examples."""
     lines = []
-    for kind, meaning in CLASSES.items():
+    for kind, meaning in (CLASSES | NOTES).items():
         if kind not in tally.counts:
             continue
         lines.append(f"{kind:17} {tally.counts[kind]:>9,}  {meaning}")
         for example in tally.examples[kind]:
-            place = example.file if example.index is None else f"{example.file}[{example.index}]"
-            id = f" (id {example.id!r})" if example.id else ""
-            lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
-    total = sum(tally.counts.values())
-    told = f"{total:,} problems" if total else "ok: no problem"
-    return "\n".join([*lines, f"{told} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
+            lines.append(f"{'':17} {'':>9}    {example.where}: {example.what}")
+    if tally.n_by_header:
+        lines.append(f"of {tally.n_by_header:,} images the header alone was read: --decode all decodes each")
+    found = f"{tally.n_problems:,} problems" if tally.n_problems else "ok: no problem"
+    return "\n".join([*lines, f"{found} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
 
 
 def _page(found: dict[str, Any]) -> str:

@@ -118,5 +118,20 @@ examples:
   vlmrun data show +recipe=smoke 3
   vlmrun data lint train.json --images images
 """
+DATA_SHOW_USAGE = "vlmrun data show OVERRIDES [INDEX] [--stage NAME] [--json]"
+DATA_SHOW = """\
+vlmrun data show +recipe=smoke
+vlmrun data show +recipe=smoke 3 --stage lora      record 3, counted from 0
+"""
+DATA_LINT_USAGE = "vlmrun data lint OVERRIDES|FILE [options]"
+DATA_LINT = """\
+vlmrun data lint +recipe=smoke --report problems.jsonl
+vlmrun data lint train.json --images images
+vlmrun data lint train.json --images images --template vicuna_v1 --limit 1000
+vlmrun data lint train.json --images images --decode all
+"""
+DATA_PREPARE = """\
+vlmrun data prepare scienceqa --base-dir ScienceQA --output train.json
+"""
 
 OF_RUNS = {"train": TRAIN, "check": CHECK, "nodes": NODES}
