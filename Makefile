@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions test-serving demo micro clean test-import
+.PHONY: docs-site fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions test-serving demo micro clean test-import
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -97,7 +97,16 @@ bench-merge: $(VENV)/ready .cache/mergekit/ready
 	touch $@
 
 docs: $(VENV)/ready
-	$(BIN)/python scripts/make_reference.py
+	$(BIN)/python -m scripts.make_reference
+
+# The site of docs/, with search, in .cache/site; a link that leads nowhere is an error.
+docs-site: .cache/docs/ready
+	NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict
+
+.cache/docs/ready: constraints/docs.txt
+	$(PYTHON) -m venv .cache/docs
+	.cache/docs/bin/pip install --quiet --disable-pip-version-check -c constraints/docs.txt mkdocs-material
+	touch $@
 
 # The vocabularies of LLaMA, Llama-3 and Qwen, for optional tests of the templates.
 fetch-tokenizers: $(VENV)/ready

@@ -1,19 +1,27 @@
-"""Writes docs/reference/config.md from the schema and `conf/`, with their comments, and rules.md from `checks/`.
+"""Writes docs/reference/: config.md from the schema and `conf/`, with their comments, rules.md from `checks/`,
+commands.md from the help of the verbs; and the options that completion in a shell offers.
 
 A test fails when they are stale.
 
-python scripts/make_reference.py
+python -m scripts.make_reference
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
+import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+from scripts import parsers
 from vlmrun.checks import records, rules, sweeps
 from vlmrun.checks.table import Rule
+from vlmrun.cli import app
 from vlmrun.config.schema import AverageStage, ConvertStage, MergeStage, StageNode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +29,8 @@ SCHEMA = ROOT / "src" / "vlmrun" / "config" / "schema"
 CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference" / "config.md"
 RULES_PAGE = ROOT / "docs" / "reference" / "rules.md"
+COMMANDS_PAGE = ROOT / "docs" / "reference" / "commands.md"
+OPTIONS = ROOT / "src" / "vlmrun" / "cli" / "completion" / "options.json"
 
 # Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
 NODES = {
@@ -90,6 +100,41 @@ problems at once. Rules marked `files` depend on what is on this machine: model 
 `vlmrun plan` leaves them out. `vlmrun merge`, `average` and `convert` ask those marked `commands` of their options.
 Where two rules are about the same place, the more general one is silent; it is listed as yielding to the other.
 """
+
+
+COMMANDS_HEAD = """\
+# Every command
+
+<!-- Made by scripts/make_reference.py from the help of the verbs. Do not edit. -->
+
+What `vlmrun VERB --help` prints, at 80 columns. `vlmrun completion bash` makes a shell complete all of it.
+"""
+
+
+def render_commands() -> str:
+    """The page of verbs."""
+    parts = [COMMANDS_HEAD, f"```text\n{help_of()}```\n"]
+    parts += [f"## vlmrun {' '.join(verb)}\n\n```text\n{help_of(*verb)}```\n" for verb in parsers.verbs()]
+    return "\n".join(parts)
+
+
+def help_of(*verb: str) -> str:
+    """What `--help` prints at 80 columns."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLMRUN_")}
+    said = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, environment | {"COLUMNS": "80"}, clear=True),
+        contextlib.redirect_stdout(said),
+        contextlib.suppress(SystemExit),
+    ):
+        app.main([*verb, "--help"])
+    return said.getvalue()
+
+
+def render_options() -> str:
+    """What completion reads: verb -> option -> null for a flag, or its values."""
+    found = {" ".join(verb): parsers.options(*verb) for verb in parsers.verbs()}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def render_rules() -> str:
@@ -215,4 +260,6 @@ if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(render(), encoding="utf-8")
     RULES_PAGE.write_text(render_rules(), encoding="utf-8")
-    print(PAGE.relative_to(ROOT), RULES_PAGE.relative_to(ROOT))
+    COMMANDS_PAGE.write_text(render_commands(), encoding="utf-8")
+    OPTIONS.write_text(render_options(), encoding="utf-8")
+    print(*(path.relative_to(ROOT) for path in (PAGE, RULES_PAGE, COMMANDS_PAGE, OPTIONS)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import itertools
 import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +17,14 @@ from pathlib import Path
 
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
-from vlmrun.config import paths
+from vlmrun.config import hub, paths
 from vlmrun.errors import CheckpointError, LaunchError, suggest
 from vlmrun.names import MODEL, WEIGHTS
+
+try:
+    import fcntl
+except ImportError:  # Windows: what only reads (check, plan, ls) works there
+    fcntl = None  # type: ignore[assignment]
 
 log = logs.get(__name__)
 
@@ -138,7 +143,7 @@ def _find(root: Path, reference: str, *, training: bool) -> Path:
     names = {item.name for _, item in known}
     if path.is_dir():
         raise CheckpointError(f"{reference!r} is not a finished artifact", str(path), f"it has no {artifact.NAME}")
-    if paths.looks_like_hub_id(reference):
+    if hub.is_model_id(reference):
         return paths.locate(reference)
     raise CheckpointError(
         f"no artifact {reference!r}", str(stages_dir(root)), suggest(reference, names, noun="artifacts")
@@ -202,8 +207,14 @@ def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]
         The lock's file descriptor, for workers to inherit: a worker that outlives us keeps the folder locked.
 
     Raises:
-        LaunchError: when another process holds it and `wait` is false.
+        LaunchError: when another process holds it and `wait` is false, or where there are no such locks.
     """
+    if fcntl is None:
+        raise LaunchError(
+            f"stages cannot be locked on {sys.platform}",
+            str(path),
+            "run it on Linux, on Windows inside WSL 2; check, plan and ls work here",
+        )
     path.mkdir(parents=True, exist_ok=True)
     fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -42,6 +42,7 @@ def test_the_sdist_holds_what_the_tests_need(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert shipped() | {"Makefile", "constraints/cpu.txt", "tests/conftest.py", "scripts/make_micro.py"} <= names
+    assert {"examples/first_steps.ipynb", "examples/emoji/prepare.py", "docker/Dockerfile.gpu", "SECURITY.md"} <= names
 
 
 def test_the_distribution_is_not_called_vlmrun(built):

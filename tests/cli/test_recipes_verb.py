@@ -23,11 +23,25 @@ def test_all_recipes_are_listed_with_their_choices(vlmrun):
     assert all(row["source"] for name, row in rows.items() if name not in ("smoke", "emoji_smollm2"))
 
 
-def test_the_table_has_a_line_for_each(vlmrun):
-    done = vlmrun("recipes")
+def test_the_list_has_a_line_for_each_below_its_family_at_80_columns(vlmrun):
+    done = vlmrun("recipes", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     for path in (conf_dir() / "recipe").glob("*.yaml"):
-        assert f"\n{path.stem} " in done.stdout
+        assert f"\n  {path.stem} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert all(f"\n{family} (" in f"\n{done.stdout}" for family in ("bunny", "llava15", "minicpm", "vlmrun"))
+
+
+def test_words_narrow_the_list(vlmrun):
+    done = vlmrun("recipes", "bunny", "phi3", "--json")
+    names = {row["name"] for row in json.loads(done.stdout)}
+    assert names == {path.stem for path in (conf_dir() / "recipe").glob("bunny_phi3*.yaml")}
+    shown = vlmrun("recipes", "v100").stdout
+    assert "denseconnector_dci_7b_v100" in shown
+    assert "bunny" not in shown
+    nothing = vlmrun("recipes", "bunny", "vicuna")
+    assert nothing.returncode == 2
+    assert "no recipe 'bunny vicuna'" in nothing.stderr
 
 
 def test_one_recipe_tells_its_values_and_what_is_missing(vlmrun):
@@ -37,7 +51,7 @@ def test_one_recipe_tells_its_values_and_what_is_missing(vlmrun):
         "meta-llama/Meta-Llama-3-8B-Instruct",
         "lr 0.0001, connector_lr 1e-05, tower_lr 1e-05, LoRA 128/256, batch 128 (8 x 2 x 8)",
         "bunny_llava_1_4m: missing",
-        "licence:",
+        "license:",
         "vlmrun +recipe=bunny_llama3_recipe2",
     ):
         assert said in done.stdout

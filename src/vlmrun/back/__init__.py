@@ -8,7 +8,7 @@ are only how the door is kept short.
 
 from __future__ import annotations
 
-from vlmrun.back.answering import chat, serve, serve_worker
+from vlmrun.back.answering import answerer, chat, serve, serve_worker
 from vlmrun.back.records import convert_data, lint_data, lint_file, scienceqa, show_sample, unpack_shards, write_shards
 from vlmrun.back.stages import Stage, compatible, make, shapes_of, stage
 from vlmrun.back.weights import Conversion, compare, convert, know_checkpoints, training_args
@@ -16,6 +16,7 @@ from vlmrun.back.weights import Conversion, compare, convert, know_checkpoints, 
 __all__ = [
     "Conversion",
     "Stage",
+    "answerer",
     "chat",
     "compare",
     "compatible",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmrun import store
 from vlmrun.back.weights import know_checkpoints
@@ -31,6 +31,18 @@ def chat(model: Path, options: argparse.Namespace) -> int:
 
     know_checkpoints()
     return chat.main(model, options)
+
+
+def answerer(model: Path, options: argparse.Namespace) -> Callable[[str, Sequence[Any], bool], str]:
+    """A loaded model, as a function of a question, its images (files or Pillow's), and whether it follows up.
+
+    Raises:
+        CheckpointError: when there is no usable model in the folder.
+    """
+    from vlmrun.serve import chat
+
+    know_checkpoints()
+    return chat.answerer(model, options)
 
 
 def serve(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmrun.checks.table import Rule
-from vlmrun.config import derived
+from vlmrun.config import derived, hub
 from vlmrun.config.schema import Asking, BenchmarkConfig, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
 from vlmrun.data.formats import FORMATS
 from vlmrun.data.templates import TEMPLATES
@@ -83,7 +83,8 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
         about = data.about
         terms = about.licence
         records = f", {about.records:,} records" if about.records else ""
-        fix = f"from {about.url} (license: {terms}{records}): {about.fetch}; VLMRUN_DATA names the data folder"
+        fetch = f"vlmrun download {where.partition('.')[2]}, or " if hub.dataset_id(about.url) and not shards else ""
+        fix = f"{fetch}from {about.url} (license: {terms}{records}): {about.fetch}; VLMRUN_DATA names the data folder"
         yield Problem(" and ".join(what for _, what in missing), where, fix)
         return
     fixes = {

@@ -9,8 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlmrun import back, store
-from vlmrun.cli.options import at_least_one, model_options
+from vlmrun.cli.options import at_least_one, model_options, new_parser
 from vlmrun.errors import ConfigError, Problem
+
+_EXAMPLES = """\
+vlmrun chat average --image cat.png                 a dialogue
+vlmrun chat average --image cat.png --prompt 'What is this?'
+vlmrun chat average --questions questions.jsonl --json > answers.jsonl
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vlmrun chat", description="Talk with a model about images.")
+    parser = new_parser("chat", "Talk with a model about images.", _EXAMPLES)
     parser.add_argument("artifact", help="a stage name, name-key, key, or folder")
     parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="images to talk about")
     parser.add_argument("--prompt", help="ask this, print the answer, and stop")

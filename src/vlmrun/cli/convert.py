@@ -10,12 +10,17 @@ from pathlib import Path
 from vlmrun import back, graph, store
 from vlmrun.back import Conversion
 from vlmrun.checks import rules
-from vlmrun.cli.options import at_least_one, output_option
+from vlmrun.cli.options import at_least_one, new_parser, output_option
 from vlmrun.config.paths import locate
 from vlmrun.config.schema import ConvertStage
 from vlmrun.errors import CheckpointError, ConfigError, Problem
 
 _SHOWN = 20
+_EXAMPLES = """\
+vlmrun convert average my-model-hf --to hf_llava         for transformers
+vlmrun convert average my-model-hf --check               list what differs
+vlmrun convert llava-v1.5-7b ours --to native            an upstream model
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,10 +56,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vlmrun convert",
-        description="Write a model in another format. The source's format is found out from its content.",
-        epilog="formats: docs/guides/convert.md",
+    parser = new_parser(
+        "convert", "Write a model in another format. The source's format is found out from its content.", _EXAMPLES
     )
     parser.add_argument("source", help="a stage, an artifact, a training checkpoint, or a folder or file of a model")
     parser.add_argument("destination", help="a folder that is not there yet; with --check the model to compare with")

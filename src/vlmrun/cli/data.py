@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, back, graph, logs
-from vlmrun.cli import data_convert, train
+from vlmrun.cli import data_convert, help, train
+from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
@@ -25,21 +26,11 @@ from vlmrun.run import pipeline
 FOUND_PROBLEMS = DataError.exit_code
 _ACTIONS = ("show", "lint", "prepare", "convert")
 
-HELP = """\
-usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sample as the model will see it
-       vlmrun data lint  OVERRIDES [--report FILE] [--limit N] [--decode N|all]   what is wrong with all data of a run
-       vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
-       vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
-       vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and images to tar shards
-       vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and images
-       vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
-"""
-
 
 def main(arguments: list[str]) -> int:
     """`vlmrun data ...`."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(HELP)
+        sys.stdout.write(help.DATA)
         return 0
     action, rest = arguments[0], arguments[1:]
     if action not in _ACTIONS:
@@ -51,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 def show(arguments: list[str]) -> int:
     """`vlmrun data show`."""
-    parser = argparse.ArgumentParser("vlmrun data show", description="One sample as the model will see it.")
+    parser = new_parser("data show", "One sample as the model will see it.", help.DATA_SHOW, usage=help.DATA_SHOW_USAGE)
     parser.add_argument("--stage", help="a train stage of the run (default: the first)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options, words = parser.parse_known_args(arguments)
@@ -68,7 +59,7 @@ def show(arguments: list[str]) -> int:
 
 def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
-    parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
+    parser = new_parser("data lint", "What is wrong with training data.", help.DATA_LINT, usage=help.DATA_LINT_USAGE)
     parser.add_argument("--images", type=Path, help="folder that image names start from")
     parser.add_argument("--image-root", type=Path, action="append", default=[], help="also allow links to this folder")
     parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
@@ -94,7 +85,7 @@ def lint(arguments: list[str]) -> int:
 
 def prepare(arguments: list[str]) -> int:
     """`vlmrun data prepare scienceqa`."""
-    parser = argparse.ArgumentParser("vlmrun data prepare", description="Published data sets -> LLaVA JSON.")
+    parser = new_parser("data prepare", "Published data sets -> LLaVA JSON.", help.DATA_PREPARE)
     parser.add_argument("dataset", choices=["scienceqa"])
     parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
     parser.add_argument("--split", default="train", help="a key of pid_splits.json (default: %(default)s)")

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import back, logs
+from vlmrun.cli.options import new_parser
 from vlmrun.data.shards import metadata
 from vlmrun.errors import ConfigError
 
+_EXAMPLES = """\
+vlmrun data convert train.json minicpm.json --to minicpm
+vlmrun data convert train.json shards --to wds --images images
+vlmrun data convert shards unpacked --from wds
+"""
 _OTHER = {"minicpm": "llava", "llava": "minicpm"}
 _SHARDS = ("wds", "energon")
 _OF_SHARDS = ("images", "pattern", "max_count", "writers", "on_error")
@@ -34,9 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vlmrun data convert", description="LLaVA JSON to MiniCPM-V JSON or tar shards, or back."
-    )
+    parser = new_parser("data convert", "LLaVA JSON to MiniCPM-V JSON or tar shards, or back.", _EXAMPLES)
     parser.add_argument("source", type=Path, help="annotation file; with --from wds a folder of shards")
     parser.add_argument("output", type=Path, help="file to write; of shards, and with --from wds, a new folder")
     parser.add_argument("--to", choices=[*_OTHER, *_SHARDS], help="format of the output")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmrun.cli.options import output_option
+from vlmrun.cli.options import new_parser, output_option
 from vlmrun.compare import both, sides
 from vlmrun.compare.both import Comparison
 from vlmrun.compare.records import Changed
@@ -19,10 +18,9 @@ from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
 _EXAMPLES = """\
-examples:
-  vlmrun diff lora-1f0c5d8a2e lora-9bd21c7f40       two stages
-  vlmrun diff eval_merge eval_average --answers 20  two evaluations, with answers that changed
-  vlmrun diff smoke outputs/sweeps/2026-11-28_10-00-00/2 --json
+vlmrun diff lora-1f0c5d8a2e lora-9bd21c7f40       two stages
+vlmrun diff eval_merge eval_average --answers 20  and answers that changed
+vlmrun diff smoke outputs/sweeps/2026-11-28_10-00-00/2 --json
 """
 _ALIKE = ("first", "second")
 _MOST_TEXT = 60
@@ -30,10 +28,7 @@ _MOST_TEXT = 60
 
 def main(arguments: list[str]) -> int:
     """Prints the comparison; 0 whether or not anything differs."""
-    parser = argparse.ArgumentParser(
-        "vlmrun diff", description="What changed between two runs, stages or artifacts, and what came of it.",
-        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = new_parser("diff", "What changed between two runs, stages or artifacts, and what came of it.", _EXAMPLES)
     parser.add_argument("first", help="a run's name or folder; a stage's name, key, name-key or folder")
     parser.add_argument("second", help="the same")
     output_option(parser)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from vlmrun.cli.options import output_option
+from vlmrun.cli.options import new_parser, output_option
 from vlmrun.errors import LaunchError
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 from vlmrun.run import garbage
 
+_EXAMPLES = """\
+vlmrun runs remove smoke/1    its stages are not referred to then
+vlmrun gc                     lists such stages, with their sizes
+vlmrun gc --yes               removes them
+"""
+
 
 def main(arguments: list[str]) -> int:
     """Lists them; with `--yes` removes them."""
-    parser = argparse.ArgumentParser(
-        "vlmrun gc", description="Stages that no run and no other stage refers to: list them, or remove them.",
-        epilog="A run that is removed (vlmrun runs remove) or whose folder is deleted no longer refers to its stages.",
-    )  # fmt: skip
+    about = "Stages that no run and no other stage refers to: list them, or remove them."
+    parser = new_parser("gc", about, _EXAMPLES)
     parser.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     output_option(parser)
     options = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlmrun.cli.options import new_parser
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError
@@ -16,6 +17,16 @@ from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.recipe import Plan
 from vlmrun.importers.script import Request, outcome
 from vlmrun.importers.shell.commands import Reading
+
+_SOURCES = ("script", *READERS)
+_EXAMPLES = """\
+vlmrun import pretrain.sh finetune.sh --name mine
+vlmrun import finetune.sh --name mine --check      compare with the recipe
+vlmrun import train.yaml --from llamafactory --name mine
+"""
+_EXPORT_EXAMPLES = """\
+vlmrun export-script llava15_7b --for llava > finetune.sh
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +70,7 @@ def _joined(arguments: list[str]) -> list[str]:
 
 def export(arguments: list[str]) -> int:
     """`vlmrun export-script RECIPE --for FAMILY`"""
-    parser = argparse.ArgumentParser("vlmrun export-script", description="A recipe as another project's launch script.")
+    parser = new_parser("export-script", "A recipe as another project's launch script.", _EXPORT_EXAMPLES)
     parser.add_argument("recipe", help="a recipe's name; further overrides behind it")
     parser.add_argument("overrides", nargs="*", help="as for a run: data.NAME.images=FOLDER")
     parser.add_argument("--for", dest="family", required=True, help=f"whose script: {', '.join(FAMILIES)}")
@@ -107,13 +118,20 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vlmrun import",
-        description="Read a training script, never run it, and write a recipe that composes to the same training.",
-        epilog="docs/guides/import.md",
+    parser = new_parser(
+        "import",
+        "Read a training script, never run it, and write a recipe that composes to the same training.",
+        _EXAMPLES,
     )
     parser.add_argument("files", nargs="*", metavar="FILE", help="scripts, in the order in which they run")
-    parser.add_argument("--from", dest="source", choices=("script", *READERS), default="script", help="what FILE is")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        choices=_SOURCES,
+        default="script",
+        metavar="KIND",
+        help=f"what FILE is: {', '.join(_SOURCES)}",
+    )
     parser.add_argument("--name", help="the recipe's name (default: the file's)")
     parser.add_argument("--out", default="conf", help="folder of configurations to write to (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")

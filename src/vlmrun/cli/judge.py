@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact
+from vlmrun.cli.options import new_parser
 from vlmrun.errors import ConfigError
 from vlmrun.eval import judge, judge_config, records, review, review_summary
 from vlmrun.eval.progress import progress
@@ -17,6 +18,11 @@ from vlmrun.eval.statistics import interval
 from vlmrun.report import review_page, tables
 from vlmrun.report.tables import Column, Grid
 
+_EXAMPLES = """\
+vlmrun judge questions.jsonl theirs.jsonl ours.jsonl --rules rules.json
+vlmrun judge questions.jsonl theirs.jsonl ours.jsonl --rules rules.json \\
+  --judge openai --both-orders
+"""
 _COLUMNS = (
     *(Column("category"), Column("relative", right=True), Column("first", right=True), Column("second", right=True)),
     Column("read", right=True),
@@ -55,11 +61,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vlmrun judge",
-        description="Let a judge compare two sets of answers. What it said is kept: the same call asks only what is "
-        "missing.",
-        epilog="docs/guides/benchmarks.md",
+    parser = new_parser(
+        "judge",
+        "Let a judge compare two sets of answers. What it said is kept: the same call asks only what is missing.",
+        _EXAMPLES,
     )
     parser.add_argument("questions", help="JSONL of question_id, text, category, image")
     parser.add_argument("first", help="answers to compare with (JSONL of question_id, text, answer_id)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import math
@@ -16,7 +15,7 @@ from typing import Any
 
 from vlmrun import artifact, logs, store
 from vlmrun.artifact import Artifact
-from vlmrun.cli.options import output_option
+from vlmrun.cli.options import new_parser, output_option
 from vlmrun.config.job import JOB_FILE
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.report import lineage, tables
@@ -25,6 +24,11 @@ from vlmrun.report.tables import Column, Grid
 
 log = logs.get(__name__)
 
+_EXAMPLES = """\
+vlmrun ls
+vlmrun ls average               lineage, numbers and files of the newest one
+vlmrun ls average --verify      and compare the digest of every file
+"""
 _CHECKPOINT = re.compile(r"step-(\d+)")
 _COLUMNS = (
     *(Column("name"), Column("key", below=True), Column("kind"), Column("created"), Column("state")),
@@ -61,7 +65,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         CheckpointError: when the reference names nothing, or, with everything damaged, after the list is written.
     """
-    parser = argparse.ArgumentParser("vlmrun ls", description="List artifacts, or show where one came from.")
+    parser = new_parser("ls", "List artifacts, or show where one came from.", _EXAMPLES)
     parser.add_argument("artifact", nargs="?", help="a stage name, name-key, key, or folder")
     output_option(parser)
     parser.add_argument("--json", action="store_true", help="machine-readable")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
+from typing import Any
+
+_COLUMNS = 78
 
 
 def at_least_one(text: str) -> int:
@@ -11,6 +15,21 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def new_parser(verb: str, about: str, examples: str, **settings: Any) -> argparse.ArgumentParser:
+    """A verb's parser, with examples below its help.
+
+    Args:
+        examples: lines, which `--help` shows as they are.
+    """
+    return argparse.ArgumentParser(
+        f"vlmrun {verb}",
+        description=textwrap.fill(about, _COLUMNS),
+        epilog="examples:\n" + textwrap.indent(examples, "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **settings,
+    )
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:

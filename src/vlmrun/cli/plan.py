@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmrun import logs
 from vlmrun.cli import train
+from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.errors import ConfigError
 from vlmrun.plan import run as planning
@@ -18,6 +19,12 @@ from vlmrun.plan.stage import TrainPlan
 from vlmrun.plan.time import Rates
 from vlmrun.report import plan_table
 from vlmrun.run import sweep
+
+_EXAMPLES = """\
+vlmrun plan +recipe=llava15_7b
+vlmrun plan +recipe=llava15_7b hardware=v100_fp16 --price 0.8
+vlmrun plan -m +recipe=llava15_7b hardware=a100_40g,a100_bf16,h100_bf16
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,10 +58,12 @@ def _print(value: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vlmrun plan",
-        usage="vlmrun plan OVERRIDES [--json] [--mfu SHARE] [--price DOLLARS] [--records NAME=N] [-m]",
-        description="Memory, time, cost and disk of a run; takes the overrides that `vlmrun check` takes.",
+    parser = new_parser(
+        "plan",
+        "Memory, time, cost and disk of a run; takes the overrides that `vlmrun check` takes.",
+        _EXAMPLES,
+        usage="vlmrun plan OVERRIDES [-m] [--json] [--mfu SHARE] [--price DOLLARS]\n"
+        "                   [--records NAME=N] [--config-dir DIR]",
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="machine-readable")

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
+import shutil
 import sys
-from dataclasses import asdict, dataclass
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vlmrun import graph
+from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
-from vlmrun.config.compose import compose, conf_dir, search_path
+from vlmrun.config.catalog import Catalog, Recipe
+from vlmrun.config.compose import compose
 from vlmrun.config.schema import DataConfig, RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.names import PARTS
 from vlmrun.plan import run as planning
-from vlmrun.report import tables
-from vlmrun.report.tables import Column, Grid
 
-_COLUMNS = (
-    *(Column("recipe"), Column("model"), Column("stages"), Column("gpus")),
-    *(Column("data", below=False), Column("source", below=False)),
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the head and the choices of a recipe file tell, without composing it."""
-
-    name: str
-    about: str
-    model: str
-    pipeline: str
-    data: tuple[str, ...]
-    stages: tuple[str, ...]
-    gpus: str
-    source: str
+_WIDEST = 100  # columns of the list
+_EXAMPLES = """\
+vlmrun recipes                  all of them
+vlmrun recipes bunny phi        those with both words
+vlmrun recipes llava15_7b       one: its stages, values, data
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -48,96 +38,53 @@ def main(arguments: list[str]) -> int:
     Raises:
         ConfigError: with the nearest name, when there is no such recipe.
     """
-    parser = argparse.ArgumentParser("vlmrun recipes", description="List recipes, or show what one does and needs.")
-    parser.add_argument("name", nargs="?", help="a recipe's name")
+    parser = new_parser("recipes", "List recipes by family, or show what one does and needs.", _EXAMPLES)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="a recipe's name, or words that narrow the list")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args(arguments)
-    name, found = options.name, recipes()
-    if name is None:
-        _list(list(found.values()), as_json=options.json)
-    elif name not in found:
-        raise ConfigError(f"no recipe {name!r}", "vlmrun recipes", suggest(name, found, noun="recipes"))
-    else:
-        _show(found[name], as_json=options.json)
+    catalog = Catalog()
+    names = catalog.options("recipe")
+    if len(options.words) == 1 and options.words[0] in names:
+        _show(catalog.recipe(options.words[0]), as_json=options.json)
+        return 0
+    found = [recipe for recipe in catalog.recipes().values() if _has(recipe, options.words)]
+    if not found:
+        wanted = " ".join(options.words)
+        raise ConfigError(f"no recipe {wanted!r}", "vlmrun recipes", suggest(wanted, names, noun="recipes"))
+    _list(found, as_json=options.json)
     return 0
 
 
-def recipes() -> dict[str, Recipe]:
-    """All recipes by name: the shipped ones and those of plugins."""
-    files = [file for folder in _folders() for file in sorted((folder / "recipe").glob("*.yaml"))]
-    return {file.stem: _read(file) for file in files}
-
-
-def _folders() -> list[Path]:
-    return [conf_dir(), *search_path()]
-
-
-def _read(file: Path) -> Recipe:
-    text = file.read_text("utf-8")
-    head = [line[1:].strip() for line in text.partition("defaults:")[0].splitlines() if line.startswith("#")][1:]
-    content = _plain(text)
-    chosen = _chosen(content)
-    added = [key.removeprefix("/stage@stage.") for key in chosen if key.startswith("/stage@stage.")]
-    return Recipe(
-        name=file.stem,
-        about=head[0].partition("   vlmrun")[0] if head else "",
-        model=str(chosen.get("model", "")),
-        pipeline=str(chosen.get("/pipeline", "")),
-        data=tuple(chosen.get("data") or ()),
-        stages=(*(chosen.get("stage") or ()), *added),
-        gpus=_gpus(str(chosen.get("hardware", "cpu")), content.get("hardware") or {}),
-        source=next((line.removeprefix("Source: ") for line in head if line.startswith("Source: ")), ""),
-    )
-
-
-def _plain(text: str) -> dict[str, Any]:
-    """A YAML file as it stands: nothing is composed or resolved."""
-    content = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
-
-
-def _chosen(content: dict[str, Any]) -> dict[str, Any]:
-    """Group -> option of a defaults list. What a recipe chooses goes before what its pipeline chooses."""
-    chosen: dict[str, Any] = {}
-    for entry in content.get("defaults", []):
-        if isinstance(entry, dict):
-            chosen |= {key.removeprefix("override /"): value for key, value in entry.items()}
-    pipeline = chosen.get("/pipeline")
-    return chosen if pipeline is None else _chosen(_option("pipeline", pipeline)) | chosen
-
-
-def _option(group: str, name: str) -> dict[str, Any]:
-    """An option's text merged over the files it starts from (`- NAME@_here_`); empty when there is no such file."""
-    file = next((file for folder in _folders() if (file := folder / group / f"{name}.yaml").is_file()), None)
-    own = _plain(file.read_text("utf-8")) if file else {}
-    bases = [entry for entry in own.get("defaults", []) if isinstance(entry, str) and entry.endswith("@_here_")]
-    values: dict[str, Any] = {}
-    for base in bases:
-        values |= _option(group, base.removesuffix("@_here_"))
-    return values | own
-
-
-def _gpus(option: str, changes: dict[str, Any]) -> str:
-    values = _option("hardware", option) | changes
-    n_ranks = int(values.get("nodes", 1)) * int(values.get("ranks_per_node", 1))
-    return "cpu" if values.get("gpu") == "cpu" else f"{n_ranks} x {values.get('gpu', option)}"
+def _has(recipe: Recipe, words: Sequence[str]) -> bool:
+    """Whether every word begins a word of what the recipe says of itself."""
+    text = json.dumps(list(asdict(recipe).values())).lower()
+    return all(re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}", text) for word in words)
 
 
 def _list(found: list[Recipe], *, as_json: bool) -> None:
     if as_json:
         _write_json([asdict(recipe) for recipe in found])
         return
-    lines = [
-        [recipe.name, recipe.model, " ".join(recipe.stages), recipe.gpus, " ".join(recipe.data), recipe.source]
-        for recipe in found
-    ]
-    tables.write(Grid("", _COLUMNS, lines), sys.stdout)
-    sys.stdout.write("\nvlmrun recipes NAME shows one, vlmrun check +recipe=NAME says what it still needs\n")
+    columns = min(shutil.get_terminal_size().columns, _WIDEST)
+    for family, members in groupby(sorted(found, key=_family), key=_family):
+        recipes = list(members)
+        sys.stdout.write(f"{family} ({len(recipes)})\n")
+        indent = 4 + max(len(recipe.name) for recipe in recipes)
+        for recipe in recipes:
+            name = f"  {recipe.name}".ljust(indent)
+            text = f"{recipe.about.rstrip('.')}; {recipe.gpus}"
+            lines = textwrap.wrap(text, columns, initial_indent=name, subsequent_indent=" " * indent)
+            sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\nvlmrun recipes NAME shows one, vlmrun check +recipe=NAME what it still needs\n")
+
+
+def _family(recipe: Recipe) -> str:
+    """The first word of a recipe's name; recipes without a source are vlmrun's own."""
+    return recipe.name.partition("_")[0] if recipe.source else "vlmrun"
 
 
 def _show(recipe: Recipe, *, as_json: bool) -> None:
-    run, unset = _resolved(recipe.name)
+    run, unset = resolved(recipe.name)
     planned, _ = graph.plan(run)
     if as_json:
         data = {name: _data(run.data[name]) for name in recipe.data if name in run.data}
@@ -162,12 +109,12 @@ def _show(recipe: Recipe, *, as_json: bool) -> None:
     write(f"\n{'' if not unset else chr(10)}run it: vlmrun +recipe={recipe.name}\n")
 
 
-def _resolved(name: str) -> tuple[RunConfig, list[str]]:
+def resolved(name: str, folders: Sequence[Path] = ()) -> tuple[RunConfig, list[str]]:
     """The composed recipe, what only the user can name filled in, and the names of that."""
-    composed = compose([f"+recipe={name}"])
+    composed = compose([f"+recipe={name}"], folders)
     unset = [problem.where for problem in composed.problems if problem.what.endswith("has no value yet")]
     if unset:
-        composed = compose([f"+recipe={name}", *(f"{key}='...'" for key in unset)])
+        composed = compose([f"+recipe={name}", *(f"{key}='...'" for key in unset)], folders)
     run, problems = validate(composed.tree, composed.problems)
     if run is None:
         raise ConfigError([*composed.problems, *problems])

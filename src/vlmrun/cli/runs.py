@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vlmrun import kinds
-from vlmrun.cli.options import output_option
+from vlmrun.cli.options import new_parser, output_option
 from vlmrun.errors import CheckpointError, LaunchError, suggest
 from vlmrun.report import tables
 from vlmrun.report.run_table import loss_text, number, share_text
@@ -21,25 +21,22 @@ from vlmrun.run.record import Record
 
 _STATES = ("running", "finished", "failed", "stopped", "interrupted")
 _EXAMPLES = """\
-examples:
-  vlmrun runs                                        all runs, oldest first
-  vlmrun runs smoke --state failed                   those of a name that failed
-  vlmrun runs --where 'stage.lora.optim.lr>1e-4' --where 'eval_merge.accuracy>=0.9'
-  vlmrun runs show smoke/2                           one run: command, code, machine, stages
-  vlmrun runs tag smoke/2 baseline                   a tag; --tag baseline lists runs that have it
-  vlmrun runs note smoke/2 "the first that learns"   a note
-  vlmrun runs archive smoke/1                        leaves it out of the list (--all shows it)
-  vlmrun runs remove smoke/1                         its record and report; vlmrun gc then frees its stages
+vlmrun runs                         all runs, oldest first
+vlmrun runs smoke --state failed    those of a name that failed
+vlmrun runs --where 'stage.lora.optim.lr>1e-4' \\
+  --where 'eval_merge.accuracy>=0.9'
+vlmrun runs show smoke/2            one run: command, code, machine
+vlmrun runs tag smoke/2 baseline    --tag baseline then lists it
+vlmrun runs note smoke/2 "the first that learns"
+vlmrun runs archive smoke/1         out of the list; --all shows it
+vlmrun runs remove smoke/1          record and report; then: vlmrun gc
 """
 Change = Callable[[Record, list[str]], None]
 
 
 def main(arguments: list[str]) -> int:
     """Lists runs, shows one, or changes what is noted of one."""
-    parser = argparse.ArgumentParser(
-        "vlmrun runs", description="Runs: list, filter, show, tag, note, archive, remove.", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = new_parser("runs", "Runs: list, filter, show, tag, note, archive, remove.", _EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="NAME | VERB RUN", help="see the examples")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION", help="KEY or STAGE.NUMBER, = < >")
     parser.add_argument("--state", choices=_STATES)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, store
+from vlmrun.cli.options import new_parser
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import ConfigError, DataError
@@ -20,6 +21,14 @@ from vlmrun.report import benchmarks as report
 from vlmrun.report import tables
 
 _ANSWERS = "answers.jsonl"
+_SCORE = """\
+vlmrun score answers.jsonl --benchmark pope
+vlmrun score evaluate --json                       an evaluate stage, again
+"""
+_SUBMIT = """\
+vlmrun submit benchmarks --out submissions         every set of a stage
+vlmrun submit answers.jsonl --benchmark vqav2
+"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class _Given:
 
 def score(arguments: list[str]) -> int:
     """`vlmrun score`."""
-    parser = _parser("score", "Score an answers file, or an evaluate stage again, without a model.")
+    parser = _parser("score", "Score an answers file, or an evaluate stage again, without a model.", _SCORE)
     parser.add_argument("--json", action="store_true", help="the whole scorecard on stdout")
     parser.add_argument("--out", help="folder for scores.json and marks.jsonl (default: none are written)")
     options = parser.parse_args(arguments)
@@ -66,7 +75,7 @@ def score(arguments: list[str]) -> int:
 
 def submit_(arguments: list[str]) -> int:
     """`vlmrun submit`."""
-    parser = _parser("submit", "Write the file that a benchmark's server takes, and check it.")
+    parser = _parser("submit", "Write the file that a benchmark's server takes, and check it.", _SUBMIT)
     parser.add_argument("--out", default="submissions", help="folder for the files (default: %(default)s)")
     options = parser.parse_args(arguments)
     given = [each for each in _given(options) if each.config.submission is not None]
@@ -102,8 +111,8 @@ def _tell(problems: dict[str, Any], write: Any) -> None:
         write(f"{kind}: {found['count']}, such as {found['first'][0]}\n")
 
 
-def _parser(verb: str, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"vlmrun {verb}", description=about, epilog="docs/guides/benchmarks.md")
+def _parser(verb: str, about: str, examples: str) -> argparse.ArgumentParser:
+    parser = new_parser(verb, about, examples)
     parser.add_argument("answers", help="an answers file (JSONL or JSON), or an evaluate stage")
     parser.add_argument("--benchmark", help="a name of conf/benchmark, or a YAML file; of a stage: its own sets")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of it")

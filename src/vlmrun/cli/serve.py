@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, back, logs, store
-from vlmrun.cli.options import at_least_one, model_options
+from vlmrun.cli.options import at_least_one, model_options, new_parser
 from vlmrun.errors import ConfigError, LaunchError, Problem, suggest
 
 KEY = "VLMRUN_API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_EXAMPLES = """\
+vlmrun serve average                     OpenAI's API on 127.0.0.1:8000
+vlmrun serve average lora --web          two models and a web page
+"""
 _INSTALL = "pip install 'vlmrun-trainer[serve]'"
 
 
@@ -43,9 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vlmrun serve", description="Serve models to OpenAI's clients.", epilog="guide: docs/guides/serve.md"
-    )
+    parser = new_parser("serve", "Serve models to OpenAI's clients.", _EXAMPLES)
     parser.add_argument("artifacts", nargs="+", metavar="[NAME=]ARTIFACT", help="a stage name, key, or folder")
     parser.add_argument("--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a model")
     parser.add_argument("--engine", choices=("auto", "own", "vllm"), default="auto", help="what computes the answers")

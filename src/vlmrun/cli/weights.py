@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from vlmrun import artifact, back, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
 from vlmrun.checks import rules
-from vlmrun.cli.options import output_option, training_option
+from vlmrun.cli.options import new_parser, output_option, training_option
 from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
@@ -30,12 +30,20 @@ from vlmrun.run import identity
 log = logs.get(__name__)
 
 Kind = TypeVar("Kind", MergeStage, AverageStage)
+_MERGE = """\
+vlmrun merge lora --out merged
+"""
+_AVERAGE = """\
+vlmrun average merge merge2 --weights 0.4 0.6 --check      may they be?
+vlmrun average a b --method ties --set density=0.5 --base-model c --out mean
+"""
 _OURS = {"weights", "lock", "logs", ".weights.part", ".weights.old"}  # what an interrupted attempt may have left
 
 
 def merge(arguments: list[str]) -> int:
     """`vlmrun merge`: adapters folded into their LLM."""
-    parser = _parser("merge", "Fold LoRA adapters into their LLM; of several, the weighted sum of their changes.")
+    about = "Fold LoRA adapters into their LLM; of several, the weighted sum of their changes."
+    parser = _parser("merge", about, _MERGE)
     parser.add_argument("artifacts", nargs="+", help="LoRA stages on one base: a name, name-key, key, or folder")
     parser.add_argument("--weights", nargs="+", type=float, help="one per adapter (default: 1 each)")
     parser.add_argument(
@@ -54,7 +62,7 @@ def merge(arguments: list[str]) -> int:
 
 def average(arguments: list[str]) -> int:
     """`vlmrun average`: one model made of several."""
-    parser = _parser("average", "Make one model of several with equal tensors.")
+    parser = _parser("average", "Make one model of several with equal tensors.", _AVERAGE)
     parser.add_argument("artifacts", nargs="+", help="a stage name, name-key, key, or a folder with weights")
     parser.add_argument("--weights", nargs="+", type=float, help="one per model")
     parser.add_argument(
@@ -85,8 +93,8 @@ def average(arguments: list[str]) -> int:
     return _carry_out(stage, [*places, *([base] if base else [])], options)
 
 
-def _parser(verb: str, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"vlmrun {verb}", description=about)
+def _parser(verb: str, about: str, examples: str) -> argparse.ArgumentParser:
+    parser = new_parser(verb, about, examples)
     parser.add_argument("--out", metavar="DIR", help="where the artifact goes; a finished one is never written over")
     parser.add_argument("--check", action="store_true", help="compare everything, digests too, and write nothing")
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), help="type of the weights (default: keep)")

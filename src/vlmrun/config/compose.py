@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlmrun import build
 from vlmrun.config import overrides as words
+from vlmrun.config.catalog import conf_dir as conf_dir
+from vlmrun.config.catalog import search_path as search_path
 from vlmrun.errors import Problem, closest, suggest
 
 # What Hydra raises when it refuses an override: ValueError for `group=null`, the others where it did not expect one.
@@ -35,23 +35,6 @@ class Composed:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     choices: dict[str, Any] = field(default_factory=dict)
-
-
-def conf_dir() -> Path:
-    """The shipped `conf/`: inside the installed package, or at the root of a checkout."""
-    packaged = Path(__file__).resolve().parents[1] / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "conf"
-
-
-def search_path(extra: Sequence[Path] = ()) -> list[Path]:
-    """Folders that add options to the groups: those of `--config-dir`, then `conf/` of installed plugins."""
-    plugins = []
-    for package in build.plugins():
-        spec = find_spec(package)
-        for location in (spec.submodule_search_locations or []) if spec else []:
-            folder = Path(location) / "conf"
-            plugins += [folder] if folder.is_dir() else []
-    return [*(path.resolve() for path in extra), *plugins]
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import regular
+from vlmrun.config import hub
 from vlmrun.errors import CheckpointError, suggest
 
 BUILTIN = "builtin:"
@@ -52,8 +53,8 @@ def locate(path: str) -> Path:
     raise CheckpointError(
         f"no model folder {path!r} here",
         path,
-        f"give a local folder, or fetch it once while online: hf download {path}"
-        if looks_like_hub_id(path)
+        f"{hub.login(path)}vlmrun download {path}, or give a local folder"
+        if hub.is_model_id(path)
         else "give an existing folder that holds config.json, or a hub id such as openai/clip-vit-large-patch14-336",
     )
 
@@ -77,13 +78,8 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def looks_like_hub_id(path: str) -> bool:
-    """Whether a text may be `OWNER/NAME` of the hub, as it is no path of this machine."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
-
-
 def _cached_snapshot(path: str) -> Path | None:
-    if not looks_like_hub_id(path):
+    if not hub.is_model_id(path):
         return None
     from huggingface_hub import constants
 

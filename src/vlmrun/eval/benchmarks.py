@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from vlmrun.config.compose import conf_dir, search_path
+from vlmrun.config.catalog import conf_dir, search_path
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import ConfigError, Problem, suggest
 

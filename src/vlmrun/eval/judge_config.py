@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from yaml import YAMLError
 
-from vlmrun.config.compose import conf_dir
+from vlmrun.config.catalog import conf_dir
 from vlmrun.config.schema import Node, Positive, Rate
 from vlmrun.errors import ConfigError, suggest
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vlmrun.config.compose import conf_dir
+from vlmrun.config.catalog import conf_dir
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -66,6 +66,19 @@ def open_dialogue(folder: Path, options: argparse.Namespace) -> Dialogue:
     )
     aspect = describe(folder, store.came_as(folder))["image_aspect"]
     return Dialogue(loaded, aspect=aspect, max_new_tokens=options.max_new_tokens, sampling=sampling)
+
+
+def answerer(folder: Path, options: argparse.Namespace) -> Callable[[str, Sequence[Any], bool], str]:
+    """A loaded model, as a function of a question, its images (files or Pillow's), and whether it follows up."""
+    dialogue = open_dialogue(folder, options)
+
+    def answer(text: str, images: Sequence[Any], follow_up: bool) -> str:
+        shown = [image if isinstance(image, Image.Image) else load_image(Path(image).expanduser()) for image in images]
+        if not follow_up:
+            dialogue.reset()
+        return dialogue.ask(text, shown)
+
+    return answer
 
 
 class Pictures:
