@@ -212,9 +212,8 @@ def lint_file(path: Path, options: Mapping[str, Any], tally: Tally) -> Iterator[
     from vlmrun.data import lint
 
     if options["tokenizer"] is None and options["template"] is None:
-        rules = lint.Rules(
-            format=options["format"], split=options["split"], images=options["images"], limit=options["limit"]
-        )
+        names = ("format", "split", "ignore_keys", "images", "limit")
+        rules = lint.Rules(**{name: options[name] for name in names})
     else:  # a tokenizer loads transformers
         from vlmrun.inspect import sample
 

@@ -18,6 +18,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
 from vlmrun.data.findings import CLASSES, Finding, Tally
 from vlmrun.data.formats.base import check_source
+from vlmrun.data.formats.values import whole
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
 from vlmrun.inspect import sizes
 from vlmrun.run import pipeline
@@ -62,7 +63,7 @@ def show(arguments: list[str]) -> int:
     run = _prepared(train.compose(request.overrides, request.config_dirs), options.stage)
     job = _job(run, _train_stage(run.config, options.stage))
     found = back.show_sample(job, int(numbers[0]) if numbers else 0, sizes.of(run.config.model))
-    sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n" if options.json else _page(found))
+    sys.stdout.write(whole(json.dumps(found, ensure_ascii=False) + "\n" if options.json else _page(found)))
     return 0
 
 
@@ -70,7 +71,10 @@ def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
     parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
     parser.add_argument("--images", type=Path, help="folder that image names start from")
-    parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
+    parser.add_argument(
+        "--format", default="llava", help="llava (default), sharegpt, openai, minicpm, vqa, wds, energon, or a module"
+    )
+    parser.add_argument("--ignore-key", action="append", default=[], dest="ignore_keys", metavar="KEY", help="drop it")
     parser.add_argument("--split", help="energon: train (default), val or test")
     parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
     parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
@@ -86,7 +90,7 @@ def lint(arguments: list[str]) -> int:
         for finding in chain.from_iterable(sources):
             tally.add(finding)
             report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
-    sys.stdout.write(_table(tally, len(sources)))
+    sys.stdout.write(whole(_table(tally, len(sources))))
     return FOUND_PROBLEMS if tally.counts else 0
 
 
@@ -184,7 +188,7 @@ class _Report:
         self._path = path
 
     def __enter__(self) -> Any:
-        self._file = Path(self._path or os.devnull).open("w", encoding="utf-8")
+        self._file = Path(self._path or os.devnull).open("w", encoding="utf-8", errors="backslashreplace")
         return self._file
 
     def __exit__(self, *_: object) -> None:

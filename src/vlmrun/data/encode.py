@@ -7,9 +7,10 @@ never from counting the tokens of some other tokenisation. Free of torch: the to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmrun.data import system
 from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
@@ -53,16 +54,19 @@ def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
         relabel: makes other labels, from the ids.
 
     Raises:
-        DataError: when the template cannot show this sample, the cut would go through or before an image, or nothing
-            that is learnt remains.
+        DataError: when the template or the tokenizer cannot take this sample, the cut would go through or before an
+            image, or nothing that is supervised remains.
     """
     wrong = misfit(sample, template)
     if wrong is not None:
         raise DataError([wrong])
-    pieces = template.render(sample.turns, images=bool(sample.images))
-    ids, labels = tokenize(
-        pieces, tokenizer, images=bool(sample.images), blocks=blocks, image_token=template.image_token
-    )
+    pieces = system.placed(template, sample).render(sample.turns, images=bool(sample.images))
+    try:
+        ids, labels = tokenize(
+            pieces, tokenizer, images=bool(sample.images), blocks=blocks, image_token=template.image_token
+        )
+    except DataError as error:
+        raise DataError([replace(problem, where=sample.where) for problem in error.problems]) from error
     if relabel is not None:
         labels = relabel(ids)
     kept = kept_tokens(ids, image_tokens, max_length)
@@ -105,8 +109,9 @@ def encode_prompt(
 
 def misfit(sample: Sample, template: Template) -> Problem | None:
     """Why a template cannot show a sample, known before anything is tokenized."""
-    if template.keep_question:
-        return None
+    homeless = system.missing(template, sample)
+    if homeless is not None or template.keep_question:
+        return homeless
     roles = [turn.role for turn in sample.turns]
     if sample.images and roles == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
         return None
@@ -201,7 +206,11 @@ def _tokens_of_chunk(chunk: str, tokenizer: Any, behind: str, *, first: bool) ->
         backend.no_truncation()
         backend.no_padding()
     # Some text, so that what is added before it can be told from what is added after it.
-    found = backend.encode(behind + (chunk or "a"), add_special_tokens=first)
+    try:
+        found = backend.encode(behind + (chunk or "a"), add_special_tokens=first)
+    except Exception as error:
+        what = f"the tokenizer cannot take this text: {type(error).__name__}: {error}"
+        raise DataError(what, fix="remove what it does not take, or set on_error: skip") from error
     tokens: list[tuple[int, int, int]] = []
     in_text = False
     for token, (begin, end), added in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):

@@ -13,6 +13,8 @@ from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
+from vlmrun.data.formats.image_marks import as_words
+from vlmrun.data.formats.values import whole
 from vlmrun.data.images.open import find_image
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import DataError, Problem
@@ -37,20 +39,26 @@ def usable(
     root = derived.image_root(config)
     if root is not None and not root.is_dir():
         raise DataError("the image folder does not exist", str(root), "check data.<name>.images")
-    pictures = _Pictures(root)
+    images = _Images(root)
+    n_marked, first_marked = 0, ""
     spoken = time.monotonic()
     records = formats.of(config, as_it_is=as_it_is)
     for n_read, record in enumerate(records, start=1):
         if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
             spoken = time.monotonic()
             log.info("%s: %s records read", config.annotations, f"{n_read:,}")
-        found = record if isinstance(record, Rejected) else pictures.check(record, len(rejected) < MAX_LISTED)
+        found = record if isinstance(record, Rejected) else images.check(record, len(rejected) < MAX_LISTED)
         if check is not None and isinstance(found, Sample):
             found = check(found)
         if isinstance(found, Rejected):
             rejected.append(found)
-        else:
-            yield found
+            continue
+        if marks := as_words(found):
+            n_marked += 1
+            first_marked = first_marked or f"{', '.join(marks)} in {found.where}"
+        yield found
+    if n_marked:
+        log.warning("image marks in %d records are taken as words, first %s", n_marked, first_marked)
 
 
 def rejection_error(rejected: Sequence[Rejected]) -> DataError:
@@ -58,7 +66,7 @@ def rejection_error(rejected: Sequence[Rejected]) -> DataError:
     problems = [record.problem for record in rejected[:MAX_LISTED]]
     if len(rejected) > MAX_LISTED:
         more = Problem(f"{len(rejected) - MAX_LISTED} more bad records ({len(rejected)} in all)", rejected[0].source[0])
-        problems.append(replace(more, fix="mend them, or set on_error: skip to leave them out"))
+        problems.append(replace(more, fix="fix them, or set on_error: skip to leave them out"))
     return DataError(problems)
 
 
@@ -68,13 +76,13 @@ def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as handle:
         for entry in entries:
-            line = json.dumps(dict(entry), ensure_ascii=False)
+            line = whole(json.dumps(dict(entry), ensure_ascii=False))
             if line not in known:
                 known.add(line)
                 handle.write(line + "\n")
 
 
-class _Pictures:
+class _Images:
     """Finds samples whose images do not exist: now, and not hours into a run.
 
     An image costs one look-up however many samples name it, and is not opened: that is still left for its turn.

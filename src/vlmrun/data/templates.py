@@ -104,10 +104,9 @@ class Template:
                 pieces += [Piece(start, False, self.by_turn), Piece(rest, False, self.by_turn)]
                 continue
             pieces.append(Piece(self.assistant_start, False, self.by_turn))
-            if self.by_turn and number < len(turns) - 1:
-                pieces.append(Piece(self.answer_start + text, True, self.by_turn, then=self.answer_end))
-            else:
-                pieces.append(Piece(self.answer_start + text + self.answer_end, True, self.by_turn))
+            last = not self.by_turn or number == len(turns) - 1
+            end, then = (self.answer_end, "") if last else ("", self.answer_end if turn.supervised else "")
+            pieces.append(Piece(self.answer_start + text + end, turn.supervised, self.by_turn, then))
         return pieces
 
     def wrap_images(self, text: str) -> str:
