@@ -212,8 +212,7 @@ def lint_file(path: Path, options: Mapping[str, Any], tally: Tally) -> Iterator[
     from vlmrun.data import lint
 
     if options["tokenizer"] is None and options["template"] is None:
-        names = ("format", "split", "ignore_keys", "images", "limit")
-        rules = lint.Rules(**{name: options[name] for name in names})
+        rules = lint.Rules(**{name: options[name] for name in lint.OF_FILE})
     else:  # a tokenizer loads transformers
         from vlmrun.inspect import sample
 

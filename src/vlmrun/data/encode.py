@@ -7,10 +7,10 @@ never from counting the tokens of some other tokenisation. Free of torch: the to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from vlmrun.data import system
+from vlmrun.data import system, tokenizing
 from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
@@ -57,16 +57,12 @@ def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
         DataError: when the template or the tokenizer cannot take this sample, the cut would go through or before an
             image, or nothing that is supervised remains.
     """
-    wrong = misfit(sample, template)
-    if wrong is not None:
+    if (wrong := misfit(sample, template)) is not None:
         raise DataError([wrong])
     pieces = system.placed(template, sample).render(sample.turns, images=bool(sample.images))
-    try:
-        ids, labels = tokenize(
-            pieces, tokenizer, images=bool(sample.images), blocks=blocks, image_token=template.image_token
-        )
-    except DataError as error:
-        raise DataError([replace(problem, where=sample.where) for problem in error.problems]) from error
+    ids, labels = tokenize(
+        pieces, tokenizer, images=bool(sample.images), blocks=blocks, image_token=template.image_token
+    )
     if relabel is not None:
         labels = relabel(ids)
     kept = kept_tokens(ids, image_tokens, max_length)
@@ -109,12 +105,11 @@ def encode_prompt(
 
 def misfit(sample: Sample, template: Template) -> Problem | None:
     """Why a template cannot show a sample, known before anything is tokenized."""
-    homeless = system.missing(template, sample)
-    if homeless is not None or template.keep_question:
-        return homeless
+    if template.keep_question:
+        return system.missing(template, sample)
     roles = [turn.role for turn in sample.turns]
     if sample.images and roles == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
-        return None
+        return system.missing(template, sample)
     return Problem(
         f"template {template.name!r} takes one question with an image and one answer; "
         f"this record has {len(sample.turns)} turns and {len(sample.images)} images",
@@ -206,11 +201,8 @@ def _tokens_of_chunk(chunk: str, tokenizer: Any, behind: str, *, first: bool) ->
         backend.no_truncation()
         backend.no_padding()
     # Some text, so that what is added before it can be told from what is added after it.
-    try:
+    with tokenizing.refusals():
         found = backend.encode(behind + (chunk or "a"), add_special_tokens=first)
-    except Exception as error:
-        what = f"the tokenizer cannot take this text: {type(error).__name__}: {error}"
-        raise DataError(what, fix="remove what it does not take, or set on_error: skip") from error
     tokens: list[tuple[int, int, int]] = []
     in_text = False
     for token, (begin, end), added in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):

@@ -29,6 +29,7 @@ from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
 
+OF_FILE = ("format", "split", "ignore_keys", "images", "limit")  # rules that `vlmrun data lint FILE` is given by name
 _UNLIMITED = 1 << 60
 _PICTURES_KEPT = 1 << 16  # answers about images that are remembered
 

@@ -240,13 +240,5 @@ def rules_of_file(options: Mapping[str, Any]) -> lint.Rules:
         if template is not None and options["max_length"]:
             count = options["image_tokens"]
             measure = lint.Measure(template, tokenizer, lambda size: count, options["max_length"])
-    return lint.Rules(
-        format=options["format"],
-        split=options["split"],
-        ignore_keys=options["ignore_keys"],
-        images=options["images"],
-        template=template,
-        measure=measure,
-        marks=marks.marks_of(template, special),
-        limit=options["limit"],
-    )
+    given = {name: options[name] for name in lint.OF_FILE}
+    return lint.Rules(**given, template=template, measure=measure, marks=marks.marks_of(template, special))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmrun.data import tokenizing
 from vlmrun.data.sample import IMAGE_TAG
-from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
 
 
@@ -25,11 +25,8 @@ class UpstreamText:
         """All of it, with the tokenizer's own special tokens."""
         if self.old and is_legacy(self.tokenizer) is False:
             return _ids_of_transformers_4_31(self.tokenizer, text)
-        try:
+        with tokenizing.refusals():
             ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        except Exception as error:
-            what = f"the tokenizer cannot take this text: {type(error).__name__}: {error}"
-            raise DataError(what, fix="remove what it does not take, or set on_error: skip") from error
         return ids
 
     def measured(self, text: str) -> list[int]:

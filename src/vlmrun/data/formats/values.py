@@ -14,7 +14,6 @@ from vlmrun.errors import DataError
 _SHOWN = 60  # characters of a value in a message
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}")
-_CONTROL = re.compile("\x00")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _DOWNLOAD = "download the image, and write its file's name"
 _DECODE = "write its bytes to a file, and the file's name here"
@@ -91,26 +90,32 @@ def usable_text(found: Sample | Rejected) -> Sample | Rejected:
     """A sample whose texts and names a tokenizer and a file can take, or what is wrong with them."""
     if isinstance(found, Rejected):
         return found
-    parts = [("`id`", found.id), *((f"the image name {name!a}", name) for name in found.images)]
-    parts += [("`system`", found.system or "")]
-    parts += [(f"message {number}", turn.text) for number, turn in enumerate(found.turns)]
+    names = [("`id`", found.id), *((f"the image name {name!a}", name) for name in found.images)]
     if isinstance(found, Question):
-        parts += [("the answer", each) for each in (found.answer, *found.others)]
-    for what, text in parts:
-        problem = _damage(text)
-        if problem:
-            return Rejected(whole(found.id), found.source, f"{what} holds {problem}", "remove it from the text")
+        names += [("the answer", each) for each in (found.answer, *found.others)]
+    texts = [("`system`", found.system or "")]
+    texts += [(f"message {number}", turn.text) for number, turn in enumerate(found.turns)]
+    for what, text in (*names, *texts):
+        place = _half(text)
+        if place is not None:
+            problem = f"{what} holds half a character (\\u{ord(text[place]):04x} at {place})"
+            return Rejected(whole(found.id), found.source, problem, "write the whole character, or remove it")
+    for what, text in texts:
+        if "\x00" in text:
+            problem = f"{what} holds the control character \\u0000 at {text.index(chr(0))}"
+            return Rejected(found.id, found.source, problem, "remove it from the text")
     return found
 
 
-def _damage(text: str) -> str | None:
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return f"half a character (\\u{ord(text[error.start]):04x} at {error.start})"
-    found = _CONTROL.search(text)
-    return None if found is None else f"the control character \\u0000 at {found.start()}"
+def _half(text: str) -> int | None:
+    """Where half a character stands, which JSON can write and UTF-8 cannot."""
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def whole(text: str) -> str:
