@@ -33,6 +33,7 @@ usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sampl
        vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
        vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and images to tar shards
        vlmrun data convert FOLDER FOLDER --from wds                    tar shards to LLaVA JSON and images
+       vlmrun data convert FILE OUTPUT --from openai|sharegpt|parquet  other JSON, or Parquet, to LLaVA JSON
        vlmrun data prepare scienceqa --base-dir DIR --output FILE [--split train] [--prompt-format QCM-LEA]
 """
 
