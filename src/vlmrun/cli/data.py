@@ -82,7 +82,7 @@ def lint(arguments: list[str]) -> int:
     parser.add_argument("--image-tokens", type=int, default=576, help="positions an image takes (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=2048, help="default: %(default)s")
     parser.add_argument("--report", type=Path, help="write every problem there, one JSON object a line")
-    parser.add_argument("--limit", type=int, help="look at so many records only")
+    parser.add_argument("--limit", type=int, help="look at N records only")
     options, words = parser.parse_known_args(arguments)
     tally = Tally()
     is_file = len(words) == 1 and "=" not in words[0]
@@ -165,7 +165,7 @@ def _all_data(words: Sequence[str], limit: int | None, tally: Tally) -> Iterator
 
 
 def _require_files(config: RunConfig, stage: str | None) -> None:
-    """Names every annotation file that is not there: a stage's key cannot be told without them."""
+    """Names every annotation file that is not there: they are part of a stage's key."""
     problems = []
     stages = [each for name, each in config.stage.items() if stage in (None, name)]
     used = {name for each in stages for name in derived.sources(each)}
@@ -208,12 +208,12 @@ def _table(tally: Tally, n_files: int) -> str:
             id = f" (id {example.id!r})" if example.id else ""
             lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
     total = sum(tally.counts.values())
-    told = f"{total:,} problems" if total else "ok: no problem"
-    return "\n".join([*lines, f"{told} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
+    said = f"{total:,} problems" if total else "ok: no problem"
+    return "\n".join([*lines, f"{said} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
 
 
 def _page(found: dict[str, Any]) -> str:
-    """For a person: what is learnt in color, or between [[ and ]]."""
+    """As text: what is supervised in color, or between [[ and ]]."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     file, index = found["source"]
     head = [
@@ -229,7 +229,7 @@ def _page(found: dict[str, Any]) -> str:
     )
     tail = [
         f"template {found['template']}; {found['n_tokens']} tokens ({found['n_image_tokens']} of images), "
-        f"{found['n_supervised']} learnt; {found['n_kept']} of at most {found['max_length']} kept"
+        f"{found['n_supervised']} supervised; {found['n_kept']} of at most {found['max_length']} kept"
     ]
     if found["problem"]:
         tail.append(f"cannot be trained: {found['problem']}")

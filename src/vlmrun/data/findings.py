@@ -16,7 +16,7 @@ CLASSES = {
     "empty": "an empty question or answer",
     "placeholders": "image tags and images do not fit",
     "image_missing": "an image is not there",
-    "image_outside": "an image lies outside the image folder",
+    "image_outside": "an image is outside the image folder",
     "image_broken": "an image's header cannot be read, or it is too large",
     "template": "the template cannot show this record",
     "special_text": "text that a template or tokenizer takes for a mark",

@@ -28,7 +28,7 @@ _VERSION = 2
 
 
 class Index(Sequence[Sample]):
-    """The records of a folder that `write` has filled. May be sent to another process, which maps the files anew.
+    """The records of a folder that `write` has filled. May be sent to another process, which maps the files again.
 
     Attributes:
         names: of the sources that have records: their data entries.

@@ -82,7 +82,7 @@ def lint(path: Path, rules: Rules, tally: Tally | None = None) -> Iterator[Findi
     """Yields every problem of a file: those of a record in order, then duplicates, then the number of records.
 
     Args:
-        tally: told the number of records at the end.
+        tally: given the number of records at the end.
 
     Raises:
         DataError: when the file does not exist, or the image folder.
@@ -214,7 +214,7 @@ def _lengths(sample: Sample, measure: Measure, sizes: Sequence[tuple[int, int] |
         kind = "not_learnt"
     try:
         ids = encode(*arguments, image_tokens=counts, max_length=_UNLIMITED).input_ids
-    except DataError as error:  # nothing is learnt at any length
+    except DataError as error:  # nothing is supervised at any length
         yield Wrong("not_learnt", error.problems[0].what)
         return
     n_images = sum(token == IMAGE_TOKEN for token in ids)

@@ -1,4 +1,4 @@
-"""Annotation files -> usable samples, one at a time; what cannot be used is told, or counted and listed."""
+"""Annotation files -> usable samples, one at a time; what cannot be used is an error, or counted and listed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlmrun.errors import DataError, Problem
 
 log = logs.get(__name__)
 
-MAX_LISTED = 20  # problems an error shows; the number of all is told as well
+MAX_LISTED = 20  # problems an error shows; the number of all is given as well
 _SECONDS_BETWEEN_LINES = 5.0
 
 Check = Callable[[Sample], Sample | Rejected]

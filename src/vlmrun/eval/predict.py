@@ -80,7 +80,7 @@ class Asker:
         mine = batches(questions, self.batch)[self.ranks.rank :: self.ranks.world]
         total, done = sum(map(len, mine)), 0
         parts.mkdir(parents=True, exist_ok=True)
-        self.ranks.barrier()  # nobody writes before everybody has read
+        self.ranks.barrier()  # no rank writes before all have read
         own = parts / f"rank-{self.ranks.rank}.jsonl"
         kept = [known[asked.key] for batch in mine if _is_whole(batch, known) for asked in batch]
         artifact.write_text(own, "".join(map(_text, kept)))

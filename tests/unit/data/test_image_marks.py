@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmrun.data.compat import settings
 from vlmrun.data.formats import image_marks, llava, minicpm
 from vlmrun.data.lint import Rules, lint
 from vlmrun.data.reading import usable
 from vlmrun.data.sample import Rejected, Sample, Turn
+from vlmrun.data.templates import TEMPLATES
+from vlmrun.errors import DataError
 
 CERTAIN = [
     "<img>cat.png</img>", "<|image|>", "<|image_1|>", "<|image_pad|>", "<|vision_start|>", "<|video|>", "<image_00>",
@@ -91,6 +94,20 @@ def test_marks_of_minicpm_without_images_are_refused(numbers):
     ask = " and ".join(f"<image_{number:02d}>" for number in numbers)
     chat = [{"role": "user", "content": ask}, {"role": "assistant", "content": "two"}]
     found = minicpm.parse({"id": "a", "conversations": chat}, ("f", 0))
-    assert isinstance(found, Rejected) and "image mark" in found.what
+    assert isinstance(found, Rejected)
+    assert "image mark" in found.what
     both = minicpm.parse({"id": "a", "imgs": {"x": "a.png"}, "conversations": chat}, ("f", 0))
-    assert "`imgs`" in both.what and "image mark" in both.what
+    assert "`imgs`" in both.what
+    assert "image mark" in both.what
+
+
+def test_under_compat_records_the_tags_of_a_question_collapse_as_upstream_collapses_them():
+    talk = [{"from": "human", "value": "Is <image> or <image> red?"}, {"from": "gpt", "value": "this"}]
+    several = {"image": ["a.png", "b.png"], "conversations": talk}
+    assert llava.parse(several, ("f", 0)).turns[0].text == "Is <image> or <image> red?"
+    raw = llava.parse(several, ("f", 0), as_it_is=True)
+    with pytest.raises(DataError, match="1 <image> tags are left, but the record has 2 images"):
+        settings.as_upstream(raw, TEMPLATES["vicuna_v1"], "llava")
+    raw = llava.parse(several | {"image": "a.png"}, ("f", 0), as_it_is=True)
+    assert settings.as_upstream(raw, TEMPLATES["vicuna_v1"], "llava").turns[0].text == "<image>\nIs  or  red?"
+    assert isinstance(llava.parse(several | {"image": "a.png"}, ("f", 0)), Rejected)

@@ -91,7 +91,8 @@ def test_what_other_programs_write_is_named_with_what_to_write(key, fix):
 
 def test_all_keys_of_a_record_are_named_at_once():
     found = parse(RECORD | {"video": "a.mp4", "audio": "a.wav"})
-    assert "`video`" in found.what and "`audio`" in found.what
+    assert "`video`" in found.what
+    assert "`audio`" in found.what
 
 
 @pytest.mark.parametrize("key", ["loss", "weight"])
@@ -140,7 +141,8 @@ def test_a_key_that_is_written_twice_is_an_error(tmp_path, ending, place):
     path.write_text("[" + ",".join(lines) + "]" if ending == "json" else "\n".join(lines))
     found = list(formats.reader("llava")(path))
     assert [isinstance(each, Sample) for each in found] == [True, False, True]
-    assert "written twice" in found[1].what and found[1].id == "r"
+    assert "written twice" in found[1].what
+    assert found[1].id == "r"
     assert [each.kind for each in lint(path, Rules(marks=())) if each.index == 1] == ["keys"]
 
 
@@ -153,4 +155,5 @@ def test_lint_classes_keys_and_takes_those_to_ignore(tmp_path):
 
 def test_under_compat_records_other_keys_are_dropped_as_upstream_drops_them():
     found = parse(RECORD | {"colour": "red", "system": "Be brief."}, as_it_is=True)
-    assert isinstance(found, Sample) and found.system is None
+    assert isinstance(found, Sample)
+    assert found.system is None

@@ -36,7 +36,9 @@ def test_every_template_has_a_place_or_refuses_by_name():
     assert set(TEMPLATES) - set(PLACES) == NO_PLACE
     for name in NO_PLACE:
         problem = missing(TEMPLATES[name], sample("Be brief."))
-        assert problem is not None and repr(name) in problem.what and "`system`" in problem.what
+        assert problem is not None
+        assert repr(name) in problem.what
+        assert "`system`" in problem.what
         assert misfit(sample("Be brief."), TEMPLATES[name]) is not None
         assert missing(TEMPLATES[name], sample()) is None
 
@@ -113,7 +115,8 @@ def test_training_and_lint_refuse_a_system_text_that_the_template_cannot_show(tm
     found = open_datasets({"d": config}, ["d"], encoder=encoder, skipped=None, folder=folder)
     assert found.sample(0).system == "Be brief."
     shown = encoder.tokenizer.decode(found[0].encoded.input_ids)
-    assert "Be brief." in shown and "Be brief." not in encoder.tokenizer.decode(found[3].encoded.input_ids)
+    assert "Be brief." in shown
+    assert "Be brief." not in encoder.tokenizer.decode(found[3].encoded.input_ids)
     other = replace(encoder, template=TEMPLATES["mistral_instruct"])
     with pytest.raises(DataError, match="'mistral_instruct' has no place for the record's `system` text"):
         open_datasets({"d": config}, ["d"], encoder=other, skipped=None, folder=tmp_path / "other")

@@ -1,4 +1,4 @@
-"""The labels of the published codes, quirks and all: for `stage.*.compat`, never by default.
+"""The labels of the published codes, quirks included: for `stage.*.compat`, never by default.
 
 Upstream finds what is learnt by adding up lengths of pieces tokenized on their own; where the sum is not the length of
 the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
@@ -62,13 +62,13 @@ def encode(
         raise DataError(
             f"{n_images} {IMAGE_TAG} tags become images here, but the record has {len(sample.images)}",
             sample.where,
-            "upstream would show another sample's image; mend the record",
+            "upstream would show another sample's image; fix the record",
         )
     kept = kept_tokens(masked.ids[:max_length], image_tokens, max_length)
     ids, labels = masked.ids[:kept], masked.labels[:kept]
     if IMAGE_TOKEN in masked.ids[kept:]:
         raise DataError(
-            f"an image lies beyond the maximum length of {max_length} tokens",
+            f"an image is beyond the maximum length of {max_length} tokens",
             sample.where,
             "raise model.max_length, or shorten the record",
         )

@@ -81,9 +81,9 @@ def parse(
 def _talk(record: dict[str, Any], ignored: Sequence[str]) -> Talk:
     problems = tuple(keys.unknown(record, KEYS, ignored))
     images = values.image_names(record.get("image"))
-    told = others.told_by_keys(record)
-    if "conversations" not in record and told is not None:
-        raise DataError(f"`conversations` is missing: this is {told[0]}", fix=told[1])
+    other = others.known_by_keys(record)
+    if "conversations" not in record and other is not None:
+        raise DataError(f"`conversations` is missing: this is {other[0]}", fix=other[1])
     system, said = split_system(record, _messages(record, _ROLES, ignored))
     return Talk(images, said, system, first=len(record["conversations"]) - len(said), problems=problems)
 

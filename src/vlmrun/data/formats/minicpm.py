@@ -158,7 +158,7 @@ def _with_several(said: list[Turn], pictures: dict[str, str]) -> tuple[list[Turn
             raise DataError(
                 f"`conversations[{number}].content` holds {IMAGE_TAG}, but "
                 + ("the record has no `image`" if not pictures else "its images have names"),
-                fix="name the image in `image`" if not pictures else f"write {next(iter(pictures))}",
+                fix="name the image in `image`" if not pictures else "write " + next(iter(pictures)),
             )
         pieces = _MARKER.split(turn.text) if pictures else [turn.text]
         for marker in pieces[1::2]:

@@ -88,6 +88,6 @@ _BY_KEY = {
 }
 
 
-def told_by_keys(record: Mapping[str, Any]) -> tuple[str, str] | None:
+def known_by_keys(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """What a record without its conversation is, and what to do with it; None when no key says so."""
     return next((known for key, known in _BY_KEY.items() if key in record), None)

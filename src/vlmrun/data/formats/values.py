@@ -59,8 +59,8 @@ def image_names(value: Any, key: str = "image") -> list[str]:
     names = [] if value is None else value if isinstance(value, list) else [value]
     for name in names:
         if isinstance(name, dict):
-            told = "an image of the library `datasets`" if {"bytes", "path"} & set(name) else "an object"
-            raise DataError(f"`{key}` is {told}, neither a file name nor a list of them", fix=_DECODE)
+            held = "an image of the library `datasets`" if {"bytes", "path"} & set(name) else "an object"
+            raise DataError(f"`{key}` is {held}, neither a file name nor a list of them", fix=_DECODE)
         if not isinstance(name, str) or not name:
             what = f"`{key}` is neither a file name nor a list of them"
             raise DataError(what, fix="write a name, a list, or leave it out")

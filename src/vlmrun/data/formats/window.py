@@ -53,7 +53,7 @@ def reason(error: ValueError | RecursionError) -> str:
 
 
 class Window:
-    """The part of a text file that is being decoded; what lies before it is forgotten but for its number of lines.
+    """The part of a text file that is being decoded; of what came before, only the number of lines is kept.
 
     Attributes:
         position: of what comes next, in the window.
@@ -99,7 +99,7 @@ class Window:
             except (ValueError, RecursionError) as error:
                 raise self.malformed(self.position, index, reason(error)) from error
             else:
-                if end < len(self._text) or self._ended:  # a number at the very end may go on
+                if end < len(self._text) or self._ended:  # a number at the very end may continue
                     self.position = end
                     return value
             if len(self._text) - self.position > MAX_RECORD_BYTES:
@@ -119,7 +119,7 @@ class Window:
         )
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        # An open string is told by its start; every other thing that breaks off, by a place near the end.
+        # An open string is reported at its start; everything else that breaks off, near the end.
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_WORD
 
     def _read(self, n_bytes: int) -> None:
