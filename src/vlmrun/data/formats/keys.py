@@ -11,7 +11,7 @@ from vlmrun.errors import DataError, Problem, closest
 # Where a record of a published data set comes from, and what others noted about it.
 _NOTES_OF_RECORDS = """
     author avatarUrl capfusion category categories clip_score coco_id created custom_instruction data_name data_source
-    data_type dataset dataset_name date difficulty hash idx index info key lang language length license licence md5
+    data_type dataset dataset_name date difficulty hash idx index info key lang language length license md5
     meta meta_data metadata model model_name num_tokens num_turns origin page qid quality question_id rounds score
     sha256 similarity skill skip_prompt_formatting source split subset subtask task task_type timestamp title toxic
     topic type uid unsafe url uuid version views
@@ -24,7 +24,6 @@ _NOTES_OF_IMAGES = """
 # What other programs write, and what to write here.
 _IMAGE_KEYS = """
     file_name filename image_base64 image_bytes image_file image_name image_path image_url img img_path imgs photo
-    picture pictures
 """
 _LOSS_KEYS = "learn loss loss_mask mask masked supervised train train_on trainable trained weight"
 _ELSEWHERE = {
@@ -39,7 +38,8 @@ _ELSEWHERE = {
     )
     for key in words.split()
 }
-_NOTES, _ABOUT_IMAGE = frozenset(_NOTES_OF_RECORDS.split()), frozenset(_NOTES_OF_IMAGES.split())
+_ELSEWHERE |= dict.fromkeys(("picture", "pictures"), _ELSEWHERE["img"])
+_NOTES, _ABOUT_IMAGE = frozenset((*_NOTES_OF_RECORDS.split(), "licence")), frozenset(_NOTES_OF_IMAGES.split())
 _OF_MESSAGES = frozenset(("id", "index", "lang", "language", "markdown", "model", "time", "timestamp"))
 _SUPERVISED = ("loss", "weight")
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]", "{}")
