@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving test-serving demo micro clean
+.PHONY: fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions test-serving demo micro clean test-import
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml constraints/cpu.txt
+$(VENV)/ready: pyproject.toml constraints/cpu.txt constraints/oracles.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "error: Python 3.11 or newer is needed; fix: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,8 @@ $(VENV)/ready: pyproject.toml constraints/cpu.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
 	# Without its torchvision, whose builds on PyPI do not go with a CPU build of torch (model/towers/without_torchvision.py).
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt --no-deps timm
+	# What tests compare with, behind our own packages; its pins clash with ours.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oracles -r constraints/oracles.txt
 	touch $@
 
 test: check
@@ -39,7 +41,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -63,12 +65,19 @@ bench-packing: $(VENV)/ready
 bench-plan: $(VENV)/ready
 	$(BIN)/python -m benchmarks.plan_error
 
+bench-questions: $(VENV)/ready
+	$(BIN)/python -m benchmarks.questions
+	$(BIN)/python -m benchmarks.questions --model 135m
+
 bench-serving: $(VENV)/ready
 	$(BIN)/python -m benchmarks.serving
 
 # The server under 2,000 requests of each kind; `make test` sends 200.
 test-serving: $(VENV)/ready
 	VLMRUN_MANY_REQUESTS=2000 $(BIN)/pytest tests/integration/test_serving.py
+
+test-import: $(VENV)/ready
+	VLMRUN_IMPORT_MUTANTS=2000 $(BIN)/pytest -s tests/unit/importers/test_fuzz.py
 
 bench-index: $(VENV)/ready
 	$(BIN)/python -m benchmarks.index

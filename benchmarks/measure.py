@@ -46,11 +46,11 @@ def vlmrun() -> list[str]:
     return [str(script)] if script.is_file() else [sys.executable, "-m", "vlmrun.cli"]
 
 
-def run(command: Sequence[str], folder: Path) -> Cost:
+def run(command: Sequence[str], folder: Path, *, expected: int = 0) -> Cost:
     """Runs a command to its end, its output thrown away.
 
     Raises:
-        RuntimeError: with the end of what it said, when it fails.
+        RuntimeError: with the end of what it said, when its exit code is not the expected one.
     """
     said = folder / "said.txt"
     with said.open("wb") as output:
@@ -60,7 +60,7 @@ def run(command: Sequence[str], folder: Path) -> Cost:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
+    if process.returncode != expected:
         raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{said.read_text()[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)

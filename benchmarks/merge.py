@@ -82,6 +82,10 @@ _TIES = (
     "average.average(stage(dict(name='ties', density=0.2, sign='sum', normalize=True, scale=1.0), 'base'),"
     " [folder / 'a', folder / 'b'], folder / 'out/weights', base=folder / 'base')",
 )
+_PLAIN_TIES = (
+    _STAGE + "from vlmrun.merging.methods import kernels\nkernels.find_spec = lambda name: None",
+    _TIES[1],
+)
 _MERGE = (
     _STAGE,
     "merge.merge(MergeStage(kind='merge', init_from='a', adapters=[], weights=None, base='trained', arithmetic='fp32',"
@@ -129,6 +133,7 @@ CONTENDERS = (
     ("vlmrun merge, LoRA 64 on all layers", 1, _MERGE),
     (AVERAGE, 2, _AVERAGE),
     ("vlmrun average, ties", 3, _TIES),
+    ("vlmrun average, ties, without numba", 3, _PLAIN_TIES),
     (HF_LLAVA, 1, _convert("hf_llava")),
     ("vlmrun convert, to llava", 1, _convert("llava")),
     (MEGATRON, 1, _convert("megatron", tp=2)),

@@ -86,6 +86,7 @@ class Finished:
     folder: Path
     overrides: list[str]
     stderr: str
+    stdout: str
 
     @property
     def output(self) -> Path:
@@ -111,6 +112,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         if not said.is_file():
             done = run_vlmrun(*TINY, cwd=folder)
             assert done.returncode == 0, done.stderr
-            assert done.stdout == "", "stdout is for results one may pipe"
             said.write_text(done.stderr)
-    return Finished(folder, TINY, said.read_text())
+            (folder / "stdout.txt").write_text(done.stdout)
+    return Finished(folder, TINY, said.read_text(), (folder / "stdout.txt").read_text())

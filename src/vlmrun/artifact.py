@@ -13,14 +13,15 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from vlmrun import __version__
+from vlmrun import __version__, regular
 from vlmrun.errors import CheckpointError
 
 NAME = "artifact.json"
@@ -150,6 +151,7 @@ def read(folder: Path) -> Artifact | None:
     path = folder / NAME
     if not path.is_file():
         return None
+    regular.require(path, json=True)
     try:
         return Artifact.model_validate_json(path.read_text("utf-8"))
     except ValueError as error:
@@ -161,14 +163,15 @@ def read(folder: Path) -> Artifact | None:
 
 
 def verify(folder: Path, artifact: Artifact, *, thorough: bool = False) -> None:
-    """Checks that every listed file is there and unchanged.
+    """Checks that every listed file is there and unchanged, and that no file of a model was put beside them.
 
-    A file whose size and modification time stand as recorded is trusted unless `thorough`; any other is read again.
+    A file whose size and modification time are as recorded is trusted unless `thorough`. Any other is read; what it was
+    found to be is kept beside the artifact (`digests`), so that a copied folder is read once and not at every look.
 
     Raises:
-        CheckpointError: naming every file that is missing or different.
+        CheckpointError: naming every file that is missing, new or different.
     """
-    wrong = []
+    wrong, doubtful = [f"{name} (new)" for name in _new(folder, artifact)], []
     for name, file in artifact.files.items():
         path = folder / name
         if not path.is_file():
@@ -177,11 +180,59 @@ def verify(folder: Path, artifact: Artifact, *, thorough: bool = False) -> None:
         status = path.stat()
         if status.st_size != file.n_bytes:
             wrong.append(f"{name} ({status.st_size} bytes, was {file.n_bytes})")
-        elif (thorough or status.st_mtime_ns != file.mtime_ns) and digest(path) != file.sha256:
-            wrong.append(f"{name} (content changed)")
+        elif thorough or status.st_mtime_ns != file.mtime_ns:
+            doubtful.append(name)
+    found = digests(folder, doubtful, known=not thorough)
+    wrong += [f"{name} (content changed)" for name in doubtful if found[name] != artifact.files[name].sha256]
     if wrong:
         raise CheckpointError(
             f"artifact {artifact.name!r} is damaged: {'; '.join(wrong)}",
             str(folder),
-            "restore these files, or remove the folder to make the stage again",
+            "restore these files, or remove the folder to make the stage again; to use them as they are now, copy its "
+            "weights folder elsewhere",
         )
+
+
+def _new(folder: Path, artifact: Artifact) -> list[str]:
+    """Files that readers of models would take for part of one, in folders whose files are listed."""
+    homes = {folder / Path(name).parent for name in artifact.files if "/" in name}
+    found = (path for home in homes for path in home.glob("*") if path.suffix in _OF_MODELS and path.name[0] != ".")
+    return sorted({path.relative_to(folder).as_posix() for path in found} - artifact.files.keys())
+
+
+_OF_MODELS = (".safetensors", ".bin", ".pt", ".json", ".model", ".jinja")
+
+
+def digests(folder: Path, names: Iterable[str], *, known: bool = True) -> dict[str, str]:
+    """SHA-256 of files of a folder, several at a time: hashing lets go of the interpreter.
+
+    Args:
+        known: trust what an earlier call found of a file of the same size and modification time, which it kept in
+            `.verified.json` in the folder, if it could write there.
+    """
+    wanted = {name: [(folder / name).stat().st_size, (folder / name).stat().st_mtime_ns] for name in names}
+    kept = _kept(folder) if known else {}
+    found = {name: entry[2] for name, at in wanted.items() if (entry := kept.get(name)) and entry[:2] == at}
+    missing = sorted(wanted.keys() - found.keys())
+    with ThreadPoolExecutor() as pool:
+        found |= dict(zip(missing, pool.map(digest, (folder / name for name in missing)), strict=True))
+    if known and missing:
+        with contextlib.suppress(OSError):  # a folder that cannot be written is read again the next time
+            write_json(folder / _VERIFIED, kept | {name: [*wanted[name], found[name]] for name in missing})
+    return found
+
+
+_VERIFIED = ".verified.json"
+
+
+def _kept(folder: Path) -> dict[str, list[Any]]:
+    """What an earlier call found, by file: size, modification time, digest. Anything odd is as if it were not there."""
+    path = folder / _VERIFIED
+    try:
+        regular.require(path, json=True)
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, CheckpointError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {name: entry for name, entry in values.items() if isinstance(entry, list) and len(entry) == 3}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,13 @@ from vlmrun.errors import ConfigError, Problem, suggest
 def allowed_prefixes() -> tuple[str, ...]:
     """Packages whose classes a config may name."""
     extra = [name.strip() for name in os.environ.get("VLMRUN_ALLOW", "").split(",") if name.strip()]
-    plugins = [entry.value.split(":")[0].split(".")[0] for entry in entry_points(group="vlmrun.plugins")]
-    return ("vlmrun", *extra, *plugins)
+    return ("vlmrun", *extra, *plugins())
+
+
+@cache
+def plugins() -> tuple[str, ...]:
+    """Packages that are installed as `vlmrun.plugins`; looking for them reads a file of every installed package."""
+    return tuple(entry.value.split(":")[0].split(".")[0] for entry in entry_points(group="vlmrun.plugins"))
 
 
 def is_allowed(dotted: str) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from vlmrun import artifact, kinds
+from vlmrun import artifact, kinds, store
 from vlmrun.config import derived, marks
 from vlmrun.config.marks import Parent, Source
 from vlmrun.config.schema import DataConfig, PrepareStage, RunConfig, StageNode
-from vlmrun.errors import ConfigError, Problem, suggest
+from vlmrun.errors import CheckpointError, ConfigError, Problem, suggest
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def _parents(name: str, stage: StageNode, run: RunConfig, problems: list[Problem
         folder = Path(reference).expanduser()
         if (folder / artifact.NAME).is_file() or kinds.of(stage).reads(folder):
             parents[reference] = None
+            problems += _unusable(folder, Path(run.output), where)
         elif folder.is_dir():
             problems.append(
                 Problem(
@@ -109,6 +110,16 @@ def _parents(name: str, stage: StageNode, run: RunConfig, problems: list[Problem
             fix = suggest(reference, run.stage, noun="stages") + "; or the folder of an artifact (vlmrun ls lists them)"
             problems.append(Problem(f"{reference!r} is neither a stage of this run nor an artifact folder", where, fix))
     return parents
+
+
+def _unusable(folder: Path, root: Path, where: str) -> list[Problem]:
+    """That an artifact was changed, or is a checkpoint from elsewhere."""
+    try:
+        store.require_trusted(root, folder)
+        store.require_unchanged(folder)
+    except CheckpointError as error:
+        return [replace(problem, where=f"{where}: {problem.where}") for problem in error.problems]
+    return []
 
 
 def _ordered(planned: dict[str, Planned], problems: list[Problem]) -> list[Planned]:

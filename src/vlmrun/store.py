@@ -16,8 +16,9 @@ from pathlib import Path
 
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
+from vlmrun.config import paths
 from vlmrun.errors import CheckpointError, LaunchError, suggest
-from vlmrun.names import MODEL
+from vlmrun.names import MODEL, WEIGHTS
 
 log = logs.get(__name__)
 
@@ -43,7 +44,7 @@ def finished(path: Path) -> Artifact | None:
 
 
 def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
-    """Every finished stage below an output root, oldest first; one that cannot be read is told and left out."""
+    """Every finished stage below an output root, oldest first; one that cannot be read is reported and left out."""
     found = []
     for path in sorted(stages_dir(root).glob("*/" + artifact.NAME)):
         try:
@@ -56,15 +57,62 @@ def artifacts(root: Path) -> list[tuple[Path, Artifact]]:
     return sorted(found, key=lambda pair: pair[1].created)
 
 
-def find(root: Path, reference: str, *, training: bool = False) -> Path:
-    """The artifact folder a person means: a path, `name-key`, or the newest of a stage name; or a foreign model.
+def find(root: Path, reference: str, *, training: bool = False, asked: bool = False) -> Path:
+    """The artifact folder that a reference means: a path, `name-key`, or the newest of a stage name; or a foreign
+    model, which may be a hub id whose files are in the local cache.
 
     Args:
         training: also a training checkpoint, and of a stage that has not finished the newest one.
+        asked: the user says that it is a training checkpoint (`require_trusted`).
 
     Raises:
-        CheckpointError: with the nearest names when there is none.
+        CheckpointError: with the nearest names when there is none; when it is an artifact whose files were changed, or
+            a training checkpoint from elsewhere that was not asked for.
     """
+    found = _find(root, reference, training=training)
+    require_trusted(root, found, asked=asked)
+    require_unchanged(found)
+    return found
+
+
+def require_trusted(root: Path, folder: Path, *, asked: bool = False) -> None:
+    """Lets a training checkpoint pass when it is below the output root, or when the user says what it is.
+
+    A checkpoint is read by the trainer, as its stage's job.json says, and its manifest is its author's word. What a
+    folder from elsewhere says of itself is no reason to do so.
+
+    Raises:
+        CheckpointError: naming what the user must say.
+    """
+    if is_checkpoint(folder) and not asked and not is_below(root, folder):
+        raise CheckpointError(
+            "this says that it is a training checkpoint, and it is not below the output root",
+            str(folder),
+            "if you trust its author: --from training; if it is yours: --output with its root",
+        )
+
+
+def is_below(root: Path, folder: Path) -> bool:
+    """Whether a folder is one of the stages of an output root."""
+    return folder.resolve().is_relative_to(stages_dir(root).resolve())
+
+
+def require_unchanged(place: Path) -> None:
+    """Compares the files of an artifact, given as its folder or as one within it, with its digests.
+
+    A file whose size and time are as recorded, or as they were when it was last read for this, is not read again.
+
+    Raises:
+        CheckpointError: naming every file that is missing, new or different.
+    """
+    for folder in (place, place.parent):
+        found = artifact.read(folder)
+        if found is not None and (folder == place or place.name in _ROOTS):
+            artifact.verify(folder, found)
+            return
+
+
+def _find(root: Path, reference: str, *, training: bool) -> Path:
     path = Path(reference).expanduser()
     if (path / artifact.NAME).is_file() or is_model(path):
         return path
@@ -78,14 +126,21 @@ def find(root: Path, reference: str, *, training: bool = False) -> Path:
     names = {item.name for _, item in known}
     if path.is_dir():
         raise CheckpointError(f"{reference!r} is not a finished artifact", str(path), f"it has no {artifact.NAME}")
+    if paths.looks_like_hub_id(reference):
+        return paths.locate(reference)
     raise CheckpointError(
         f"no artifact {reference!r}", str(stages_dir(root)), suggest(reference, names, noun="artifacts")
     )
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a whole checkpoint of a training stage."""
+    """Whether a folder is a complete checkpoint of a training stage."""
     return (path / _MANIFEST).is_file() and (path.parent.parent / _JOB).is_file()
+
+
+def came_as(path: Path) -> str | None:
+    """The format that a folder must be asked for by: of a training checkpoint, which `require_trusted` let pass."""
+    return "training" if is_checkpoint(path) else None
 
 
 def newest_checkpoint(root: Path, reference: str) -> Path | None:
@@ -117,6 +172,7 @@ def is_model(path: Path) -> bool:
     return any((path / name).is_file() for name in _MODEL_FILES)
 
 
+_ROOTS = (WEIGHTS, "model")  # where in an artifact a model may be
 _MANIFEST = "MANIFEST.json"  # as `train.checkpoint.commit` writes it, last
 _JOB = "job.json"
 _MODEL_FILES = ("config.json", MODEL, "adapter_config.json", "latest_checkpointed_iteration.txt")
@@ -128,7 +184,7 @@ def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]
 
     Args:
         wait: wait for another holder to finish, or refuse at once.
-        say: told once whom we wait for.
+        say: called once with whom we wait for.
 
     Yields:
         The lock's file descriptor, for workers to inherit: a worker that outlives us keeps the folder locked.

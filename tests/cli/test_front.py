@@ -1,5 +1,6 @@
 """What a user types and reads before anything is trained."""
 
+import os
 import re
 import subprocess
 import sys
@@ -44,6 +45,21 @@ def test_torch_is_not_imported(tmp_path, arguments):
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stderr.rstrip().endswith("LOADED"), done.stderr
+
+
+def test_check_loads_neither_clients_of_the_network_nor_what_sweeps_and_reports_need(tmp_path):
+    """Each takes a tenth of the time of `check`, or more (benchmarks/startup.py)."""
+    heavy = ("httpx", "httpx2", "huggingface_hub.file_download", "jinja2", "psutil", "numba", "rich")
+    code = (
+        "import sys; from vlmrun.cli.app import main; assert main(['check', '+recipe=bunny_llama3_average']) != 0; "
+        f"sys.exit(str([name for name in {heavy} if name in sys.modules]))"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
+    assert "hf download google/siglip-so400m-patch14-384" in done.stderr
+    assert done.stderr.rstrip().endswith("\n[]"), done.stderr[-300:]
 
 
 def test_cfg_job_prints_the_whole_truth_as_yaml_and_runs_nothing(vlmrun, tmp_path):

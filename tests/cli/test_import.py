@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
+import torch
 import yaml
 
 from vlmrun.cli.app import main
@@ -51,6 +53,28 @@ def test_a_chain_becomes_stages_that_refer_to_one_another(here, capsys):
     assert "lr: 0.001" in capsys.readouterr().out
 
 
+def test_a_chain_ends_in_evaluations_that_check_compares_too(here, capsys):
+    text = TRAIN + TUNE + MERGE
+    for split in ("val", "test"):
+        text += f"python -m llava.eval.model_vqa_loader --model-path out/merged --question-file {split}.jsonl "
+        text += "--image-folder pics --answers-file a.jsonl --conv-mode vicuna_v1 --temperature 0\n"
+    assert _import(here, text) == 0
+    recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))
+    assert list(recipe["stage"]) == ["pretrain", "lora", "merge", "evaluate", "evaluate2"]
+    assert recipe["stage"]["evaluate2"] == {"template": "vicuna_v1", "init_from": "merge", "data": ["test"]}
+    assert main(["import", "train.sh", "--check"]) == 0
+    path = here / "conf/recipe/train.yaml"
+    path.write_text(path.read_text("utf-8").replace("data: [test]", "data: [val]"), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["import", "train.sh", "--check"]) == 2
+    assert "stage.evaluate2.data is ['val'], not ['test']" in capsys.readouterr().err
+
+
+def test_positional_arguments_may_look_like_options(here):
+    assert _import(here, TRAIN.replace("--bf16 True", '"$@"'), "--arg", "--bf16", "--arg", "True") == 0
+    assert "precision: bf16" in (here / "conf/recipe/train.yaml").read_text("utf-8")
+
+
 def test_every_value_names_its_line(here):
     _import(here, "# a\n\n" + TRAIN)
     text = (here / "conf/recipe/train.yaml").read_text("utf-8")
@@ -72,7 +96,29 @@ def test_the_report_is_there_for_a_script_that_is_refused(here, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["flags"] == len(report["accounts"]) == sum(report["counts"].values())
     assert [flag for flag, _ in report["commands"][0]["flags"]] == re.findall(r"(?<= )--(?!num_gpus)\w+", text)
-    assert {"no tower fits 'acme/eye'", "--version has no value"} <= {problem["what"] for problem in report["problems"]}
+    said = [problem["what"] for problem in report["problems"]]
+    assert "--version has no value" in said
+    assert any(what.startswith("--vision_tower acme/eye is not supported: no tower fits") for what in said)
+
+
+def test_a_part_that_nothing_fits_is_written_with_what_is_missing(here, capsys):
+    text = TUNE.replace("openai/clip-vit-large-patch14-336", "acme/Eye-Large").replace("mlp2x_gelu", "qformer")
+    assert _import(here, text) == 2
+    assert "model/tower/eye_large.yaml is written without its class" in capsys.readouterr().err
+    assert _import(here, text, "--allow-unsupported") == 0
+    model = here / "conf/model"
+    assert yaml.safe_load((model / "tower/eye_large.yaml").read_text("utf-8"))["_target_"] == "???"
+    assert yaml.safe_load((model / "connector/qformer.yaml").read_text("utf-8"))["_target_"] == "???"
+    capsys.readouterr()
+    assert main(["check", "--config-dir", "conf", "+recipe=train"]) == 2
+    missing = capsys.readouterr().err
+    assert "model.tower._target_ has no value yet" in missing
+    assert "model.connector._target_ has no value yet" in missing
+    for name, target in (("tower/eye_large", "towers.clip.Clip"), ("connector/qformer", "connectors.mlp.MLP")):
+        path = model / f"{name}.yaml"
+        more = "depth: 2\n" if name.startswith("connector") else ""
+        path.write_text(path.read_text("utf-8").replace("???", f"vlmrun.model.{target}", 1) + more, encoding="utf-8")
+    assert main(["import", "train.sh", "--allow-unsupported", "--check"]) == 0
 
 
 def test_check_finds_an_edited_value(here, capsys):
@@ -114,6 +160,78 @@ def test_the_deepspeed_file_beside_the_script_counts(here):
     _import(here, TRAIN)
     stage = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))["stage"]["pretrain"]
     assert (stage["zero"], stage["offload"], stage["optim"]["max_grad_norm"]) == (1, "cpu", 0.5)
+
+
+OWN = {
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": False, "loss_scale_window": 500, "loss_scale": 0},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.95]}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": False, "buffer_count": 4},
+        "reduce_bucket_size": "auto",
+        "sub_group_size": 1e9,
+        "overlap_comm": False,
+    },
+    "gradient_accumulation_steps": 4,
+    "steps_per_print": 10,
+    "flops_profiler": {},
+}
+
+
+def test_every_value_of_an_own_deepspeed_file_is_accounted_for(here, capsys):
+    (here / "zero2.json").write_text(json.dumps(OWN), encoding="utf-8")
+    assert _import(here, TRAIN, "--report", "json") == 0
+    report = json.loads(capsys.readouterr().out)["file_values"]
+    found = {account["flag"].split(" ", 2)[1]: account["verdict"] for account in report["accounts"]}
+    assert report["values"] == len(report["accounts"]) == sum(report["counts"].values()) == len(found) == 19
+    assert {name for name, verdict in found.items() if verdict == "differs"} == {
+        "optimizer.params.betas", "gradient_accumulation_steps", "scheduler.type", "scheduler.params.warmup_num_steps",
+    }  # fmt: skip
+    stage = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))["stage"]["pretrain"]
+    assert (stage["zero"], stage["offload"], stage["deepspeed"]) == (
+        3, "cpu", {"offload_param": "none", "fp16": {"loss_scale_window": 500}, "pin_memory": False,
+                   "sub_group_size": 1000000000, "overlap_comm": False},
+    )  # fmt: skip
+    assert main(["import", "train.sh", "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"wandb": {"enabled": True}}, "ds.json wandb.enabled true is not supported"),
+        ({"zero_optimisation": {"stage": 2}}, "no value of deepspeed that is known here"),
+        ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "overlap_comm is near"),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": "yes"}}, 'overlap_comm is "yes", not a Boolean'),
+        ({"zero_optimization": {"stage": 2, "sub_group_size": 0.5}}, "sub_group_size is 0.5, not a whole number"),
+        ({"fp16": {"loss_scale": 128}}, "the loss scale is dynamic"),
+        ({"zero_optimization": []}, "is no DeepSpeed JSON"),
+        ([], "is no DeepSpeed JSON"),
+    ],
+)
+def test_values_of_a_deepspeed_file_are_never_dropped(here, capsys, change, said):
+    (here / "ds.json").write_text(json.dumps(change), encoding="utf-8")
+    assert _import(here, TRAIN.replace("zero2.json", "ds.json")) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "conf").exists()
+
+
+def test_every_value_of_accelerates_file_is_accounted_for(here, capsys):
+    (here / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}), encoding="utf-8")
+    (here / "acc.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\nnum_processes: 4\ndeepspeed_config:\n"
+        "  deepspeed_config_file: ds.json\n  zero3_init_flag: true\n",
+        encoding="utf-8",
+    )
+    text = re.sub(r"deepspeed --num_gpus 8", "accelerate launch --config_file acc.yaml", TRAIN)
+    assert _import(here, text.replace("--deepspeed ./zero2.json", ""), "--report", "json") == 0
+    report = json.loads(capsys.readouterr().out)["file_values"]
+    assert [account["verdict"] for account in report["accounts"]] == [
+        "no effect", "taken", "taken", "no effect", "taken",
+    ]  # fmt: skip
+    recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))
+    assert (recipe["stage"]["pretrain"]["zero"], recipe["hardware"]["ranks_per_node"]) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +322,89 @@ def test_the_way_back_and_forth_again(here, capsys, recipe, family):
     again = capsys.readouterr().out
     assert again.replace("again", recipe) == script
     assert "not said" not in script
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stage.instruct.data=[llava_mix665k,llava_558k]", "data: llava_558k, besides the first"),
+        ("stage.instruct.max_steps=5", "epochs: 1.0, which end before max_steps"),
+        ("stage.instruct.optim.decay_steps=5", "optim.decay_steps: 5"),
+        ("stage.instruct.loss=token_mean", "loss: token_mean"),
+    ],
+)
+def test_what_a_script_cannot_say_stands_in_its_head(here, capsys, override, said):
+    assert main(["export-script", "llava15_7b", "--for", "llava", override]) == 0
+    assert re.search(rf"^# not said by these flags: .*{re.escape(said)}", capsys.readouterr().out, re.MULTILINE)
+
+
+STATE = {
+    "max_steps": 9, "num_train_epochs": 3, "train_batch_size": 2, "logging_steps": 5, "save_steps": 4,
+    "epoch": 1.5, "global_step": 6, "best_metric": None, "total_flos": 1e9, "is_world_process_zero": True,
+    "log_history": [{"learning_rate": 1e-5, "step": 1}, {"learning_rate": 2e-5, "step": 5}, {"loss": 1.0}],
+}  # fmt: skip
+
+
+def test_every_value_of_a_trainers_state_is_accounted_for(here, capsys):
+    (here / "trainer_state.json").write_text(json.dumps(STATE), encoding="utf-8")
+    assert main(["import", "--from", "trainer_state", ".", "--gpus", "1", "--report", "json", "--name", "again"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = {account["flag"].split()[0]: account["verdict"] for account in report["accounts"]}
+    given = sum(value is not None for value in STATE.values())
+    assert report["flags"] == len(report["accounts"]) == given + 1  # the learning rate is of the history
+    assert {found["--global_step"], found["--epoch"], found["--log_history"]} == {"no effect"}
+    assert report["counts"]["unknown"] == 0
+    stage = yaml.safe_load((here / "conf/recipe/again.yaml").read_text("utf-8"))["stage"]["instruct"]
+    assert (stage["epochs"], stage["max_steps"], stage["optim"]["lr"], stage["micro_batch"]) == (None, 9, 2e-5, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "said"),
+    [
+        ("llamafactory", "- a\n- b\n", "KEY: VALUE lines"),
+        ("llamafactory", "a: [1, 2\n", "not YAML"),
+        ("llamafactory", "a: !!python/object:os.system {}\n", "not YAML"),
+        ("llamafactory", "learning_rate: 1.0e-4\nlearning_rat: 2.0\n", "--learning_rate is near"),
+        ("trainer_args", "[1]", "not a table of values"),
+        ("trainer_args", "{", "not JSON"),
+        ("trainer_args", '{"learning_rate": "high"}', "'high' is no float"),
+        ("trainer_state", "{}", "no values of a training"),
+        ("trainer_state", '{"log_history": 5}', "no values of a training"),
+    ],
+)
+def test_argument_files_that_are_none(here, capsys, source, content, said):
+    (here / "file.json").write_text(content, encoding="utf-8")
+    assert main(["import", "--from", source, "file.json", "--gpus", "1"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "swift", "--", "sft", "x"], "'x' belongs to no option"),
+        (["--from", "swift", "--", "sft"], "no options of swift"),
+        (["--from", "swift", "--gpus", "1", "--", "--model", "m", "--lora_rnk", "4"], "--lora_rank is near"),
+        (["--from", "llamafactory", "no.yaml"], "takes one file, no 'no.yaml'"),
+        (["--from", "trainer_state", "."], "no trainer_state.json there"),
+        (["--from", "trainer_args", "a", "b"], "takes one file, 2 files"),
+    ],
+)
+def test_options_and_files_that_are_not_there(here, capsys, words, said):
+    assert main(["import", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+class _Calls:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_a_pickle_is_values_or_it_is_refused(here, capsys):
+    torch.save(_Calls(), here / "training_args.bin")
+    assert main(["import", "--from", "trainer_args", "training_args.bin", "--gpus", "1"]) != 0
+    error = capsys.readouterr().err
+    assert "it holds more than values" in error
+    assert "system" in error
+    assert "args.json" in error
+    assert not (here / "hacked").exists()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tests.parity.golden import ASSETS
+from tests.parity.golden import asset
 from vlmrun.data import templates
 from vlmrun.data.compat import labels, settings
 from vlmrun.data.encode import Encoded, encode
@@ -59,9 +60,14 @@ def tokenizer(case: dict[str, Any], project: str) -> Any:
 
 
 @lru_cache
+def _as_recorded(name: str, legacy: bool | None, pad: str) -> Any:
+    """Making one of a SentencePiece file takes longer than copying it."""
+    return load_tokenizer(asset(f"tokenizers/{name}"), legacy=legacy, tokens={"pad": pad})
+
+
+@lru_cache
 def _tokenizer(name: str, legacy: bool | None, added: tuple[str, ...], pad: str, eos: str | None) -> Any:
-    folder = ASSETS / "tokenizers" / name
-    found = load_tokenizer(folder, legacy=legacy, tokens={"pad": "<unk>"} if pad in added else {"pad": pad})
+    found = copy.deepcopy(_as_recorded(name, legacy, "<unk>" if pad in added else pad))
     found.add_tokens(list(added), special_tokens=True)
     found.pad_token = pad
     if eos is not None:

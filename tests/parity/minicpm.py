@@ -30,7 +30,7 @@ UNLIMITED = 1 << 40
 @lru_cache
 def tokenizer(name: str) -> Any:
     """The tokenizer of a case."""
-    return load_tokenizer(golden.need(golden.ASSETS / "tokenizers" / name), tokens={"pad": "<unk>"})
+    return load_tokenizer(golden.asset(f"tokenizers/{name}"), tokens={"pad": "<unk>"})
 
 
 def template(case: dict[str, Any]) -> templates.Template:
@@ -38,8 +38,13 @@ def template(case: dict[str, Any]) -> templates.Template:
     return templates.get(TEMPLATES[case["llm_type"]])
 
 
+def is_cut(case: dict[str, Any]) -> bool:
+    """Whether upstream brings its images to whole patches: without slice_config it does not, and ours always does."""
+    return case["slice_config"] is not None
+
+
 def rules(case: dict[str, Any]) -> Slices:
-    """How its pictures are cut, and marked."""
+    """How its images are cut (`is_cut`), and marked."""
     config, is_new = case["slice_config"], case["llm_type"] == "qwen"
     return Slices(
         max_slices=config["max_slice_nums"],

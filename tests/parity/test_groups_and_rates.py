@@ -22,6 +22,9 @@ NORMS = {
     "qwen": "Qwen2RMSNorm",
     "stablelm": "LayerNorm",
     "minicpm": "GraniteRMSNorm",
+    "mistral": "MistralRMSNorm",
+    "mixtral": "MixtralRMSNorm",
+    "gemma": "GemmaRMSNorm",
 }
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 

@@ -12,7 +12,8 @@ import yaml
 
 from tests.parity.test_recipe_values import _run as composed_recipe
 from vlmrun.config import derived
-from vlmrun.config.compose import conf_dir
+from vlmrun.config.compose import compose, conf_dir
+from vlmrun.importers import write
 from vlmrun.importers.meaning.draft import Options
 from vlmrun.importers.script import Request, plan
 
@@ -125,3 +126,40 @@ def test_a_recipe_is_the_import_of_its_script(tmp_path, project, recipe, stage, 
         ours["template"] = theirs["template"]  # set in the script's environment
     different = {key: (value, theirs.get(key)) for key, value in ours.items() if theirs.get(key) != value}
     assert not {key: both for key, both in different.items() if not any(re.fullmatch(one, key) for one in REASONS)}
+
+
+GUIDES = Path(__file__).parent / "guides"
+PAI = yaml.safe_load((Path(__file__).parent / "pai_flags.yaml").read_text("utf-8"))
+# Where the recipe is not its script, and why.
+PAI_REASONS = {
+    r"hardware\.attention": "flash attention, once it is installed",
+    r"stage\.init_from": "the script's folder of weights; the recipe starts from the published parts",
+    r"(stage|data)\..*(annotations|data|about|seed|on_error)": "names and places of this run",
+    r"hardware\.(launcher|gpu|nodes|ranks_per_node)": "the machine",
+    r"stage\.(save_total_limit|prefetch|template)": "the model's, or not in the script",
+    r"model\..*\.path": "where the parts are",
+}
+
+
+def test_the_recipe_of_pai_megatron_is_the_import_of_its_script(tmp_path):
+    """Rebuilt from the specification's tables: `pai.sh`."""
+    words = {"ENV": "dsw", "MODEL_SIZE": "7B", "SEQ_LEN": "576", "PP": "1", "DO": "true", "FL": "true", "AC": "true",
+             "OPTIMIZER_OFFLOAD": "false", "DATASET_PATH": "/shards", "VALID_DATASET_PATH": "/shards",
+             "PRETRAIN_CHECKPOINT_PATH": "/start", "OUTPUT_BASEPATH": "/out"}  # fmt: skip
+    words |= {name: str(PAI["values"][name]) for name in PAI["arguments"] if name not in words}
+    arguments = [words[name] for name in PAI["arguments"]]
+    found, _ = plan(Request([GUIDES / "pai.sh"], arguments=arguments, options=Options(gpus=8), allow_unsupported=True))
+    assert {account.flag for account in found.accounts if account.verdict in ("unsupported", "unknown")} == {
+        "--hidden-dropout 0.1"
+    }
+    (recipe,) = found.recipes
+    write.save(tmp_path, write.files(recipe, "pai.sh", "a100_bf16"), overwrite=False)
+    tree = compose(["+recipe=pai"], [tmp_path]).tree
+    theirs = _flat({key: tree[key] for key in ("model", "hardware", "tracking")} | {"stage": tree["stage"]["pretrain"]})
+    run = compose(["+recipe=pai_llava_mistral_7b"]).tree
+    ours = _flat({key: run[key] for key in ("model", "hardware", "tracking")} | {"stage": run["stage"]["pretrain"]})
+    assert not {
+        key: (value, theirs.get(key))
+        for key, value in ours.items()
+        if theirs.get(key) != value and not any(re.fullmatch(one, key) for one in PAI_REASONS)
+    }

@@ -1,28 +1,24 @@
 """Our arithmetic against recordings of the original scripts (golden g7_merging)."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.parity.golden import CASES, asset, need
 from vlmrun.config.schema import Linear
 from vlmrun.merging import methods
 from vlmrun.merging.methods.blocks import Piece, Source
 from vlmrun.weights.adapter import CONFIG, WEIGHTS, Adapter, fold
 from vlmrun.weights.reader import Reader
 
-ASSETS = Path(__file__).resolve().parents[3] / "shared" / "golden"
-GOLDEN = Path(os.environ.get("VLMRUN_GOLDEN", Path(__file__).resolve().parents[3] / "shared/golden")) / "g7_merging"
+GOLDEN = CASES / "g7_merging"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _golden():
-    if not GOLDEN.is_dir():
-        message = f"golden data is missing: {GOLDEN} (set VLMRUN_GOLDEN)"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    need(GOLDEN)
 
 
 def _group(tensors, prefix):
@@ -60,8 +56,8 @@ def test_merging_agrees_with_peft(tmp_path, case):
 def test_the_original_merge_script_gives_the_same_llm(tmp_path, arithmetic):
     """Upstream loads, adds and saves in fp16: equal to the bit on request; rounding once is a unit apart."""
     script = _cases("lora_script")
-    expected = load_file(GOLDEN / "lora_merge_script_output_fp16.safetensors")
-    base = Reader(ASSETS / script["base"])
+    expected = load_file(need(GOLDEN / "lora_merge_script_output_fp16.safetensors"))
+    base = Reader(asset(script["base"]))
     save_file(load_file(GOLDEN / "lora_adapter_model.safetensors"), tmp_path / WEIGHTS)
     (tmp_path / CONFIG).write_text(json.dumps(script["adapter_config"]))
     adapter = Adapter(tmp_path)
@@ -82,7 +78,7 @@ def test_the_original_merge_script_gives_the_same_llm(tmp_path, arithmetic):
 
 def test_the_connector_saved_beside_an_adapter_is_found_in_the_merged_model():
     """What is trained in full beside the adapter goes into the merged model unchanged but for its type."""
-    rest = load_file(GOLDEN / "lora_non_lora_trainables.safetensors")
+    rest = load_file(need(GOLDEN / "lora_non_lora_trainables.safetensors"))
     expected = load_file(GOLDEN / "lora_merge_script_output_fp16.safetensors")
     compared = 0
     for name, value in rest.items():

@@ -67,8 +67,8 @@ def test_conversations(kind):
         expected = of.unshifted(case["target"]) if kind == "minicpm" else of.without_second_end(case["target"], ids)
         assert labels == expected, case["id"]
         compared += 1
-    assert compared > n_refused > 0
-    assert n_same or kind == "minicpm"
+    assert compared > n_refused > 0 or golden.IS_PART
+    assert n_same or kind == "minicpm" or golden.IS_PART
 
 
 @kinds
@@ -79,7 +79,7 @@ def test_the_whole_preprocessing(kind):
         if isinstance(sample, Rejected):
             seen["refused"] += 1
             continue
-        if case["slice_config"] is None:  # upstream then neither cuts nor resizes: vlmrun always resizes
+        if not of.is_cut(case):
             continue
         encoder = of.encoder(case)
         pixels, layouts = encoder.pixels(sample, golden.CASES / of.SET / "images")
@@ -100,12 +100,14 @@ def test_the_whole_preprocessing(kind):
             strips = [_picture(strip, *grid) for strip, grid in zip(strips, patches, strict=True)]
         assert [_digest(strip) for strip in strips] == case["pixel_sha256"], case["id"]
         seen["equal"] += 1
-    assert all(seen.values())
+    assert all(seen.values()) or golden.IS_PART
 
 
 def test_batches_of_the_preprocessing():
-    cases = {case["id"]: case for case in _preprocessed("llama3")}
-    batches = golden.cases(f"{of.SET}/collator.json")
+    every = golden.cases(f"{of.SET}/preprocess.jsonl.gz")
+    cases = {case["id"]: case for case in every if case["result"] == "ok" and of.is_cut(case)}
+    recorded = golden.cases(f"{of.SET}/collator.json")
+    batches = [batch for batch in recorded if cases.keys() >= set(batch["ids"])]
     for batch in batches:
         items = []
         for member in batch["ids"]:
@@ -120,7 +122,7 @@ def test_batches_of_the_preprocessing():
         assert labels[:, 1:].tolist() == [row[:-1] for row in batch["labels"]]
         assert mask.int().tolist() == [[int(seen) for seen in row] for row in batch["attention_mask"]]
         assert found["pixels"].shape[0] == sum(len(cases[member]["tgt_sizes"]) for member in batch["ids"])
-    assert batches
+    assert batches or golden.IS_PART
 
 
 def _preprocessed(kind):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.parity.golden import ASSETS, CASES, cases, need, tensors
+from tests.parity.golden import CASES, IS_PART, asset, cases, need, tensors
 from vlmrun.data.encode import encode
 from vlmrun.data.formats import wds
 from vlmrun.data.images.transform import ImageTransform
@@ -30,7 +30,7 @@ IMAGENET = {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.
 def tokenizer(name, settings, special):
     """A recorded tokenizer, its added special tokens but the picture's: ours has none."""
     folder = CASES / SET / f"tokenizer_{name}"
-    folder = folder if folder.is_dir() else need(ASSETS / "tokenizers" / name)
+    folder = folder if folder.is_dir() else asset(f"tokenizers/{name}")
     found = load_tokenizer(folder, legacy=json.loads(settings).get("legacy"), tokens={"pad": "<unk>"})
     found.add_tokens([text for text in special if text != IMAGE_TAG], special_tokens=True)
     return found
@@ -77,7 +77,7 @@ def test_every_prompt_and_its_labels():
         assert ids == case["input_ids"], case["id"]
         assert labels == case["target"], case["id"]
         compared += 1
-    assert compared > refused
+    assert compared > refused or IS_PART
 
 
 def test_what_upstream_skips_without_a_word_is_trained_or_refused_by_name():
@@ -94,8 +94,7 @@ def test_what_upstream_skips_without_a_word_is_trained_or_refused_by_name():
             with pytest.raises(DataError):
                 ids_of(case, case["context"], case["answer"])
             told += 1
-    assert trained
-    assert told
+    assert (trained and told) or IS_PART
 
 
 def test_rows_of_a_batch():

@@ -6,23 +6,19 @@ as upstream loaded it, as it lies and after a round through tokenizer.json.
 
 import gzip
 import json
-import os
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.parity import golden
 from vlmrun.errors import CheckpointError
 from vlmrun.model.tokenizers import MARK, load_tokenizer
 
-ASSETS = Path(__file__).resolve().parents[3] / "shared" / "golden"
-CASES = Path(os.environ.get("VLMRUN_GOLDEN", ASSETS))
-
 
 def _records():
-    for file in sorted((CASES / "tokenizers").glob("differences*.jsonl.gz")):
+    for file in sorted((golden.CASES / "tokenizers").glob("differences*.jsonl.gz")):
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
@@ -40,14 +36,13 @@ KEYS = sorted({_key(record) for record in _records()}, key=str)
 
 
 def test_the_reference_data_are_there():
-    if not KEYS:
-        message = f"no differences of tokenizers in {CASES}"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    golden.need(golden.CASES / "tokenizers")
+    assert KEYS or golden.IS_PART
 
 
 @lru_cache
 def _tokenizer(name, legacy, added=()):
-    tokenizer = load_tokenizer(ASSETS / "tokenizers" / name, legacy=legacy, tokens={"pad": "<unk>"})
+    tokenizer = load_tokenizer(golden.asset(f"tokenizers/{name}"), legacy=legacy, tokens={"pad": "<unk>"})
     tokenizer.add_tokens(list(added), special_tokens=True)
     return tokenizer
 
@@ -120,5 +115,4 @@ def test_a_padding_token_is_asked_for():
     bare = {name for name, _ in CONVERTED}
     for name in bare:
         with pytest.raises(CheckpointError, match=r"no padding token(.|\n)*tokens.pad='<unk>'"):
-            load_tokenizer(ASSETS / "tokenizers" / name)
-    assert bare
+            load_tokenizer(golden.asset(f"tokenizers/{name}"))

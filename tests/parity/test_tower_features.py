@@ -6,20 +6,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.parity.golden import ASSETS, CASES, cases, tensors
+from tests.parity.golden import CASES, asset, cases, tensors
 from vlmrun.model.towers.clip import Clip
 from vlmrun.model.towers.siglip import Siglip
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # fp32, other order of the same sums
 HOW = {"dtype": torch.float32, "attention": "eager"}
-CLIP = ASSETS / "g6_optim/train_runs/base/clip_tiny"
+CLIP = "g6_optim/train_runs/base/clip_tiny"  # the folder that the recordings' README names
 
 
 def test_clip():
     recorded = tensors("g4_connectors/clip_tower_llava.safetensors")
     compared = 0
     for case in cases("g4_connectors/clip_tower_llava.json"):
-        tower = Clip(str(CLIP), layers=[case["select_layer"]], feature=case["select_feature"], **HOW)
+        tower = Clip(str(asset(CLIP)), layers=[case["select_layer"]], feature=case["select_feature"], **HOW)
         found = tower(recorded["pixels"])[0]
         assert torch.allclose(found, recorded[case["id"]], **TOLERANCE), case["id"]
         assert tower.n_patches == found.shape[1]
@@ -29,7 +29,7 @@ def test_clip():
     for name, expected in recorded.items():
         if name.startswith("list/"):
             index = int(name.removeprefix("list/"))
-            alone = Clip(str(CLIP), layers=[-2], **HOW)(recorded["pixels"][index : index + 1])[0]
+            alone = Clip(str(asset(CLIP)), layers=[-2], **HOW)(recorded["pixels"][index : index + 1])[0]
             assert torch.allclose(alone, expected, **TOLERANCE), name
 
 
@@ -40,9 +40,9 @@ def test_clip_in_half_precision():
         if not name.startswith("fp16_tower/"):
             continue
         layer, feature = name.removeprefix("fp16_tower/layer").split("/")
-        tower = Clip(str(CLIP), layers=[int(layer)], feature=feature, dtype=torch.float16, attention="eager")
+        tower = Clip(str(asset(CLIP)), layers=[int(layer)], feature=feature, dtype=torch.float16, attention="eager")
         found = tower(recorded["pixels"].to(tower.dtype))[0].to(expected.dtype)
-        exact = Clip(str(CLIP), layers=[int(layer)], feature=feature, **HOW)(recorded["pixels"])[0]
+        exact = Clip(str(asset(CLIP)), layers=[int(layer)], feature=feature, **HOW)(recorded["pixels"])[0]
         # Half precision keeps no order of sums apart: ours may be as far from the exact value as theirs was.
         assert (found - exact).abs().max() <= 2 * (expected - exact).abs().max()
         assert (found - exact).abs().mean() <= 1.5 * (expected - exact).abs().mean()

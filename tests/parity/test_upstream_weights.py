@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.parity.golden import ASSETS, cases, need, tensors
+from tests.parity.golden import CASES, asset, cases, tensors
 from tests.pico import pico_tower
 from tests.unit.formats.conftest import to
 from vlmrun.formats.load import load
+from vlmrun.weights.adapter import Adapter
 from vlmrun.weights.reader import Reader
 
 LLAMA = {
@@ -21,13 +22,13 @@ LLAMA = {
 
 
 def _recorded(name: str):
-    need(ASSETS / "g7_merging")
-    return cases("g7_merging/cases.json")[name]
+    found = cases("g7_merging/cases.json").get(name)
+    return found or pytest.skip(f"no {name} in these data")
 
 
 def _ids(name: str) -> list[str]:
-    path = ASSETS / "g7_merging" / "cases.json"
-    return [case["id"] for case in json.loads(path.read_text("utf-8"))[name]] if path.is_file() else ["no data"]
+    path = CASES / "g7_merging" / "cases.json"
+    return [case["id"] for case in json.loads(path.read_text("utf-8")).get(name, [])] if path.is_file() else []
 
 
 def _group(file: str, prefix: str) -> dict[str, torch.Tensor]:
@@ -83,11 +84,14 @@ def test_deltas_are_made_and_applied_to_the_bit(tmp_path, name):
 
 
 def test_a_delta_that_somebody_else_made_is_known_by_its_numbers(tmp_path):
-    recorded = _group("delta_cases.safetensors", "delta-a1/delta/")
+    case = next((case for case in _recorded("delta_cases") if case["result"] != "error"), None)
+    if case is None:
+        pytest.skip("no delta that upstream makes in these data")
+    recorded = _group("delta_cases.safetensors", f"{case['id']}/delta/")
     recorded["model.norm.weight"] = recorded["model.norm.weight"] * 0  # as of a real training: hardly moved
-    base = _group("delta_cases.safetensors", "delta-a1/base/")
+    base = _group("delta_cases.safetensors", f"{case['id']}/base/")
     tower = pico_tower(tmp_path / "clip", hidden_size=32)
-    source = _llava(tmp_path / "delta", recorded, "linear", tower)
+    source = _llava(tmp_path / "delta", recorded, case["projector"], tower)
     summary = to(source, tmp_path / "whole", "llava", base=_llm(tmp_path / "base", base))
     assert summary["from"] == "delta"
     whole = load_file(tmp_path / "whole/model.safetensors")
@@ -97,8 +101,12 @@ def test_a_delta_that_somebody_else_made_is_known_by_its_numbers(tmp_path):
 @pytest.mark.parametrize("name", _ids("extract_projector"))
 def test_connectors_are_extracted_from_bin_files(tmp_path, name):
     case = next(each for each in _recorded("extract_projector") if each["id"] == name)
-    held = _group("delta_cases.safetensors", "delta-a0/base/") | _group("extract_projector.safetensors", f"{name}/")
-    assert held.keys() == set(case["all_keys"])
+    own = _group("extract_projector.safetensors", f"{name}/")
+    # Of the LLM beside it the names are recorded, not the numbers: any recorded LLM with these names will do.
+    bases = (_group("delta_cases.safetensors", f"{other['id']}/base/") for other in _recorded("delta_cases"))
+    held = next((base | own for base in bases if (base | own).keys() == set(case["all_keys"])), None)
+    if held is None:
+        pytest.skip("no LLM with these names in these data")
     tower = pico_tower(tmp_path / "clip", hidden_size=32)
     source = _llava(tmp_path / "whole", held, case["projector"], tower)
     (source / "model.safetensors").unlink()
@@ -117,7 +125,7 @@ def test_connectors_are_extracted_from_bin_files(tmp_path, name):
 
 def test_the_recorded_lora_folder_becomes_a_model_with_an_adapter(tmp_path):
     script = _recorded("lora_script")
-    base = need(ASSETS / script["base"])
+    base = asset(script["base"])
     theirs = tmp_path / "lora"
     theirs.mkdir()
     values = json.loads((base / "config.json").read_text()) | {
@@ -138,6 +146,8 @@ def test_the_recorded_lora_folder_becomes_a_model_with_an_adapter(tmp_path):
         assert torch.equal(connector.get("layers." + key.partition("mm_projector.")[2]), value), key
     merged = load(tmp_path / "ours", dtype=torch.float32, attention="sdpa", merge_adapter=True).vlm.llm.state_dict()
     expected = tensors("g7_merging/lora_merge_script_output_fp16.safetensors")
-    for key in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+    touched = {key for key in merged if Adapter(tmp_path / "ours/adapter").touches(key)}
+    assert touched
+    for key in touched:
         # Upstream loads, adds and saves in fp16; here the sum is taken in fp32.
         assert torch.allclose(merged[key], expected[key].float(), rtol=2**-9, atol=2**-12), key

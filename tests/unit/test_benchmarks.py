@@ -40,11 +40,12 @@ def test_startup(tmp_path):
         "vlmrun --help",
         "vlmrun +recipe=smoke --cfg job",
         "vlmrun check +recipe=smoke",
+        "vlmrun check +recipe=bunny_llama3_average",
         "vlmrun, all stages finished",
     ]
     assert all(command in printed for command in commands)
     assert all(row["median s"] > 0 and row["peak MiB"] > 0 for row in rows)
-    assert [row["target"][:6].rstrip(" s:") for row in rows if row["target"]] == ["< 0.15", "< 1", "< 2"]
+    assert [row["target"][:6].rstrip(" s:") for row in rows if row["target"]] == ["< 0.2", "< 0.7", "< 0.7", "< 2"]
 
 
 def test_overhead(tmp_path):
@@ -146,3 +147,9 @@ def test_serving(tmp_path):
     assert [row["clients"] for row in rows] == [1, 1, 2, 4, 8]
     assert all(row["tokens/s"] > 0 for row in rows)
     assert "transformers, one at a time" in printed
+
+
+def test_questions(tmp_path):
+    printed, rows = _quick("questions", tmp_path / "figures.json")
+    assert len(rows) == 3
+    assert len({row["equal answers of 16"] for row in rows}) == 1, printed

@@ -46,7 +46,7 @@ class TokenizerFacts:
         n_ids: number of ids in use.
         tokens: the text of every token.
         special: those beside the vocabulary.
-        pads: whether its files name a padding token; None: not told.
+        pads: whether its files name a padding token; None: not stated.
     """
 
     n_ids: int
@@ -132,14 +132,14 @@ def width_of(config: dict[str, Any]) -> int:
 
 
 def head_dim(part: Target) -> int | None:
-    """The size of an attention head of an LLM or a tower of transformers; None when it is not told."""
+    """The size of an attention head of an LLM or a tower of transformers; None when it is not stated."""
     config = config_of(part)
     section = _renamed(config.get("text_config") or config.get("vision_config") or config)
     heads, width = section.get("num_attention_heads"), section.get("hidden_size")
-    told: Any = section.get("head_dim")
-    if told is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
-        told = width // heads
-    return told if isinstance(told, int) else None
+    stated: Any = section.get("head_dim")
+    if stated is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        stated = width // heads
+    return stated if isinstance(stated, int) else None
 
 
 def tokenizer_facts(part: Target) -> TokenizerFacts | None:

@@ -37,7 +37,7 @@ class Arithmetic:
     LAYERS_KEY: ClassVar[str] = "model.connector"
 
     def tokens(self, n_patches: int) -> int:
-        """Rows that come out for so many patches.
+        """Rows that come out for N patches.
 
         Raises:
             ConfigError: when the connector cannot take this many.

@@ -197,7 +197,7 @@ class LDP(Arithmetic):
 
 @dataclass(frozen=True)
 class Resampler(Arithmetic):
-    """MiniCPM-V's: a fixed number of learnt queries."""
+    """MiniCPM-V's: a fixed number of trained queries."""
 
     ADAPTIVE: ClassVar[bool] = True
     HEAD: ClassVar[int] = 128  # width of a head, unless `heads` says how many there are

@@ -167,7 +167,7 @@ class Transformer(Arithmetic):
     FINAL_NORM: ClassVar[bool] = False  # features go through the last norm
 
     def sizes(self, layers: Sequence[int]) -> Tower | None:
-        """A patch embedding, equal blocks, and what lies behind them."""
+        """A patch embedding, equal blocks, and what is behind them."""
         kind = str(self.config.get("model_type", ""))
         try:
             return self._vit(list(layers), clip=kind in _CLIP) if kind in (*_CLIP, *_SIGLIP) else None
@@ -178,7 +178,7 @@ class Transformer(Arithmetic):
         config, scales = self.config, self.scales
         hidden, inner, n_blocks = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         patch, edge = config["patch_size"], self.arguments.get("image_size") or config["image_size"]
-        n_own = n_patches(config["image_size"], patch) + clip  # learnt positions
+        n_own = n_patches(config["image_size"], patch) + clip  # trained positions
         embedding = 3 * patch * patch * hidden + n_own * hidden
         embedding += 3 * hidden if clip else hidden  # class token and first norm; bias of the patches
         norm = 2 * hidden

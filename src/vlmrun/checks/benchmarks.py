@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmrun import build, signature
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import BenchmarkConfig, RunConfig
@@ -17,6 +18,21 @@ def _values(run: RunConfig) -> Iterator[Problem]:
     for name, data in run.data.items():
         if isinstance(data, BenchmarkConfig):
             yield from _generation(data, f"data.{name}.generation")
+
+
+def _metric(run: RunConfig) -> Iterator[Problem]:
+    """One's own, a dotted path; other names are in the schema. Nothing is imported."""
+    for name, data in run.data.items():
+        own, where = getattr(data, "metric", None), f"data.{name}.metric"
+        if own is None or "." not in own:
+            continue
+        if not build.is_allowed(own):
+            allowed = ", ".join(build.allowed_prefixes())
+            fix = f"allowed packages: {allowed}; allow one of your own with VLMRUN_ALLOW=its_name"
+            yield Problem(f"metric {own!r} is not allowed", where, fix)
+        elif signature.module_file(own) is None:
+            fix = "check its name; its folder must be on PYTHONPATH"
+            yield Problem(f"no module {own!r}", where, fix)
 
 
 def _gold(run: RunConfig) -> Iterator[Problem]:
@@ -60,6 +76,8 @@ def _generation(data: BenchmarkConfig, where: str) -> Iterator[Problem]:
 RULES = (
     Rule("generation", "The values by which a benchmark's answers are generated all have an effect together.",
          ("data.*.generation", "data.*.prompt"), _values),
+    Rule("metric", "A benchmark's metric has a known name, or is a module of an allowed package.",
+         ("data.*.metric",), _metric, here=True),
     Rule("expected answers", "The expected answers of benchmarks that are read are there.",
          ("data.*.gold",), _gold, here=True),
 )  # fmt: skip

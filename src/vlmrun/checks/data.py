@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun.checks import shards as shard_checks
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import Asking, BenchmarkConfig, ConvertStage, DataConfig, Reading, RunConfig, TrainStage
@@ -43,14 +42,13 @@ def _templates(run: RunConfig) -> Iterator[Problem]:
 
 
 def _data(run: RunConfig) -> Iterator[Problem]:
-    active = {name: stage for name, stage in _readers(run).items() if not run.only or name in run.only}
-    used = {source for stage in active.values() for source in derived.sources(stage)}
+    used = derived.files_read(run)
     for name, data in run.data.items():
         plain = not isinstance(data, BenchmarkConfig)  # whose formats are in the schema
         if plain and "." not in data.format and data.format not in FORMATS:
             where = f"data.{name}.format"
             yield Problem(f"no data format {data.format!r}", where, suggest(data.format, FORMATS, noun="formats"))
-        if data.prepare is None and name in used:
+        if name in used:
             yield from _files(data, f"data.{name}")
         for key, path in (("annotations", data.annotations), ("images", data.images)):
             if data.prepare is not None and path and (Path(path).is_absolute() or ".." in Path(path).parts):
@@ -73,7 +71,6 @@ def _data(run: RunConfig) -> Iterator[Problem]:
 def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     annotations = Path(data.annotations).expanduser()
     shards = derived.in_shards(data)
-    yield from shard_checks.entry(data, where)
     is_there = annotations.is_dir() if shards else annotations.is_file()
     noun = "folder of shards" if shards else "file"
     missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]

@@ -14,6 +14,7 @@ from vlmrun.data.images import grid
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, Problem, suggest
 
+_ENDS = ("embed_tokens", "wte", "embed_in", "lm_head", "embed_out")  # what families call embedding and head
 _ROLES = ("pad", "eos", "unk", "bos")
 
 
@@ -64,10 +65,28 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
     if tokenizer is not None:
         yield from _vocabulary(run, facts, tokenizer)
     for name, stage in run.stage.items():
+        if isinstance(stage, TrainStage) and stage.lora is not None and stage.tune.adapters:
+            yield from _saved_of_tied(run, facts, stage.lora.modules_to_save, f"stage.{name}.lora.modules_to_save")
         if isinstance(stage, TrainStage) and stage.lora is not None and isinstance(stage.lora.targets, list):
             yield from _lora_targets(stage.lora.targets, facts, f"stage.{name}.lora.targets")
         elif isinstance(stage, TrainStage) and stage.lora is not None:
             yield from _lora_pattern(str(stage.lora.targets), facts, f"stage.{name}.lora.targets")
+
+
+def _saved_of_tied(run: RunConfig, llm: parts.LlmFacts, modules: list[str], where: str) -> Iterator[Problem]:
+    """An output head that is the input embedding cannot be saved beside an adapter as one of the two."""
+    asked = [name for name in modules if name in _ENDS]
+    if not asked:
+        return
+    config, sizes = parts.config_of(run.model.llm), families.find(llm.family).sizes
+    made = None if sizes is None else sizes(config, llm.vocab_size)
+    if made.tied if made is not None else config.get("tie_word_embeddings"):
+        for name in asked:
+            yield Problem(
+                f"{name!r} cannot be trained beside adapters: this LLM's output head is its embedding (tied)",
+                where,
+                "leave it out, or train the LLM whole (tune.llm: full)",
+            )
 
 
 def _roles(run: RunConfig, tokenizer: parts.TokenizerFacts | None) -> Iterator[Problem]:
@@ -159,6 +178,7 @@ RULES = (
          ("hardware.attention", "model.llm", "model.tower"), _heads, here=True),
     Rule("llm", "The LLM has room for the longest sample, knows the attention and the packing that are asked for, has "
          "the layers that LoRA names, and a tokenizer with the tokens of template and roles.", ("model.llm",
-         "model.max_length", "model.template", "hardware.attention", "stage.*.packing", "stage.*.lora.targets"), _llm,
+         "model.max_length", "model.template", "hardware.attention", "stage.*.packing", "stage.*.lora.targets",
+         "stage.*.lora.modules_to_save"), _llm,
          here=True),
 )  # fmt: skip

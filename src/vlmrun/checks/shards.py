@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import DataConfig
+from vlmrun.config.schema import DataConfig, RunConfig
 from vlmrun.data.shards import fields, metadata
 from vlmrun.errors import DataError, Problem
 
 
-def entry(data: DataConfig, where: str) -> Iterator[Problem]:
-    """Every broken rule of one data entry whose files are there."""
+def _shards(run: RunConfig) -> Iterator[Problem]:
+    for name, data in derived.files_read(run).items():
+        yield from _entry(data, f"data.{name}")
+
+
+def _entry(data: DataConfig, where: str) -> Iterator[Problem]:
     if not derived.in_shards(data):
         for name in ("split", "fields"):
             if getattr(data, name) is not None:
@@ -46,3 +51,9 @@ def _look_at(data: DataConfig, folder: Path, where: str) -> None:
         raise DataError(what, str(folder), "fetch them, or write the split anew: energon prepare")
     if data.fields is None:
         fields.parse(metadata.field_map(folder), str(folder / metadata.FOLDER / "dataset.yaml"))
+
+
+RULES = (
+    Rule("shards", "Tar shards of a split are all there with a field map, and only they have a split and fields.",
+         ("data.*.format", "data.*.annotations", "data.*.images", "data.*.split", "data.*.fields"), _shards, here=True),
+)  # fmt: skip

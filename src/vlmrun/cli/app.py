@@ -23,6 +23,7 @@ VERBS = {
     "plan": "vlmrun.cli.plan:main",
     "recipes": "vlmrun.cli.recipes:main",
     "ls": "vlmrun.cli.ls:main",
+    "diff": "vlmrun.cli.diff:main",
     "chat": "vlmrun.cli.chat:main",
     "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",
@@ -49,6 +50,7 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun nodes OVERRIDES | sh         the same on every node of hardware.hostfile, over ssh
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
+       vlmrun diff A B                     what changed between two runs or stages, and what came of it
        vlmrun chat ARTIFACT --image FILE   talk with a model about an image
        vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page
        vlmrun score ANSWERS --benchmark B  accuracy, interval and protocol of answers, without a model

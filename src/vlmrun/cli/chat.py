@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    folder = store.find(Path(options.output), options.artifact, training=True)
+    folder = store.find(Path(options.output), options.artifact, training=True, asked=options.came_as == "training")
     with contextlib.ExitStack() as held:
         if store.is_checkpoint(folder):
             folder = held.enter_context(store.snapshot(folder))

@@ -22,15 +22,19 @@ def main(arguments: list[str]) -> int:
     """Converts or compares, and says on stdout what came of it.
 
     Raises:
-        ConfigError: for options that do not go together.
+        ConfigError: for options that belong to another format.
         CheckpointError: whatever is in the way, or every difference that `--check` found.
     """
     options = _parser().parse_args(arguments)
-    _check_options(options)
+    graph.require(rules.check_stage(_stage(options), "convert"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     source, destination = Path(options.source).expanduser(), Path(options.destination).expanduser()
     if not source.exists():
         source = store.find(Path(options.output), options.source)
+    asked = options.came_as == "training"
+    for folder in (source, destination):
+        store.require_trusted(Path(options.output), folder, asked=asked)
+    options.came_as = options.came_as or store.came_as(source)
     settings = Conversion(
         base=None if options.base is None else _found(options.base),
         tower=None if options.tower is None else locate(options.tower),
@@ -38,9 +42,11 @@ def main(arguments: list[str]) -> int:
         dtype=options.dtype,
         tp=options.tp,
         skip=tuple(name for name in options.skip.split(",") if name),
+        fits=options.fits,
+        adapter=not options.without_adapter,
     )
     if options.check:
-        return _compare(source, destination, settings)
+        return _compare(source, destination, settings, options.came_as)
     return _convert(source, destination, settings, options)
 
 
@@ -52,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", help="a stage, an artifact, a training checkpoint, or a folder or file of a model")
     parser.add_argument("destination", help="a folder that is not there yet; with --check the model to compare with")
-    parser.add_argument("--to", help="the format to write, such as hf_llava")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", metavar="FORMAT", help="the format to write, such as hf_llava")
+    way.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
     parser.add_argument("--from", dest="came_as", help="the source's format, if it is taken for another")
     parser.add_argument("--base", help="the LLM or model that an adapter, a projector or a delta belongs to")
     parser.add_argument("--tower", help="folder of the vision tower, if the source names one that is not here")
@@ -60,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
     parser.add_argument("--tp", type=at_least_one, default=1, help="megatron: tensor-parallel ranks (1, 2, 4, 8)")
     parser.add_argument("--skip", default="", help="bnb4, bnb8: names of layers left as they are, with commas between")
-    parser.add_argument("--no-proof", action="store_true", help="hf_llava: do not compare with plain transformers")
-    parser.add_argument("--check", action="store_true", help="write nothing; list every tensor that differs")
+    parser.add_argument("--for", dest="fits", choices=("hf_llava", "llm"), help="peft: the model it is for")
+    parser.add_argument("--without-adapter", action="store_true", help="leave an adapter out: what --to peft is put on")
+    parser.add_argument("--no-proof", action="store_true", help="do not compare with plain transformers")
     output_option(parser)
     return parser
 
@@ -88,8 +97,8 @@ def _convert(source: Path, destination: Path, settings: Conversion, options: arg
     return 0
 
 
-def _compare(source: Path, destination: Path, settings: Conversion) -> int:
-    problems = back.compare(source, destination, settings)
+def _compare(source: Path, destination: Path, settings: Conversion, came_as: str | None) -> int:
+    problems = back.compare(source, destination, settings, (came_as, store.came_as(destination)))
     if problems:
         more = [Problem(f"and {len(problems) - _SHOWN} more")] if len(problems) > _SHOWN else []
         raise CheckpointError([*problems[:_SHOWN], *more])
@@ -97,19 +106,12 @@ def _compare(source: Path, destination: Path, settings: Conversion) -> int:
     return 0
 
 
-def _check_options(options: argparse.Namespace) -> None:
-    if options.check == (options.to is not None):
-        raise ConfigError(
-            "one of --to FORMAT and --check is needed", "command line", "vlmrun convert SRC DST --to hf_llava"
-        )
-    asked = {
-        "kind": "convert",
-        "to": options.to or "native",
-        "tp": options.tp,
-        "skip": options.skip,
-        "base_model": options.base,
-    }
-    graph.require(rules.check_stage(ConvertStage.model_construct(**asked), "convert"))
+def _stage(options: argparse.Namespace) -> ConvertStage:
+    """The stage that would do the same, as far as the rules of a stage look at it."""
+    if options.fits is not None and options.to != "peft":
+        raise ConfigError(f"--for {options.fits} is of --to peft", "command line", "leave it out")
+    looked_at = {"to": options.to or "native", "tp": options.tp, "skip": options.skip, "base_model": options.base}
+    return ConvertStage.model_construct(kind="convert", **looked_at)
 
 
 def _found(name: str) -> Path:

@@ -21,7 +21,8 @@ from vlmrun.importers.shell.commands import Reading
 def main(arguments: list[str]) -> int:
     """`vlmrun import FILE.sh ...`"""
     rest = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
-    options = _parser().parse_args(arguments[: len(arguments) - len(rest) - 1] if "--" in arguments else arguments)
+    own = arguments[: len(arguments) - len(rest) - 1] if "--" in arguments else arguments
+    options = _parser().parse_args(_joined(own))
     options.files += rest
     if not options.files:
         raise ConfigError("nothing to import", "command line", "vlmrun import FILE.sh")
@@ -43,6 +44,17 @@ def main(arguments: list[str]) -> int:
     if options.check:
         print("the composed run has every value of the script", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--arg --seed` as argparse wants it, `--arg=--seed`: an argument of a script may look like an option."""
+    found: list[str] = []
+    for word in arguments:
+        if found and found[-1] in ("--arg", "--env"):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def export(arguments: list[str]) -> int:
@@ -72,7 +84,7 @@ def _print(found: Plan, reading: Reading, files: list[str], options: argparse.Na
 
 
 def _request(options: argparse.Namespace) -> Request:
-    environment = {}
+    environment = {"HOME": str(Path.home())}
     for pair in options.env:
         name, sign, value = pair.partition("=")
         if not sign or not name.isidentifier():
@@ -113,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, help="GPUs of a node, where the script leaves it to the machine")
     parser.add_argument("--hardware", default="a100_bf16", help="option of conf/hardware to start from")
     parser.add_argument("--family", help="whose script it is, if it is taken for another's")
-    parser.add_argument("--as-meant", action="store_true", help="mend continuations that a comment or a blank breaks")
+    parser.add_argument("--as-meant", action="store_true", help="fix continuations that a comment or a blank breaks")
     parser.add_argument("--quirks", action="store_true", help="take upstream's quirks along (compat)")
     parser.add_argument("--allow-unsupported", action="store_true", help="leave out and list what is not supported")
     parser.add_argument("--check", action="store_true", help="write nothing; compare the recipe that is there")

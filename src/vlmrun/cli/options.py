@@ -24,7 +24,15 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     bits = group.add_mutually_exclusive_group()
     bits.add_argument("--load-4bit", dest="bits", action="store_const", const=4, help="linear layers in 4 bits (NF4)")
     bits.add_argument("--load-8bit", dest="bits", action="store_const", const=8, help="linear layers in 8 bits")
+    training_option(group)
     output_option(group)
+
+
+def training_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--from training`, for checkpoints that are not below the output root."""
+    parser.add_argument(
+        "--from", dest="came_as", choices=("training",), help="it is a training checkpoint, from a place you trust"
+    )
 
 
 def output_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         raise LaunchError("the page's package is not installed", "--web", "pip install 'vlmrun-trainer[web]'")
     if options.web_log and not options.web:
         raise ConfigError("--web-log is of --web", "command line", "leave it out, or add --web")
-    models = _models(Path(options.output), options.artifacts)
+    models = _models(Path(options.output), options.artifacts, asked=options.came_as == "training")
     aliases = _aliases(options.alias, [name for name, _ in models])
     key = _key(options)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _models(output: Path, given: Sequence[str]) -> list[tuple[str, Path]]:
+def _models(output: Path, given: Sequence[str], *, asked: bool) -> list[tuple[str, Path]]:
     """Names and folders.
 
     Raises:
@@ -94,7 +94,7 @@ def _models(output: Path, given: Sequence[str]) -> list[tuple[str, Path]]:
         name, equals, reference = text.partition("=")
         if not equals or Path(text).exists():
             name, reference = "", text
-        folder = store.find(output, reference, training=True)
+        folder = store.find(output, reference, training=True, asked=asked)
         found.append((name or _name_of(folder), folder))
     names = [name for name, _ in found]
     twice = sorted({name for name in names if names.count(name) > 1})

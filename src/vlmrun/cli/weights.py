@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from vlmrun import artifact, back, graph, kinds, logs, store
 from vlmrun.artifact import Artifact
 from vlmrun.checks import rules
-from vlmrun.cli.options import output_option
+from vlmrun.cli.options import output_option, training_option
 from vlmrun.config import compose
 from vlmrun.config.job import JOB_FILE
 from vlmrun.config.schema import AverageStage, MergeStage
@@ -90,6 +90,7 @@ def _parser(verb: str, about: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", help="where the artifact goes; a finished one is never written over")
     parser.add_argument("--check", action="store_true", help="compare everything, digests too, and write nothing")
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), help="type of the weights (default: keep)")
+    training_option(parser)
     output_option(parser)
     return parser
 
@@ -121,7 +122,8 @@ def _native(places: Sequence[Path], beside: Path | None) -> Iterator[dict[str, s
             if not _is_ours(place):
                 made = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix=".vlmrun-source-", dir=beside)))
                 log.info("%s: brought into our own format first", place)
-                back.convert(place, made / WEIGHTS, "native", back.Conversion(), prove=False)
+                came_as = store.came_as(place)
+                back.convert(place, made / WEIGHTS, "native", back.Conversion(), came_as=came_as, prove=False)
                 found[str(place)] = str(made)
         yield found
 
@@ -180,6 +182,8 @@ def _carry_out(stage: MergeStage | AverageStage, places: list[Path], options: ar
     """Checks only, or makes the artifact."""
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for place in places:
+        store.require_trusted(Path(options.output), place, asked=options.came_as == "training")
     if options.out is None and not options.check:
         raise ConfigError("--out is missing", "command line", "--out FOLDER, or --check to compare without writing")
     if options.check:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlmrun import build
 from vlmrun.errors import Problem, closest, suggest
 
 # What Hydra raises when it refuses an override; ValueError for `group=null` and the like.
@@ -45,8 +45,8 @@ def conf_dir() -> Path:
 def search_path(extra: Sequence[Path] = ()) -> list[Path]:
     """Folders that add options to the groups: those of `--config-dir`, then `conf/` of installed plugins."""
     plugins = []
-    for entry in entry_points(group="vlmrun.plugins"):
-        spec = find_spec(entry.value.split(":")[0].split(".")[0])
+    for package in build.plugins():
+        spec = find_spec(package)
         for location in (spec.submodule_search_locations or []) if spec else []:
             folder = Path(location) / "conf"
             plugins += [folder] if folder.is_dir() else []

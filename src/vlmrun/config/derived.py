@@ -17,6 +17,7 @@ from vlmrun.config.schema import (
     ModelConfig,
     Optim,
     Reading,
+    RunConfig,
     SearchStage,
     Slices,
     StageNode,
@@ -92,6 +93,13 @@ def image_root(data: DataConfig) -> Path | None:
 def sources(stage: StageNode) -> list[str]:
     """Names of all data a stage reads: what it trains on or asks, and what it is evaluated on meanwhile."""
     return list(dict.fromkeys(name for _, name in marks.named(stage, Source)))
+
+
+def files_read(run: RunConfig) -> dict[str, DataConfig]:
+    """Data whose files must be there: what the stages read that are to be run, and no stage of the run makes."""
+    asked = [stage for name, stage in run.stage.items() if isinstance(stage, Reading) and name in (run.only or [name])]
+    used = {source for stage in asked for source in sources(stage)}
+    return {name: data for name, data in run.data.items() if name in used and data.prepare is None}
 
 
 def template(stage: Reading, model: ModelConfig) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlmrun import regular
 from vlmrun.errors import CheckpointError, suggest
 
 BUILTIN = "builtin:"
@@ -45,7 +46,7 @@ def locate(path: str) -> Path:
         f"no model folder {path!r} here",
         path,
         f"give a local folder, or fetch it once while online: hf download {path}"
-        if _looks_like_hub_id(path)
+        if looks_like_hub_id(path)
         else "give an existing folder that holds config.json, or a hub id such as openai/clip-vit-large-patch14-336",
     )
 
@@ -53,13 +54,14 @@ def locate(path: str) -> Path:
 def read_config(path: str) -> dict[str, Any]:
     """The `config.json` of the part at `path`."""
     file = locate(path) / "config.json"
+    regular.require(file, json=True)
     try:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             "config.json is missing", str(file), "point `path` at a Hugging Face model folder"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"config.json is not JSON: {error}", str(file), "fetch the model again") from error
     except OSError as error:
         raise CheckpointError(f"config.json cannot be read: {error.strerror}", str(file), "look at the file") from error
@@ -68,13 +70,18 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def _looks_like_hub_id(path: str) -> bool:
+def looks_like_hub_id(path: str) -> bool:
+    """Whether a text may be `OWNER/NAME` of the hub, as it is no path of this machine."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def _cached_snapshot(path: str) -> Path | None:
-    if not _looks_like_hub_id(path):
+    if not looks_like_hub_id(path):
         return None
+    from huggingface_hub import constants
+
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}").is_dir():
+        return None  # as in most checks, and the next import takes a tenth of their time
     from huggingface_hub import try_to_load_from_cache
 
     try:

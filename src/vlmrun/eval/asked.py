@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig, Generation
 from vlmrun.data.sample import IMAGE_TAG, Question
-from vlmrun.eval.metrics import METRICS
+from vlmrun.eval import metrics
 from vlmrun.eval.metrics.base import Answered
 from vlmrun.eval.row import Row
 
@@ -119,7 +119,7 @@ def line(asked: Asked, answer: str) -> dict[str, Any]:
     if asked.draw:
         row["draw"] = asked.draw
     if asked.benchmark is not None and asked.benchmark.config.metric is not None:
-        mark = METRICS[asked.benchmark.config.metric].mark(asked.answered(answer), "strict")
+        mark = metrics.of(asked.benchmark.config.metric).mark(asked.answered(answer), "strict")
         row |= {"score": mark.score, "read_as": mark.read_as, "doubtful": mark.doubtful}
     return row
 

@@ -13,8 +13,7 @@ from typing import Any
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.data.formats.values import text_or_number
 from vlmrun.errors import DataError
-from vlmrun.eval import records
-from vlmrun.eval.metrics import METRICS
+from vlmrun.eval import metrics, records
 from vlmrun.eval.metrics.base import groups
 from vlmrun.eval.row import Row
 
@@ -53,7 +52,7 @@ def _complete(row: Row, config: BenchmarkConfig) -> Row:
     if isinstance(fields.get("answers"), list):
         fields["answers"] = [each["answer"] if isinstance(each, dict) else each for each in fields["answers"]]
     _check_types(row, fields, config)
-    metric = METRICS[config.metric or "exact"]
+    metric = metrics.of(config.metric or "exact")
     missing = [
         key for key in metric.needs if fields.get(key) is None and not (key == "answer" and fields.get("answers"))
     ]

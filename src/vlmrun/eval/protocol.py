@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
-from vlmrun.eval.metrics import METRICS
+from vlmrun.eval import metrics
 
 UNKNOWN = "unknown"  # of answers that another program made
 
@@ -27,8 +27,27 @@ def describe(config: BenchmarkConfig, *, template: str = UNKNOWN, image_aspect: 
         "image_aspect": image_aspect,
         "generation": generation,
         "metric": config.metric,
-        "metric_version": METRICS[config.metric].version if config.metric else None,
+        "metric_version": metrics.of(config.metric).version if config.metric else None,
     }
+    return _named(parts)
+
+
+def of_questions(*, template: str, image_aspect: str, max_new_tokens: int) -> dict[str, Any]:
+    """The protocol of plain questions (`format: vqa`): greedy answers, exact match."""
+    return _named(
+        {
+            "prompt": "",
+            "tail": "",
+            "template": template,
+            "image_aspect": image_aspect,
+            "generation": {"max_new_tokens": max_new_tokens},
+            "metric": "exact_match",
+            "metric_version": 1,
+        }
+    )
+
+
+def _named(parts: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(parts, sort_keys=True)
     return {"id": hashlib.sha256(text.encode()).hexdigest()[:12], **parts}
 

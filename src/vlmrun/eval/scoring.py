@@ -9,9 +9,8 @@ from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import ConfigError
-from vlmrun.eval import protocol, statistics
+from vlmrun.eval import metrics, protocol, statistics
 from vlmrun.eval.answers_file import whole
-from vlmrun.eval.metrics import METRICS
 from vlmrun.eval.metrics.base import Answered, Mark, Metric, Parity, UpstreamStops, groups, mean
 
 _LISTED = 200  # differences between the two readings that are written out
@@ -31,7 +30,7 @@ def metric_of(config: BenchmarkConfig) -> Metric:
             "metric",
             "vlmrun submit writes its file; see vlmrun judge",
         )
-    return METRICS[config.metric]
+    return metrics.of(config.metric)
 
 
 def card(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmrun.data.sample import same_answer
+from vlmrun.eval import statistics
 
 UNSEEN = "unseen"  # the split of attribute combinations that no training image has
 
@@ -23,8 +24,8 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
         control: rows of the same questions asked with other questions' images.
 
     Returns:
-        `seen` (all splits but `unseen`) and `unseen`, each None or a group with `n_questions`, `accuracy`, `chance`,
-        `shuffled` and the same per category; `splits`: a group for each split.
+        `seen` (all splits but `unseen`) and `unseen`, each None or a group with `n_questions`, `accuracy`, its 95 %
+        `interval`, `chance`, `shuffled` and the same (without interval) per category; `splits`: a group for each split.
     """
     unscored = sum(not row["expected"] for row in answers)
     answers = [row for row in answers if row["expected"]]
@@ -75,10 +76,18 @@ def _group(rows: Sequence[Row], control: Sequence[Row]) -> dict[str, Any] | None
     return {
         "n_questions": len(rows),
         "accuracy": _share(rows),
+        "interval": _interval(rows),
         "chance": chance,
         "shuffled": _share(control),
         "categories": categories,
     }
+
+
+def _interval(rows: Sequence[Row]) -> list[float] | None:
+    """95 %, with images drawn as wholes; None where all questions are about one image."""
+    images = [row.get("image") or str(place) for place, row in enumerate(rows)]
+    found = statistics.interval([float(is_match(row)) for row in rows], images)
+    return None if found is None else [found.low, found.high]
 
 
 def _groups(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:

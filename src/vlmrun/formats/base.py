@@ -42,7 +42,7 @@ class Model:
         description: what `model.json` of a native folder says; `model` is None when not all parts are known.
         json: configurations, by their place in a native folder.
         files: further files that travel along unchanged, by their place in a native folder.
-        notes: what a person should know of this reading or writing.
+        notes: what the user should know of this reading or writing.
         held: what must live as long as tensors are read, such as a temporary folder.
     """
 
@@ -70,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True)
 class How:
-    """What a conversion was told besides its two folders.
+    """What a conversion was given besides its two folders.
 
     Attributes:
         base: the LLM, or the model, that an adapter, a projector or a delta belongs to.
@@ -78,9 +78,12 @@ class How:
         template: built-in template, for formats that do not say which.
         dtype: of all tensors; None: as they are.
         tp: tensor-parallel ranks of a Megatron folder.
-        skip: names of linear layers that are not packed into few bits (`bnb`).
+        skip: names of linear layers that are not quantized (`bnb`).
         trusted: the digests of a folder were compared already, or only its description is asked for.
         pack: the tensors to write in place of one, by their names on disk.
+        fits: what an adapter is written for: `hf_llava`, the whole model in plain transformers, or `llm`, the language
+            model alone. None: the first that the model can be.
+        adapter: whether a model's adapter is read; without it the model is as it was before.
     """
 
     base: Path | None = None
@@ -91,6 +94,8 @@ class How:
     skip: tuple[str, ...] = ()
     trusted: bool = False
     pack: Callable[[str, Lazy], Mapping[str, Lazy]] | None = None
+    fits: str | None = None
+    adapter: bool = True
 
 
 class Format(Protocol):
@@ -114,13 +119,28 @@ class WrittenFormat(Format, Protocol):
         """Fills a folder that is there and empty."""
 
 
+def without_adapter(model: Model) -> Model:
+    """The model as it was before its adapter was trained."""
+    tensors = {name: value for name, value in model.tensors.items() if not name.startswith("adapter.")}
+    json = {place: values for place, values in model.json.items() if place != ADAPTER_CONFIG}
+    description = model.description | {"adapter": None, "quantized": None}
+    return replace(model, tensors=tensors, json=json, description=description)
+
+
 def of_part(part: str, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """A part's own tensors under internal names."""
+    return {f"{part}.{own_name(part, name)}": tensors[name] for name in weights_of(part, tensors)}
+
+
+def weights_of(part: str, names: Iterable[str]) -> list[str]:
+    """Of the names in a part's files, those of its weights."""
     ignored = _IGNORED.get(part)
-    kept = {name: value for name, value in tensors.items() if ignored is None or not ignored.search(name)}
-    if part == "tower":
-        kept = {name.removeprefix("vision_model."): value for name, value in kept.items()}
-    return {f"{part}.{name}": value for name, value in kept.items()}
+    return [name for name in names if ignored is None or not ignored.search(name)]
+
+
+def own_name(part: str, name: str) -> str:
+    """A weight's name in its part, whichever of the two ways its file names it."""
+    return name.removeprefix("vision_model.") if part == "tower" else name
 
 
 Names = Sequence[tuple[str, str]]  # beginnings of internal names and of a format's own; the first that fits counts

@@ -1,4 +1,4 @@
-"""Weights in few bits as bitsandbytes writes them: read back to what it computes with, and packed.
+"""Quantized weights as bitsandbytes writes them: read back to what it computes with, and packed.
 
 Reading needs torch alone: a block's scale times the value its code stands for. Packing is bitsandbytes' own.
 
@@ -29,7 +29,7 @@ _SCALES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 def tensors_of(folder: Path) -> dict[str, Lazy]:
-    """All tensors of a Hugging Face folder; those in few bits as bitsandbytes computes with them."""
+    """All tensors of a Hugging Face folder; quantized ones as bitsandbytes computes with them."""
     reader = Reader(folder)
     found = {name: lazy(reader, name) for name in reader.names()}
     four = {name.partition(_STATE)[0]: name for name in found if _STATE in name}
@@ -45,7 +45,7 @@ def tensors_of(folder: Path) -> dict[str, Lazy]:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether tensors of the folder are in few bits."""
+    """Whether tensors of the folder are quantized."""
     return any(_STATE in name or name.endswith(".SCB") for name in Reader(folder).names())
 
 

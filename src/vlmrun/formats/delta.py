@@ -2,7 +2,7 @@
 
 The difference is taken in fp16 unless another type is asked for, as upstream takes it, so what comes back differs from
 the original by fp16 rounding: the one format whose round trip is not exact. In fp32 it is, for weights in 16 bits; how
-many tensors come back rounded is told either way.
+many tensors come back rounded is reported either way.
 Rows that the model's vocabulary has and the base's has not are stored whole.
 
 Nothing but their numbers tells a delta from a model: the scale of a final norm is near zero in one only.

@@ -30,7 +30,7 @@ def detect(folder: Path) -> bool:
 
 
 def read(folder: Path, how: How) -> Model:
-    """The LLM, dequantized if it is in few bits."""
+    """The LLM, dequantized if it is quantized."""
     manifest.read(folder, how)
     model = Model(of_part("llm", tensors_of(folder)), {"model": None})
     take_llm_files(model, folder)

@@ -4,8 +4,9 @@ vlmrun has no such token: images are cut out of the text before it is tokenized.
 Otherwise it gets the first id behind all others, in a spare row if there is one, else in a new row which is the mean
 of all others: its logit is then the mean of the logits and never the greatest.
 
-The exported tokenizer is declared a plain fast one. Named after its family, transformers 5 would build it anew from its
-vocabulary, with other rules than its tokenizer.json has (a SentencePiece one loses the space before a stretch of text).
+The exported tokenizer is declared a plain fast one. Named after its family, transformers 5 would build it from its
+vocabulary again, with other rules than its tokenizer.json has (a SentencePiece one loses the space before a stretch of
+text).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def tokenizer(model: Model) -> Any:
     with tempfile.TemporaryDirectory() as name:
         places = [*model.files, *(place for place in model.json if "tokenizer" in place)]
         write_files(model, Path(name), {place: Path(place).name for place in places})
-        return load_tokenizer(Path(name), **_roles(model))
+        try:
+            return load_tokenizer(Path(name), **_roles(model))
+        except CheckpointError as error:  # of where its files are, not of their copies
+            home = next((str(source.parent) for source in model.files.values()), "")
+            raise CheckpointError([replace(p, where=p.where.replace(name, home)) for p in error.problems]) from error
 
 
 def tokenizer_is_as_its_files(model: Model) -> bool:

@@ -10,21 +10,23 @@ from pydantic import ValidationError
 from torch import nn
 
 from vlmrun.config.schema import ModelConfig, Target
-from vlmrun.errors import CheckpointError
+from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats import table
-from vlmrun.formats.base import How, Model
+from vlmrun.formats.base import How, Model, own_name, weights_of
 from vlmrun.formats.instantiate import realise
+from vlmrun.formats.modules import unknown
 from vlmrun.model.parts import Loaded, assemble
 from vlmrun.model.tune import trained_beside, wrap
 from vlmrun.names import MODEL, WEIGHTS
 from vlmrun.weights import native
 from vlmrun.weights.adapter import Adapter, Base, fold, is_adapter_name, saved_name, trained_base
 from vlmrun.weights.blocks import blocks
+from vlmrun.weights.finite import require_of
 from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import Reader
 
 
-def _foreign(folder: Path, *, trusted: bool) -> Model | None:
+def _foreign(folder: Path, came_as: str | None, *, trusted: bool) -> Model | None:
     """The model of a folder in another format, itself or in a convert stage; None when it is one of ours.
 
     Args:
@@ -34,16 +36,19 @@ def _foreign(folder: Path, *, trusted: bool) -> Model | None:
     if any((place / MODEL).is_file() for place in (folder, folder / WEIGHTS)):
         return None
     place = folder / "model" if (folder / "model").is_dir() else folder
-    try:
-        name = table.detect(place)
-    except CheckpointError:
+    name = came_as or table.find(place)
+    if name is None:
         return None  # `weights_folder` says what is missing
     return table.read(place, How(trusted=trusted), name)
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """The `model.json` of an artifact or weights folder, or what it would be of a folder in another format."""
-    foreign = _foreign(folder, trusted=True)
+def describe(folder: Path, came_as: str | None = None) -> dict[str, Any]:
+    """The `model.json` of an artifact or weights folder, or what it would be of a folder in another format.
+
+    Args:
+        came_as: the folder's format, where it is not to be detected.
+    """
+    foreign = _foreign(folder, came_as, trusted=True)
     if foreign is not None:
         return foreign.description
     return native.describe(folder)
@@ -56,19 +61,21 @@ def load(
     attention: str,
     merge_adapter: bool = False,
     quantized: dict[str, Any] | None = None,
+    came_as: str | None = None,
 ) -> Loaded:
     """Loads a saved model, in eval mode, with the template it was saved with.
 
     Args:
         folder: an artifact, its weights folder, or a whole model in another format.
         merge_adapter: fold an adapter into the LLM; otherwise PEFT wraps it.
-        quantized: an LLM in few bits (`quantise.of`), to train on; a model whose adapter was
+        quantized: a quantized LLM (`quantise.of`), to train on; a model whose adapter was
             trained so is loaded so anyway.
+        came_as: the folder's format, where it is not to be detected.
 
     Raises:
-        CheckpointError: when something is missing, damaged or does not fit.
+        CheckpointError: when something is missing, damaged or does not fit; when weights are not finite.
     """
-    foreign = _foreign(folder, trusted=False)
+    foreign = _foreign(folder, came_as, trusted=False)
     if foreign is not None:
         return _realised(foreign, Path(folder), dtype, attention, quantized)
     weights = weights_folder(folder)
@@ -87,6 +94,7 @@ def load(
     folded = adapter is not None and (merge_adapter or not adapter.plain)
     held = quantized if merge_adapter or folded else quantized or description.get("quantized")
     loaded = assemble(model, dtype=dtype, attention=attention, seed=0, quantized=held)
+    _require_nothing_else(loaded, weights)
     loaded.template = description.get("template")
     fill_connector(loaded.vlm.connector, weights / "connector")
     loaded.sources["connector"] = weights / "connector"
@@ -96,6 +104,7 @@ def load(
         else:
             loaded.vlm.llm = _wrapped(loaded.vlm.llm, adapter).eval()
             loaded.sources["adapter"] = adapter.folder
+    _require_finite(loaded, weights)
     return loaded
 
 
@@ -104,9 +113,33 @@ def _realised(
 ) -> Loaded:
     if quantized:
         raise CheckpointError(
-            "a model in another format is not held in few bits", str(folder), "vlmrun convert SRC DST --to native"
+            "a model in another format is not quantized when it is loaded",
+            str(folder),
+            "vlmrun convert SRC DST --to native",
         )
-    return realise(foreign, dtype=dtype, attention=attention)
+    loaded = realise(foreign, dtype=dtype, attention=attention)
+    _require_finite(loaded, folder)
+    return loaded
+
+
+def _require_nothing_else(loaded: Loaded, weights: Path) -> None:
+    """Refuses tensors in the files that no module takes, as `convert` does; those that are missing were noticed."""
+    if loaded.quantized:  # packed layers keep more than their weight
+        return
+    problems = []
+    for part in ("llm", "tower"):
+        module = getattr(loaded.vlm, part)
+        names = weights_of(part, Reader(weights / part).names())
+        held = {own_name(part, name) for name in names}
+        problems += [Problem(f"{part}.{name} is unknown", str(weights)) for name in unknown(part, module, held)]
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _require_finite(loaded: Loaded, place: Path) -> None:
+    """Looks at what this process holds; of sharded weights that is its share."""
+    named = loaded.vlm.named_parameters()
+    require_of(((name, getattr(value, "ds_tensor", value).detach()) for name, value in named), place)
 
 
 def _inside(target: Target, weights: Path) -> Target:
@@ -159,6 +192,14 @@ def _wrapped(llm: nn.Module, adapter: Adapter) -> nn.Module:
 
 def _lora_only(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if is_adapter_name(name)}
+
+
+def put_adapter(llm: nn.Module, adapter: Adapter) -> nn.Module:
+    """The LLM with an adapter in it, as a saved model is loaded: PEFT's for what our trainer makes, else folded in."""
+    if adapter.plain:
+        return _wrapped(llm, adapter).eval()
+    _merge(llm, adapter, Base())
+    return llm
 
 
 @torch.no_grad()

@@ -5,8 +5,7 @@ It also holds the digest of every weights file: safetensors has none, and a flip
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,21 @@ def write(folder: Path, format: str, model: Model, digests: Mapping[Path, str] |
         digests: those of files that were taken while they were written.
         more: further values that this format needs to come back.
     """
-    known = {path.relative_to(folder).as_posix(): value for path, value in (digests or {}).items()}
+    taken = {path.relative_to(folder).as_posix(): value for path, value in (digests or {}).items()}
+    rest = artifact.digests(folder, set(_weights(folder)) - taken.keys(), known=False)
     described = {
         "format": format,
         "version": __version__,
         "description": model.description,
         "json": model.json,
         **more,
-        "weights": dict(sorted((known | _digests(folder, set(_weights(folder)) - known.keys())).items())),
+        "weights": dict(sorted((taken | rest).items())),
     }
     artifact.write_json(folder / NAME, described)
 
 
 def read(folder: Path, how: How) -> dict[str, Any]:
-    """What `write` wrote; empty when the folder was made by somebody else.
+    """What `write` wrote; empty when the folder was made by another program.
 
     Raises:
         CheckpointError: when weights are missing, new or changed.
@@ -52,7 +52,7 @@ def read(folder: Path, how: How) -> dict[str, Any]:
     listed, here = found.get("weights", {}), set(_weights(folder))
     wrong = [f"{name} is missing" for name in sorted(listed.keys() - here)]
     wrong += [f"{name} is new" for name in sorted(here - listed.keys())]
-    digests = _digests(folder, here & listed.keys())
+    digests = artifact.digests(folder, here & listed.keys())
     wrong += [f"{name} has changed" for name in sorted(digests) if digests[name] != listed[name]]
     if wrong or "description" not in found:
         raise CheckpointError(
@@ -72,13 +72,6 @@ def format_of(folder: Path) -> str | None:
 def start(found: dict[str, Any]) -> Model:
     """A model without tensors yet."""
     return Model({}, dict(found["description"]), dict(found["json"]))
-
-
-def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Of several files at a time: hashing lets go of the interpreter."""
-    ordered = sorted(names)
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(ordered, pool.map(artifact.digest, (folder / name for name in ordered)), strict=True))
 
 
 def _weights(folder: Path) -> list[str]:

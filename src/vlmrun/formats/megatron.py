@@ -3,7 +3,7 @@
 iter_0000001/mp_rank_0T/model_optim_rng.pt   latest_checkpointed_iteration.txt   the LLM's config and tokenizer
 
 Megatron's tower ends with its last block and gives what that block gives. A tower of which an earlier layer is asked
-for is written as deep as that layer; what lies behind it, and the final norm that nothing reads, goes into `rest/`, so
+for is written as deep as that layer; what is behind it, and the final norm that nothing reads, goes into `rest/`, so
 that coming back loses nothing. Pipeline-parallel folders, which the original cannot make either, are refused.
 
 Source: alibaba/Pai-Megatron-Patch@a098ca5 toolkits/model_checkpoints_convertor/llava, the specification, part B3
@@ -31,7 +31,7 @@ from vlmrun.formats.megatron_model import refuse
 from vlmrun.formats.native import write_files
 from vlmrun.weights.lazy import Lazy, made
 from vlmrun.weights.parallel import Makers
-from vlmrun.weights.reader import read_pickle
+from vlmrun.weights.pickle_file import read_pickle
 
 TRACKER, RANK, FILE, REST = "latest_checkpointed_iteration.txt", "mp_rank_", "model_optim_rng.pt", "rest"
 # Nothing but their fields: the arguments of the run, and Transformer Engine's state of fp8.

@@ -50,11 +50,11 @@ def _kinds(model: Model) -> Iterator[Problem]:
     config = model.config
     assert config is not None
     tower, connector, llm = config.tower, config.connector, model.json[LLM_CONFIG]
-    told = {key: value for key, value in tower.arguments.items() if key not in ("path", "layers")}
+    stated = {key: value for key, value in tower.arguments.items() if key not in ("path", "layers")}
     if not families.find(llm["model_type"]).megatron:
         yield _cannot(f"LLM of the family {llm['model_type']} (it knows {', '.join(families.having('megatron'))})")
-    if tower.target != _CLIP or (told.get("scales") or [1]) != [1] or told.get("feature", "patch") != "patch":
-        yield _cannot(f"tower {tower.target.rpartition('.')[2]} with {told}")
+    if tower.target != _CLIP or (stated.get("scales") or [1]) != [1] or stated.get("feature", "patch") != "patch":
+        yield _cannot(f"tower {tower.target.rpartition('.')[2]} with {stated}")
     if len(tower.arguments.get("layers") or ()) != 1:
         yield _cannot(f"tower layers {tower.arguments.get('layers')}")
     if connector.target != _MLP or connector.arguments.get("depth", 2) != 2:
@@ -121,7 +121,7 @@ def arguments(model: Model, tp: int) -> argparse.Namespace:
 
 
 def described(folder: Path, ranks: list[dict[str, torch.Tensor]], how: How) -> Model:
-    """A folder of Pai's own: the LLM's config.json lies in it, tower and connector are known by their shapes."""
+    """A folder of Pai's own: it holds the LLM's config.json, tower and connector are known by their shapes."""
     llm = read_json(folder / "config.json", "copy the config.json and tokenizer of the LLM into the folder")
     first, n = ranks[0], len(ranks)
     projection = first.get(f"{CONNECTOR}linear_fc1.weight")

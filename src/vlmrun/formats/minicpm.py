@@ -1,7 +1,7 @@
 """MiniCPM-V 2.5 and 2.6 as they are published: three parts in one folder, `llm.`, `vpm.` and `resampler.`.
 
 Neither reading nor writing runs the code that is published beside the weights. What is written has no such code either:
-whoever wants to load the folder with it copies it there from the published one.
+users who want to load the folder with it copy it there from the published one.
 
 Source: openbmb/MiniCPM-Llama3-V-2_5 and MiniCPM-V-2_6 config.json, preprocessor_config.json, modeling_minicpmv.py
 """
@@ -40,7 +40,7 @@ from vlmrun.model.towers.siglip_navit import PROCESSOR
 NAMES: Names = (("llm.", "llm."), ("tower.", "vpm."), ("connector.", "resampler."))
 NAVIT = "vlmrun.model.towers.siglip_navit.SiglipNavit"
 RESAMPLER = "vlmrun.model.connectors.resampler.Resampler"
-_TABLE = "resampler.pos_embed"  # in some files, and computed anew by all
+_TABLE = "resampler.pos_embed"  # in some files, and computed again by all
 # What of config.json is not the LLM's; the rest is a flat config of Llama or Qwen2.
 _OWN = (
     "architectures", "auto_map", "batch_vision_input", "drop_vision_last_layer", "image_size", "mm_use_im_start_end",
@@ -73,7 +73,7 @@ def detect(folder: Path) -> bool:
 
 
 def read(folder: Path, how: How) -> Model:
-    """All three parts, those in few bits as bitsandbytes computes with them.
+    """All three parts, quantized ones as bitsandbytes computes with them.
 
     Raises:
         CheckpointError: for 2.0, whose tower is another, and for names that are unknown.

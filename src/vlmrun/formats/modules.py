@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -75,6 +76,13 @@ def check(model: Model) -> None:
 
 
 _FIX = "files are missing or belong to different models; a delta or an adapter needs --base"
+
+
+def unknown(part: str, module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Of the names that a part's files hold, those that none of its tensors has."""
+    if part == "tower" and not isinstance(module, HuggingFaceTower):
+        return []  # as `check`
+    return sorted(set(names) - _expected(part, module)[0].keys())
 
 
 def _expected(part: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], set[str]]:

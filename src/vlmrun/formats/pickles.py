@@ -30,7 +30,7 @@ from vlmrun.weights.parallel import Behind
 
 _ALIGNED = 64  # where a record begins, so that it can be mapped; the room before it is an extra field of this name
 _PADDING = b"FB"
-_STRIDE = 4 << 20  # bytes after which hashing goes on
+_STRIDE = 4 << 20  # bytes after which hashing continues
 _BESIDE = 300  # bytes about a record that are no numbers, not much more or less
 _HEADER = 30  # bytes before the name in a record's own header. Source: PKWARE APPNOTE.TXT 4.3.7
 _ZIP64 = 20  # bytes of the field for sizes beyond 4 GiB, which zipfile adds

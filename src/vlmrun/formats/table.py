@@ -14,9 +14,9 @@ from vlmrun.formats import (
     peft,
     upstream,
 )
-from vlmrun.formats.registry import FORMATS, detect, get, odd, read, register
+from vlmrun.formats.registry import FORMATS, detect, find, get, odd, read, register
 
-__all__ = ["FORMATS", "detect", "get", "odd", "read", "register"]
+__all__ = ["FORMATS", "detect", "find", "get", "odd", "read", "register"]
 
 register("native", native)
 register("minicpm", minicpm)

@@ -41,6 +41,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when it is no such file.
     """
+    names: list[str] = []
     try:
         names = get_unsafe_globals_in_checkpoint(path)
         stand_ins: list[Any] = [(type("Kept", (_Kept,), {}), name) for name in names]
@@ -57,6 +58,8 @@ def read(path: Path) -> dict[str, Any]:
         IndexError,
     ) as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if "weights_only" in first.lower() or "weights only" in first.lower():
+            first = f"it holds more than values, and asks for {', '.join(names)[:200]}"
         raise CheckpointError(f"not a training_args.bin: {first}", str(path), _FIX) from None
     if not isinstance(loaded, _Kept) or not loaded.values:
         raise CheckpointError("not a training_args.bin: it holds no arguments", str(path), _FIX)

@@ -24,6 +24,7 @@ from vlmrun.config.paths import locate
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.formats import manifest, pickles
 from vlmrun.formats import upstream_config as config_of
+from vlmrun.formats.added_rows import added_rows, refuse_rows
 from vlmrun.formats.base import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -48,7 +49,7 @@ from vlmrun.model.connectors.base import Connector
 from vlmrun.model.pretrained import read_json
 from vlmrun.weights.adapter import CONFIG
 from vlmrun.weights.lazy import Lazy, made
-from vlmrun.weights.reader import read_pickle
+from vlmrun.weights.pickle_file import read_pickle
 
 PROJECTOR, BESIDE = "mm_projector.bin", "non_lora_trainables.bin"
 # PEFT's, and the trainer's own, in front of the LLM's decoder
@@ -113,7 +114,10 @@ class Upstream:
         tower = _tower(values, folder, how, model)
         model.json |= given
         model.tensors = {} if base is None else base.tensors
-        model.tensors |= tower | self._weights(model, folder)
+        own = self._weights(model, folder)
+        if base is not None:
+            refuse_rows(own, base, folder)
+        model.tensors |= tower | own
         model.description.setdefault("dtype", config_of.dtype_of(model))
         if not found:
             name_padding(model)
@@ -156,7 +160,7 @@ class Upstream:
         return Problem(f"{self.name} knows no {what}", "", "--to native keeps it")
 
     def write(self, model: Model, folder: Path, how: How, *, tower_inside: bool = True) -> None:
-        """The whole model, or with an adapter that and what lies beside it; the tower in a folder of its own.
+        """The whole model, or with an adapter that and what is beside it; the tower in a folder of its own.
 
         Args:
             tower_inside: among the other weights as well, as upstream's checkpoints of a full training have it.
@@ -204,8 +208,12 @@ class Projector:
 
     def write(self, model: Model, folder: Path, how: How) -> None:
         """The connector, with the values that say what it connects."""
-        pairs = _outward(names(model), {k: v for k, v in model.tensors.items() if k.startswith("connector.")})
-        pickles.save(folder / PROJECTOR, dict(pairs))
+        held = {name: value for name, value in model.tensors.items() if name.startswith("connector.")}
+        rows = added_rows(model)
+        if rows:
+            count = len(next(iter(rows.values())))
+            model.notes.append(f"the rows of the {count} tokens that the model adds to the LLM go along")
+        pickles.save(folder / PROJECTOR, dict(_outward(names(model), held | rows)))
         places = {place: name for place, name in PLACES.items() if place not in (LLM_CONFIG, GENERATION)}
         artifact.write_json(folder / "config.json", config_of.values(model, LLAVA, "vision_tower"))
         write_files(model, folder, places)

@@ -6,6 +6,7 @@ token ids must be equal, logits equal up to rounding, and the greedy answer equa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from vlmrun.formats.base import PREPROCESSOR, Model
 from vlmrun.formats.instantiate import realise
 from vlmrun.formats.llava_text import saved_template
 from vlmrun.ids import IMAGE_TOKEN
-from vlmrun.model.pretrained import quietly
+from vlmrun.model.parts import Loaded
+from vlmrun.model.pretrained import quietly, read_by_others
 from vlmrun.weights.reader import DTYPES
 
 QUESTION = "What is in the image?"
@@ -43,20 +45,20 @@ def prove(folder: Path, model: Model) -> dict[str, Any]:
         CheckpointError: saying what differs.
     """
     dtype = DTYPES[model.description.get("dtype") or "fp32"]
-    ours = _ours(model, dtype)
-    try:
-        theirs = _theirs(folder, model, dtype)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-        raise _failed(f"it cannot be used: {str(error).strip().splitlines()[0]}") from error
+    own = ours(model, realise(model, dtype=dtype, attention=ATTENTION))
+    with read_by_others(str(folder), "the export", REPORT):
+        return compared(model, own, theirs(folder, model, dtype))
+
+
+def compared(model: Model, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What `prove` returns, of both sides' results."""
     known = model.tensors["llm.model.embed_tokens.weight"].shape[0]
     _same("token ids of the prompt", ours["ids"], theirs["ids"])
     if saved_template(model).keep_question:
         _same("token ids of a dialogue", ours["dialogue"], theirs["dialogue"])
     _same("pixels", ours["pixels"], theirs["pixels"])
-    apart = (ours["logits"] - theirs["logits"][..., :known]).abs().max().item()
-    limit = _ROUNDING[dtype] * max(1.0, ours["logits"].abs().max().item())
-    if not apart <= limit:  # nan is not
-        raise _failed(f"logits are {apart:.3g} apart, rounding would explain {limit:.3g}")
+    dtype = DTYPES[model.description.get("dtype") or "fp32"]
+    apart = require_close(ours["logits"], theirs["logits"][..., :known], dtype)
     _same("generated ids", ours["new"], theirs["new"])
     return {
         "logits_apart": apart,
@@ -66,8 +68,17 @@ def prove(folder: Path, model: Model) -> dict[str, Any]:
     }
 
 
-def _ours(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    loaded = realise(model, dtype=dtype, attention=ATTENTION)
+def require_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> float:
+    """The greatest difference of two models' logits, which rounding must explain."""
+    apart = (ours - theirs).abs().max().item()
+    limit = _ROUNDING[dtype] * max(1.0, ours.abs().max().item())
+    if not apart <= limit:  # nan is not
+        raise failed(f"logits are {apart:.3g} apart, rounding would explain {limit:.3g}")
+    return apart
+
+
+def ours(model: Model, loaded: Loaded) -> dict[str, torch.Tensor]:
+    """What our code makes of the image and the question, with the model as it is loaded."""
     encoder = Encoder(
         template=saved_template(model),
         tokenizer=loaded.tokenizer,
@@ -95,7 +106,14 @@ def _expanded(ids: list[int], n: int) -> list[int]:
     return [each for number in ids for each in [number] * (n if number == IMAGE_TOKEN else 1)]
 
 
-def _theirs(folder: Path, model: Model, dtype: torch.dtype) -> dict[str, Any]:
+def theirs(
+    folder: Path, model: Model, dtype: torch.dtype, prepare: Callable[[Any], Any] = lambda whole: whole
+) -> dict[str, Any]:
+    """The same in plain transformers.
+
+    Args:
+        prepare: what is done with the model once it is loaded.
+    """
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
@@ -107,9 +125,10 @@ def _theirs(folder: Path, model: Model, dtype: torch.dtype) -> dict[str, Any]:
     llava, report = loading
     lost = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if lost:
-        raise _failed(f"tensors are missing or unexpected: {', '.join(lost[:3])}")
+        raise failed(f"tensors are missing or unexpected: {', '.join(lost[:3])}")
     said = _messages(picture(model))
     batch, dialogue = (processor.apply_chat_template(each, **_AS_TENSORS) for each in (said[:1], said))
+    llava = prepare(llava)
     with torch.no_grad():
         logits = llava.eval()(**batch).logits.float()
         answer = llava.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=N_NEW)
@@ -146,7 +165,7 @@ def picture(model: Model) -> Image.Image:
 
 def _same(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     if ours.shape != theirs.shape or not torch.equal(ours, theirs):
-        raise _failed(f"{what} differ: {_told(ours, theirs)} here, {_told(theirs, ours)} there")
+        raise failed(f"{what} differ: {_told(ours, theirs)} here, {_told(theirs, ours)} there")
 
 
 def _told(values: torch.Tensor, others: torch.Tensor) -> str:
@@ -158,9 +177,13 @@ def _told(values: torch.Tensor, others: torch.Tensor) -> str:
     return f"{values.flatten()[max(0, place - 3) : place + 4].tolist()} at {place}"
 
 
-def _failed(what: str) -> CheckpointError:
+REPORT = "report it; --no-proof writes the folder all the same"
+
+
+def failed(what: str) -> CheckpointError:
+    """That an export is not what it was made from."""
     return CheckpointError(
         f"the export does not answer as the model does in plain transformers: {what}",
         "nothing was written",
-        "report it; --no-proof writes the folder all the same",
+        REPORT,
     )

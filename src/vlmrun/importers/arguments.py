@@ -27,7 +27,7 @@ def read(kind: str, words: Sequence[str]) -> Launch:
     values, name = READERS[kind](words)
     flags = tuple(_flag(key, value, line) for key, value, line in values if value is not None)
     command = Command((kind,), (1,), {}, ".", name)
-    return Launch(command, (Launcher("deepspeed", ()),), f"{kind} {name}", flags, ())
+    return Launch(command, (Launcher("deepspeed", ()),), f"{kind} {name}", flags, (), shortened=kind == "swift")
 
 
 def _flag(name: str, value: Any, line: int) -> Flag:
@@ -125,9 +125,11 @@ def _trainer_state(words: Sequence[str]) -> tuple[Values, str]:
     numbers = [rate for rate in rates if isinstance(rate, int | float)]
     if numbers:
         values.append(("learning_rate", max(numbers), 1))
+    others = {name: value for name, value in state.items() if name not in _STATE and value not in (None, [], {})}
+    rest: Values = [(name, len(value) if isinstance(value, list) else value, 1) for name, value in others.items()]
     if not values:
         raise ConfigError("no values of a training in it", str(path), "give a checkpoint's folder")
-    return values, path.name
+    return [*values, *rest], path.name
 
 
 READERS: dict[str, Callable[[Sequence[str]], tuple[Values, str]]] = {

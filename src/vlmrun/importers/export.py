@@ -12,15 +12,16 @@ from typing import Any
 from vlmrun import graph
 from vlmrun.config.schema import AverageStage, MergeStage, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, suggest
-from vlmrun.importers.export_flags import WHOLE, common, deepspeed, flag, folder, llava, minicpm
+from vlmrun.importers.export_flags import WHOLE, common, deepspeed, engine, flag, folder, llava, minicpm, schedule
 
 FAMILIES = ("llava", "bunny", "minicpm")
 _ENTRIES = {"llava": "llava/train/train_mem.py", "bunny": "bunny/train/train.py", "minicpm": "finetune.py"}
 _MERGE = {"llava": "scripts/merge_lora_weights.py", "bunny": "script/merge_lora_weights.py"}
 # What a stage of ours has and no flag of theirs says: neutral value of each.
 _NEUTRAL: dict[str, Any] = {
-    "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "engine": "deepspeed",
-    "loss": "micro_mean", "optim.min_lr_ratio": 0.0, "optim.tower_lr": None,
+    "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "order": None,
+    "loss": "micro_mean", "optim.tower_lr": None, "optim.decay_steps": None, "optim.warmup_from": 0.0,
+    "optim.weight_decay_end": None, "offload_checkpoints": False,
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def script(run: RunConfig, family: str) -> str:
     unsaid: list[str] = []
     commands: list[str] = []
     planned, problems = graph.plan(run)
-    graph.require(problems)
+    graph.require([problem for problem in problems if not problem.where.endswith(".init_from")])  # upstream's own path
     for item in planned:
         name, stage = item.name, item.stage
         if isinstance(stage, TrainStage):
@@ -50,6 +51,7 @@ def script(run: RunConfig, family: str) -> str:
         raise ConfigError(f"{run.name} trains nothing", "recipe", "choose one with a training stage: vlmrun recipes")
     head = ["#!/bin/bash", f"# {run.name} for {family}.   vlmrun export-script {run.name} --for {family}"]
     head += [f"# not said by these flags: {text}" for text in unsaid]
+    head += [f"export {key}={shlex.quote(str(value))}" for key, value in sorted(run.hardware.env.items())]
     return "\n".join([*head, "set -e", "", *commands])
 
 
@@ -60,20 +62,25 @@ def _training(run: RunConfig, name: str, stage: TrainStage, family: str, unsaid:
             value = getattr(value, part)
         if value != neutral and not (key == "optim.tower_lr" and value == stage.optim.connector_lr):
             unsaid.append(f"stage.{name}.{key}: {value}")
-    flags = common(run, name, stage) | (minicpm if family == "minicpm" else llava)(run, stage, family, unsaid)
+    if len(stage.data) > 1:
+        unsaid.append(f"stage.{name}.data: {', '.join(stage.data[1:])}, besides the first")
+    if stage.eval is not None and family != "minicpm":
+        unsaid.append(f"stage.{name}.eval: nothing is evaluated during training there")
     ds = f"ds_{name}.json"
+    flags = engine(stage, ds) | common(run, name, stage) | schedule(stage, unsaid)
+    flags |= (minicpm if family == "minicpm" else llava)(run, stage, family, unsaid)
     ranks = run.hardware.ranks_per_node
     launcher = (
         f"torchrun --nnodes {run.hardware.nodes} --nproc_per_node {ranks}"
         if run.hardware.nodes > 1
         else f"deepspeed --num_gpus {ranks}"
     )
-    lines = [
-        f"{launcher} {_ENTRIES[family]}",
-        f"--deepspeed {ds}",
-        *(flag(key, value) for key, value in flags.items()),
-    ]
-    return f"cat > {ds} <<'EOF'\n{json.dumps(deepspeed(stage))}\nEOF\n" + " \\\n    ".join(lines) + "\n"
+    entry = _ENTRIES[family]
+    if family == "llava" and run.hardware.attention == "xformers":
+        entry = entry.replace("_mem", "_xformers")
+    command = " \\\n    ".join([f"{launcher} {entry}", *(flag(key, value) for key, value in flags.items())]) + "\n"
+    written = f"cat > {ds} <<'EOF'\n{json.dumps(deepspeed(stage))}\nEOF\n" if "deepspeed" in flags else ""
+    return written + command
 
 
 def _merging(run: RunConfig, name: str, stage: MergeStage, family: str) -> str:
@@ -85,7 +92,10 @@ def _merging(run: RunConfig, name: str, stage: MergeStage, family: str) -> str:
             f"model.save_pretrained('{folder(run, name)}')\n"
         )
         return f"python - <<'EOF'\n{body}EOF\n"
-    base = shlex.quote(str(run.model.llm.arguments["path"]))
+    trained = run.stage.get(stage.init_from)
+    start = trained.init_from if isinstance(trained, TrainStage) else None
+    whole = start if start not in run.stage else None
+    base = shlex.quote(str(whole or run.model.llm.arguments["path"]))
     lines = [f"python {_MERGE[family]}", f"--model-path {folder(run, stage.init_from)}", f"--model-base {base}"]
     lines.append(f"--save-model-path {folder(run, name)}")
     return " \\\n    ".join(lines) + "\n"

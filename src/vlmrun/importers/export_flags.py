@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -10,6 +11,14 @@ from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.importers import options
 from vlmrun.importers.launch import table
 
+_SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup", "polynomial": "polynomial",
+           "inverse_sqrt": "inverse_sqrt", "wsd": "warmup_stable_decay"}  # fmt: skip
+_COOLDOWNS = {"cosine": "cosine", "linear": "linear", "one_minus_sqrt": "1-sqrt"}
+# Numbers of stage.deepspeed that stand in the JSON by the same name.
+ZERO = ("contiguous_gradients", "reduce_scatter", "round_robin_gradients", "reduce_bucket_size",
+        "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+        "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_hpz_partition_size",
+        "zero_quantized_weights", "zero_quantized_gradients")  # fmt: skip
 WHOLE = "openbmb/MiniCPM-Llama3-V-2_5"
 
 
@@ -25,25 +34,67 @@ def flag(name: str, value: Any) -> str:
 
 
 def deepspeed(stage: TrainStage) -> dict[str, Any]:
-    """The DeepSpeed JSON of a stage."""
-    zero: dict[str, Any] = {"stage": stage.zero, "overlap_comm": True, "contiguous_gradients": True}
-    if stage.offload != "none":
-        zero["offload_optimizer"] = {"device": stage.offload, "pin_memory": True}
+    """The DeepSpeed JSON of a stage: what differs from conf/ stands in it, the rest is left to the Trainer."""
+    numbers = stage.deepspeed
+    zero: dict[str, Any] = {"stage": stage.zero, "overlap_comm": numbers.overlap_comm}
+    for name in ZERO:
+        if getattr(numbers, name) != options.preset(f"stage.deepspeed.{name}"):
+            zero[name] = getattr(numbers, name)
+    parameters = stage.offload if numbers.offload_param is None else numbers.offload_param
+    for block, device in (("offload_optimizer", stage.offload), ("offload_param", parameters)):
+        if device != "none" and (block == "offload_optimizer" or stage.zero == 3):
+            drive = {"nvme_path": numbers.nvme_path} if device == "nvme" else {}
+            zero[block] = {"device": device, "pin_memory": numbers.pin_memory, **drive}
+    scale = numbers.fp16.model_dump()
+    changed = {key: value for key, value in scale.items() if value != options.preset(f"stage.deepspeed.fp16.{key}")}
     return {
-        "fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}, "zero_optimization": zero,
+        "fp16": {"enabled": "auto", **changed}, "bf16": {"enabled": "auto"}, "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto", "gradient_accumulation_steps": "auto",
         "gradient_clipping": stage.optim.max_grad_norm,
     }  # fmt: skip
+
+
+def engine(stage: TrainStage, file: str) -> dict[str, Any]:
+    """The flags of a stage's engine."""
+    if stage.engine != "fsdp":
+        return {"deepspeed": file}
+    return {
+        "fsdp": f"{'full_shard' if stage.zero == 3 else 'shard_grad_op'} auto_wrap",
+        "max_grad_norm": stage.optim.max_grad_norm,
+    }
+
+
+def schedule(stage: TrainStage, unsaid: list[str]) -> dict[str, Any]:
+    """Length, warm-up and shape."""
+    optim = stage.optim
+    name, arguments = _SHAPES[optim.schedule], dict[str, Any]()
+    if optim.schedule == "polynomial":
+        arguments = {"lr_end": optim.min_lr or 0.0, "power": optim.power}
+    elif optim.schedule == "cosine" and (optim.min_lr or optim.min_lr_ratio):
+        name = "cosine_with_min_lr"
+        arguments = {"min_lr": optim.min_lr} if optim.min_lr else {"min_lr_rate": optim.min_lr_ratio}
+    elif optim.schedule == "wsd" and optim.cooldown_steps and optim.cooldown_shape in _COOLDOWNS:
+        arguments = {"num_decay_steps": optim.cooldown_steps, "min_lr_ratio": optim.min_lr_ratio,
+                     "decay_type": _COOLDOWNS[optim.cooldown_shape]}  # fmt: skip
+    elif optim.schedule == "wsd" or optim.min_lr or optim.min_lr_ratio:
+        unsaid.append(f"optim.schedule: {optim.schedule} down to {optim.min_lr or optim.min_lr_ratio}")
+    if stage.max_steps and stage.epochs is not None:
+        unsaid.append(f"epochs: {stage.epochs}, which end before max_steps where the data is small")
+    warmup = (
+        {"warmup_ratio": optim.warmup_ratio} if optim.warmup_ratio is not None else {"warmup_steps": optim.warmup_steps}
+    )
+    return {
+        **({"max_steps": stage.max_steps} if stage.max_steps else {"num_train_epochs": stage.epochs}),
+        **warmup,
+        "lr_scheduler_type": name,
+        **({"lr_scheduler_kwargs": json.dumps(arguments)} if arguments else {}),
+    }
 
 
 def common(run: RunConfig, name: str, stage: TrainStage) -> dict[str, Any]:
     """Flags of transformers' Trainer."""
     source = run.data[stage.data[0]]
     optim = stage.optim
-    schedule = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
-    warmup = (
-        {"warmup_ratio": optim.warmup_ratio} if optim.warmup_ratio is not None else {"warmup_steps": optim.warmup_steps}
-    )
     trackers = [tracker.removesuffix("_online") for tracker in run.tracking]
     return {
         "data_path": source.annotations,
@@ -52,7 +103,6 @@ def common(run: RunConfig, name: str, stage: TrainStage) -> dict[str, Any]:
         "fp16": run.hardware.precision == "fp16",
         "tf32": run.hardware.tf32,
         "output_dir": folder(run, name),
-        **({"max_steps": stage.max_steps} if stage.max_steps else {"num_train_epochs": stage.epochs}),
         "per_device_train_batch_size": stage.micro_batch,
         "gradient_accumulation_steps": derived.accumulation(stage, run.hardware),
         "save_strategy": "steps",
@@ -63,12 +113,11 @@ def common(run: RunConfig, name: str, stage: TrainStage) -> dict[str, Any]:
         "adam_beta1": optim.betas[0],
         "adam_beta2": optim.betas[1],
         "adam_epsilon": optim.eps,
-        **warmup,
-        "lr_scheduler_type": schedule,
         "logging_steps": stage.log_steps,
         "model_max_length": run.model.max_length,
-        "gradient_checkpointing": stage.gradient_checkpointing,
+        "gradient_checkpointing": bool(stage.gradient_checkpointing),
         "dataloader_num_workers": stage.workers,
+        "seed": stage.seed,
         "report_to": ",".join(dict.fromkeys(trackers)) or "none",
     }
 
@@ -95,8 +144,8 @@ def llava(run: RunConfig, stage: TrainStage, family: str, unsaid: list[str]) -> 
         flags["model_type"] = found or "phi-2"
     if isinstance(parent, TrainStage) and parent.tune.llm in ("freeze", "new_tokens"):
         flags["pretrain_mm_mlp_adapter"] = f"{folder(run, stage.init_from or '')}/mm_projector.bin"
-    elif parent is not None:
-        flags["model_name_or_path"] = folder(run, stage.init_from or "")
+    elif stage.init_from is not None:
+        flags["model_name_or_path"] = folder(run, stage.init_from) if parent is not None else stage.init_from
     elif model.connector.arguments.get("weights"):
         flags["pretrain_mm_mlp_adapter"] = model.connector.arguments["weights"]
     flags |= {
@@ -125,6 +174,8 @@ def _connector(run: RunConfig, family: str, unsaid: list[str]) -> dict[str, Any]
     if family == "llava":
         flags |= {"mm_vision_select_layer": layers[0], "mm_use_im_start_end": model.image_markers is not None}
         flags["mm_use_im_patch_token"] = False
+        if model.tower.arguments.get("feature", "patch") != "patch":
+            flags["mm_vision_select_feature"] = model.tower.arguments["feature"]
     elif model.tower.arguments.get("scales"):
         flags["use_s2"] = True
     if model.new_tokens or len(layers) > 1:

@@ -53,6 +53,7 @@ class Launch:
     entry: str
     flags: tuple[Flag, ...]
     words: tuple[str, ...]  # arguments in front of the first flag, for scripts that take theirs by place
+    shortened: bool = True  # the beginning of a flag's name is enough, as for argparse
 
     @property
     def program(self) -> str:

@@ -78,11 +78,12 @@ def published(parts: dict[str, str], template: str | None, markers: bool) -> Mod
 @cache
 def data_names() -> dict[str, str]:
     """File name of a published data set's annotations -> its entry in conf/data."""
-    found = {}
+    found: dict[str, str] = {}
     for file in sorted((conf_dir() / "data").glob("[a-z]*.yaml")):
         annotations = str(_read(file).get("annotations", "???"))
-        if annotations != "???" and _read(file).get("about"):
-            found[annotations.rpartition("/")[2]] = file.stem
+        made_here = "VLMRUN_ASSETS" in annotations  # demonstrations, with names that any data set may have
+        if annotations != "???" and not made_here and _read(file).get("about"):
+            found.setdefault(annotations.rpartition("/")[2], file.stem)
     return found
 
 

@@ -64,6 +64,9 @@ def recognize(launch: Launch, number: int, read_file: Callable[[str], str | None
     for flag in launch.flags:
         role = roles.get(flag.name.lstrip("-"))
         verdict, detail = _verdict(role, known, launch)
+        if role == "greedy":
+            zero = flag.values in (("0",), ("0.0",))
+            verdict, detail = "no effect" if zero else "unsupported", "answers are greedy"
         other.accounts.append(Account(number, flag.line, marks.shown(flag.text), verdict, detail))
     for link in launch.chain:
         other.accounts += [
@@ -122,7 +125,7 @@ def _verdict(role: str | None, known: dict[str, Any] | None, launch: Launch) -> 
         "questions": "data.NAME.annotations",
         "images": "data.NAME.images",
         "template": "template",
-        "answers": "answers lie in the stage's folder",
+        "answers": "answers are in the stage's folder",
     }
     if role in details:
         return ("no effect" if role in ("base", "answers") else "taken"), details[role]

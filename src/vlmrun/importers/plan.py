@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlmrun.errors import ConfigError, Problem, VlmrunError
+from vlmrun.importers import records
 from vlmrun.importers.launch import Launch, take_apart
+from vlmrun.importers.meaning import files
 from vlmrun.importers.meaning.draft import Draft, Options, Setting
 from vlmrun.importers.meaning.family import detect
 from vlmrun.importers.meaning.rules import settle
 from vlmrun.importers.others import Other, recognize, unsettled
-from vlmrun.importers.recipe import Plan, Recipe, Stage, distinct, entry, free, slug
+from vlmrun.importers.recipe import Plan, Recipe, Stage, free
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Command, Reading
 
@@ -52,6 +54,9 @@ class Planner:
             raise VlmrunError(
                 f"{self.plan.flags} flags, {len(self.plan.accounts)} accounted for: a bug of ours", self.name
             )
+        if len(self.plan.file_accounts) != self.plan.values:
+            counted = len(self.plan.file_accounts)
+            raise VlmrunError(f"{self.plan.values} values in files, {counted} accounted for: a bug of ours", self.name)
 
     def _take(self, command: Command) -> None:
         if posixpath.basename(command.argv[0]) in ("cp", "mv") and len(command.argv) >= 3:
@@ -112,12 +117,14 @@ class Planner:
         settings = {key.removeprefix("stage."): item for key, item in own.items()}
         if start is not None:
             settings["init_from"] = Setting("init_from", start[0], start[1])
-        self._data(draft, recipe, settings)
+        records.add(draft, recipe, settings)
         self._shared(draft, recipe)
         recipe.stages.append(Stage(name, "_train", settings))
         if draft.writes:
             self._owner[_normal(draft.writes, launch.command.folder)] = (recipe, name)
         self.plan.accounts += draft.accounts()
+        self.plan.values += sum(1 for _, _, content in draft.files for _ in files.values(content))
+        self.plan.file_accounts += draft.file_accounts
         self.plan.defaults += [item for item in draft.defaults if item not in self.plan.defaults]
 
     def _recipe(self, draft: Draft) -> tuple[Recipe, tuple[str, str] | None]:
@@ -141,7 +148,7 @@ class Planner:
         return self.plan.recipes[-1], None
 
     def _find(self, path: str, folder: str) -> tuple[Recipe, str] | None:
-        """The stage that wrote a path or a folder it lies in."""
+        """The stage that wrote a path or a folder around it."""
         place = _normal(path, folder)
         while place not in ("", ".", "/", ".."):
             if place in self._owner:
@@ -149,33 +156,10 @@ class Planner:
             place = posixpath.dirname(place)
         return None
 
-    def _data(self, draft: Draft, recipe: Recipe, settings: dict[str, Setting]) -> None:
-        names = {}
-        for role, source in draft.data.items():
-            annotations = source["annotations"]
-            known, option = entry(annotations or role, draft.family, role)
-            name = distinct(known, annotations, recipe)
-            names[role] = name
-            values = {"annotations": Setting("annotations", annotations, source["source"])} if annotations else {}
-            images = source.get("images")
-            if images or draft.family == "minicpm":
-                note = source["images_source"] if images else "MiniCPM-V's records hold absolute paths"
-                values["images"] = Setting("images", images or "/", note)
-            recipe.data.setdefault(name, (option, values))
-        if "data" not in settings and "train" not in names:
-            recipe.data.setdefault("records", ("llava", {}))
-            settings["data"] = Setting(
-                "data", ["records"], "no data is named: give data.records.annotations and images"
-            )
-        if "train" in names:
-            settings["data"] = Setting("data", [names["train"]], draft.data["train"]["source"])
-        held_out = settings.get("eval")
-        if held_out is not None and held_out.value and "eval" in names:
-            settings["eval"] = Setting("eval", {**held_out.value, "data": [names["eval"]]}, held_out.source)
-
     def _shared(self, draft: Draft, recipe: Recipe) -> None:
         for name, item in draft.groups.items():
             recipe.model.setdefault(name, item)
+        recipe.own_parts |= draft.own_parts
         shared = {key: item for key, item in draft.settings.items() if not key.startswith("stage.")}
         if "stage.template" in draft.settings and (draft.kind != "pretrain" or "model.template" not in recipe.shared):
             item = draft.settings["stage.template"]
@@ -219,7 +203,7 @@ class Planner:
                 settings["init_from"] = Setting("init_from", names[0], source)
             name = free(product.kind, recipe)
             if product.data:
-                held = distinct(slug(product.data["annotations"]), product.data["annotations"], recipe)
+                held = records.distinct(records.slug(product.data["annotations"]), product.data["annotations"], recipe)
                 recipe.data[held] = ("vqa", {key: Setting(key, value, source) for key, value in product.data.items()})
                 settings["data"] = Setting("data", [held], source)
             recipe.stages.append(Stage(name, product.kind, settings))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlmrun.errors import Problem
-from vlmrun.importers import options as parts
 from vlmrun.importers.launch import Launch
 from vlmrun.importers.meaning.draft import Account, Setting
-from vlmrun.importers.shell import marks
 
 
 @dataclass
@@ -30,6 +26,7 @@ class Recipe:
 
     name: str
     model: dict[str, Setting] = field(default_factory=dict)  # options of model/llm, tower, connector, or `model` itself
+    own_parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower/NAME -> an entry that is to be written
     data: dict[str, tuple[str, dict[str, Setting]]] = field(default_factory=dict)  # entry -> option, settings
     shared: dict[str, Setting] = field(default_factory=dict)  # model.*, hardware.*, tracking, seed
     stages: list[Stage] = field(default_factory=list)
@@ -58,6 +55,8 @@ class Plan:
     training: set[int] = field(default_factory=set)  # numbers of the commands that train
     launches: list[Launch] = field(default_factory=list)
     flags: int = 0
+    values: int = 0  # in the files beside the script: a DeepSpeed JSON, accelerate's YAML
+    file_accounts: list[Account] = field(default_factory=list)
 
     @property
     def commands(self) -> int:
@@ -70,30 +69,4 @@ def free(kind: str, recipe: Recipe) -> str:
     number = 1
     while (name := kind if number == 1 else f"{kind}{number}") in taken:
         number += 1
-    return name
-
-
-def slug(path: str) -> str:
-    name = (
-        re.sub(r"[^A-Za-z0-9]+", "_", posixpath.basename(marks.shown(path)).rpartition(".")[0] or path)
-        .strip("_")
-        .lower()
-    )
-    return (name or "records")[:60]
-
-
-def entry(path: str, family: str, role: str) -> tuple[str, str]:
-    """The name of a data entry, and the option of conf/data it starts from."""
-    if family == "minicpm":
-        return ("minicpm", "minicpm") if role == "train" else ("minicpm_eval", "minicpm_eval")
-    known = parts.data_names().get(posixpath.basename(path))
-    return (known, known) if known else (slug(path), "llava")
-
-
-def distinct(entry: str, annotations: str | None, recipe: Recipe) -> str:
-    """The entry's name, numbered where another file has it already."""
-    number, name = 1, entry
-    while name in recipe.data and getattr(recipe.data[name][1].get("annotations"), "value", None) != annotations:
-        number += 1
-        name = f"{entry}_{number}"
     return name

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmrun.errors import Problem
 from vlmrun.importers.launch import Flag, Launch
-from vlmrun.importers.meaning.draft import Verdict, title
+from vlmrun.importers.meaning.draft import Account, Verdict, title
 from vlmrun.importers.recipe import Plan
 from vlmrun.importers.shell import marks
 from vlmrun.importers.shell.commands import Reading
@@ -17,9 +17,9 @@ from vlmrun.importers.shell.commands import Reading
 VERDICTS: tuple[Verdict, ...] = ("taken", "no effect", "differs", "unsupported", "unknown")
 
 
-def counts(plan: Plan) -> dict[str, int]:
-    """Flags of each verdict; they add up to all flags."""
-    found = Counter(account.verdict for account in plan.accounts)
+def counts(accounts: list[Account]) -> dict[str, int]:
+    """Flags, or values of files, of each verdict; they add up to all of them."""
+    found = Counter(account.verdict for account in accounts)
     return {verdict: found[verdict] for verdict in VERDICTS}
 
 
@@ -29,8 +29,13 @@ def as_json(plan: Plan, reading: Reading, problems: list[Problem], files: list[s
         "families": plan.families,
         "commands": [_command(launch) for launch in plan.launches],
         "flags": plan.flags,
-        "counts": counts(plan),
+        "counts": counts(plan.accounts),
         "accounts": [asdict(account) for account in plan.accounts],
+        "file_values": {
+            "values": plan.values,
+            "counts": counts(plan.file_accounts),
+            "accounts": [asdict(account) for account in plan.file_accounts],
+        },
         "defaults": [{"flag": flag, "upstream": value, "key": key} for flag, value, key in plan.defaults],
         "unknown": [asdict(note) for note in reading.notes],
         "broken": [{"file": file, "line": item.line, "cause": item.cause} for file, item in reading.broken],
@@ -58,6 +63,10 @@ def _command(launch: Launch) -> dict[str, Any]:
     }
 
 
+def _summary(accounts: list[Account]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts(accounts).items())
+
+
 def as_text(plan: Plan, reading: Reading, files: list[str], *, everything: bool = False) -> str:
     """The account for people: all that is not simply taken, and everything on request."""
     lines = []
@@ -65,9 +74,11 @@ def as_text(plan: Plan, reading: Reading, files: list[str], *, everything: bool 
         stages = ", ".join(f"{stage.name}" for stage in recipe.stages)
         lines.append(f"recipe {recipe.name}: {stages}")
     families = ", ".join(dict.fromkeys(map(title, plan.families)))
-    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts(plan).items())
-    lines += [f"{plan.flags} flags of {plan.commands} commands ({families}): {summary}", ""]
-    for account in plan.accounts:
+    lines.append(f"{plan.flags} flags of {plan.commands} commands ({families}): {_summary(plan.accounts)}")
+    if plan.values:
+        lines.append(f"{plan.values} values in files beside the script: {_summary(plan.file_accounts)}")
+    lines.append("")
+    for account in (*plan.accounts, *plan.file_accounts):
         if everything or account.verdict not in ("taken", "no effect"):
             lines.append(f"  {account.verdict:12} line {account.line:<4} {account.flag}: {account.detail}")
     if plan.defaults:

@@ -71,7 +71,7 @@ def outcome(request: Request) -> Outcome:
     if not request.allow_unsupported and not request.source.startswith("trainer_"):  # every field is in those
         problems += [
             Problem(f"{account.flag} is not supported: {account.detail}", f"line {account.line}", _UNSUPPORTED)
-            for account in result.accounts
+            for account in (*result.accounts, *result.file_accounts)
             if account.verdict in ("unsupported", "unknown")
             and account.command in result.training
             and not account.detail.startswith("not settled")
@@ -82,13 +82,13 @@ def outcome(request: Request) -> Outcome:
 def _sources(request: Request) -> tuple[list[Launch], Reading, Options]:
     if request.source == "script":
         return [], _read(request), request.options
-    family = request.source if request.source in ("llamafactory", "swift") else "hf"
+    family = "hf" if request.source == "trainer_args" else request.source
     options = replace(request.options, family=request.options.family or family)
     return [read_arguments(request.source, request.words)], Reading(), options
 
 
 def _broken(reading: Reading) -> list[Problem]:
-    fix = "--as-meant takes the flags that were meant; or mend the line"
+    fix = "--as-meant takes the flags that were meant; or fix the line"
     return [
         Problem(f"a continuation is broken: {item.cause}", f"{file}, line {item.line}", fix)
         for file, item in reading.broken

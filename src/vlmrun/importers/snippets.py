@@ -29,8 +29,11 @@ def read_snippet(source: str) -> list[Found]:
         return []
     nodes = list(ast.walk(tree))
     names = _strings(nodes)
-    merge, average = _merge(nodes, names), _average(nodes, names)
-    return [found for found in (merge, average) if found is not None]
+    try:
+        found = [_merge(nodes, names), _average(nodes, names)]
+    except RecursionError:  # sums of a thousand terms
+        return []
+    return [one for one in found if one is not None]
 
 
 def _strings(nodes: list[ast.AST]) -> dict[str, str]:
@@ -103,36 +106,82 @@ def _merge(nodes: list[ast.AST], names: dict[str, str]) -> Found | None:
 
 
 def _average(nodes: list[ast.AST], names: dict[str, str]) -> Found | None:
-    loaded: dict[str, str] = {}
+    loaded, numbers = _loaded(nodes, names), _numbers(nodes)
     for node in nodes:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            for name in ("load_file", "load", "load_state_dict"):
-                if _called(node.value, name):
-                    path = _text(_argument(node.value, 0, "filename", "f"), names)
-                    if path:
-                        loaded[node.targets[0].id] = _folder(path)
-    for node in nodes:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            terms = _terms(node)
+        if isinstance(node, ast.BinOp):
+            terms = _terms(node, numbers, 1.0)
             if terms and len(terms) >= 2 and all(name in loaded for name, _ in terms):
-                saved = [_text(_argument(other, 1, "filename", "f"), names) for other in nodes
-                         if _called(other, "save_file") or _called(other, "save")]  # fmt: skip
+                saved = [
+                    _text(_argument(other, place, "filename", "f", "save_directory"), names)
+                    for name, place in (("save_file", 1), ("save", 1), ("save_pretrained", 0))
+                    for other in nodes
+                    if _called(other, name)
+                ]
                 writes = next((_folder(text) for text in saved if text), "")
-                weights = [weight for _, weight in terms]
+                weights = [round(weight, 9) for _, weight in terms]
                 return Found("average", [loaded[name] for name, _ in terms], writes, {"weights": weights})
     return None
 
 
-def _terms(node: ast.expr) -> list[tuple[str, float]] | None:
-    """The models and weights of `a[k] * 0.5 + 0.5 * b[k]`."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        left, right = _terms(node.left), _terms(node.right)
-        return None if left is None or right is None else [*left, *right]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        for one, other in ((node.left, node.right), (node.right, node.left)):
-            if isinstance(other, ast.Constant) and isinstance(other.value, int | float):
-                while isinstance(one, ast.Subscript | ast.Attribute):
-                    one = one.value
-                if isinstance(one, ast.Name):
-                    return [(one.id, float(other.value))]
+def _loaded(nodes: list[ast.AST], names: dict[str, str]) -> dict[str, str]:
+    """Names of state dicts and models -> the folder that they were read from."""
+    loaded: dict[str, str] = {}
+    for node in nodes:
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+            continue
+        target, value = node.targets[0].id, node.value
+        for name in ("load_file", "load", "load_state_dict", "from_pretrained"):
+            if _called(value, name) and (path := _text(_argument(value, 0, "filename", "f"), names)):
+                loaded[target] = _folder(path)
+        source = value.func.value if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) else None
+        if _called(value, "state_dict") and isinstance(source, ast.Name) and source.id in loaded:
+            loaded[target] = loaded[source.id]
+    return loaded
+
+
+def _numbers(nodes: list[ast.AST]) -> dict[str, float]:
+    """Names that are given a number."""
+    found: dict[str, float] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            number = _number(node.value, found)
+            if number is not None:
+                found[node.targets[0].id] = number
+    return found
+
+
+def _number(node: ast.expr, numbers: dict[str, float]) -> float | None:
+    match node:
+        case ast.Constant(value=bool()):
+            return None
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.Name(id=name):
+            return numbers.get(name)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            first, second = _number(left, numbers), _number(right, numbers)
+            return None if first is None or second is None else first - second
+    return None
+
+
+def _terms(node: ast.expr, numbers: dict[str, float], scale: float) -> list[tuple[str, float]] | None:
+    """The models and weights of `a[k] * 0.5 + 0.5 * b[k]`, `(a[k] + b[k]) / 2` and the like."""
+    match node:
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            first, second = _terms(left, numbers, scale), _terms(right, numbers, scale)
+            return None if first is None or second is None else [*first, *second]
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            for one, other in ((left, right), (right, left)):
+                if (number := _number(other, numbers)) is not None:
+                    return _terms(one, numbers, scale * number)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            if number := _number(right, numbers):
+                return _terms(left, numbers, scale / number)
+        case ast.Subscript() | ast.Attribute():
+            inner: ast.expr = node
+            while isinstance(inner, ast.Subscript | ast.Attribute):
+                inner = inner.value
+            return [(inner.id, scale)] if isinstance(inner, ast.Name) else None
+        case ast.Call(func=ast.Attribute(value=value, attr="float" | "to" | "cpu" | "cuda")):
+            return _terms(value, numbers, scale)
     return None

@@ -41,7 +41,15 @@ def files(recipe: Recipe, script: str, hardware: str) -> dict[str, str]:
     out = {f"recipe/{name}.yaml": "\n".join(lines) + "\n"}
     if model is None:
         out[f"model/{name}.yaml"] = _model_file(recipe, script)
+    for place, values in recipe.own_parts.items():
+        out[f"model/{place}.yaml"] = _part_file(place, values, script)
     return out
+
+
+def _part_file(place: str, values: dict[str, Any], script: str) -> str:
+    part = place.partition("/")[0]
+    lines = [f"# Of {_comment(script)}: no {part} of ours fits. Name its class: docs/guides/own-parts.md"]
+    return "\n".join([*lines, *(f"{key}: {_value(value)}" for key, value in values.items())]) + "\n"
 
 
 def _model(recipe: Recipe) -> str | None:

@@ -76,7 +76,7 @@ def tokenizer_of(model: ModelConfig) -> Any:
     arguments = model.llm.arguments
     source = arguments.get("tokenizer") or arguments.get("path")
     if not source:
-        raise CheckpointError("it is not told where the tokenizer is", "model.llm", "set model.llm.tokenizer")
+        raise CheckpointError("the tokenizer's place is not given", "model.llm", "set model.llm.tokenizer")
     tokenizer = load_tokenizer(locate(str(source)), legacy=arguments.get("legacy"), tokens=arguments.get("tokens"))
     known = tokenizer.get_vocab()
     missing = [text for text in added_tokens(model) if text not in known]
@@ -183,7 +183,7 @@ def _length(ids: Sequence[int], counts: Sequence[int]) -> int:
 
 
 def _pieces(encoded: Encoded, counts: Sequence[int], tokenizer: Any, n_kept: int) -> Iterator[dict[str, Any]]:
-    """Stretches of equal treatment: text that is learnt or not, kept or cut off, and images between."""
+    """Stretches of equal treatment: text that is supervised or not, kept or cut off, and images between."""
     runs: list[tuple[tuple[bool, bool, bool], list[int]]] = []
     for place, (token, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
         key = (token == IMAGE_TOKEN, label != IGNORE, place < n_kept)

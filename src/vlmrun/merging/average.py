@@ -23,6 +23,7 @@ from vlmrun.merging.methods.blocks import Piece, Source
 from vlmrun.names import MODEL, PARTS
 from vlmrun.weights import folder as files
 from vlmrun.weights.blocks import Shape, cast
+from vlmrun.weights.finite import Finite
 from vlmrun.weights.native import weights_folder
 from vlmrun.weights.reader import DTYPES, Reader
 from vlmrun.weights.writer import Report, Writer, counting, silent
@@ -54,15 +55,16 @@ def average(
         CheckpointError: listing every difference in names, shapes or configuration, or a file that is damaged.
     """
     plan = prepare(stage, sources, base)
-    total, changed = len(plan.names()), 0
+    total, changed, finite = len(plan.names()), 0, Finite()
     told = counting(report, total)
     checked = [*sources, *([base] if base else [])] if verify else []
     with files.building(Path(destination)) as new, files.verifying(checked):
         for part in PARTS:
-            changed += write_part(plan, part, new / part, told)
+            changed += write_part(plan, part, new / part, finite, told)
             files.place_rest(plan.folders[0] / part, new / part, stage.dtype)
         description = describe(plan.folders[0]) | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
         artifact.write_json(new / MODEL, description)
+        finite.require(plan.folders[0])
     return {"models": len(sources), "tensors": total, "averaged": changed}
 
 
@@ -142,19 +144,26 @@ def _unchanged(source: Source, first: Reader) -> Iterator[Tensor]:
         yield piece.models[0]
 
 
-def write_part(plan: Plan, part: str, folder: Path, told: Callable[[str], None] = lambda _: None) -> int:
-    """Writes one part, telling of every tensor; returns of how many the models differed."""
+def write_part(
+    plan: Plan, part: str, folder: Path, finite: Finite, told: Callable[[str], None] = lambda _: None
+) -> int:
+    """Writes one part, reporting every tensor; returns of how many the models differed.
+
+    Args:
+        finite: looks at what is written, or linked.
+    """
     readers = [Reader(source / part) for source in [*plan.folders, *([plan.base] if plan.base else [])]]
     if plan.stage.dtype == "keep" and same_files(readers) and _keeps_equal(plan, part, readers[0].names()):
+        finite.look_at_all(part, readers[0])
         files.place_weights(readers[0].folder, folder)
         for name in readers[0].names():
             told(name)
         return 0
     types = {name: _dtype(readers[0], name, plan.stage.dtype) for name in readers[0].names()}
     found = []
-    with Writer(folder, types, told=told) as writer:
+    with Writer(folder, types, each=told) as writer:
         for name, made, differed in tensors(plan, part):
-            writer.write(name, cast(made, types[name][0]))
+            writer.write(name, finite.watched(f"{part}.{name}", cast(made, types[name][0])))
             found.append(differed)
     return sum(any(differed) for differed in found)
 

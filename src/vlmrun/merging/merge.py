@@ -22,6 +22,7 @@ from vlmrun.names import MODEL
 from vlmrun.weights import folder as files
 from vlmrun.weights.adapter import Adapter, Base, fold, trained_base
 from vlmrun.weights.blocks import Shape, blocks, cast
+from vlmrun.weights.finite import Finite
 from vlmrun.weights.native import weights_folder
 from vlmrun.weights.parallel import AT_ONCE
 from vlmrun.weights.reader import DTYPES, Reader
@@ -32,8 +33,8 @@ def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: 
     """Writes a weights folder whose LLM is base + what its adapters add; everything else is linked unchanged.
 
     Of several sources the changes are added with the stage's weights, and what was trained beside the adapters is
-    averaged with the same weights. For a `qlora` stage the base is by default the weights in few bits and back, so that
-    the result, a plain model, answers as the trained one did; merged into the full-precision ones it would not.
+    averaged with the same weights. For a `qlora` stage the base is by default the dequantized weights, so that the
+    result, a plain model, answers as the trained one did; merged into the full-precision ones it would not.
 
     Args:
         sources: artifacts or weights folders with an adapter each, on one base.
@@ -42,15 +43,17 @@ def merge(stage: MergeStage, sources: list[Path], destination: Path, *, report: 
         `tensors` and `merged`: how many the LLM has, and how many the adapters changed; `base` when it was quantized.
 
     Raises:
-        CheckpointError: when there is no adapter, part of it matches no weight, or the bases differ.
+        CheckpointError: when there is no adapter, part of it matches no weight, the bases differ, or a result is not
+            finite.
     """
     plan = prepare(stage, sources)
-    first = plan.folders[0]
+    first, finite = plan.folders[0], Finite()
     with files.building(Path(destination)) as new, files.verifying(sources):
-        changed = _write_llm(plan, new / "llm", report)
+        changed = _write_llm(plan, new / "llm", report, finite)
         files.place_rest(first / "llm", new / "llm", stage.dtype)
         for part in ("tower", "connector"):
-            _place_beside(plan, part, new / part)
+            _place_beside(plan, part, new / part, finite)
+        finite.require(first)
         plain = {"adapter": None, "quantized": None} | ({} if stage.dtype == "keep" else {"dtype": stage.dtype})
         artifact.write_json(new / MODEL, describe(first) | plain)
     return {"tensors": len(plan.reader.names()), "merged": changed} | plan.base_note()
@@ -122,7 +125,7 @@ def merged(plan: Merging, name: str) -> Iterator[Tensor]:
         yield fold(name, rows, start, used, plan.stage.arithmetic) if used else rows
 
 
-def _write_llm(plan: Merging, folder: Path, report: Report) -> int:
+def _write_llm(plan: Merging, folder: Path, report: Report, finite: Finite) -> int:
     """Writes the LLM; returns how many of its tensors the adapters changed."""
     names = plan.reader.names()
     target = DTYPES.get(plan.stage.dtype)
@@ -131,15 +134,16 @@ def _write_llm(plan: Merging, folder: Path, report: Report) -> int:
         own = plan.reader.dtype(name)
         types[name] = (target if target is not None and own.is_floating_point else own, plan.reader.shape(name))
     at_once = 2 if plan.base.rounded else AT_ONCE  # each holds a whole weight
-    with Writer(folder, types, at_once=at_once, told=counting(report, len(names))) as writer:
+    with Writer(folder, types, at_once=at_once, each=counting(report, len(names))) as writer:
         for name in names:
-            writer.write(name, cast(merged(plan, name), types[name][0]))
+            writer.write(name, finite.watched(f"llm.{name}", cast(merged(plan, name), types[name][0])))
     return sum(any(adapter.touches(name) for adapter in plan.adapters) for name in names)
 
 
-def _place_beside(plan: Merging, part: str, folder: Path) -> None:
+def _place_beside(plan: Merging, part: str, folder: Path, finite: Finite) -> None:
     """A part that the adapters are not in: as it is, or of several sources their mean."""
     if len(plan.folders) == 1 or not math.isclose(sum(plan.weights), 1.0, abs_tol=1e-6):
+        finite.look_at_all(part, Reader(plan.folders[0] / part))
         files.place_tree(plan.folders[0] / part, folder)
         return
     mean = AverageStage(
@@ -152,7 +156,7 @@ def _place_beside(plan: Merging, part: str, folder: Path) -> None:
         base_model=None,
         dtype="keep",
     )
-    write_part(Plan(mean, plan.folders, None), part, folder)
+    write_part(Plan(mean, plan.folders, None), part, folder, finite)
     files.place_rest(plan.folders[0] / part, folder, "keep")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.arch.families import find
-from vlmrun.errors import CheckpointError
 from vlmrun.model import pretrained
 
 
@@ -21,14 +20,9 @@ def read_config(folder: Path) -> Any:
     values = pretrained.read_json(folder / "config.json", "the folder is not that of a model")
     if find(str(values.get("model_type"))).held_as is not None:
         return from_values(values)
-    try:
-        with pretrained.quietly():
-            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"the model cannot be loaded: {first}", str(folder / "config.json"), "this family is not known"
-        ) from error
+    where = str(folder / "config.json")
+    with pretrained.quietly(), pretrained.read_by_others(where, "the model", "this family is not known"):
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def from_values(values: dict[str, Any]) -> Any:

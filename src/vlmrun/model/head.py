@@ -58,7 +58,7 @@ class Head:
             return losses.sum() if losses.numel() else logits.sum().float() * 0.0, logits
         # [B, L, D] -> the supervised positions' [n_supervised, D] and [n_supervised]
         hidden, targets = supervised(base.get_decoder()(**inputs, use_cache=False)[0], labels)
-        # As a call of the head, so that whoever shards its weights gathers them for it.
+        # As a call of the head, so that the engine that shards its weights gathers them for it.
         compute = _liger if self.kind == "liger" and len(targets) else self._chunked
         with _instead(head, functools.partial(compute, head, targets=targets, tail=self.tail)):
             return head(hidden), None

@@ -50,7 +50,7 @@ def load(  # noqa: PLR0913 -- the keys of a YAML file, and what the run adds
         tokenizer: where the tokenizer is, when not at `path`.
         tokens: tokens of the tokenizer that play the roles `pad`, `eos`, `unk`, `bos`.
         legacy: how its SentencePiece file is read (`tokenizers.load_tokenizer`).
-        quant: linear layers in few bits (`quantise.of`); the folder holds them in full precision, or in those bits.
+        quant: quantized linear layers (`quantise.of`); the folder holds them in full precision, or in those bits.
         added: tokens added to the vocabulary; their embeddings start as the mean of all rows before them.
 
     Raises:

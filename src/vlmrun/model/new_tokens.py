@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmrun.errors import ConfigError
+from vlmrun.errors import CheckpointError, ConfigError
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")  # ends of the input embedding's name
 
 
 def add(model: Any, tokenizer: Any, added: Sequence[str]) -> list[str]:
@@ -56,6 +58,32 @@ def ids_of(tokenizer: Any, added: Sequence[str]) -> list[int]:
     """The ids of added tokens, which must all be there."""
     known = tokenizer.get_vocab()
     return [known[text] for text in dict.fromkeys(added)]
+
+
+@torch.no_grad()
+def fill_rows(llm: Any, tokenizer: Any, added: Sequence[str], rows: Tensor, where: str) -> None:
+    """Gives the embeddings of added tokens the values that a projector's file brings.
+
+    Args:
+        rows: [n, D] of the tokens in their order, or [V, D], a whole embedding in which they have the same ids.
+
+    Raises:
+        CheckpointError: when the model adds no tokens, or others.
+        ConfigError: when the weights are sharded.
+    """
+    weight, ids = llm.get_input_embeddings().weight, ids_of(tokenizer, added)
+    if hasattr(weight, "ds_id"):
+        raise ConfigError("ZeRO-3 cuts the embedding whose rows are to be filled", "stage.*.zero", "stage.*.zero=2")
+    whole = bool(ids) and rows.shape[0] > max(ids)
+    if not ids or rows.shape[1:] != weight.shape[1:] or not (whole or rows.shape[0] == len(ids)):
+        raise CheckpointError(
+            f"the file holds embeddings of added tokens, {list(rows.shape)}; this model adds {len(ids)} of "
+            f"{weight.shape[1]} numbers",
+            where,
+            "name the tokens it was trained with (model.image_markers, model.new_tokens), or give a file of the "
+            "connector alone",
+        )
+    weight[ids] = (rows[ids] if whole else rows).to(weight)
 
 
 def train_rows(llm: Any, ids: Sequence[int]) -> None:

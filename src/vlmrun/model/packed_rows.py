@@ -17,7 +17,7 @@ def inputs(llm: torch.nn.Module, embeds: torch.Tensor, position_ids: torch.Tenso
 
     From these alone transformers builds a block-diagonal mask for eager, sdpa and every attention registered with it,
     and the sequence lengths that flash attention takes; the latter of one row only, so there the rows become one.
-    xformers is told where samples end, and computes them block by block.
+    xformers is given where samples end, and computes them block by block.
 
     Shape:
         embeds [B,L,H], position_ids [B,L]; under flash attention the result has [1,B*L,H] and [1,B*L].

@@ -15,9 +15,9 @@ from vlmrun.build import build, find
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, Slices
 from vlmrun.errors import ConfigError
+from vlmrun.model import new_tokens, projector_file
 from vlmrun.model.connectors.base import Connector
 from vlmrun.model.llm import LLM
-from vlmrun.model.projector_file import fill
 from vlmrun.model.tiles import add_newline
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.vlm import VLM
@@ -52,7 +52,7 @@ def assemble(
     What is random in a part depends on `seed` and the part's name alone, not on what was built before it.
 
     Args:
-        quantized: for an LLM in few bits (`quantise.of`).
+        quantized: for a quantized LLM (`quantise.of`).
 
     Raises:
         ConfigError: when a target is unknown or takes other arguments.
@@ -67,8 +67,9 @@ def assemble(
         tower: Tower = build(model.tower, Tower, dtype=dtype, attention=attention)
     with seeded(seed, "connector"):
         connector = make_connector(model, tower, llm.model.config.get_text_config().hidden_size)
+    source = _fill_rows(model, llm)
     sources = {
-        "llm": llm.source,
+        "llm": source,
         "tokenizer": llm.tokenizer_source,
         "tower": tower.source,
         "connector": None,
@@ -79,7 +80,7 @@ def assemble(
 
 
 def make_connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
-    """The connector for this tower, which is told first which layers are asked for."""
+    """The connector for this tower, which is asked first which layers are asked for."""
     target, weights = derived.connector_weights(model.connector)
     kind = find(target, Connector, vision_dim=0, llm_dim=0)
     wanted = kind.wanted_layers(getattr(tower, "n_layers", 0), **target.arguments)
@@ -103,8 +104,18 @@ def make_connector(model: ModelConfig, tower: Tower, llm_dim: int) -> Connector:
     connector: Connector = build(target, Connector, vision_dim=vision_dim, llm_dim=llm_dim)
     add_newline(connector, model.tiles, llm_dim)
     if weights is not None:
-        fill(connector, weights)
+        projector_file.fill(connector, weights)
     return connector
+
+
+def _fill_rows(model: ModelConfig, llm: LLM) -> Path | None:
+    """Embeddings of added tokens from the connector's file, if it has any; where the LLM is still found as it is."""
+    _, weights = derived.connector_weights(model.connector)
+    found = None if weights is None else projector_file.rows(weights)
+    if found is None:
+        return llm.source
+    new_tokens.fill_rows(llm.model, llm.tokenizer, added_tokens(model), found, str(weights))
+    return None
 
 
 def added_tokens(model: ModelConfig) -> list[str]:
@@ -114,7 +125,7 @@ def added_tokens(model: ModelConfig) -> list[str]:
 
 @contextlib.contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Random numbers that depend on `seed` and `name` only; the outer generator goes on as if nothing had happened."""
+    """Random numbers that depend on `seed` and `name` only; the outer generator is left as it was."""
     number = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]) >> 1
     with torch.random.fork_rng():
         torch.manual_seed(number)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
+import re
 from collections.abc import Iterator
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from vlmrun.errors import CheckpointError
+from vlmrun import regular
+from vlmrun.errors import CheckpointError, VlmrunError
 from vlmrun.model.attention import ready
 
 
@@ -55,20 +57,18 @@ def load(
         CheckpointError: when weights are missing, damaged, of other shapes, or the model cannot do this attention.
     """
     ready(attention)
-    try:
-        with quietly():
-            model, report = model_class.from_pretrained(
-                str(folder),
-                dtype=dtype,
-                attn_implementation=attention,
-                local_files_only=True,
-                trust_remote_code=False,
-                quantization_config=quantization,
-                **({} if config is None else {"config": config}),
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _unmade(error, str(folder)) from error
+    regular.require_all(folder)
+    with quietly(), read_by_others(str(folder), "the model", _ANOTHER):
+        model, report = model_class.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            quantization_config=quantization,
+            **({} if config is None else {"config": config}),
+            output_loading_info=True,
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -87,29 +87,60 @@ def create(model_class: Any, config: Any, *, dtype: torch.dtype, attention: str)
     """
     ready(attention)
     # The composite class called directly would be sharded in part only; `_from_config` does it whole (platform T8).
-    with quietly():
+    with quietly(), read_by_others(type(config).__name__, "the model", _ANOTHER):
         maker = getattr(model_class, "_from_config", None) or model_class.from_config
-        try:
-            return maker(config, dtype=dtype, attn_implementation=attention).eval()
-        except (ValueError, ImportError) as error:
-            raise _unmade(error, type(config).__name__) from error
+        return maker(config, dtype=dtype, attn_implementation=attention).eval()
 
 
-def _unmade(error: Exception, where: str) -> CheckpointError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(
-        f"the model cannot be loaded: {first}",
-        where,
-        "fetch or make it again; if the message names attention, choose another hardware.attention",
-    )
+_ANOTHER = "fetch or make it again; if the message names attention, choose another hardware.attention"
+
+
+@contextlib.contextmanager
+def read_by_others(where: str, what: str, fix: str) -> Iterator[None]:
+    """Turns whatever another library runs into while it reads a damaged or foreign file into an error that says so.
+
+    Args:
+        what: is read, such as `the tokenizer`.
+    """
+    try:
+        yield
+    except VlmrunError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise refused_pickle(error, where) from error
+    except Exception as error:  # tokenizers raises plain Exception, and odd values of a model anything
+        raise CheckpointError(f"{what} cannot be loaded: {said(error)}", where, fix) from error
+
+
+def said(error: Exception) -> str:
+    """The first line of another library's error, with its type where the text alone says nothing."""
+    first = next(iter(str(error).strip().splitlines()), "")[:200]
+    plain = isinstance(error, OSError | RuntimeError | ImportError | ValueError) or type(error) is Exception
+    return first if first and plain else f"{type(error).__name__} {first}".rstrip()
+
+
+def refused_pickle(error: Exception, where: str) -> CheckpointError:
+    """That a pickle is more than tensors, so that it was not read."""
+    asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+    what = f"asks for {asked[1] or asked[2]}, which is code" if asked else "is more than a table of tensors"
+    return CheckpointError(f"this pickle {what}: it is not read", where, "have it saved as safetensors")
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """A JSON file that belongs to a model folder."""
+    """A JSON object in a file that belongs to a model folder.
+
+    Raises:
+        CheckpointError: when it is missing, no regular file, not UTF-8, not JSON, or no object.
+    """
+    regular.require(path, json=True)
     try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name} is missing", str(path), fix) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON: {error}", str(path), fix) from error
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", str(path), fix) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is not JSON: {said(error)}", str(path), fix) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} is not a JSON object", str(path), fix)
     return value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vlmrun.errors import CheckpointError
 from vlmrun.model.connectors.base import Connector
+from vlmrun.model.new_tokens import EMBEDDINGS
+from vlmrun.model.pretrained import read_by_others
 from vlmrun.model.tiles import NEWLINE
 from vlmrun.names import WEIGHTS
 
@@ -27,7 +28,7 @@ def fill(connector: Connector, path: str) -> None:
         CheckpointError: when names or shapes are not exactly the connector's.
     """
     place = Path(path).expanduser()
-    found = _ours(_read(place), connector)
+    found = _ours(_read(place), connector, place)
     expected = {name: tuple(value.shape) for name, value in connector.state_dict().items()}
     if NEWLINE in expected and NEWLINE not in found:  # a connector pretrained on whole images has none yet
         found[NEWLINE] = connector.state_dict()[NEWLINE]
@@ -41,6 +42,12 @@ def fill(connector: Connector, path: str) -> None:
             "choose the connector, tower and LLM that these weights were trained with",
         )
     connector.load_state_dict(found)
+
+
+def rows(path: str) -> torch.Tensor | None:
+    """The embeddings of added tokens that an original file has beside the projector; None when there are none."""
+    found = _read(Path(path).expanduser())
+    return next((value for name, value in found.items() if name.endswith(EMBEDDINGS)), None)
 
 
 def _told(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
@@ -62,24 +69,24 @@ def _read(place: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(file: Path) -> dict[str, torch.Tensor]:
-    try:
+    with read_by_others(str(file), "the file", "fetch or make it again"):
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"the file cannot be read: {first}", str(file), "fetch or make it again") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise CheckpointError("the file holds no table of tensors", str(file), "give mm_projector.bin")
     return loaded
 
 
-def _ours(tensors: Mapping[str, torch.Tensor], connector: Connector) -> dict[str, torch.Tensor]:
+def _ours(tensors: Mapping[str, torch.Tensor], connector: Connector, place: Path) -> dict[str, torch.Tensor]:
     """Under our names: of an original file, what stands behind `mm_projector.`, and its newline."""
     if not any(_MARK in name for name in tensors):
         return dict(tensors)
+    others = [name for name in tensors if _MARK not in name and not name.endswith((NEWLINE, *EMBEDDINGS))]
+    if others:
+        raise CheckpointError(
+            f"the file holds more than a connector: {', '.join(others[:3])}", str(place), "give mm_projector.bin"
+        )
     found = {
         _renamed(name.rpartition(_MARK)[2], connector.UPSTREAM): value
         for name, value in tensors.items()

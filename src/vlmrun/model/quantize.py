@@ -1,7 +1,7 @@
-"""An LLM's frozen linear layers held in few bits by bitsandbytes, for QLoRA.
+"""An LLM's frozen linear layers quantized by bitsandbytes, for QLoRA.
 
-Held in few bits are all linear layers but the output head; upstream's list of layers to leave alone names the
-projector only, which takes the place of the default list, so there the head is in few bits as well (`head`). In 4 bits
+Quantized are all linear layers but the output head; upstream's list of layers to leave alone names the
+projector only, which takes the place of the default list, so there the head is quantized as well (`head`). In 4 bits
 blocks of 64 weights share a scale, and layers whose width is no multiple of 64 are left alone (`layers`). In 8 bits
 each row has a scale. Embeddings and normalization keep the run's type, in which the packed layers compute too.
 
@@ -53,12 +53,12 @@ def check(kind: Any) -> None:
 
 
 def load(model_class: Any, folder: Path, kind: Quantised, *, dtype: torch.dtype, attention: str) -> Any:
-    """Loads a folder of full-precision weights into few bits, as `pretrained.load` does otherwise, or one that holds
-    them in those few bits already.
+    """Loads a folder of full-precision weights quantized, as `pretrained.load` does otherwise, or one that holds
+    them quantized so already.
 
     Raises:
-        CheckpointError: as `check` and `pretrained.load`, when there is no layer to hold in few bits, and when the
-            folder holds them in other few bits.
+        CheckpointError: as `check` and `pretrained.load`, when there is no layer to quantize, and when the
+            folder holds them quantized otherwise.
     """
     check(kind)
     found = packed(folder)
@@ -82,7 +82,7 @@ def load(model_class: Any, folder: Path, kind: Quantised, *, dtype: torch.dtype,
 
 
 def settle(model: nn.Module, dtype: torch.dtype) -> set[str]:
-    """Prepares the layers in few bits for training, whatever their files say, and names them."""
+    """Prepares the quantized layers for training, whatever their files say, and names them."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
@@ -97,16 +97,16 @@ def settle(model: nn.Module, dtype: torch.dtype) -> set[str]:
 
 
 def packed(folder: Path) -> dict[str, Any] | None:
-    """How a folder's weights are held in few bits already: `bits`, `type`, `double`. None: they are not."""
+    """How a folder's weights are quantized already: `bits`, `type`, `double`. None: they are not."""
     return paths.packed(pretrained.read_json(folder / "config.json", "fetch the model again"))
 
 
 def _check_same(found: dict[str, Any], kind: Quantised, folder: Path) -> None:
     different = [key for key in found if found[key] != kind[key]]
     if different:
-        told = ", ".join(f"{key}: {found[key]}" for key in found)
+        stated = ", ".join(f"{key}: {found[key]}" for key in found)
         raise CheckpointError(
-            f"the weights are held otherwise already ({told})", str(folder), f"'stage.NAME.quant={{{told}}}'"
+            f"the weights are held otherwise already ({stated})", str(folder), f"'stage.NAME.quant={{{stated}}}'"
         )
 
 
@@ -125,14 +125,14 @@ def _settings(kind: Quantised, left: list[str], dtype: torch.dtype) -> Any:
 
 
 def layers(folder: Path, kind: Quantised) -> frozenset[str]:
-    """Names of the weights that `load` holds in few bits; no weight is read.
+    """Names of the weights that `load` quantizes; no weight is read.
 
     Raises:
         CheckpointError: when the folder itself holds them so: nothing can be added to such weights.
     """
     if packed(folder) is not None:
         raise CheckpointError(
-            "the LLM that the adapter was trained on is held in few bits in its folder",
+            "the LLM that the adapter was trained on is quantized in its folder",
             str(folder),
             "write it out in full first: vlmrun convert STAGE OUT --to native, and merge that",
         )
@@ -140,7 +140,7 @@ def layers(folder: Path, kind: Quantised) -> frozenset[str]:
 
 
 def rounded(weight: Tensor, dtype: torch.dtype, kind: Quantised) -> Tensor:
-    """What a packed layer computes with: one weight to few bits and back.
+    """What a packed layer computes with: one weight quantized and back.
 
     Args:
         dtype: the type the LLM was loaded in; values are rounded to it before and after.

@@ -45,11 +45,11 @@ class Tiling(Counting):
     def _of_picture(self, part: torch.Tensor, layout: Layout | None, newline: torch.Tensor | None) -> torch.Tensor:
         """[tiles, T, D] -> [rows, D], the thumbnail's first."""
         if layout is None:
-            return part.flatten(0, 1)
+            return part.flatten(0, 1)  # one tile: [T, D]
         if layout.grid is None:
             return _ended(part[0].unsqueeze(0), newline).flatten(0, 1) if self.merge == "spatial_unpad" else part[0]
         if self.merge == "flat":
-            return part.flatten(0, 1)
+            return part.flatten(0, 1)  # [tiles T, D]
         columns, rows = layout.grid
         side = self.side
         tiles = part[1:].unflatten(1, (side, side)).unflatten(0, (rows, columns))  # [rows, columns, y, x, D]
@@ -58,7 +58,7 @@ class Tiling(Counting):
         if self.merge == "spatial_unpad":
             top, bottom, left, right = self.kept(layout)
             whole = _ended(whole[top:bottom, left:right], newline)  # [bottom - top, right - left + 1, D]
-        return torch.cat([part[0], whole.flatten(0, 1)])
+        return torch.cat([part[0], whole.flatten(0, 1)])  # [T + Y X, D], with a newline [T + Y (X + 1), D]
 
 
 def tiling(per_tile: int, tiles: Tiles | Slices | None) -> Tiling:

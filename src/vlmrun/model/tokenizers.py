@@ -1,6 +1,6 @@
 """Fast tokenizers with the ids of the original training codes.
 
-A folder of tokenizer.json is read as it lies there. A folder of tokenizer.model alone (SentencePiece, as Vicuna and
+A folder of tokenizer.json is read as it is. A folder of tokenizer.model alone (SentencePiece, as Vicuna and
 Llama come) is converted here: transformers 5 ranks the merges of such a file otherwise than transformers 4 did, drops
 the leading space of a text that starts with one, and does not know the model's own user-defined pieces.
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmrun import regular
 from vlmrun.errors import CheckpointError
 from vlmrun.model import pretrained
 
@@ -23,6 +24,7 @@ ROLES = ("pad", "eos", "unk", "bos")
 _MODEL, _FAST, _CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 _BPE = 2  # trainer_spec.model_type
 _USER_DEFINED = 4  # piece.type
+_NEEDS = "the folder needs tokenizer.json and its config, undamaged: fetch the tokenizer again"
 # Of tokenizer_config.json: the rest describes how transformers would convert the file.
 _KEPT = ("model_max_length", "clean_up_tokenization_spaces", "chat_template", "additional_special_tokens")
 
@@ -40,8 +42,13 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None, tokens: Mapping[
         CheckpointError: when there is none, it is not a fast one (labels need its character offsets), it has no
             padding token, or a token of `tokens` is not in its vocabulary.
     """
-    tokenizer = _read(Path(folder), legacy)
-    _assign(tokenizer, tokens or {}, folder)
+    regular.require_all(Path(folder))
+    with pretrained.read_by_others(str(folder), "the tokenizer", _NEEDS):
+        tokenizer = _read(Path(folder), legacy)
+        if not tokenizer.get_vocab():
+            raise CheckpointError("the tokenizer's vocabulary is empty", str(folder), _NEEDS)
+        _assign(tokenizer, tokens or {}, folder)
+        tokenizer("a", return_offsets_mapping=True)  # what is odd in a file may show only when it is used
     return tokenizer
 
 
@@ -83,14 +90,8 @@ def _from_files(folder: Path, config: dict[str, Any]) -> Any:
     own_class = "AutoTokenizer" in (config.get("auto_map") or {})
     as_it_is = (folder / _FAST).is_file() and (own_class or config.get("tokenizer_class") in _LLAMA_CLASSES[:-1])
     loader: Any = PreTrainedTokenizerFast if as_it_is else AutoTokenizer
-    try:
-        with pretrained.quietly():
-            tokenizer = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"the tokenizer cannot be loaded: {first}", str(folder), "the folder needs tokenizer.json and its config"
-        ) from error
+    with pretrained.quietly():
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise CheckpointError(
             "the tokenizer is not a fast one", str(folder), "labels need character offsets: add tokenizer.json"

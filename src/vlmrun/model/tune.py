@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError, Problem, suggest
-from vlmrun.model import new_tokens
+from vlmrun.model import named_modules, new_tokens
 from vlmrun.model.parts import seeded
 from vlmrun.model.vlm import VLM
 
@@ -49,7 +49,7 @@ def apply(vlm: VLM, tune: Tune, lora: Lora | None, *, seed: int = 0, new_rows: S
 
 
 def has_adapter(llm: nn.Module) -> bool:
-    """Whether PEFT wraps this LLM; told without importing PEFT."""
+    """Whether PEFT wraps this LLM; found without importing PEFT."""
     return hasattr(llm, "peft_config")
 
 
@@ -143,7 +143,7 @@ def _matching(linear: list[str], pattern: str) -> list[str]:
     try:
         found = [name for name in linear if re.fullmatch(pattern, f"llm.{name}")]
     except re.error as error:
-        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "mend it") from error
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "fix it") from error
     if not found:
         raise ConfigError(
             f"LoRA's {pattern!r} matches no linear layer of the LLM",
@@ -165,6 +165,7 @@ def _check_modules(llm: nn.Module, modules: Sequence[str], targets: Sequence[str
         for name in modules
         if any(target.rpartition(".")[2] == name for target in targets)
     ]
+    problems += named_modules.shared(llm, modules, WHERE)
     if problems:
         raise ConfigError(problems)
 
@@ -208,6 +209,7 @@ def _tune_lora(vlm: VLM, lora: Lora | None, seed: int) -> None:
     trained = trained_beside(vlm.llm)
     for name, parameter in vlm.llm.named_parameters():
         parameter.requires_grad_("lora_" in name or name in trained)
+    named_modules.prove_trained(vlm.llm, lora, WHERE)
 
 
 def _check_same_shape(llm: nn.Module, lora: Lora) -> None:

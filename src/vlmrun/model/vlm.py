@@ -152,12 +152,12 @@ class VLM(nn.Module):
         features: torch.Tensor | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> torch.Tensor:
-        """Continues prompts, greedily unless told otherwise; call `eval()` first.
+        """Continues prompts, greedily unless asked otherwise; call `eval()` first.
 
         Args:
             input_ids: expanded ids, left-padded when prompts differ in length.
             streamer: a transformers streamer, for one prompt.
-            together: every rank generates, and goes on until the last one is done: sharded weights need all of them.
+            together: every rank generates, and continues until the last one is done: sharded weights need all of them.
             features: as in `embed`.
             sampling: values of transformers' GenerationConfig, such as `do_sample`, `temperature`, `num_beams`.
 
@@ -167,7 +167,7 @@ class VLM(nn.Module):
         from transformers import GenerationConfig
 
         assert not self.training, "generate in eval mode: dropout would change the answers"
-        embeds = self.embed(input_ids, pixels, layouts, features)
+        embeds = self.embed(input_ids, pixels, layouts, features)  # [B, L, D]
         # LoRA layers live inside the base model, so PEFT's own generate, which swaps configs about, is not needed.
         llm: Any = self.llm
         if hasattr(llm, "peft_config"):
@@ -178,7 +178,7 @@ class VLM(nn.Module):
         alone = contextlib.nullcontext() if self.sequence is None else self.sequence.apart()
         try:
             with alone:
-                ids: torch.Tensor = llm.generate(
+                ids: torch.Tensor = llm.generate(  # [B, T], new ids: of embeddings no prompt comes back
                     inputs_embeds=embeds,
                     attention_mask=attention_mask.long(),
                     generation_config=GenerationConfig(
@@ -213,7 +213,7 @@ class VLM(nn.Module):
             pixels [S, 3, H, W]; result [rows, D], as many rows as the text has image positions
         """
         wanted = self._trains_tower() and not self.tower_no_grad
-        # Images of their own shapes; a tower and a connector that take them are told.
+        # Images of their own shapes; a tower and a connector that take them are given them.
         shapes = () if (grids := grids_of(layouts)) is None else (grids,)
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             layers = self.tower(pixels.to(self.tower.dtype), *shapes)  # one [S, P, Dv] for each requested layer

@@ -1,4 +1,4 @@
-"""The benchmarks of evaluate stages in the report: accuracy, interval and protocol beside the published numbers."""
+"""The scores of evaluate stages: value, interval and protocol, of benchmarks beside the published numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from markupsafe import Markup
 
 from vlmrun.report import html as page
 from vlmrun.report import tables
@@ -20,37 +22,64 @@ _MOST_LABELS = 12
 
 def cards(folder: Path) -> dict[str, dict[str, Any]]:
     """The scorecards of an evaluate stage by benchmark; none where it has none."""
-    try:
-        found = json.loads((folder / _SCORES).read_text("utf-8")).get("benchmarks") or {}
-    except (OSError, ValueError, AttributeError):
-        return {}
+    found = _scores(folder).get("benchmarks") or {}
     if not isinstance(found, dict):
         return {}
     return {name: card for name, card in found.items() if isinstance(card, dict) and "value" in card}
 
 
+def write(stages: Mapping[str, Path], stream: IO[str]) -> None:
+    """One table of all scores of a run's evaluate stages."""
+    found = {stage: {**_exact_match(folder), **cards(folder)} for stage, folder in stages.items()}
+    lines = [[stage, *_line(name, card)] for stage, each in found.items() for name, card in each.items()]
+    if lines:
+        tables.write(Grid("scores", [Column("stage"), *_columns()], lines), stream)
+
+
 def grid(title: str, found: Mapping[str, dict[str, Any]]) -> Grid:
     """Scorecards as a table of text."""
-    columns = [Column(each, right=style == "right") for each, style in zip(_TITLES, _STYLES, strict=True)]
-    return Grid(title, columns, [_line(name, card) for name, card in found.items()])
+    return Grid(title, _columns(), [_line(name, card) for name, card in found.items()])
 
 
-def write(stages: Mapping[str, Path], stream: IO[str]) -> None:
-    """The tables of all evaluate stages that have benchmarks."""
-    for name, folder in stages.items():
-        if found := cards(folder):
-            tables.write(grid(name, found), stream)
+def _columns() -> list[Column]:
+    return [Column(title, right=style == "right") for title, style in zip(_TITLES, _STYLES, strict=True)]
 
 
-def show(name: str, folder: Path) -> str:
+def _exact_match(folder: Path) -> dict[str, dict[str, Any]]:
+    """Plain questions as scorecards, one for each split: `exact match`, `exact match, unseen`."""
+    held = _scores(folder)
+    groups = {"exact match": held.get("seen"), "exact match, unseen": held.get("unseen")}
+    return {
+        name: {
+            "value": group["accuracy"],
+            "interval": group.get("interval"),
+            "shuffled": group.get("shuffled"),
+            "n_questions": group["n_questions"],
+            "n_answered": group["n_questions"],
+            "protocol": held.get("protocol"),
+        }
+        for name, group in groups.items()
+        if isinstance(group, dict)
+    }
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / _SCORES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def show(name: str, folder: Path) -> Markup:
     """Tables of one evaluate stage; empty without benchmarks."""
     found = cards(folder)
     if not found:
-        return ""
+        return Markup()
     body = page.table(list(_TITLES), [_line(each, card) for each, card in found.items()], list(_STYLES))
     notes = "; ".join(f"{each}: {card['note']}" for each, card in found.items() if card.get("note"))
     more = [_categories(each, card) + _confusion(each, card) for each, card in found.items()]
-    return page.card(name, body, notes) + "".join(more)
+    return page.card(name, body, notes) + Markup().join(more)
 
 
 def text(value: Any, scale: float = 1.0) -> str:
@@ -77,10 +106,10 @@ def _line(name: str, card: dict[str, Any]) -> list[str]:
     ]
 
 
-def _categories(name: str, card: dict[str, Any]) -> str:
+def _categories(name: str, card: dict[str, Any]) -> Markup:
     parts = card.get("categories") or {}
     if len(parts) < 2:
-        return ""
+        return Markup()
     lines = [
         [each, str(part.get("n_questions", "")), text(part.get("chance")), f"{text(part.get('accuracy'))}%"]
         for each, part in parts.items()
@@ -89,12 +118,12 @@ def _categories(name: str, card: dict[str, Any]) -> str:
     return page.card(f"{name} by category", body)
 
 
-def _confusion(name: str, card: dict[str, Any]) -> str:
+def _confusion(name: str, card: dict[str, Any]) -> Markup:
     """Expected down, read across, of sets with a handful of answers."""
     table = card.get("confusion") or {}
     labels = list(dict.fromkeys(label for counts in table.values() for label in counts))
     if not 2 <= len(table) <= _MOST_LABELS or len(labels) > _MOST_LABELS:
-        return ""
+        return Markup()
     lines = [[gold, *(str(counts.get(label, 0)) for label in labels)] for gold, counts in table.items()]
     body = page.table(["expected", *labels], lines, ["", *["right"] * len(labels)])
     return page.card(f"{name}: expected and read", body)

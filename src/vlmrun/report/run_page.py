@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from vlmrun import artifact, kinds
 from vlmrun.kinds.base import AnyKind
 from vlmrun.names import HELD_OUT, METRICS, SCORES
@@ -57,7 +59,7 @@ def _kind(outcome: Outcome) -> AnyKind:
     return kinds.of_artifact(outcome.artifact.kind)
 
 
-def _facts(rows: Sequence[Row]) -> str:
+def _facts(rows: Sequence[Row]) -> Markup:
     evaluated = [row for row in rows if "accuracy" in row.numbers]
     items = [(str(len(rows)), "stage" if len(rows) == 1 else "stages")]
     if any(row.reused for row in rows):
@@ -74,16 +76,16 @@ def _facts(rows: Sequence[Row]) -> str:
     return page.facts(items)
 
 
-def _stages(rows: Sequence[Row]) -> str:
+def _stages(rows: Sequence[Row]) -> Markup:
     lines, titled = cells(rows), columns(rows)
     kept = [place for place in range(len(titled)) if any(line[place] for line in lines)]
     styles = ["right" if titled[place].right else "path" if titled[place].title == "artifact" else "" for place in kept]
     titles = [titled[place].title for place in kept]
     body = page.table(titles, [[line[place] for place in kept] for line in lines], styles)
-    return page.section("Stages", "", page.card("", body)) if lines else ""
+    return page.section("Stages", "", page.card("", body)) if lines else Markup()
 
 
-def _losses(outcomes: Sequence[Outcome]) -> str:
+def _losses(outcomes: Sequence[Outcome]) -> Markup:
     cards = []
     for outcome in outcomes:
         if not _kind(outcome).trains:
@@ -98,7 +100,7 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
         "Faint: the loss of every step (of a long run, means of a few). Strong: smoothed, with its last value. "
         "Dots: on held-out data, where a stage asks for it."
     )
-    return page.section("Loss", note, f'<div class="charts">{"".join(cards)}</div>') if cards else ""
+    return page.section("Loss", note, page.charts(cards)) if cards else Markup()
 
 
 def _point(row: dict[str, Any]) -> tuple[float, float | None] | None:
@@ -106,21 +108,21 @@ def _point(row: dict[str, Any]) -> tuple[float, float | None] | None:
     return None if step is None else (step, number(row, "loss"))
 
 
-def _searches(outcomes: Sequence[Outcome]) -> str:
+def _searches(outcomes: Sequence[Outcome]) -> Markup:
     cards = [page.card(outcome.name, body) for outcome in outcomes if (body := search.show(outcome.folder))]
     note = "Every point is an average of the same models, asked the same questions; the best one is the stage's model."
     return page.section("Search", note, *cards)
 
 
-def _benchmarks(outcomes: Sequence[Outcome]) -> str:
+def _benchmarks(outcomes: Sequence[Outcome]) -> Markup:
     found = [benchmarks.show(item.name, item.folder) for item in outcomes]
     if not any(found):
-        return ""
+        return Markup()
     note = "Plain reading; images are drawn as wholes for the intervals. Scores of one protocol can be compared."
     return page.section("Benchmarks", note, *filter(None, found))
 
 
-def _accuracy(rows: Sequence[Row]) -> str:
+def _accuracy(rows: Sequence[Row]) -> Markup:
     measured = [(name, label) for name, label in _MEASURES if any(name in row.numbers for row in rows)]
     groups = [
         (row.name, [Bar(label, row.numbers.get(name), name) for name, label in measured])
@@ -128,17 +130,17 @@ def _accuracy(rows: Sequence[Row]) -> str:
         if kinds.of_artifact(row.kind).answers and "accuracy" in row.numbers
     ]
     if not groups:
-        return ""
+        return Markup()
     note = "Exact match. A model that does not look does no better with its own images than with shuffled ones."
     return page.section("Accuracy", note, page.card("", page.legend(measured) + svg.bars(groups)))
 
 
-def _categories(outcomes: Sequence[Outcome]) -> str:
+def _categories(outcomes: Sequence[Outcome]) -> Markup:
     """Categories down, evaluated models across, chance beside them."""
     seen = {item.name: _seen(item.folder) for item in outcomes if _kind(item).answers}
     seen = {name: found for name, found in seen.items() if found}
     if not seen:
-        return ""
+        return Markup()
     names = list(dict.fromkeys(category for found in seen.values() for category in found))
     lines = []
     for category in names:
@@ -161,18 +163,18 @@ def _seen(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _pictures(outcomes: Sequence[Outcome]) -> str:
+def _pictures(outcomes: Sequence[Outcome]) -> Markup:
     """Of the last evaluation: in a recipe's order, that of its final model."""
     evaluated = [outcome for outcome in outcomes if _kind(outcome).answers]
     if not evaluated:
-        return ""
+        return Markup()
     shown, total = answers.show(evaluated[-1].folder, _PICTURES)
     whose = f"{len(shown)} of {total} answers in {evaluated[-1].name}."
     note = f"{whose} Wrong ones are shown more often than they occur: up to a third."
     return page.section("Pictures", note, page.gallery(shown))
 
 
-def _on_the_way(outcomes: Sequence[Outcome]) -> str:
+def _on_the_way(outcomes: Sequence[Outcome]) -> Markup:
     """Answers that the last evaluation of each training generated, beside how many were right at which step."""
     cards = []
     for outcome in outcomes:
@@ -186,17 +188,17 @@ def _on_the_way(outcomes: Sequence[Outcome]) -> str:
     return page.section("Answers during training", "On held-out data.", *cards)
 
 
-def _lineage(outcomes: Sequence[Outcome]) -> str:
+def _lineage(outcomes: Sequence[Outcome]) -> Markup:
     lines = []
     for outcome in outcomes:
         made = outcome.artifact
         parents = ", ".join(f"{parent.name}-{parent.key}" for parent in made.parents)
         lines.append([f"{made.name}-{made.key}", made.kind, parents or "none", tables.local_time(made.created)])
     body = page.table(["artifact", "kind", "made from", "created"], lines)
-    return page.section("Lineage", "", page.card("", body)) if lines else ""
+    return page.section("Lineage", "", page.card("", body)) if lines else Markup()
 
 
-def _environment(outcomes: Sequence[Outcome]) -> str:
+def _environment(outcomes: Sequence[Outcome]) -> Markup:
     """One column where all stages agree, as they do unless an old one was reused."""
     found: dict[str, dict[str, list[str]]] = {}
     for outcome in outcomes:
@@ -208,10 +210,10 @@ def _environment(outcomes: Sequence[Outcome]) -> str:
         alone = len(by_version) == 1
         lines += [[library, version, "" if alone else ", ".join(stages)] for version, stages in by_version.items()]
     body = page.table(["library", "version", "stages, where they differ"], lines)
-    return page.section("Environment", "", page.fold("Versions", body)) if lines else ""
+    return page.section("Environment", "", page.fold("Versions", body)) if lines else Markup()
 
 
-def _digests(outcomes: Sequence[Outcome]) -> str:
+def _digests(outcomes: Sequence[Outcome]) -> Markup:
     folds = []
     for outcome in outcomes:
         files = outcome.artifact.files
@@ -220,7 +222,7 @@ def _digests(outcomes: Sequence[Outcome]) -> str:
         ]
         body = page.table(["file", "size", "SHA-256"], lines, ["", "right", "path"])
         if len(files) > _FILES_SHOWN:
-            body += f'<p class="quiet">and {len(files) - _FILES_SHOWN} more, listed in {artifact.NAME}</p>'
+            body += page.note(f"and {len(files) - _FILES_SHOWN} more, listed in {artifact.NAME}")
         total = tables.bytes_text(sum(file.n_bytes for file in files.values()))
         folds.append(page.fold(f"{outcome.name}: {len(files)} file{'' if len(files) == 1 else 's'}, {total}", body))
     return page.section("Files", "", *folds)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from vlmrun.names import POINTS
 from vlmrun.report import answers, svg
 from vlmrun.report import html as page
@@ -12,11 +14,11 @@ from vlmrun.report.run_table import number, share_text
 from vlmrun.report.svg import Bar
 
 
-def show(folder: Path) -> str:
+def show(folder: Path) -> Markup:
     """A curve where the points lie on a line, bars otherwise, and all of them in a table; empty without points."""
     points = [row for row in answers.rows(folder / POINTS) if _is_point(row)]
     if not points:
-        return ""
+        return Markup()
     points.sort(key=lambda row: row["point"])
     best = max(points, key=lambda row: row["score"])
     line = _line(points)
@@ -59,7 +61,7 @@ def _numbers(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in row["parameters"].items())
 
 
-def _table(points: list[dict[str, Any]], best: dict[str, Any]) -> str:
+def _table(points: list[dict[str, Any]], best: dict[str, Any]) -> Markup:
     titles = ["weights", *points[0]["parameters"], "accuracy", "unseen", ""]
     lines = [
         [

@@ -1,12 +1,15 @@
-"""Charts as SVG text. Colors and type come from the page's style sheet, so they follow its light or dark scheme."""
+"""Charts as SVG. Colors and type come from the page's style sheet, so they follow its light or dark scheme."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
+
+from markupsafe import Markup
+
+from vlmrun.report import html as page
 
 Point = tuple[float, float]
 
@@ -27,6 +30,16 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class _Shape:
+    """An element of a drawing: its attributes, the text inside, and what is shown when the pointer rests on it."""
+
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class _Frame:
     """From data to pixels."""
 
@@ -42,7 +55,7 @@ class _Frame:
 
 def curve(
     points: Sequence[tuple[float, float | None]], label: str, held_out: Sequence[tuple[float, float | None]] = ()
-) -> str:
+) -> Markup:
     """A loss curve: raw values faintly, a smoothed line over them, the last smoothed value in words.
 
     Args:
@@ -52,7 +65,7 @@ def curve(
     lines = [_thinned(line) for line in _unbroken(points)]
     known = [point for line in lines for point in line]
     if not known:
-        return '<p class="quiet">no loss was recorded</p>'
+        return page.note("no loss was recorded")
     tried = [point for line in _unbroken(held_out) for point in line]
     frame = _frame([*known, *tried])
     parts = [*_axes(frame), *(_line(line, frame, "raw") for line in lines)]
@@ -62,17 +75,15 @@ def curve(
     if len(tried) > 1:
         parts.append(_line(tried, frame, "tried"))
     parts += [
-        f'<circle class="tried-dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3">'
-        f"<title>held-out loss {y:#.3g} at step {x:g}</title></circle>"
-        for x, y in tried
+        _circle("tried-dot", frame.across(x), frame.up(y), 3, f"held-out loss {y:#.3g} at step {x:g}") for x, y in tried
     ]
     x, y = smooth[-1]
-    parts.append(f'<circle class="dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3.5"/>')
-    parts.append(f'<text class="value" x="{frame.across(x) + 8:.1f}" y="{frame.up(y) + 4:.1f}">{y:#.3g}</text>')
+    parts.append(_circle("dot", frame.across(x), frame.up(y), 3.5))
+    parts.append(_text("value", frame.across(x) + 8, frame.up(y) + 4, f"{y:#.3g}"))
     return _svg(_WIDTH, _HEIGHT, f"loss of {label} by step, last {y:#.3g}", parts)
 
 
-def trend(points: Sequence[Point], across: str, best: float) -> str:
+def trend(points: Sequence[Point], across: str, best: float) -> Markup:
     """Scores (shares of 1) along one number, with the best one marked.
 
     Args:
@@ -82,32 +93,29 @@ def trend(points: Sequence[Point], across: str, best: float) -> str:
     shares = sorted((x, 100 * y) for x, y in points)
     frame = _frame(shares)
     parts = [*_axes(frame, across, "%", whole=False), _line(shares, frame, "smooth")]
-    for x, y in shares:
-        parts.append(f'<circle class="dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3"/>')
+    parts += [_circle("dot", frame.across(x), frame.up(y), 3) for x, y in shares]
     x, y = next(point for point in shares if point[0] == best)
-    place = f'x="{frame.across(x):.1f}" y="{frame.up(y) - 8:.1f}"'
-    parts.append(f'<circle class="smooth" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="6"/>')
-    parts.append(f'<text class="value" text-anchor="middle" {place}>{y:.1f}%</text>')
+    parts.append(_circle("smooth", frame.across(x), frame.up(y), 6))
+    parts.append(_text("value", frame.across(x), frame.up(y) - 8, f"{y:.1f}%", "middle"))
     return _svg(_WIDTH, _HEIGHT, f"score by {across}, best {y:.1f}% at {x:g}", parts)
 
 
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
+def bars(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Markup:
     """Horizontal bars from 0 to 100 %, a group for each name."""
     name_width = min(200, 20 + 8 * max((len(name) for name, _ in groups), default=0))
     full = _BARS_WIDTH - name_width - 70
-    y, parts = 24.0, []
+    y, parts = 24.0, list[_Shape]()
     height = 24.0 + sum(_BAR * len(items) + _BETWEEN for _, items in groups)
     for percent in range(0, 101, 25):
         x = name_width + full * percent / 100
         style = "axis" if percent == 0 else "grid"
-        parts.append(f'<line class="{style}" x1="{x:.1f}" y1="18" x2="{x:.1f}" y2="{height - 6:.1f}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="11">{percent}%</text>')
+        parts.append(_straight(style, (x, 18), (x, height - 6)))
+        parts.append(_text("tick", x, 11, f"{percent}%", "middle"))
     for name, items in groups:
         middle = y + _BAR * len(items) / 2
-        anchor = f'text-anchor="end" x="{name_width - 12}" y="{middle + 4:.1f}"'
-        parts.append(f'<text class="label" {anchor}>{escape(shortened(name, 22))}</text>')
+        parts.append(_text("label", name_width - 12, middle + 4, shortened(name, 22), "end"))
         for item in items:
-            parts.append(_bar(item, (name_width, y), full))
+            parts.extend(_bar(item, (name_width, y), full))
             y += _BAR
         y += _BETWEEN
     return _svg(_BARS_WIDTH, height, "accuracy of every evaluated model, beside chance and shuffled images", parts)
@@ -129,17 +137,15 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _bar(item: Bar, place: tuple[float, float], full: float) -> str:
+def _bar(item: Bar, place: Point, full: float) -> list[_Shape]:
     x, y = place
     if item.share is None:
-        return f'<text class="tick" x="{x + 6:.1f}" y="{y + 10:.1f}">{escape(item.label)}: not measured</text>'
+        return [_text("tick", x + 6, y + 10, f"{item.label}: not measured")]
     share = min(max(item.share, 0.0), 1.0)
     text = f"{item.share:.1%}"
-    return (
-        f'<rect class="{item.style}" x="{x:.1f}" y="{y:.1f}" width="{max(full * share, 1):.1f}" height="12" rx="2">'
-        f"<title>{escape(item.label)} {text}</title></rect>"
-        f'<text class="value" x="{x + full * share + 6:.1f}" y="{y + 10:.1f}">{text}</text>'
-    )
+    size = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": f"{max(full * share, 1):.1f}", "height": "12", "rx": "2"}
+    bar = _Shape("rect", {"class": item.style, **size}, title=f"{item.label} {text}")
+    return [bar, _text("value", x + full * share + 6, y + 10, text)]
 
 
 def _unbroken(points: Sequence[tuple[float, float | None]]) -> list[list[Point]]:
@@ -180,37 +186,49 @@ def _frame(points: Sequence[Point]) -> _Frame:
     return _Frame((left, max(xs) if max(xs) > left else left + 1), (bottom, top))
 
 
-def _axes(frame: _Frame, across: str = "step", up: str = "loss", *, whole: bool = True) -> list[str]:
+def _axes(frame: _Frame, across: str = "step", up: str = "loss", *, whole: bool = True) -> list[_Shape]:
     parts = []
     heights = ticks(*frame.y)
     step = min((b - a for a, b in pairwise(heights)), default=1.0)
     digits = min(max(0, -math.floor(math.log10(step) + 1e-9)), 6)
     for value in heights:
         y = frame.up(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{value:.{digits}f}</text>')
+        parts.append(_straight("grid", (_LEFT, y), (_WIDTH - _RIGHT, y)))
+        parts.append(_text("tick", _LEFT - 8, y + 4, f"{value:.{digits}f}", "end"))
     floor = _HEIGHT - _BOTTOM
-    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_WIDTH - _RIGHT}" y2="{floor}"/>')
+    parts.append(_straight("axis", (_LEFT, floor), (_WIDTH - _RIGHT, floor)))
     for value in ticks(*frame.x):
         if whole and value != int(value):
             continue  # there is no half step
         x = frame.across(value)
-        parts.append(f'<line class="axis" x1="{x:.1f}" y1="{floor}" x2="{x:.1f}" y2="{floor + 4}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{floor + 17}">{value:g}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{_HEIGHT - 6}">{escape(across)}</text>')
-    parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 8}" y="12">{up}</text>')
+        parts.append(_straight("axis", (x, floor), (x, floor + 4)))
+        parts.append(_text("tick", x, floor + 17, f"{value:g}", "middle"))
+    parts.append(_text("tick", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, across, "middle"))
+    parts.append(_text("tick", _LEFT - 8, 12, up, "end"))
     return parts
 
 
-def _line(line: Sequence[Point], frame: _Frame, style: str) -> str:
+def _line(line: Sequence[Point], frame: _Frame, style: str) -> _Shape:
     if len(line) == 1:
         x, y = line[0]
-        return f'<circle class="{style}-dot" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="2"/>'
+        return _circle(f"{style}-dot", frame.across(x), frame.up(y), 2)
     points = " ".join(f"{frame.across(x):.1f},{frame.up(y):.1f}" for x, y in line)
-    return f'<polyline class="{style}" points="{points}"/>'
+    return _Shape("polyline", {"class": style, "points": points})
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    size = f'viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}px"'
-    return f'<svg {size} role="img" aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
+def _straight(style: str, start: Point, end: Point) -> _Shape:
+    (x1, y1), (x2, y2) = start, end
+    ends = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}"}
+    return _Shape("line", {"class": style, **ends})
+
+
+def _circle(style: str, x: float, y: float, radius: float, title: str = "") -> _Shape:
+    return _Shape("circle", {"class": style, "cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": f"{radius:g}"}, title=title)
+
+
+def _text(style: str, x: float, y: float, text: str, anchor: str = "start") -> _Shape:
+    return _Shape("text", {"class": style, "text-anchor": anchor, "x": f"{x:.1f}", "y": f"{y:.1f}"}, text)
+
+
+def _svg(width: float, height: float, label: str, shapes: Sequence[_Shape]) -> Markup:
+    return page.render("drawing", width=width, height=height, label=label, shapes=shapes)

@@ -143,20 +143,22 @@ def _order(phase: str) -> int:
     return IN_A_STEP.index(phase) if phase in IN_A_STEP else len(IN_A_STEP)
 
 
-def _state(pid: int) -> str:
-    """The kernel's letter for a process, empty when there is none."""
+def _status(pid: int) -> str | None:
+    """psutil's word for what a process does; None when there is none."""
+    import psutil  # a fiftieth of a second, which `check` has no use for
+
     try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return None
 
 
 def _lives(pid: int) -> bool:
-    return _state(pid) not in ("", "Z", "X")
+    return _status(pid) not in (None, "zombie", "dead")
 
 
 def _is_stopped(pid: int) -> bool:
-    return _state(pid) in ("T", "t")
+    return _status(pid) in ("stopped", "tracing-stop")
 
 
 def _tail(path: Path) -> Iterable[str]:

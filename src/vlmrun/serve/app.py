@@ -43,7 +43,7 @@ class OpenAI:
         return await self._answer(request, asked, {"turns": turns, "prompt": ""}, places)
 
     async def complete(self, request: Request) -> Response:
-        """POST /v1/completions: the text goes on as it is, without the model's template."""
+        """POST /v1/completions: the text continues as it is, without the model's template."""
         body = await self.service.bodies.read(request)
         asked: openai.CompletionRequest = openai.parse(openai.CompletionRequest, body)
         return await self._answer(request, asked, {"turns": None, "prompt": asked.prompt}, [])

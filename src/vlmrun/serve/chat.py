@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from PIL import Image
 
-from vlmrun import artifact
+from vlmrun import artifact, store
 from vlmrun.data.images.open import image_of, load_image
 from vlmrun.errors import DataError, LaunchError
 from vlmrun.formats.load import describe
@@ -25,7 +25,7 @@ from vlmrun.serve.messages import Sampling
 from vlmrun.serve.opening import open_model
 
 INSTALL = "pip install 'vlmrun-trainer[serve]'"
-HELP = "/image FILE shows an image with your next question, /reset begins anew, /quit leaves."
+HELP = "/image FILE shows an image with your next question, /reset starts from scratch, /quit leaves."
 
 
 def main(folder: Path, options: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def open_dialogue(folder: Path, options: argparse.Namespace) -> Dialogue:
         seed=options.seed,
         repetition_penalty=options.repetition_penalty,
     )
-    aspect = describe(folder)["image_aspect"]
+    aspect = describe(folder, store.came_as(folder))["image_aspect"]
     return Dialogue(loaded, aspect=aspect, max_new_tokens=options.max_new_tokens, sampling=sampling)
 
 
@@ -103,7 +103,7 @@ class Talk:
         self.said: list[dict[str, Any]] = []
 
     def replay(self, said: Sequence[dict[str, Any]]) -> None:
-        """Goes on where a dialogue ended; its answers are taken as they are."""
+        """Continues where a dialogue ended; its answers are taken as they are."""
         for turn in said:
             self.dialogue.recall(turn["question"], [self.pictures.get(name) for name in turn["images"]], turn["answer"])
         self.said = list(said)

@@ -1,4 +1,4 @@
-"""Answers several questions at once: whoever asks joins between two tokens, and leaves when answered.
+"""Answers several questions at once: clients that ask join between two tokens, and leaves when answered.
 
 transformers' own continuous batching (`generate_batch`) takes token ids only; image features are embeddings. So each
 prompt is run alone, its keys and values join those of the answers under way, and one forward pass gives each of these

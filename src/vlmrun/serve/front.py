@@ -1,4 +1,4 @@
-"""Starts the workers and serves until told to stop. Free of torch."""
+"""Starts the workers and serves until stopped. Free of torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Address:
         return ["localhost", "127.0.0.1", "[::1]", self.host, *self.names]
 
 
-async def serve(  # noqa: PLR0913 - what a server is told, most of it by name
+async def serve(  # noqa: PLR0913 - what a server is given, most of it by name
     plans: Sequence[Plan],
     work: Work,
     address: Address,
@@ -66,7 +66,7 @@ async def serve(  # noqa: PLR0913 - what a server is told, most of it by name
     Args:
         work: as `Pool`'s.
         routes: make further routes of the service.
-        started: is told the server's URL once questions can be asked.
+        started: is given the server's URL once questions can be asked.
 
     Raises:
         LaunchError: when the port is taken.

@@ -97,7 +97,7 @@ class Guard:
 
 
 class Bodies:
-    """Reads bodies: so many at a time, no larger and no slower than allowed."""
+    """Reads bodies: N at a time, no larger and no slower than allowed."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -204,7 +204,7 @@ class Door:
         return model in self.service.pool.models or model in self.service.aliases
 
     def _check_host(self, address: str) -> None:
-        """Whoever registers makes this server connect there."""
+        """A worker that registers makes this server connect to it."""
         parts = urlsplit(address)
         host = parts.hostname or ""
         if parts.scheme != "http" and parts.scheme != "https":

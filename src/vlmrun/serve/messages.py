@@ -38,7 +38,7 @@ class Plan:
 
     Args:
         models: names and the folders of their artifacts.
-        bits: 4 or 8 holds linear layers in few bits; None: as they were saved.
+        bits: 4 or 8 quantizes linear layers; None: as they were saved.
         batch: answers decoded together at most.
         remembered: bytes of keys and values, and as many of image features, kept for later questions.
         gpu: index of the GPU; None: the CPU.

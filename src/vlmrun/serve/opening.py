@@ -31,7 +31,7 @@ def open_model(folder: Path, *, dtype: str = "auto", attention: str = "sdpa", bi
 
     Args:
         dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
-        bits: 4 or 8 holds the LLM's linear layers in few bits; None: as they were saved.
+        bits: 4 or 8 quantizes the LLM's linear layers; None: as they were saved.
     """
     on_gpu = torch.cuda.is_available()
     chosen = (torch.bfloat16 if on_gpu else torch.float32) if dtype == "auto" else DTYPES[dtype]
@@ -47,12 +47,12 @@ def open_model(folder: Path, *, dtype: str = "auto", attention: str = "sdpa", bi
 @contextlib.contextmanager
 def _loadable(folder: Path) -> Iterator[Path]:
     """The folder, or, of a training checkpoint, a whole model put together from it for the time being."""
-    if not store.is_checkpoint(folder):
+    if store.came_as(folder) is None:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="vlmrun-checkpoint-") as place:
         whole = Path(place) / "weights"
-        convert(folder, whole, "native", How())
+        convert(folder, whole, "native", How(), came_as="training")
         yield whole
 
 
@@ -93,7 +93,7 @@ def open_models(plan: Plan) -> dict[str, Served]:
     bases: dict[Any, _Shared] = {}
     for name, place in plan.models:
         folder = Path(place)
-        description = describe(folder)
+        description = describe(folder, store.came_as(folder))
         same = _base(folder, description)
         if same is not None and same in bases:
             loaded, adapter = _beside(bases[same], folder, description, name)
@@ -176,5 +176,5 @@ def _add(shared: _Shared, adapter: Adapter, name: str) -> None:
 
 
 def first_type(llm: torch.nn.Module) -> torch.dtype:
-    """The type of the weights that are not held in few bits."""
+    """The type of the weights that are not quantized."""
     return next(parameter.dtype for parameter in llm.parameters() if parameter.is_floating_point())

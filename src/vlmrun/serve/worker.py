@@ -1,4 +1,4 @@
-"""A process that answers: one per GPU, told over a pipe what to ask and when a client has left."""
+"""A process that answers: one per GPU, asked over a pipe what to ask and when a client has left."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Worker:
                 try:
                     message = self.pipe.recv()
                 except (EOFError, OSError):
-                    os._exit(0)  # nobody is left to answer
+                    os._exit(0)  # no client is left to answer
                 if isinstance(message, Ask):
                     self.asked[message.id] = None
                     ready.submit(self._prepare, message).add_done_callback(_fatal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vlmrun import logs
+from vlmrun import logs, store
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import ConvertStage
 from vlmrun.formats.base import How
@@ -32,7 +32,8 @@ def execute(job: StageJob) -> Result | None:
         tp=stage.tp,
         skip=tuple(stage.skip),
     )
-    summary = convert(Path(job.parents[stage.init_from]), job.path / root, stage.to, how, prove=stage.prove)
+    source = Path(job.parents[stage.init_from])
+    summary = convert(source, job.path / root, stage.to, how, came_as=store.came_as(source), prove=stage.prove)
     for note in summary.pop("notes"):
         log.info("%s", note)
     proof = summary.pop("proof", None)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, logs, store
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
@@ -21,7 +21,7 @@ from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Turn
 from vlmrun.errors import ConfigError, DataError
-from vlmrun.eval import cards, inline
+from vlmrun.eval import cards, inline, protocol
 from vlmrun.eval import questions as bench_questions
 from vlmrun.eval.asked import Asked, Benchmark, with_other_pictures, without_pictures
 from vlmrun.eval.predict import Asker, Ranks
@@ -87,6 +87,10 @@ def _scored(
     rows, shuffled = ([row for row in each if row["data"] in plain] for each in (answers, others.get("shuffled", [])))
     scores = score(rows, shuffled)
     encoder = asker.prompts.encoder
+    if plain:
+        scores["protocol"] = protocol.of_questions(
+            template=encoder.template.name, image_aspect=encoder.aspect, max_new_tokens=asker.max_new_tokens
+        )
     made, marks = cards.make(found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect)
     if made:
         scores["benchmarks"] = made
@@ -106,13 +110,13 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     stage = job.stage
     assert isinstance(stage, Asking)
     dist.prepare(job.hardware)
-    device = dist.device(job.hardware)
-    loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention)
+    device, came_as = dist.device(job.hardware), store.came_as(folder)
+    loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention, came_as=came_as)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
-        aspect=stage.image_aspect or describe(folder)["image_aspect"],
+        aspect=stage.image_aspect or describe(folder, came_as)["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
         slices=derived.slices(loaded.model),

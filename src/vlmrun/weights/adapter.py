@@ -41,6 +41,12 @@ def saved_name(name: str) -> str:
     return name.replace(".default.", ".").replace(".base_layer.bias", ".bias")
 
 
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The layers that tensors of an adapter's file change, by their whole names, as `target_modules` may list them."""
+    bare = [(name.removeprefix(_PREFIX), ending) for name in names for ending in _ENDINGS if name.endswith(ending)]
+    return sorted({name.removesuffix(ending) for name, ending in bare})
+
+
 def is_adapter_name(name: str) -> bool:
     """Whether a parameter of a PEFT-wrapped LLM belongs to the adapter."""
     return "lora_" in name
@@ -56,10 +62,10 @@ def write(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> Non
 
 @dataclass(frozen=True)
 class Base:
-    """What an adapter was trained on: weights as they lie in the `llm` folder, some of them to few bits and back.
+    """What an adapter was trained on: weights as they are in the `llm` folder, some of them quantized and back.
 
     Args:
-        rounded: names of the weights that were held in few bits; each is needed whole to be rounded.
+        rounded: names of the weights that were quantized; each is needed whole to be rounded.
     """
 
     rounded: frozenset[str] = frozenset()
@@ -85,7 +91,7 @@ def trained_base(weights: Path, description: dict[str, Any]) -> Base:
     unknown = sorted(names - set(Reader(weights / "llm").names()))
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} weights that were trained on in few bits are not in the folder: {', '.join(unknown[:3])}",
+            f"{len(unknown)} weights that were quantized for training are not in the folder: {', '.join(unknown[:3])}",
             str(weights / "llm"),
             "an LLM whose files name weights otherwise than its modules cannot be merged",
         )
@@ -96,7 +102,7 @@ class Adapter:
     """A PEFT LoRA folder as a function from the rows of a base weight to what is added to them.
 
     LoRA adds s B A with s = alpha / r (alpha / sqrt(r) for rank-stabilised LoRA, arXiv:2312.03732; `rank_pattern` and
-    `alpha_pattern` per layer), in fp32. DoRA (arXiv:2402.09353) then scales every row to the length that it learnt.
+    `alpha_pattern` per layer), in fp32. DoRA (arXiv:2402.09353) then scales every row to the length that was trained.
     Tensors that PEFT keeps whole (`modules_to_save`, trained biases) take the place of the base's.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmrun.weights.parallel import Behind
 
-_SYNCED = 64 << 20  # bytes after which the disk is told to begin: at the end there is little left to wait for
+_SYNCED = 64 << 20  # bytes after which the disk is asked to begin: at the end there is little left to wait for
 _HASHED = 1 << 20  # bytes that are read and hashed at a time
 _KEEP_SIZE = 1  # of fallocate: the file does not look longer than it is. Source: linux/falloc.h
 
@@ -43,7 +43,7 @@ class Output:
             data, at = data[n:], at + n
 
     def hash(self, stop: int) -> None:
-        """Takes in what lies before `stop`: read again, as it need not have been written in order."""
+        """Takes in what is before `stop`: read again, as it need not have been written in order."""
         assert self._fd is not None
         if not self._buffer:
             self._buffer = memoryview(bytearray(_HASHED))
@@ -60,7 +60,7 @@ class Output:
         return self._sha256.hexdigest()
 
     def sync(self, syncing: Behind, written: int) -> None:
-        """Has it synced when much of what lies before `written` has not been."""
+        """Has it synced when much of what is before `written` has not been."""
         if written - self._synced >= _SYNCED:
             self._synced = written
             assert self._fd is not None
@@ -87,7 +87,7 @@ class Output:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Takes room on the disk for a file that will grow: what does not fit is told at once, and writing is faster.
+    """Takes room on the disk for a file that will grow: what does not fit is reported at once, and writing is faster.
 
     Where a file system cannot, nothing happens; glibc's posix_fallocate would write all of it instead.
     """

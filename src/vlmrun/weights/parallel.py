@@ -23,7 +23,7 @@ AT_ONCE = 8  # tensors, at most, that are made at a time
 def _keep_freed_memory() -> None:
     """Lets glibc's allocator reuse the memory of slices, and give back what is much more; elsewhere this does nothing.
 
-    Left alone it maps blocks of their size anew each time, and every page of them costs a fault.
+    Left alone it maps blocks of their size again each time, and every page of them costs a fault.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -38,7 +38,7 @@ class Makers(ThreadPoolExecutor):
     Each computes as one thread: arithmetic that took all cores would stand in the others' way.
 
     Args:
-        most: at most so many.
+        most: threads, at most.
     """
 
     _lock = threading.Lock()
@@ -68,7 +68,7 @@ class Makers(ThreadPoolExecutor):
 class Behind:
     """Does one thing after another in a thread beside the caller's; a few may wait, then the caller does.
 
-    Reading, arithmetic, writing and hashing all let go of the interpreter, so that they really go on side by side.
+    Reading, arithmetic, writing and hashing all let go of the interpreter, so that they really run side by side.
     """
 
     def __init__(self, ahead: int = 4) -> None:

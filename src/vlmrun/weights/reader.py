@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import pickle
-import re
 import threading
-import warnings
 import weakref
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from vlmrun import regular
 from vlmrun.errors import CheckpointError, suggest
+from vlmrun.model.pretrained import read_json, said
+from vlmrun.weights.pickle_file import AGAIN, reading, table, unreadable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names that configs use
 INDEX = "model.safetensors.index.json"
@@ -83,7 +81,7 @@ class Reader:
             held = set(self._handle(shard).keys())
             for name in held if names is None else names:
                 if name not in held:
-                    raise CheckpointError(f"tensor {name!r} is not in its shard", str(shard), _AGAIN)
+                    raise CheckpointError(f"tensor {name!r} is not in its shard", str(shard), AGAIN)
                 self._shards[name] = shard
 
     def files(self) -> list[Path]:
@@ -114,7 +112,7 @@ class Reader:
         """Reads one tensor."""
         shard = self._shard(name)
         handle = self._handle(shard)
-        with _reading(shard):
+        with reading(shard):
             tensor: torch.Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
         return tensor
 
@@ -123,7 +121,7 @@ class Reader:
         shard = self._shard(name)
         handle = self._handle(shard)
         if isinstance(handle, dict):
-            with _reading(shard):
+            with reading(shard):
                 whole: torch.Tensor = handle[name]
                 return whole.reshape(-1)[start:stop].clone()
         place = self._places.get(name) or self._place(name)
@@ -135,9 +133,9 @@ class Reader:
             try:
                 read = os.preadv(place.descriptor, [view], at)
             except OSError as error:
-                raise _unreadable(error, shard) from error
+                raise unreadable(error, shard) from error
             if not read:
-                raise _unreadable(EOFError(f"the file ends within {name!r}"), shard)
+                raise unreadable(EOFError(f"the file ends within {name!r}"), shard)
             view, at = view[read:], at + read
         return torch.from_numpy(wanted).view(place.dtype)
 
@@ -158,7 +156,7 @@ class Reader:
     def _place(self, name: str) -> _Place:
         """Where in which file a tensor begins; that the header is sound was checked when the file was opened."""
         shard = self._shard(name)
-        with self._opening, _reading(shard):
+        with self._opening, reading(shard):
             if shard not in self._heads:
                 with shard.open("rb") as file:
                     length = int.from_bytes(file.read(8), "little")
@@ -199,71 +197,24 @@ class Reader:
 
     def _handle(self, shard: Path) -> Any:
         if shard not in self._open:
-            with _reading(shard):
-                self._open[shard] = read_pickle(shard) if shard.suffix == ".bin" else safe_open(shard, framework="pt")
+            regular.require(shard)
+            with reading(shard):
+                self._open[shard] = table(shard) if shard.suffix == ".bin" else safe_open(shard, framework="pt")
         return self._open[shard]
-
-
-def read_pickle(path: Path, plain: Sequence[type] = ()) -> dict[str, Any]:
-    """What `torch.save` wrote, memory-mapped, and never a program: a pickle that asks for one is refused.
-
-    Args:
-        plain: further classes that it may hold, which are nothing but their fields.
-
-    Raises:
-        CheckpointError: when it is damaged (every record's CRC is compared), holds code, or is no table.
-    """
-    with _reading(path):
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise CheckpointError(f"{damaged!r} in it is damaged", str(path), _AGAIN)
-        with torch.serialization.safe_globals(list(plain)), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a pickle that torch did not write, which fails anyway
-            # Files of torch before 1.6 are no archives and cannot be mapped.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    if not isinstance(found, dict):
-        raise CheckpointError("the file holds no table of tensors", str(path), "give a file of weights")
-    return found
-
-
-_AGAIN = "the files were damaged or copied in part: copy or make them again"
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
-        what = f"asks for {asked[1] or asked[2]}, which is code" if asked else "is more than a table of tensors"
-        raise CheckpointError(
-            f"this pickle {what}: it is not read", str(path), "have it saved as safetensors"
-        ) from error
-    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
-        raise _unreadable(error, path) from error
-
-
-def _unreadable(error: Exception, path: Path) -> CheckpointError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"weights cannot be read: {first}", str(path), _AGAIN)
 
 
 def _read_index(path: Path) -> dict[Path, list[str]]:
     """Tensor names by shard."""
     try:
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-        pairs = list(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the index cannot be read: {error}", str(path), _AGAIN) from error
+        pairs = list(read_json(path, AGAIN)["weight_map"].items())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the index cannot be read: {said(error)}", str(path), AGAIN) from error
     shards: dict[Path, list[str]] = {}
     for name, file in pairs:
         if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"the index puts {name!r} outside its folder: {file!r}", str(path), _AGAIN)
+            raise CheckpointError(f"the index puts {name!r} outside its folder: {file!r}", str(path), AGAIN)
         shards.setdefault(path.parent / file, []).append(name)
     for shard in shards:
         if not shard.is_file():
-            raise CheckpointError(f"shard {shard.name} is missing", str(path.parent), _AGAIN)
+            raise CheckpointError(f"shard {shard.name} is missing", str(path.parent), AGAIN)
     return shards

@@ -25,11 +25,11 @@ Report = Callable[[int, int, str], None]
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """A report that nobody hears."""
+    """A report that goes nowhere."""
 
 
 def counting(report: Report, total: int) -> Callable[[str], None]:
-    """A report of one name after another, out of so many."""
+    """A report of one name after another, out of `total`."""
     done = itertools.count(1)
     return lambda what: report(next(done), total, what)
 
@@ -38,7 +38,7 @@ class Writer:
     """Writes the tensors of a folder as `NAME.safetensors`, or as shards with an index, a slice at a time.
 
     Where every tensor will lie is known before, so several are made and written at once, each by one thread from its
-    first slice to its last. A shard lies under a temporary name until `close`, which renames all of them; a failure, or
+    first slice to its last. A shard has a temporary name until `close`, which renames all of them; a failure, or
     leaving the `with` block by an exception, removes them.
 
     Args:
@@ -46,14 +46,14 @@ class Writer:
         hashed: fill `digests` meanwhile, with the SHA-256 of every file by its final path.
         name: of the file, before `.safetensors` or the number of a shard.
         max_shard_bytes: a shard is closed when the next tensor would make it larger.
-        at_once: tensors that are made at a time, at most; two, where pieces are whole tensors that somebody must hold.
-        told: called with the name of every tensor that is written, in order, in another thread.
+        at_once: tensors that are made at a time, at most; two, where pieces are whole tensors that are held meanwhile.
+        each: called with the name of every tensor that is written, in order, in another thread.
 
     Raises:
         CheckpointError: when the disk is full or the folder cannot be written.
     """
 
-    def __init__(  # noqa: PLR0913 -- where, what, and how it is cut and told
+    def __init__(  # noqa: PLR0913 -- where, what, and how it is cut and reported
         self,
         folder: Path,
         tensors: Types,
@@ -62,7 +62,7 @@ class Writer:
         max_shard_bytes: float = 5e9,
         hashed: bool = False,
         at_once: int = AT_ONCE,
-        told: Callable[[str], None] = lambda _: None,
+        each: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Writer:
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
         self._tensors = dict(tensors)
         self._shards = iter(in_shards(self._sizes, max_shard_bytes))
-        self._hashed, self._told = hashed, told
+        self._hashed, self._each = hashed, each
         self._files: list[Shard] = []
         self._left: list[str] = []  # of the last file's tensors those that are to come
         self._making, self._syncing = Makers(at_once), Behind()
@@ -131,7 +131,7 @@ class Writer:
             self._following.do(self._finish, self._files[-1])
 
     def _write(self, file: Shard, name: str, pieces: Iterable[torch.Tensor]) -> None:
-        """All of one tensor, in a thread of `_making`. When one fails, none goes on."""
+        """All of one tensor, in a thread of `_making`. When one fails, none continues."""
         try:
             self._write_pieces(file, name, pieces)
         except BaseException:
@@ -163,7 +163,7 @@ class Writer:
             written.result()
             if self._stopped:  # another tensor failed, and this one need not be whole
                 return
-            self._told(name)
+            self._each(name)
             stop = file.places[name][1]
             if self._hashed:
                 file.hash(stop)

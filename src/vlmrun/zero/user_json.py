@@ -1,4 +1,4 @@
-"""A DeepSpeed JSON of the user's own, laid over our dict. What contradicts the stage is refused, all of it at once.
+"""A DeepSpeed JSON of the user's own, merged over our dict. What contradicts the stage is refused, all of it at once.
 
 DeepSpeed itself obeys such a file silently: a scheduler block replaces the schedule, a batch size the batch. Here a
 value that the stage decides must be "auto" or the stage's; numbers that only move work about are taken over.
@@ -110,7 +110,7 @@ def read(path: str, where: str) -> dict[str, Any]:
 
 
 def complete(stage: TrainStage, hardware: HardwareConfig, *, hidden_dim: int, name: str) -> dict[str, Any]:
-    """Our dict with the user's file laid over it.
+    """Our dict with the user's file merged over it.
 
     Raises:
         ConfigError: with everything in the file that contradicts the stage or is unknown.

@@ -7,7 +7,7 @@ import pytest
 from vlmrun.arch import config_files, connectors, families, towers
 from vlmrun.arch.families import Family
 from vlmrun.arch.llms import llama
-from vlmrun.checks import rules, vision
+from vlmrun.checks import rules, table, vision
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.formats import megatron_model, upstream, upstream_config
@@ -114,7 +114,7 @@ def _with(run, *, max_length=None, tower=None, **connector):
 
 
 def _found(run):
-    return [(problem.where, problem.what) for problem in vision.check(run)]
+    return [(problem.where, problem.what) for problem in table.problems(vision.RULES, run)]
 
 
 @pytest.mark.parametrize("target", [CONNECTOR, "own_parts.Derived"])

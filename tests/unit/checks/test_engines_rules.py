@@ -54,7 +54,7 @@ def test_the_smoke_recipe_is_sound():
 TWO = {"ranks_per_node": 2, "launcher": "torchrun"}
 RULES = {
     "fsdp and ZeRO-1": ({"engine": "fsdp", "zero": 1}, "always cuts gradients"),
-    "fsdp and a drive": ({"engine": "fsdp", "zero": 3, "offload": "nvme"}, "computer's memory only"),
+    "fsdp and a drive": ({"engine": "fsdp", "zero": 3, "offload": "nvme"}, "host memory only"),
     "fsdp and a JSON": ({"engine": "fsdp", "zero": 3, "numbers": {"config": "x.json"}}, "reads no DeepSpeed JSON"),
     "parameters below ZeRO-3": ({"zero": 2, "numbers": {"offload_param": "cpu"}}, "only ZeRO-3 cuts parameters"),
     "parameters of another engine": (

@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 def told(folder, **changes):
     values = {"format": "energon", "annotations": str(folder), "images": None, "on_error": "fail"}
     data = DataConfig.model_validate(values | {"prepare": None, "about": None} | changes)
-    return [problem.what for problem in shards.entry(data, "data.x")]
+    return [problem.what for problem in shards._entry(data, "data.x")]
 
 
 def test_sound_shards_are_left_alone(made):

@@ -6,65 +6,12 @@ import pytest
 import torch
 
 from tests.integration import ranks as forked
-from tests.integration.jobs import HARDWARE
 from vlmrun.cli.app import main
 from vlmrun.config.job import StageJob
-from vlmrun.config.schema import DataConfig, EvaluateStage, HardwareConfig
-from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import ConfigError, DataError, LaunchError
 from vlmrun.eval import benchmarks
 from vlmrun.stages import evaluate
-from vlmrun.weights import native
 from vlmrun.weights.reader import DTYPES
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory, loaded):
-    folder = tmp_path_factory.mktemp("artifact")
-    native.save(folder / "weights", loaded, template=TEMPLATES["micro"].to_dict(), image_aspect="square", tensors={})
-    return folder
-
-
-@pytest.fixture
-def make_job(tmp_path, questions, model, loaded):
-    def make(*, on_error="fail", data=None, hardware=None, **changes):
-        stage = {
-            "kind": "evaluate",
-            "init_from": "instruct",
-            "data": ["test"],
-            "template": None,
-            "image_aspect": "square",
-            "max_new_tokens": 4,
-            "batch": 4,
-            "max_samples": None,
-            "shuffle_control": True,
-            "seed": 0,
-        }
-        entry = {
-            "format": "vqa",
-            "split": None,
-            "fields": None,
-            "annotations": str(questions),
-            "images": str(questions.parent / "images"),
-            "on_error": on_error,
-            "prepare": None,
-            "about": None,
-        }
-        (tmp_path / "stage").mkdir(exist_ok=True)
-        return StageJob(
-            name="eval",
-            key="k",
-            run="r",
-            folder=str(tmp_path / "stage"),
-            stage=EvaluateStage.model_validate(stage | changes),
-            model=loaded.model,
-            data={"test": DataConfig.model_validate(entry | (data or {}))},
-            parents={"instruct": str(model)},
-            prepared=[],
-            hardware=HardwareConfig.model_validate(HARDWARE | (hardware or {})),
-        )
-
-    return make
 
 
 def test_answers_and_scores(make_job):

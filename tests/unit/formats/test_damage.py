@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tests.unit.formats.conftest import differences, to
 from vlmrun import artifact
 from vlmrun.errors import CheckpointError
-from vlmrun.weights.reader import Reader, read_pickle
+from vlmrun.weights.pickle_file import read_pickle
+from vlmrun.weights.reader import Reader
 
 
 class _Program:

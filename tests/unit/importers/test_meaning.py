@@ -139,11 +139,54 @@ def test_megatron_is_read_by_its_own_names(tmp_path):
     )
     found = _plan(tmp_path, f"torchrun --nproc_per_node 8 pretrain.py {flags}")
     values = {item.key: item.value for item in found.recipes[0].settings()}
-    assert values["stage.pretrain.optim.min_lr_ratio"] == pytest.approx(1 / 15, abs=1e-6)
-    assert (values["stage.pretrain.max_steps"], values["stage.pretrain.optim.warmup_steps"]) == (20000, 200)
+    assert (values["stage.pretrain.optim.min_lr"], values["stage.pretrain.optim.min_lr_ratio"]) == (1e-5, 0.0)
+    assert (values["stage.pretrain.max_steps"], values["stage.pretrain.epochs"]) == (20000, None)
+    assert values["stage.pretrain.optim.warmup_steps"] == 200
     assert (values["hardware.tensor_parallel"], values["stage.pretrain.global_batch"]) == (4, 256)
     assert (values["stage.pretrain.tune.llm"], values["stage.pretrain.tune.connector"]) == ("freeze", "full")
     assert len(found.accounts) == found.flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--num_train_epochs 2", {"epochs": 2.0}),
+        ("--num_train_epochs 2 --max_steps -1", {"epochs": 2.0}),
+        ("--num_train_epochs 2 --max_steps 70", {"epochs": None, "max_steps": 70}),
+        ("--max_steps 70", {"epochs": None, "max_steps": 70}),
+        (
+            "--lr_scheduler_type polynomial --lr_scheduler_kwargs '{\"power\": 2.0}'",
+            {"optim.schedule": "polynomial", "optim.power": 2.0, "optim.min_lr": 1e-7, "optim.min_lr_ratio": 0.0},
+        ),
+        (
+            "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{\"min_lr_rate\": 0.1}'",
+            {"optim.schedule": "cosine", "optim.min_lr_ratio": 0.1},
+        ),
+        ("--lr_scheduler_type inverse_sqrt --warmup_steps 9", {"optim.schedule": "inverse_sqrt"}),
+        ("--lr_scheduler_type inverse_sqrt", {"optim.schedule": "cosine"}),
+        (
+            "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs '{\"num_decay_steps\": 30}'",
+            {"optim.schedule": "wsd", "optim.cooldown_steps": 30},
+        ),
+        ("--lr_scheduler_type constant --warmup_ratio 0.5", {"optim.schedule": "constant", "optim.warmup_ratio": 0.0}),
+    ],
+)
+def test_lengths_and_schedules_of_transformers(tmp_path, flags, wanted):
+    values = _values(tmp_path, f"torchrun {LLAVA} {flags}")
+    assert {key: values.get(f"stage.instruct.{key}") for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--lr_scheduler_type polynomial --lr_scheduler_kwargs '{\"cycles\": 2}'", "cycles is left out"),
+        ("--lr_scheduler_type linear --lr_scheduler_kwargs [1]", "is a JSON object, not '\\[1\\]'"),
+        ("--lr_scheduler_type linear --lr_scheduler_kwargs {", "is a JSON object"),
+    ],
+)
+def test_arguments_of_a_schedule_are_never_dropped(tmp_path, flags, said):
+    with pytest.raises(ConfigError, match=said):
+        _plan(tmp_path, f"torchrun {LLAVA} {flags}")
 
 
 def test_trainings_of_other_models_are_recipes_of_their_own(tmp_path):
@@ -159,6 +202,17 @@ def test_trainings_of_other_models_are_recipes_of_their_own(tmp_path):
             "a = load_file('x/model-1.safetensors')\nb = load_file('y/model-1.safetensors')\n"
             "out = {k: 0.3 * a[k] + b[k] * 0.7 for k in a}\nsave_file(out, 'z/model-1.safetensors')",
             "average", ["x", "y"], {"weights": [0.3, 0.7]},
+        ),
+        (
+            "w = 0.25\na = torch.load('x/model.bin')\nb = torch.load('y/model.bin')\n"
+            "for k in a:\n    a[k] = a[k].float() * w + (1 - w) * b[k].float()\ntorch.save(a, 'z/model.bin')",
+            "average", ["x", "y"], {"weights": [0.25, 0.75]},
+        ),
+        (
+            "one = AutoModel.from_pretrained('x')\ntwo = AutoModel.from_pretrained('y')\n"
+            "a = one.state_dict()\nb = two.state_dict()\nc = {k: (a[k] + b[k]) / 2 for k in a}\n"
+            "one.load_state_dict(c)\none.save_pretrained('z')",
+            "average", ["x", "y"], {"weights": [0.5, 0.5]},
         ),
         (
             "path = 'out/lora'\nm = PeftModel.from_pretrained(base, path)\n"
@@ -177,7 +231,15 @@ def test_merges_and_averages_are_recognized_in_python(source, kind, reads, setti
 
 
 @pytest.mark.parametrize(
-    "source", ["print(1)", "a * 0.5 + b * 0.5", "def (", "a = load_file(x)\nb = a[k] * 2", "(" * 500]
+    "source",
+    [
+        "print(1)",
+        "a * 0.5 + b * 0.5",
+        "def (",
+        "a = load_file(x)\nb = a[k] * 2",
+        "(" * 500,
+        "x = " + "+".join("a" * 3000),
+    ],
 )
 def test_other_python_is_nothing(source):
     assert read_snippet(source) == []

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from vlmrun.importers.shell.marks import shown
+from vlmrun.importers.shell.marks import is_unknown, shown
 from vlmrun.importers.shell.reader import read_script
 
 RECORDER = 'go() { printf "%s\\001" "$@"; printf "\\002"; }\n'
@@ -45,6 +45,9 @@ SNIPPETS = [
     "N=XY; XY=5; go ${!N}; go \"$10\"; unset N; go \"${N-gone}\"",
     'S="--a 1 \\\n   --b 2\n --c"; go $S',
     "X=5; ((X++)); go $X; let X=X*2; go $X; (( X > 3 )) && go big",
+    'set -euo pipefail; go "$@" end',
+    'set -e -o pipefail -- a "b c"; go "$@"; set +e; set -u d; go "$@"',
+    'X="a b\n c"; R="go $X"; eval ${R}; eval $R d',
     'X+=a; X+=b; go $X; go "a$X"c; export Y=1 Z="2 3"; go $Y "$Z"',
 ]  # fmt: skip
 
@@ -79,6 +82,7 @@ def test_arguments_are_those_of_bash(tmp_path, script):
         ("N=$(nvidia-smi -L | wc -l); go --n $N", "nvidia-smi -L | wc -l"),
         ("go $(echo a | tr a b)", "echo a | tr a b"),
         ("read -r X; go $X", "read X"),
+        ('R="go $(date "+%H %M") b"; eval ${R}', 'date "+%H %M"'),
     ],
 )
 def test_what_only_a_program_knows_is_listed(tmp_path, script, cause):
@@ -87,6 +91,39 @@ def test_what_only_a_program_knows_is_listed(tmp_path, script, cause):
     reading = read_script(path)
     assert f"$({cause})" in shown(" ".join(reading.commands[-1].argv))
     assert any(cause in note.text for note in reading.notes)
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "[ -d /data/x ] || exit 1",
+        "[[ -f $1 ]] || { echo missing >&2; exit 2; }",
+        "if [ ! -e model ]; then echo no; exit 1; fi",
+        "command -v deepspeed > /dev/null || exit 1",
+        "f() { [ -d a ] || return 1; }; f",
+    ],
+)
+def test_a_guard_over_what_is_not_known_does_not_end_the_script(tmp_path, guard):
+    path = tmp_path / "s.sh"
+    path.write_text(f"{guard}\ngo on\n", encoding="utf-8")
+    reading = read_script(path)
+    assert ("go", "on") in [command.argv for command in reading.commands]
+
+
+def test_a_branch_is_taken_where_the_other_ends_the_script(tmp_path):
+    path = tmp_path / "s.sh"
+    path.write_text("if [ -d data ]; then go on; else exit 1; fi\ngo end\n", encoding="utf-8")
+    reading = read_script(path)
+    assert [command.argv for command in reading.commands] == [("go", "on"), ("go", "end")]
+    assert any("a guard" in note.text for note in reading.notes)
+
+
+@pytest.mark.parametrize("name", ["RANDOM", "HOSTNAME", "SECONDS"])
+def test_bashs_own_variables_are_not_known(tmp_path, name):
+    path = tmp_path / "s.sh"
+    path.write_text(f"go --port $((1 + {name} % 9)) a${name}\n", encoding="utf-8")
+    (command,) = read_script(path).commands
+    assert [is_unknown(word) for word in command.argv] == [False, False, True, True]
 
 
 def test_scripts_that_call_scripts_are_followed_below_the_root_only(tmp_path):

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused(folder, quant, words):
 
 
 def test_an_adapter_on_packed_files_is_not_merged_into_them(folder):
-    with pytest.raises(CheckpointError, match="held in few bits in its folder"):
+    with pytest.raises(CheckpointError, match="quantized in its folder"):
         quantize.layers(folder / "four/llm", NF4)
 
 

@@ -15,7 +15,8 @@ from vlmrun.formats import pickles
 from vlmrun.formats.megatron import _side_by_side
 from vlmrun.weights import lazy
 from vlmrun.weights.lazy import made, stack, whole
-from vlmrun.weights.reader import Reader, read_pickle
+from vlmrun.weights.pickle_file import read_pickle
+from vlmrun.weights.reader import Reader
 
 
 def _matrix(n_rows, n_columns, start=0):

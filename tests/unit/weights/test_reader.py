@@ -162,7 +162,7 @@ def test_many_tensors_are_made_at_once_and_hashed_in_order(tmp_path, limit):
         others.release()
 
     told = []
-    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True, told=told.append) as writer:
+    with Writer(tmp_path, _types(values), max_shard_bytes=limit, hashed=True, each=told.append) as writer:
         for name in values:
             writer.write(name, pieces(name))
     assert told == list(values)
@@ -372,8 +372,8 @@ def test_missing_shards_and_bad_indexes_are_told(tmp_path):
     with pytest.raises(CheckpointError, match=r"shard model-00003-of-00003\.safetensors is missing"):
         Reader(tmp_path)
     for wrong, message in (
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
         (json.dumps({"weight_map": {"a": "../../etc/passwd"}}), "outside its folder"),
         (json.dumps({"weight_map": {"ghost": index["weight_map"]["layer.0.weight"]}}), "'ghost' is not in its shard"),
     ):

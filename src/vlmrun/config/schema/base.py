@@ -22,7 +22,8 @@ Kept = Literal["keep", "fp32", "bf16", "fp16"]  # the type of written weights; k
 class Node(BaseModel):
     """Base of every configuration node: frozen, strict, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
+    # `defer_build`: one validator for a whole run when it is first needed, instead of one for each class at import.
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticKnownError
 
 from vlmrun.config.marks import Volatile
 from vlmrun.config.schema.base import Node, Positive, Rate
@@ -15,6 +16,12 @@ MetricName = Literal[
     "exact", "vqa", "gqa", "scienceqa", "pope", "mme", "letter", "mmbench", "mmmu", "cmmmu", "anls", "relaxed",
     "contains",
 ]  # fmt: skip
+
+
+def _named(metric: str) -> str:
+    if "." in metric or metric in get_args(MetricName):
+        return metric
+    raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, get_args(MetricName)))})
 
 
 class Keys(Node):
@@ -51,7 +58,8 @@ class BenchmarkConfig(DataConfig):
     prompt: Literal["text", "choices", "mmbench", "rounds", "science", "mmmu", "cmmmu"]  # how a row becomes a question
     tail: str  # behind the question
     generation: Generation
-    metric: MetricName | None  # null: scored elsewhere, by its server or by a judge
+    # A name, or the dotted path of a module with a `METRIC`; null: scored elsewhere, by its server or by a judge.
+    metric: Annotated[str, AfterValidator(_named)] | None
     submission: Literal["vqav2", "vizwiz", "gqa", "mm_vet", "seed", "mmbench", "docvqa", "mme"] | None
     blind_control: bool  # ask again without the images
     published: Annotated[dict[str, float], Volatile]  # model -> its published number, shown beside ours

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vlmrun import build
+from vlmrun.errors import ConfigError, suggest
 from vlmrun.eval.metrics import cmmmu, documents, gqa, mme, mmmu, options, scienceqa, simple, vqa, yes_no
 from vlmrun.eval.metrics.base import Metric, accuracy
 
@@ -20,3 +22,19 @@ METRICS: dict[str, Metric] = {
     "relaxed": Metric(documents.relaxed, accuracy, reads="numbers within 5 %, other text equal"),
     "contains": Metric(documents.contains_word, accuracy, reads="the expected word occurs"),
 }
+
+
+def of(name: str) -> Metric:
+    """A metric by its name, or `METRIC` of the module that a dotted path names.
+
+    Raises:
+        ConfigError: for an unknown name, and for a module that is not allowed, not there, or has no metric.
+    """
+    if "." not in name:
+        if name not in METRICS:
+            raise ConfigError(f"no metric {name!r}", "metric", suggest(name, METRICS, noun="metrics"))
+        return METRICS[name]
+    found = getattr(build.module(name, "metric"), "METRIC", None)
+    if not isinstance(found, Metric):
+        raise ConfigError(f"{name} has no METRIC", "metric", "define METRIC = Metric(mark, accuracy) there")
+    return found

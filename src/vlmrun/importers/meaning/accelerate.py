@@ -15,7 +15,9 @@ _TAKEN = (
     "mixed_precision",
     "zero_stage",
     "offload_optimizer_device",
+    "offload_param_device",
     "gradient_clipping",
+    "deepspeed_config_file",
 )
 
 
@@ -25,14 +27,16 @@ def read(draft: Draft, link: Launcher) -> dict[str, str]:
     path = link.value("--config_file")
     if path is not None:
         text = draft.read_file(path)
-        found = _content(text) if text is not None else None
+        loaded = _content(text) if text is not None else None
+        found = None if loaded is None else _counting(loaded)
         if found is None:
             missing = "is not there" if text is None else "is no YAML of accelerate"
             draft.launched["config_file"] = (
                 "unsupported",
                 f"{path} {missing}: precision and DeepSpeed as the flags say",
             )
-        else:
+        elif loaded is not None:
+            draft.files.append(("accelerate", path, loaded))
             values = found
             draft.launched["config_file"] = ("taken", ", ".join(f"{name} {value}" for name, value in values.items()))
     for name in _TAKEN:
@@ -43,13 +47,15 @@ def read(draft: Draft, link: Launcher) -> dict[str, str]:
     return values
 
 
-def _content(text: str) -> dict[str, str] | None:
+def _content(text: str) -> dict[str, Any] | None:
     try:
         loaded: Any = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         return None
-    if not isinstance(loaded, dict):
-        return None
+    return {str(name): value for name, value in loaded.items()} if isinstance(loaded, dict) else None
+
+
+def _counting(loaded: dict[str, Any]) -> dict[str, str]:
     inner = loaded.get("deepspeed_config")
     merged = {**loaded, **(inner if isinstance(inner, dict) else {})}
     return {name: str(merged[name]) for name in _TAKEN if merged.get(name) not in (None, "")}

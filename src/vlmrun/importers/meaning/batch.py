@@ -63,13 +63,24 @@ def sizes(draft: Draft) -> None:
     """micro_batch and global_batch of transformers' two flags and the ranks."""
     micro = draft.number_of("per_device_train_batch_size", int)
     steps = draft.number_of("gradient_accumulation_steps", int)
-    if not micro or not steps:
+    for name, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", steps)):
+        if value is not None and value < 1:
+            draft.problems.append(Problem(f"--{name} {value}: at least one", draft.where(name), "correct the script"))
+    if micro is None or steps is None or min(micro, steps) < 1:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            draft.settle(name, "unknown", "the batch is not known")
         return
     total = draft.settings["hardware.nodes"].value * draft.settings["hardware.ranks_per_node"].value
     draft.set("stage.micro_batch", micro, "per_device_train_batch_size")
     draft.set("stage.global_batch", micro * steps * total, "gradient_accumulation_steps",
               note=f"{micro} x {steps} x {total} ranks")  # fmt: skip
-    draft.set("stage.loss", "micro_mean", note="the Trainer of transformers 4 averages the means of micro batches")
+    if "average_tokens_across_devices" not in draft.given:
+        draft.set("stage.loss", "micro_mean", note="the Trainer of transformers 4 averages the means of micro batches")
+    elif draft.boolean("average_tokens_across_devices"):
+        draft.set("stage.loss", "token_mean", "average_tokens_across_devices")
+    else:
+        why = "upstream every rank weighs the same"
+        draft.differ("average_tokens_across_devices", "stage.loss", "token_mean", why)
 
 
 def _whole(text: str | None) -> int | None:

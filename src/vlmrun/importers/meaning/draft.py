@@ -55,6 +55,7 @@ class Draft:
     read_file: Callable[[str], str | None] = lambda path: None  # a file beside the script, or one it writes
     settings: dict[str, Setting] = field(default_factory=dict)
     groups: dict[str, Setting] = field(default_factory=dict)  # model/llm, model/tower, model/connector
+    own_parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower/NAME: an entry to be written
     data: dict[str, dict[str, Any]] = field(default_factory=dict)  # role (train, eval) -> annotations, images, format
     kind: str = "instruct"
     starts: list[str] = field(default_factory=list)  # paths it begins from, most telling first
@@ -64,6 +65,8 @@ class Draft:
     defaults: list[tuple[str, Any, str]] = field(default_factory=list)  # not given: flag, upstream's default, key
     launched: dict[str, tuple[Verdict, str]] = field(default_factory=dict)  # of launchers' options, where it is special
     accelerate: dict[str, str] = field(default_factory=dict)  # values of accelerate's options and file
+    files: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # kind, path, content: read beside it
+    file_accounts: list[Account] = field(default_factory=list)  # of every value in them
     _settled: dict[str, list[tuple[Verdict, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Draft:
         self.repeated: list[tuple[Flag, int]] = []
         self.foreign: list[Flag] = []
         for flag in self.launch.flags:
-            name = spelled(flag.name, self.table)
+            name = spelled(flag.name, self.table, self.launch.shortened)
             if name is None:
                 self.foreign.append(flag)
                 continue
@@ -169,7 +172,7 @@ class Draft:
     def differ(self, name: str, key: str, value: Any, why: str) -> None:
         """A flag whose value is another one here."""
         flag = self.given.get(name)
-        asked = " ".join(flag.values) if flag else self.table.get(name, {}).get("default")
+        asked = " ".join(flag.values) or "asks for it" if flag else self.table.get(name, {}).get("default")
         self.settings[key] = Setting(key, value, f"--{name} {asked} upstream; {why}", (name,))
         self.settle(name, "differs", f"{key}: {value}, upstream {asked}: {why}")
 
@@ -208,8 +211,6 @@ class Draft:
 
 
 _ORDER: list[Verdict] = ["no effect", "taken", "differs", "unsupported", "unknown"]
-
-
 _RANKS = ("nproc_per_node", "num_gpus", "include", "num_processes", "ntasks_per_node")
 _NODES = ("nnodes", "num_nodes", "num_machines", "nodes", "N")
 _LAUNCHER = {
@@ -237,12 +238,12 @@ def title(family: str) -> str:
     return name
 
 
-def spelled(flag: str, flags: dict[str, dict[str, Any]]) -> str | None:
-    """The flag that argparse takes this for: itself, or the only one that begins so."""
+def spelled(flag: str, flags: dict[str, dict[str, Any]], shortened: bool = True) -> str | None:
+    """The flag that argparse takes this for: itself, or, of `shortened` names, the only one that begins so."""
     name = flag.lstrip("-")
     if not flag.startswith("--"):
         return None
     if name in flags:
         return name
     longer = [option for option in flags if option.startswith(name)]
-    return longer[0] if len(longer) == 1 else None
+    return longer[0] if shortened and len(longer) == 1 else None

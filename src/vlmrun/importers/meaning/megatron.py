@@ -3,15 +3,18 @@ said, and otherwise named by the user."""
 
 from __future__ import annotations
 
-from vlmrun.importers import options
+import math
+
+from vlmrun.importers.meaning import megatron_parts
 from vlmrun.importers.meaning.draft import Draft
 
+_STYLES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "inverse-square-root": "inverse_sqrt"}
 _FREEZE = {"tower": ("freeze-ViT", "freeze-clip-vision-tower"), "llm": ("freeze-LM", "freeze-llm")}
 
 
 def settle(draft: Draft) -> None:
     """All rules of the family."""
-    for rule in (_batch, _schedule, _precision, _parallel, _recompute, _tuning, _parts, _data, _rest):
+    for rule in (_batch, _schedule, _precision, _parallel, _recompute, _tuning, *megatron_parts.RULES, _rest):
         rule(draft)
 
 
@@ -27,21 +30,18 @@ def _batch(draft: Draft) -> None:
 
 
 def _schedule(draft: Draft) -> None:
-    style = draft.text("lr-decay-style")
-    if style in ("cosine", "linear", "constant"):
-        draft.set("stage.optim.schedule", style, "lr-decay-style")
-    else:
-        draft.differ("lr-decay-style", "stage.optim.schedule", "cosine", "there is no such schedule here")
-    top, low = draft.number_of("lr"), draft.number_of("min-lr")
-    if top:
-        draft.set("stage.optim.min_lr_ratio", round((low or 0.0) / top, 6), "min-lr", note="a share of the rate here")
-    updates, share = draft.number_of("lr-warmup-iters", int), draft.number_of("lr-warmup-fraction")
-    if share is not None:
-        draft.set("stage.optim.warmup_ratio", share, "lr-warmup-fraction")
-        draft.settle("lr-warmup-iters", "no effect", "lr-warmup-fraction counts")
-    else:
-        draft.set("stage.optim.warmup_ratio", None, note="updates are named")
-        draft.set("stage.optim.warmup_steps", updates or 0, "lr-warmup-iters")
+    _shape(draft)
+    draft.set("stage.optim.min_lr", draft.number_of("min-lr"), "min-lr")
+    draft.set("stage.optim.min_lr_ratio", 0.0, note="the lowest rate is named")
+    most = draft.number_of("train-iters", int)
+    if most is not None:
+        draft.set("stage.epochs", None, note="train-iters alone decides the length")
+        draft.set("stage.max_steps", most, "train-iters")
+        draft.settle("epochs", "no effect", "train-iters decides the length")
+    elif "epochs" in draft.given:
+        draft.set("stage.epochs", draft.number_of("epochs"), "epochs")
+    _warmup(draft, most)
+    _weight_decay(draft)
     draft.set(
         "stage.optim.betas", [draft.number_of("adam-beta1"), draft.number_of("adam-beta2")], "adam-beta1", "adam-beta2"
     )
@@ -49,6 +49,50 @@ def _schedule(draft: Draft) -> None:
     draft.settle(
         "optimizer", *(("taken", "AdamW, as always") if name == "adam" else ("unsupported", f"AdamW, not {name}"))
     )
+
+
+def _warmup(draft: Draft, most: int | None) -> None:
+    updates, part = draft.number_of("lr-warmup-iters", int), draft.number_of("lr-warmup-fraction")
+    length = draft.number_of("lr-decay-iters", int) or most
+    draft.set("stage.optim.warmup_ratio", None, note="updates are named")
+    if part is None:
+        draft.set("stage.optim.warmup_steps", updates or 0, "lr-warmup-iters")
+        return
+    draft.settle("lr-warmup-iters", "no effect", "lr-warmup-fraction counts")
+    if length is None:
+        draft.set("stage.optim.warmup_ratio", part, "lr-warmup-fraction")
+    elif round(part * length, 6) % 1 == 0:
+        draft.set("stage.optim.warmup_steps", round(part * length), "lr-warmup-fraction", note=f"of {length} updates")
+    else:
+        why = f"{part * length:g} updates, in whole ones here"
+        draft.differ("lr-warmup-fraction", "stage.optim.warmup_steps", math.ceil(part * length), why)
+
+
+def _weight_decay(draft: Draft) -> None:
+    style = draft.text("weight-decay-incr-style") or "constant"
+    if style == "constant":
+        draft.set("stage.optim.weight_decay", draft.number_of("weight-decay"), "weight-decay")
+    else:
+        draft.set("stage.optim.weight_decay", draft.number_of("start-weight-decay"), "start-weight-decay")
+        draft.set("stage.optim.weight_decay_end", draft.number_of("end-weight-decay"), "end-weight-decay")
+        draft.set("stage.optim.weight_decay_schedule", style, "weight-decay-incr-style")
+    for name in ("weight-decay", "start-weight-decay", "end-weight-decay", "weight-decay-incr-style"):
+        draft.settle(name, "no effect", f"weight-decay-incr-style {style}")
+
+
+def _shape(draft: Draft) -> None:
+    style = draft.text("lr-decay-style") or "linear"
+    if style == "WSD":
+        draft.set("stage.optim.schedule", "wsd", "lr-decay-style")
+        draft.set("stage.optim.cooldown_steps", draft.number_of("lr-wsd-decay-iters", int), "lr-wsd-decay-iters")
+        shape = (draft.text("lr-wsd-decay-style") or "exponential").replace("minus_sqrt", "one_minus_sqrt")
+        draft.set("stage.optim.cooldown_shape", shape, "lr-wsd-decay-style")
+    elif style in _STYLES:
+        draft.set("stage.optim.schedule", _STYLES[style], "lr-decay-style")
+    else:
+        draft.differ("lr-decay-style", "stage.optim.schedule", "cosine", "there is no such schedule here")
+    for name in ("lr-wsd-decay-iters", "lr-wsd-decay-style"):
+        draft.settle(name, "no effect", f"lr-decay-style {style}")
 
 
 def _precision(draft: Draft) -> None:
@@ -76,7 +120,13 @@ def _parallel(draft: Draft) -> None:
 
 
 def _recompute(draft: Draft) -> None:
-    draft.set("stage.gradient_checkpointing", draft.text("recompute-granularity") == "full", "recompute-granularity")
+    every: bool | int = draft.text("recompute-granularity") == "full"
+    blocks = draft.number_of("recompute-num-layers", int) if "recompute-num-layers" in draft.given else None
+    if every and blocks and blocks > 1 and draft.text("recompute-method") == "uniform":
+        every = blocks
+    draft.set("stage.gradient_checkpointing", every, "recompute-granularity")
+    for name in ("recompute-method", "recompute-num-layers"):
+        draft.settle(name, "taken" if every else "no effect", f"stage.gradient_checkpointing: {every}")
     if "cpu-offloading" in draft.given:
         draft.set("stage.offload_checkpoints", True, "cpu-offloading")
     for name in ("attention-dropout", "hidden-dropout"):
@@ -98,47 +148,8 @@ def _tuning(draft: Draft) -> None:
     draft.set("stage.tune.connector", "full", "tune-mm-mlp-adapter")
 
 
-def _parts(draft: Draft) -> None:
-    said = [
-        draft.text(name) or "" for name in ("tokenizer-model", "language-model-type", "load", "pretrained-checkpoint")
-    ]
-    llm = next((found for name in said if name and (found := options.option("llm", name))), None)
-    if llm is None and any("mistral" in name.lower() for name in said):
-        llm = "mistral_7b_instruct"
-    draft.group("llm", llm or "hf", "tokenizer-model", "language-model-type")
-    path = draft.text("vision-tower")
-    draft.group("tower", (options.option("tower", path) if path else None) or "clip_l_336", "vision-tower")
-    kind = draft.text("mm-projector-type") or "mlp2x_gelu"
-    draft.group("connector", kind if kind in ("linear", "mlp2x_gelu") else "mlp2x_gelu", "mm-projector-type")
-    draft.notes.append("a Megatron model is built from sizes: compare model/llm, tower and connector with yours")
-    if "mm-vision-select-layer" in draft.given:
-        draft.set("model.tower.layers", [draft.number_of("mm-vision-select-layer", int)], "mm-vision-select-layer")
-    start = draft.text("load") or draft.text("pretrained-checkpoint")
-    if start:
-        draft.starts.append(start)
-        draft.set("stage.init_from", start, "load", "pretrained-checkpoint", note="after vlmrun convert --to native")
-    for name in ("decoder-seq-length", "max-padding-length"):
-        if name in draft.given:
-            draft.set("model.max_length", draft.number_of(name, int), name)
-    draft.settle("version", "taken", "the model's template")
-    draft.settle("tokenizer-prompt-format", "unsupported", "the template is the model's own")
-    draft.settle("mm-use-im-start-end", "unsupported", "no tokens are added around images")
-
-
-def _data(draft: Draft) -> None:
-    name = next((flag for flag in ("train-data-path", "dataset-path", "data-path") if flag in draft.given), None)
-    path = " ".join(draft.given[name].values) if name else None
-    where = draft.where(name) if name else draft.where("train-data-path")
-    draft.data["train"] = {"annotations": path, "images": draft.text("image-folder"), "source": where,
-                           "images_source": draft.where("image-folder")}  # fmt: skip
-    for flag in ("train-data-path", "dataset-path", "data-path"):
-        draft.settle(flag, "taken", f"data.NAME.annotations: {path}")
-    draft.settle("image-folder", "taken", "data.NAME.images")
-    draft.notes.append("records are read as LLaVA JSON: energon folders are another format")
-
-
 def _rest(draft: Draft) -> None:
-    for name in ("eval-interval", "eval-iters", "valid-data-path", "valid-dataset-path"):
-        draft.settle(name, "unsupported", "nothing is evaluated during training; stage.eval asks for it")
     draft.writes = draft.text("save") or ""
     draft.settle("save", "taken", "the stage's name; later commands that read it start from this stage")
+    if "tensorboard-dir" in draft.given:
+        draft.set("tracking", ["tensorboard"], "tensorboard-dir", note="events are in the stage's folder")

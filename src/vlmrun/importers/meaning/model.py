@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from vlmrun.errors import Problem, suggest
+from vlmrun.errors import Problem, closest, suggest
 from vlmrun.importers import options
 from vlmrun.importers.launch import table
 from vlmrun.importers.meaning.draft import Draft, Setting
@@ -13,6 +14,7 @@ _WHOLE = re.compile(r"llava|bunny|minicpm-(llama3-)?v|cerule|spatialbot|vila", r
 _CONNECTORS = {"linear": "linear", "mlp2x_gelu": "mlp2x_gelu", "mlp3x_gelu": "mlp3x_gelu", "identity": "identity",
                "ldp": "ldp", "minigpt": "minigpt", "vanilla": "vanilla", "sppv1": "spp_v1", "sppv2": "spp_v2",
                "sppv3": "spp_v3"}  # fmt: skip
+MISSING = "???"
 _TOWERS = (("siglip", "siglip"), ("dinov2", "dinov2"), ("clip", "clip"))
 
 
@@ -41,17 +43,17 @@ def _minicpm(draft: Draft) -> None:
 def _llm(draft: Draft) -> None:
     path = draft.text("model_name_or_path")
     if path is None:
+        draft.settle("model_type", "unknown", "the model's path is not known")
         return
     draft.starts.append(path)
     kind = draft.text("model_type") if "model_type" in draft.given else None
     if kind is not None:
         types = table("flags")["model_types"]
         if kind not in types:
-            draft.problems.append(
-                Problem(f"no Bunny model type {kind!r}", draft.where("model_type"), suggest(kind, types))
-            )
-            return
-        draft.group("llm", types[kind], "model_type")
+            near = closest(kind, types)
+            why = f"no such model type here{f' ({near} is near)' if near else ''}: read as any causal LM"
+            draft.settle("model_type", "unsupported", why)
+        draft.group("llm", types.get(kind, "hf"), "model_type")
         draft.set("model.llm.path", path, "model_name_or_path")
         return
     found = options.option("llm", path)
@@ -97,10 +99,7 @@ def _tower(draft: Draft) -> None:
     if found is None:
         found = next((known for word, known in _TOWERS if word in name), None)
     if found is None:
-        draft.settle("vision_tower", "unsupported", f"no tower of ours fits {path}")
-        draft.problems.append(Problem(f"no tower fits {path!r}", draft.where("vision_tower"),
-                                      suggest(path, options.paths("tower"), noun="model/tower")))  # fmt: skip
-        return
+        found = _missing(draft, "tower", path, "vision_tower", {"path": MISSING, "layers": [-2]})
     if s2:
         found = f"{found}_s2" if f"{found}_s2" in options.paths("tower") else found
         draft.set("model.tower.scales", [1, 2, 3], "use_s2")
@@ -143,10 +142,17 @@ def _connector(draft: Draft) -> None:
         draft.group("connector", "mlp2x_gelu", "mm_projector_type")
         draft.set("model.connector.depth", int(depth[1]), "mm_projector_type")
     else:
-        draft.settle("mm_projector_type", "unsupported", f"there is no connector {kind}")
-        draft.problems.append(
-            Problem(f"no connector {kind!r}", draft.where("mm_projector_type"), suggest(kind, _CONNECTORS))
-        )
+        draft.group("connector", _missing(draft, "connector", kind, "mm_projector_type", {"weights": None}))
+
+
+def _missing(draft: Draft, part: str, name: str, flag: str, values: dict[str, Any]) -> str:
+    """An entry of its own for a part that nothing of ours fits: what it lacks is named in it."""
+    near = closest(name, [*options.paths(part), *(_CONNECTORS if part == "connector" else ())])
+    option = re.sub(r"[^a-z0-9]+", "_", name.rstrip("/").rpartition("/")[2].lower()).strip("_") or part
+    draft.own_parts[f"{part}/{option}"] = {"_target_": MISSING, **values}
+    why = f"no {part} fits {name!r}" + (f" ({near} is near)" if near else "")
+    draft.settle(flag, "unsupported", f"{why}: model/{part}/{option}.yaml is written without its class")
+    return option
 
 
 def template(draft: Draft) -> None:

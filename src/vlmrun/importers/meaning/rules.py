@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from vlmrun.importers.launch import table
-from vlmrun.importers.meaning import batch, factory, megatron, model, trainer, tuning
+from vlmrun.importers.meaning import batch, factory, files, megatron, model, trainer, tuning
 from vlmrun.importers.meaning.draft import Draft
 
 FACTORIES = ("llamafactory", "swift")  # families with arguments and models of their own
 
 
 def settle(draft: Draft, batch_options: dict[str, str]) -> None:
-    """Settles every flag of a training command."""
+    """Settles every flag of a training command, and every value of the files that it names."""
+    _flags(draft, batch_options)
+    files.settle(draft)
+
+
+def _flags(draft: Draft, batch_options: dict[str, str]) -> None:
     batch.ranks(draft, batch_options)
     if draft.family == "megatron":
         megatron.settle(draft)
@@ -28,4 +33,6 @@ def settle(draft: Draft, batch_options: dict[str, str]) -> None:
     )
     for rule in rules:
         rule(draft)
+    if "stage.tune.llm" not in draft.settings:
+        draft.notes.append("what learns is not said there: stage.NAME.tune is as in conf/, the connector alone")
     trainer.direct(draft)

@@ -14,8 +14,12 @@ from vlmrun.importers.meaning.draft import Draft
 
 def deepspeed(draft: Draft) -> None:
     """ZeRO stage, offloading and clipping, from the JSON that is named, or FSDP."""
-    path, fsdp = draft.text("deepspeed"), draft.text("fsdp") if "fsdp" in draft.given else None
+    path = draft.text("deepspeed") or draft.accelerate.get("deepspeed_config_file")
+    fsdp = draft.text("fsdp") if "fsdp" in draft.given else None
     clip = draft.number_of("max_grad_norm")
+    if not path:
+        path = None
+        draft.settle("deepspeed", "no effect", "no file is named")
     if path is None and draft.accelerate.get("zero_stage") in ("0", "1", "2", "3"):
         _from_accelerate(draft, clip)
     elif path is None and fsdp is None:
@@ -33,6 +37,9 @@ def _from_accelerate(draft: Draft, clip: float | None) -> None:
     values, note = draft.accelerate, "accelerate's DeepSpeed options"
     offload = values.get("offload_optimizer_device", "none")
     own = values.get("gradient_clipping", "")
+    parameters = values.get("offload_param_device", "none")
+    if values["zero_stage"] == "3" and parameters != offload:
+        draft.set("stage.deepspeed.offload_param", parameters if parameters in ("cpu", "nvme") else "none", note=note)
     draft.set("stage.zero", int(values["zero_stage"]), note=note)
     draft.set("stage.offload", offload if offload in ("cpu", "nvme") else "none", note=note)
     draft.set("stage.optim.max_grad_norm", float(own) if re.fullmatch(r"\d+(\.\d+)?", own) else clip, "max_grad_norm")
@@ -56,14 +63,17 @@ def _from_json(draft: Draft, path: str, clip: float | None) -> None:
     published = table("flags")["deepspeed_files"].get(name)
     if text is not None:
         try:
-            facts = _facts(json.loads(text), clip)
-        except (ValueError, AttributeError, TypeError) as error:
+            config = json.loads(text)
+            facts = _facts(config, clip)
+        except (ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
             draft.problems.append(
                 Problem(f"{path} is no DeepSpeed JSON: {error}", draft.where("deepspeed"), "correct it")
             )
             return
+        draft.files.append(("deepspeed", path, config))
     elif published is not None:
         facts = {"offload": "none", "schedule": False, **published}
+        facts["parameters"] = facts["offload"]
         if published["clip"] == 1.0:
             facts["clip"] = clip
         draft.notes.append(f"{path} is not beside the script: taken as {name}.json that upstream ships")
@@ -82,26 +92,37 @@ def _from_json(draft: Draft, path: str, clip: float | None) -> None:
     else:
         draft.set("stage.zero", zero, "deepspeed", note=f"{name}.json" if text is None else "")
     draft.set("stage.offload", facts["offload"], "deepspeed")
+    if zero == 3 and facts["offload"] != facts["parameters"]:
+        draft.set("stage.deepspeed.offload_param", facts["parameters"], "deepspeed")
     draft.set("stage.optim.max_grad_norm", facts["clip"], "deepspeed", "max_grad_norm",
               note="the file does not clip" if facts["clip"] == 0.0 else "")  # fmt: skip
     if bucket := facts.get("bucket"):
         draft.set("stage.deepspeed.reduce_bucket_size", bucket, "deepspeed")
         draft.set("stage.deepspeed.allgather_bucket_size", bucket, "deepspeed")
-    if facts["schedule"]:
+    if facts["schedule"] is True or facts["schedule"] == "WarmupLR":
         draft.notes.append(f"{name}.json brings a scheduler, so that upstream warmed up and stayed constant: "
                            "compat.offload_schedule (--quirks)")  # fmt: skip
         if draft.options.quirks:
             draft.set("stage.compat.offload_schedule", True, note=f"{name}.json brings a scheduler")
+    elif facts["schedule"]:
+        draft.notes.append(f"{name}.json brings the scheduler {facts['schedule']}, which upstream ran in place of the "
+                           "script's; nothing here does the same")  # fmt: skip
 
 
 def _facts(config: dict[str, Any], clip: float | None) -> dict[str, Any]:
     """What of a DeepSpeed JSON a stage says itself."""
     zero = config.get("zero_optimization", {})
-    optimizer_on = (zero.get("offload_optimizer") or {}).get("device", "none")
     clipping = config.get("gradient_clipping", 0.0)
+    old = "cpu" if zero.get("cpu_offload") is True else "none"
     return {
         "stage": int(zero.get("stage", 0)),
-        "offload": optimizer_on if optimizer_on in ("cpu", "nvme") else "none",
+        "offload": _device(zero.get("offload_optimizer"), old),
+        "parameters": _device(zero.get("offload_param"), "none"),
         "clip": clip if clipping == "auto" else float(clipping),
-        "schedule": "scheduler" in config,
+        "schedule": str((config["scheduler"] or {}).get("type", "of no type")) if "scheduler" in config else False,
     }
+
+
+def _device(block: Any, otherwise: str) -> str:
+    device = (block or {}).get("device", otherwise)
+    return device if device in ("cpu", "nvme") else "none"

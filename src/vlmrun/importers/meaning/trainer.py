@@ -1,4 +1,4 @@
-"""Flags of transformers' Trainer: schedule, precision, saving, evaluation, tracking."""
+"""Flags of transformers' Trainer: precision, saving, evaluation, tracking."""
 
 from __future__ import annotations
 
@@ -6,47 +6,14 @@ import re
 from typing import Any
 
 from vlmrun.importers import options
-from vlmrun.importers.meaning.draft import Draft
+from vlmrun.importers.meaning import schedule
+from vlmrun.importers.meaning.draft import Draft, Verdict
 from vlmrun.importers.meaning.sharding import deepspeed
 
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant_with_warmup": "constant", "constant": "constant"}
+_OFF = [(word,) for word in ("False", "false", "no", "none", "None", "0", "0.0", "0.")]
 _OPTIMIZERS = {"adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_apex_fused", "adam", "adamw"}
 _ENVIRONMENT = re.compile(r"(NCCL|GLOO|TORCH|CUDA|OMP)_[A-Z0-9_]+")
 _TRACKERS = {"none": [], "wandb": ["wandb"], "tensorboard": ["tensorboard"], "all": ["tensorboard", "wandb"]}
-
-
-def schedule(draft: Draft) -> None:
-    """Length, warm-up and shape of the schedule."""
-    name = draft.text("lr_scheduler_type") or "linear"
-    if name in _SCHEDULES:
-        draft.set("stage.optim.schedule", _SCHEDULES[name], "lr_scheduler_type")
-    else:
-        draft.differ("lr_scheduler_type", "stage.optim.schedule", "cosine", "there is no such schedule here")
-    steps, ratio = draft.number_of("warmup_steps", int), draft.number_of("warmup_ratio")
-    if name == "constant":
-        draft.set(
-            "stage.optim.warmup_ratio", 0.0, "warmup_ratio", "warmup_steps", note="constant has no warm-up upstream"
-        )
-    elif steps:
-        draft.set("stage.optim.warmup_ratio", None, note="warmup_steps takes its place")
-        draft.set("stage.optim.warmup_steps", steps, "warmup_steps")
-        draft.settle("warmup_ratio", "no effect", "warmup_steps takes its place")
-    else:
-        draft.set("stage.optim.warmup_ratio", ratio, "warmup_ratio")
-        draft.settle("warmup_steps", "no effect", "0: warmup_ratio counts")
-    betas = [draft.number_of("adam_beta1"), draft.number_of("adam_beta2")]
-    draft.set("stage.optim.betas", betas, "adam_beta1", "adam_beta2")
-    epochs, most = draft.number_of("num_train_epochs"), draft.number_of("max_steps", int)
-    if most is not None and most > 0:
-        draft.set("stage.max_steps", most, "max_steps")
-        draft.settle("num_train_epochs", "no effect", "max_steps alone decides the length")
-        draft.notes.append(LENGTH)
-        return
-    draft.set("stage.epochs", epochs, "num_train_epochs")
-    draft.settle("max_steps", "no effect", "not positive: num_train_epochs decides the length")
-
-
-LENGTH = "max_steps alone decides the length upstream; raise stage.STAGE.epochs where your data is gone through again"
 
 
 def precision(draft: Draft) -> None:
@@ -121,6 +88,14 @@ def evaluation(draft: Draft) -> None:
         draft.settle(name, "no effect", "nothing is evaluated during training")
 
 
+def sampling(draft: Draft) -> None:
+    """transformers 5: at random, by length, or in order."""
+    if "train_sampling_strategy" in draft.given:
+        random = draft.text("train_sampling_strategy") == "random"
+        verdict: Verdict = "no effect" if random else "unsupported"
+        draft.settle("train_sampling_strategy", verdict, "samples come in random order")
+
+
 def tracking(draft: Draft) -> None:
     """Trackers; wandb stays offline."""
     if "report_to" not in draft.given:
@@ -149,7 +124,8 @@ def direct(draft: Draft) -> None:
         if "no_effect" in entry:
             draft.settle(name, "no effect", entry["no_effect"])
         elif "without" in entry:
-            draft.settle(name, "unsupported", entry["without"])
+            off = name in draft.given and "zero" not in entry and draft.given[name].values[:1] in _OFF
+            draft.settle(name, *(("no effect", "off") if off else ("unsupported", entry["without"])))
         elif "key" in entry and (name in draft.given or ("default" in entry and not entry.get("ours"))):
             value = draft.boolean(name) if entry["kind"] == "bool" else draft.number_of(name, kinds[entry["kind"]])
             if value is not None:
@@ -158,4 +134,4 @@ def direct(draft: Draft) -> None:
             draft.defaults.append((name, entry["default"], entry["key"]))
 
 
-RULES = (schedule, precision, optimizer, deepspeed, saving, evaluation, tracking, naming)
+RULES = (*schedule.RULES, precision, optimizer, deepspeed, saving, evaluation, sampling, tracking, naming)

@@ -105,7 +105,7 @@ def _adapters(draft: Draft) -> None:
         double = draft.boolean("double_quant") if "double_quant" in draft.table else True
         draft.set("stage.quant.double", double, "double_quant")
     for name in _QUANT:
-        draft.settle(name, "no effect", "nothing is held in few bits")
+        draft.settle(name, "no effect", "nothing is quantized")
 
 
 def rates(draft: Draft) -> None:

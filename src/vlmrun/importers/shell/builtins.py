@@ -87,13 +87,15 @@ def unset(scope: Scope, arguments: list[str]) -> Status:
 
 
 def set_(scope: Scope, arguments: list[str]) -> Status:
-    """`set -e`, `set +e`, `set -- WORD ...`"""
-    for place, word in enumerate(arguments):
-        if word == "--" or word[:1] not in "-+":
-            scope.arguments = arguments[place + (word == "--") :]
-            break
-        if "e" in word[1:] and not word[1:].startswith("o"):
+    """`set -e`, `set -euo pipefail`, `set +e`, `set -- WORD ...`"""
+    rest = list(arguments)
+    while rest and rest[0] != "--" and rest[0][:1] in ("-", "+"):
+        word = rest.pop(0)
+        named = rest.pop(0) if word.endswith("o") and rest else ""
+        if "e" in word[1:] or named == "errexit":
             scope.errexit = word[0] == "-"
+    if rest:
+        scope.arguments = rest[rest[0] == "--" :]
     return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from tree_sitter import Node
 
@@ -57,9 +56,22 @@ class Control(Evaluator):
         status = self._statement(left)
         if status is None:
             status = self._assume(left, "")
+            if sign == "||":
+                return self._guarded(right)
         if status if sign == "&&" else not status:
             return self._statement(right)
         return status
+
+    def _guarded(self, *nodes: Node) -> Status:
+        """Statements behind a test that is not known; None where they would end the script, so that it held."""
+        line = self._line
+        try:
+            return self._body(nodes)
+        except Flow as flow:
+            if flow.word not in ("exit", "return"):
+                raise
+            self.reading.note(self.file, line, f"`{flow.word}` behind that test is passed over: a guard")
+            return None
 
     def _do_negated_command(self, node: Node) -> Status:
         status = self._statement(node.named_children[-1])
@@ -79,18 +91,22 @@ class Control(Evaluator):
         self._note_unset()
         return Condition(words, self.scope, patterned=double).value()
 
-    def _condition(self, nodes: Sequence[Node]) -> bool:
-        status = self._body(nodes)
-        return self._assume(nodes[0], "so the branch is passed over") if status is None else status
-
     def _do_if_statement(self, node: Node) -> Status:
+        doubtful: list[Node] | None = None  # the first branch whose test is not known
         for branch in [node, *(child for child in node.children if child.type in ("elif_clause", "else_clause"))]:
             children = [child for child in branch.children if child.type not in ("elif_clause", "else_clause")]
             if branch.type == "else_clause":
-                return self._body(children)
+                if doubtful is None:
+                    return self._body(children)
+                status = self._guarded(*children)
+                return self._body(doubtful) if status is None else status
             then = next(place for place, child in enumerate(children) if child.type == "then")
             condition = [child for child in children[1:then] if child.is_named and child.type != "comment"]
-            if condition and self._condition(condition):
+            status = self._body(condition) if condition else False
+            if status is None:
+                self._assume(condition[0], "so the branch is passed over")
+                doubtful = children[then + 1 :] if doubtful is None else doubtful
+            elif status:
                 return self._body(children[then + 1 :])
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, unquote
 
 ESCAPED = {" ": "\ue000", "\t": "\ue001", "\r": "\ue002"}  # a backslash and this blank, as one character of a word
 _BLANKS = {mark: blank for blank, mark in ESCAPED.items()}
@@ -27,8 +28,8 @@ def blank(char: str) -> str | None:
 
 
 def unknown(program: str) -> str:
-    """A value that depends on running a program."""
-    return f"{_OPEN}{shown(literal(program)).strip()}{_CLOSE}"
+    """A value that depends on running a program. Its text is one plain word, so that `eval` can read it again."""
+    return f"{_OPEN}{quote(shown(literal(program)).strip(), safe='')}{_CLOSE}"
 
 
 def is_unknown(text: str) -> bool:
@@ -38,9 +39,9 @@ def is_unknown(text: str) -> bool:
 
 def causes(text: str) -> list[str]:
     """The programs that a value depends on."""
-    return _UNKNOWN.findall(text)
+    return [unquote(found) for found in _UNKNOWN.findall(text)]
 
 
 def shown(text: str) -> str:
     """A value for people: what is not known as `$(program)`."""
-    return _UNKNOWN.sub(lambda found: f"$({found[1]})", text)
+    return _UNKNOWN.sub(lambda found: f"$({unquote(found[1])})", text)

@@ -23,7 +23,7 @@ def read_script(
 
     Args:
         root: working folder, and the limit of what is opened; default: the script's own folder.
-        meant: mend broken continuations first.
+        meant: fix broken continuations first.
 
     Raises:
         ConfigError: when the file is no script, or too much to follow.

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmrun.errors import ConfigError
+from vlmrun.importers.shell import marks
 
 MAX_STATEMENTS = 10_000
 MAX_TEXT = 50_000  # characters of one value
+# Variables that bash itself has, each time another value, or one of the machine.
+OF_THE_SHELL = frozenset({"RANDOM", "SRANDOM", "SECONDS", "EPOCHSECONDS", "HOSTNAME", "UID", "EUID", "PPID", "BASHPID"})
 MAX_DEPTH = 24  # scripts, functions and substitutions inside one another
 
 
@@ -69,7 +72,7 @@ class Scope:
             return str(len(self.arguments))
         if name == "PWD":
             return self.folder
-        value = self.variables.get(name)
+        value = self.variables.get(name, marks.unknown(name) if name in OF_THE_SHELL else None)
         return (value[0] if value else None) if isinstance(value, list) else value
 
     def items(self, name: str) -> list[str]:

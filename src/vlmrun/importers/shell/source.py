@@ -92,7 +92,7 @@ def _walk(node: Node) -> Iterator[Node]:
 
 
 def as_meant(text: str) -> str:
-    """The script with its continuations mended; lines keep their numbers."""
+    """The script with its continuations fixed; lines keep their numbers."""
     lines = text.replace("\r\n", "\n").split("\n")
     for broken in traps("\n".join(lines)):
         lines[broken.line - 1] = _TRAP.sub(r"\\", lines[broken.line - 1])

@@ -198,7 +198,7 @@ def _split(pieces: Iterator[Piece]) -> list[str]:
             if current is not None:
                 fields.append(current)
             current = None
-        elif piece.kind == "split" and not marks.is_unknown(piece.text):
+        elif piece.kind == "split":
             parts = piece.text.split()
             if current is not None and piece.text and (not parts or piece.text[0].isspace()):
                 fields.append(current)

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlmrun.merging.methods import kernels
-from vlmrun.merging.methods.kernels import Array
+from vlmrun.merging.methods.kernels import kernels
+from vlmrun.merging.methods.numbers import Array
 from vlmrun.weights.blocks import SLICE, Shape
 
 
@@ -44,7 +44,7 @@ class Piece:
         models, base = self.numbers
         found = torch.empty(len(models), base.size)
         for model, delta in zip(models, found, strict=True):
-            kernels.change(model, base, delta.numpy())
+            kernels().change(model, base, delta.numpy())
         return found
 
 
@@ -79,5 +79,5 @@ class Source:
             yield self.read(start, min(start + step, self.numel))
 
     def spread(self, places: int, size: int) -> Iterator[Piece]:
-        """Pieces of so many elements, from all over the tensor, which has more than all of them."""
+        """Pieces of `size` elements, from all over the tensor, which has more than all of them."""
         return (self.read(start, start + size) for start in range(0, self.numel - size, self.numel // places))

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmrun.merging.methods import kernels, top_k
+from vlmrun.merging.methods import top_k
 from vlmrun.merging.methods.blocks import Source
-from vlmrun.merging.methods.kernels import BY_COUNT, BY_NOBODY, BY_SUM, Array
+from vlmrun.merging.methods.kernels import kernels
+from vlmrun.merging.methods.numbers import BY_COUNT, BY_NOBODY, BY_SUM, Array
 
 Thin = Callable[[Tensor], None]  # what is to be done with the changes of a slice
 
@@ -41,7 +42,7 @@ def vectors(source: Source, weights: Sequence[float], method: Any) -> Iterator[T
             thin(deltas)
             models, origin = list(deltas.numpy()), base[:0]
         mixed = torch.empty(base.size)
-        kernels.mix(tuple(models), origin, choices, shares, by, method.normalize, scale, base, mixed.numpy())
+        kernels().mix(tuple(models), origin, choices, shares, by, method.normalize, scale, base, mixed.numpy())
         yield mixed
 
 

@@ -1,7 +1,7 @@
 """The k largest changes of a tensor that is only seen slice by slice, exactly.
 
 The bits of a non-negative fp32 number, read as a whole number, have the number's order. Magnitudes are counted one by
-one, but only those near the deciding one; where that is, is told by a sample. Should it mislead, all are counted by
+one, but only those near the deciding one; where that is, a sample shows. Should it mislead, all are counted by
 their upper bits first. Among equal magnitudes the ones that come first are taken, so a choice does not depend on how a
 tensor is cut, nor on the sample.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vlmrun.merging.methods import kernels
 from vlmrun.merging.methods.blocks import Piece, Source
-from vlmrun.merging.methods.kernels import HIGH_BITS, LOW_BITS, Array
+from vlmrun.merging.methods.kernels import kernels
+from vlmrun.merging.methods.numbers import HIGH_BITS, LOW_BITS, Array, reach
 
 _PLACES, _PLACE = 16, 1 << 14  # of a sample, and elements at each
 _FEWEST = 16 * _PLACES * _PLACE  # elements of a tensor of which a sample is worth its time
@@ -33,7 +33,7 @@ def largest(source: Source, counts: Sequence[Sequence[int]]) -> Array:
         counts: of every model the k that are asked for, each at most the tensor's size; of all equally many.
 
     Returns:
-        int64 [models, k, 3], as `kernels.choose` takes them.
+        int64 [models, k, 3], as `kernels().choose` takes them.
     """
     if not source.numel:
         return np.zeros((len(counts), len(counts[0]), 3), np.int64)
@@ -53,13 +53,13 @@ def _bounds(pieces: Iterable[Piece], counts: Sequence[Sequence[int]], total: int
     for piece in pieces:
         models, base = piece.numbers
         for model, row in zip(models, upper, strict=True):
-            kernels.count(model, base, row)
+            kernels().count(model, base, row)
         seen += base.size
 
     def bits(row: Array, k: int, slack: float) -> int:
         share = k / total
         place = round(k * seen / total + slack * math.sqrt(share * (1 - share)) * seen)
-        return kernels.reach(row, min(max(place, 1), seen))[0] << LOW_BITS
+        return reach(row, min(max(place, 1), seen))[0] << LOW_BITS
 
     return [
         [(bits(row, k, slack), bits(row, k, -slack) + (1 << LOW_BITS)) for k in ks]
@@ -68,7 +68,7 @@ def _bounds(pieces: Iterable[Piece], counts: Sequence[Sequence[int]], total: int
 
 
 def _within(source: Source, counts: Sequence[Sequence[int]], bounds: Bounds) -> Array | None:
-    """The choices, if every k-th largest lies within its bounds."""
+    """The choices, if every k-th largest is within its bounds."""
     if any(last - first > _WIDEST for row in bounds for first, last in row):
         return None
     dtype = np.int32 if source.numel < 1 << 31 else np.int64
@@ -78,12 +78,12 @@ def _within(source: Source, counts: Sequence[Sequence[int]], bounds: Bounds) -> 
         models, base = piece.numbers
         for place, model in enumerate(models):
             for number, (first, _) in enumerate(bounds[place]):
-                above[place][number] += kernels.count_between(model, base, first, found[place][number])
+                above[place][number] += kernels().count_between(model, base, first, found[place][number])
     choices = np.empty((len(counts), len(counts[0]), 3), np.int64)
     for place, ks in enumerate(counts):
         for number, k in enumerate(ks):
             inside, larger = found[place][number], above[place][number]
-            bits, quota = kernels.reach(inside, k - larger)
+            bits, quota = reach(inside, k - larger)
             if larger >= max(k, 1) or bits < 0:
                 return None
             choices[place, number] = bounds[place][number][0] + bits, quota, inside[bits]

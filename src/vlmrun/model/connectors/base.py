@@ -56,5 +56,5 @@ class Connector(nn.Module):
         raise NotImplementedError
 
     def tokens(self, n_patches: int) -> int:
-        """How many rows come out for so many patches."""
+        """How many rows come out for N patches."""
         return self.arithmetic.tokens(n_patches)

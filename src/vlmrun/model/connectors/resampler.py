@@ -1,4 +1,4 @@
-"""Perceiver resamplers: a fixed number of learnt queries look at the patches of an image."""
+"""Perceiver resamplers: a fixed number of trained queries look at the patches of an image."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Resampler(Connector):
 class FixedResampler(Resampler):
     """That of MiniCPM-V 2.0 and OmniLMM: queries lie in a square, whose positions are stretched over the patches.
 
-    `pos_embed` lies in the original's file and never learns.
+    `pos_embed` is in the original's file and never learns.
 
     Source:
         OpenBMB/MiniCPM-V@247a576 omnilmm/model/resampler.py

@@ -17,7 +17,7 @@ class Clip(HuggingFaceTower):
     """Patch features of CLIP, with or without the class token in front.
 
     Args:
-        preprocessor: values laid over those of preprocessor_config.json, such as another mean.
+        preprocessor: values merged over those of preprocessor_config.json, such as another mean.
     """
 
     def __init__(  # noqa: PLR0913 - every key of the YAML is an argument

@@ -19,7 +19,7 @@ _POSITIONS = ("grid", "strip")
 
 
 class SiglipNavit(HuggingFaceTower):
-    """SigLIP whose learnt positions are spread over an image's own grid of patches, one image apart from another.
+    """SigLIP whose trained positions are spread over an image's own grid of patches, one image apart from another.
 
     Two quirks of MiniCPM-Llama3-V 2.5, with which its weights were trained, can be turned on: both come from its strips
     of patches being taken for images one patch high. With either, features depend on the longest image beside.
@@ -104,7 +104,7 @@ class SiglipNavit(HuggingFaceTower):
 
 
 def grid_positions(rows: int, columns: int, side: int) -> torch.Tensor:
-    """Numbers of learnt positions, of a square of `side` a side, for a grid of patches row by row."""
+    """Numbers of trained positions, of a square of `side` a side, for a grid of patches row by row."""
     return (_spread(rows, side)[:, None] * side + _spread(columns, side)).flatten()
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from vlmrun.arch import towers as arch
 from vlmrun.arch.towers import positions
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, suggest
-from vlmrun.model.pretrained import read_json
+from vlmrun.model.pretrained import read_by_others, read_json
 from vlmrun.model.towers.base import Tower
 from vlmrun.model.towers.hf import PREPROCESSOR
 from vlmrun.model.towers.without_torchvision import stand_in
@@ -28,7 +29,7 @@ _WEIGHTS = (*_USUAL, "open_clip_model.safetensors", "open_clip_pytorch_model.bin
 class Timm(Tower):
     """Features of a timm model, cut off behind the deepest requested layer.
 
-    What lies behind that layer is neither loaded nor saved. `layers` count blocks of a transformer from 1, stages of a
+    What is behind that layer is neither loaded nor saved. `layers` count blocks of a transformer from 1, stages of a
     convolutional network likewise; negative numbers count as LLaVA's select layer does: -1 is the last block's output
     before any final norm, -2 the one before. Class and register tokens are left out.
 
@@ -79,7 +80,7 @@ class Timm(Tower):
         if self.source is not None and (self.source / PREPROCESSOR).is_file():
             self.preprocessor = read_json(self.source / PREPROCESSOR, "fetch the model again") | self._squares()
         if self.source is not None and not any((self.source / name).is_file() for name in _USUAL):
-            self.source = None  # names that nobody else reads: saved from memory, under the usual one
+            self.source = None  # names that no other program reads: saved from memory, under the usual one
         with torch.no_grad():
             blank = torch.zeros(1, 3, self.image_size, self.image_size, dtype=self._dtype)
             found = self(blank)
@@ -193,12 +194,11 @@ def _fill(model: Any, folder: Path) -> None:
 def _read(folder: Path) -> dict[str, torch.Tensor]:
     for name in _WEIGHTS:
         file = folder / name
-        if file.is_file() and file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
         if file.is_file():
-            return dict(torch.load(file, map_location="cpu", weights_only=True))
+            with read_by_others(str(file), "the file", "fetch the model again"):
+                if file.suffix == ".safetensors":
+                    return load_file(file)
+                return dict(torch.load(file, map_location="cpu", weights_only=True))
     raise CheckpointError(f"no weights: none of {', '.join(_WEIGHTS)}", str(folder), "fetch the model again")
 
 

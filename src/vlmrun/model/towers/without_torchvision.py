@@ -2,7 +2,7 @@
 
 timm imports torchvision for its data pipeline and one norm, neither of which a tower uses; and PyPI's torchvision does
 not go with a CPU build of torch. For the moment of the import, and only if torchvision is absent, empty stand-ins take
-its place; they are gone afterwards, so that nobody else takes them for the real one.
+its place; they are gone afterwards, so that no other package takes them for the real one.
 """
 
 from __future__ import annotations

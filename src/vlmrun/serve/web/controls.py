@@ -76,12 +76,12 @@ class Page:
         return box, talk, *_seen(talk)
 
     def clear(self) -> tuple[Any, ...]:
-        """Begins anew."""
+        """Starts from scratch."""
         talk = Talk()
         return talk, *_seen(talk)
 
     def voter(self, side: int) -> Any:
-        """Notes what somebody thinks of an answer."""
+        """Notes what a user thinks of an answer."""
 
         def vote(talk: Talk, event: gr.LikeData) -> None:
             number = talk.at(side, _row(event))

@@ -62,7 +62,8 @@ def build(server: Server, log: Log, translate: gr.I18n, most_tokens: int) -> gr.
             buttons = {
                 name: gr.Button(translate(name), elem_id=name) for name in ("stop", "retry", "undo", "clear", "flag")
             }
-            download = gr.DownloadButton(translate("download"), elem_id="download")  # type: ignore[arg-type]  # as Button's
+            label: Any = translate("download")  # gradio's types want a str, which only Button's do not
+            download = gr.DownloadButton(label, elem_id="download")
         with gr.Accordion(translate("camera"), open=False):
             camera = gr.Image(sources=["webcam", "clipboard"], type="filepath", label=translate("camera"))
         with gr.Accordion(translate("values"), open=False):

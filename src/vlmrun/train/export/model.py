@@ -4,22 +4,24 @@ A checkpoint holds trained weights and optimizer state only. Its stage's job.jso
 so the model is put together exactly as the trainer did, given the checkpoint's weights, and saved as a stage's weights
 are: the last checkpoint of a stage gives the stage's own weights, bit for bit.
 
-`format` makes this a format. DeepSpeed's own reader of its shards is used, which would unpickle
-anything: here it is given `torch.load` with `weights_only` and the four classes that such shards hold (ADR 26).
+`format` makes this a format. DeepSpeed's own reader of its shards would unpickle anything: a copy of its module is used
+that opens files with `weights_only` and knows the four classes that such shards hold (ADR 26).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import io
-import json
 import pickle
 import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from vlmrun.formats import native as native_format
 from vlmrun.formats.base import How, Model
 from vlmrun.model import tune
 from vlmrun.model.parts import Loaded
+from vlmrun.model.pretrained import read_json, said
 from vlmrun.names import WEIGHTS
 from vlmrun.train import model as training_model
 from vlmrun.train import setup
@@ -43,6 +46,7 @@ from vlmrun.train.samples import template_of
 from vlmrun.weights import native
 from vlmrun.weights.reader import DTYPES
 
+_ANOTHER_STEP = "take another step's checkpoint"
 _MODULE = "mp_rank_00_model_states.pt"
 
 
@@ -79,23 +83,21 @@ def read(folder: Path, how: How) -> Model:
 
 
 class _Temporary:
-    """A folder that goes when nobody reads from it any more."""
+    """A folder that goes when no tensor is read from it any more."""
 
     def __init__(self, place: Path) -> None:
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
 
 
 def _verify(folder: Path) -> None:
-    listed: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+    listed: dict[str, Any] = read_json(folder / MANIFEST, _ANOTHER_STEP)["files"]
     wrong = [
         name
         for name, file in listed.items()
         if not (folder / name).is_file() or artifact.digest(folder / name) != file["sha256"]
     ]
     if wrong:
-        raise CheckpointError(
-            f"the checkpoint is damaged: {', '.join(wrong[:3])}", str(folder), "take another step's checkpoint"
-        )
+        raise CheckpointError(f"the checkpoint is damaged: {', '.join(wrong[:3])}", str(folder), _ANOTHER_STEP)
 
 
 def _as_trained(job: StageJob, stage: TrainStage) -> Loaded:
@@ -108,65 +110,73 @@ def _as_trained(job: StageJob, stage: TrainStage) -> Loaded:
 
 def _trained(folder: Path, loaded: Loaded) -> dict[str, torch.Tensor]:
     """What the checkpoint holds, under the names of the parameters, in fp32 where there are masters."""
-    if (folder / FsdpEngine.FOLDER).is_dir():
-        return _from_fsdp(folder / FsdpEngine.FOLDER, loaded)
     plain, sharded = folder / PlainEngine.FILE, folder / DeepSpeedEngine.TAG
-    if plain.is_file():
-        found: dict[str, torch.Tensor] = torch.load(plain, map_location="cpu", weights_only=True)["weights"]
-        return found
-    with _weights_only(folder):
-        if not list(sharded.glob("*_optim_states.pt")):  # ZeRO-0 shards nothing
-            module: dict[str, torch.Tensor] = torch.load(sharded / _MODULE, map_location="cpu")["module"]
-            return module
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
-            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-            state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-                str(folder), tag=DeepSpeedEngine.TAG, exclude_frozen_parameters=True
-            )
-        return state
+    found: dict[str, torch.Tensor]
+    with _reading(folder):
+        if (folder / FsdpEngine.FOLDER).is_dir():
+            return _from_fsdp(folder / FsdpEngine.FOLDER, loaded)
+        if plain.is_file():
+            found = torch.load(plain, map_location="cpu", weights_only=True)["weights"]
+        elif not list(sharded.glob("*_optim_states.pt")):  # ZeRO-0 shards nothing
+            found = _load(sharded / _MODULE, map_location="cpu")["module"]
+        else:
+            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
+                found = _deepspeed_reader().get_fp32_state_dict_from_zero_checkpoint(
+                    str(folder), tag=DeepSpeedEngine.TAG, exclude_frozen_parameters=True
+                )
+    return found
 
 
 @contextlib.contextmanager
-def _weights_only(folder: Path) -> Iterator[None]:
-    """Within it `torch.load` makes tensors and DeepSpeed's four harmless classes, whatever its caller asks for.
-
-    DeepSpeed's reader says `weights_only=False`, and a checkpoint's manifest is its author's word, not a proof.
+def _reading(folder: Path) -> Iterator[None]:
+    """A manifest is its author's word, not a proof: what it lists may be damaged, or ask for code.
 
     Raises:
-        CheckpointError: when a file asks for anything else, or is damaged.
+        CheckpointError: when a file asks for anything but tensors and DeepSpeed's classes, or is damaged.
     """
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint cannot be read as tensors: {said(error)}",
+            str(folder),
+            "use a checkpoint that vlmrun wrote, or the finished stage's weights",
+        ) from error
+
+
+def _load(file: Any, *arguments: Any, **options: Any) -> Any:
+    """`torch.load` that makes tensors and DeepSpeed's four harmless classes, whatever its caller asks for."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    load = torch.load
-
-    def careful(file: Any, *arguments: Any, **options: Any) -> Any:
-        return load(file, *arguments, **(options | {"weights_only": True}))
-
-    with (
-        torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]),
-        _replaced_load(careful),
-    ):
-        try:
-            yield
-        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError, ValueError) as error:
-            raise CheckpointError(
-                f"the checkpoint cannot be read as tensors: {str(error).splitlines()[0][:200]}",
-                str(folder / DeepSpeedEngine.TAG),
-                "use a checkpoint that vlmrun wrote, or the finished stage's weights",
-            ) from error
+    # Each time: another thread that allows classes for a while may have put the list back to what it was.
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+    return torch.load(file, *arguments, **(options | {"weights_only": True}))
 
 
-@contextlib.contextmanager
-def _replaced_load(other: Callable[..., Any]) -> Iterator[None]:
-    """`torch.load` replaced; DeepSpeed's reader offers no other way to choose how its files are opened."""
-    original, torch.load = torch.load, other
-    try:
-        yield
-    finally:
-        torch.load = original
+class _CarefulTorch(ModuleType):
+    """The module torch, except that its `load` is ours."""
+
+    load = staticmethod(_load)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@functools.cache
+def _deepspeed_reader() -> Any:
+    """A copy of DeepSpeed's module that reads shards, in which `torch` is careful.
+
+    It says `weights_only=False` and offers no choice. Replacing `torch.load` itself would change it for all threads.
+    """
+    spec = importlib.util.find_spec("deepspeed.utils.zero_to_fp32")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.torch = _CarefulTorch("torch")
+    return module
 
 
 def _from_fsdp(place: Path, loaded: Loaded) -> dict[str, torch.Tensor]:
