@@ -15,7 +15,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
-from vlmrun.data.images.open import find_image
+from vlmrun.data.images.open import missing
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped, rejection_error, usable
@@ -208,23 +208,13 @@ def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Ask
             category=row.category,
             split="test",
         )
-        problem = _missing(root, question)
+        problem = missing(root, question)
         if problem is None:
             found.append(Asked(question, root, name, skip, Benchmark(config, row)))
         else:
             rejected.append(problem)
     _refuse(job, rejected, len(found), skip=skip)
     return found
-
-
-def _missing(root: Path | None, question: Question) -> Rejected | None:
-    """What keeps an image from being found: now, and not when its turn comes."""
-    try:
-        for name in question.images:
-            find_image(root, name, suggesting=False)
-    except DataError as error:
-        return Rejected(question.id, question.source, error.problems[0].what, error.problems[0].fix)
-    return None
 
 
 def summary(scores: dict[str, Any], seconds: float, n_answers: int | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from vlmrun.data.sample import Question, Rejected
 from vlmrun.data.shards.tar import Place, parse_place
 from vlmrun.errors import DataError, closest
 
@@ -170,3 +171,13 @@ def _resolved(root: Path) -> Path:
 
 def _place(picture: Path | Picture, where: str) -> str:
     return f"{picture}, named in {where}" if where else str(picture)
+
+
+def missing(root: Path | None, question: Question) -> Rejected | None:
+    """What keeps an image of a question from being found: before any is asked, and not when its turn comes."""
+    try:
+        for name in question.images:
+            find_image(root, name, suggesting=False)
+    except DataError as error:
+        return Rejected(question.id, question.source, error.problems[0].what, error.problems[0].fix)
+    return None
