@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.emoji.efficientnet import EfficientNetLite0
-from vlmrun.data.images.open import open_image
+from vlmrun.data.images.loading import load_image
 from vlmrun.data.images.transform import ImageTransform
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -57,7 +57,7 @@ def standardise(folder: Path, pictures: Sequence[Path]) -> None:
     found = []
     with torch.no_grad():
         for path in pictures:
-            pixels = transform(open_image(path.parent, path.name), "square")
+            pixels = transform(load_image(path), "square")
             found.append(tower(torch.from_numpy(pixels)[None])[0].flatten(0, 1))
     features = torch.cat(found)
     state = load_file(folder / "model.safetensors")

@@ -20,7 +20,8 @@ from vlmrun.config.schema import Compat
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
 
 NO_COMPAT: dict[str, Any] = {
-    name: None if name in ("labels", "transformers_order", "llava_prompt") else False for name in Compat.model_fields
+    name: None if name in ("labels", "transformers_order", "llava_prompt", "images") else False
+    for name in Compat.model_fields
 }
 
 STAGE: dict[str, Any] = {
@@ -33,6 +34,7 @@ STAGE: dict[str, Any] = {
     "packing": None,
     "template": None,
     "image_aspect": "square",
+    "image_background": "#ffffff",
     "image_decode": "exact",
     "image_cache": None,
     "tune": {"llm": "full", "tower": "freeze", "connector": "full"},

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.integration import jobs
 from tests.integration.jobs import NO_COMPAT, run, said
 from vlmrun.errors import VlmrunError
+from vlmrun.formats.load import describe
 
 TOWER = {"tune": {"llm": "full", "tower": "full", "connector": "full"}}
 
@@ -42,6 +44,22 @@ def test_a_tower_in_half_precision_changes_the_features_alone(tmp_path):
     assert jobs.losses(half) == pytest.approx(jobs.losses(whole), abs=1e-2)
     weights = load_file(half.path / "weights" / "connector" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_images_are_seen_on_the_background_or_as_upstream_sees_them(tmp_path):
+    """Colors under full transparency: upstream trains on them, a person sees the background. The model keeps which."""
+    jobs.write_records(tmp_path)
+    for file in (tmp_path / "images").glob("*.png"):
+        with Image.open(file) as image:
+            clear = image.convert("RGBA")
+        clear.putalpha(0)
+        clear.save(file)
+    white, black = run(tmp_path, "white"), run(tmp_path, "black", image_background="#000000")
+    upstream = run(tmp_path, "upstream", **quirk("images", "upstream"))
+    firsts = [jobs.losses(job)[0] for job in (white, black, upstream)]
+    assert len(set(firsts)) == 3
+    kept = [describe(job.path)["image_background"] for job in (white, black, upstream)]
+    assert kept == ["#ffffff", "#000000", None]
 
 
 def test_the_schedule_of_the_offload_file(tmp_path):

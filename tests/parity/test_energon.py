@@ -14,7 +14,8 @@ import pytest
 
 from tests.parity.golden import CASES, cases, need
 from vlmrun.data.formats import energon, wds
-from vlmrun.data.images.open import open_image
+from vlmrun.data.images.finding import ImageFolder
+from vlmrun.data.images.loading import open_image
 from vlmrun.data.prepare import unpack_shards as unpack
 from vlmrun.data.prepare import write_shards as write
 from vlmrun.data.sample import IMAGE_TAG, Rejected
@@ -202,7 +203,7 @@ def test_samples_are_what_the_loader_decodes(dataset, version, tmp_path):
             question, answer = found[case["key"]].turns
             tag = "" if IMAGE_TAG in case["context"] else IMAGE_TAG
             assert (question.text, answer.text) == (tag + case["context"], case["answers"])
-            picture = open_image(folder, found[case["key"]].images[0])
+            picture = open_image(ImageFolder(folder), found[case["key"]].images[0])
             assert list(picture.size) == case["size"]
             assert sha256(picture.tobytes()).hexdigest() == case["rgb_sha256"]
     everything = [sample.id for sample in wds.read(folder)]

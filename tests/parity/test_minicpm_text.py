@@ -11,6 +11,7 @@ from vlmrun.config.schema import Slices
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.images import grid as slices
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.sample import Rejected
 from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
@@ -82,7 +83,7 @@ def test_the_whole_preprocessing(kind):
         if not of.is_cut(case):
             continue
         encoder = of.encoder(case)
-        pixels, layouts = encoder.pixels(sample, golden.CASES / of.SET / "images")
+        pixels, layouts = encoder.pixels(sample, ImageFolder(golden.CASES / of.SET / "images"))
         if case["result"] != "ok":
             with pytest.raises(DataError):
                 encoder.encode(sample, layouts)
@@ -112,7 +113,7 @@ def test_batches_of_the_preprocessing():
         items = []
         for member in batch["ids"]:
             encoder, sample = of.encoder(cases[member]), of.sample(cases[member])
-            pixels, layouts = encoder.pixels(sample, golden.CASES / of.SET / "images")
+            pixels, layouts = encoder.pixels(sample, ImageFolder(golden.CASES / of.SET / "images"))
             items.append(Item(encoder.encode(sample, layouts), pixels, member, layouts=layouts))
         found = Collator(0, encoder.image_tokens, 56)(items)
         unk = encoder.tokenizer.convert_tokens_to_ids("<unk>")

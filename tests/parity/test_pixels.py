@@ -8,8 +8,10 @@ import pytest
 
 from tests.parity.golden import CASES, cases, tensors
 from vlmrun.config.schema import Tiles
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.fitting import best_grid, fit_into, pad_to_square
-from vlmrun.data.images.open import open_image
+from vlmrun.data.images.loading import open_image
+from vlmrun.data.images.seeing import AS_UPSTREAM
 from vlmrun.data.images.transform import ImageTransform
 
 IMAGES = CASES / "g2_images/images"
@@ -41,7 +43,7 @@ def _hash(value):
 
 def _differences(case):
     """Everything about a case that is recorded and is another here."""
-    image = open_image(IMAGES, case["image"])
+    image = open_image(ImageFolder(IMAGES), case["image"], view=AS_UPSTREAM)
     transform = ImageTransform(_processor(case["processor"]), _tiles(case))
     aspect = case["image_aspect_ratio"]
     if "pad_color" in case:
@@ -90,7 +92,9 @@ def test_recorded_tensors(project):
             if name not in recorded:
                 continue
             transform = ImageTransform(_processor(case["processor"]), _tiles(case))
-            pixels, _ = transform.tiles(open_image(IMAGES, case["image"]), case["image_aspect_ratio"])
+            pixels, _ = transform.tiles(
+                open_image(ImageFolder(IMAGES), case["image"], view=AS_UPSTREAM), case["image_aspect_ratio"]
+            )
             expected = recorded[name].numpy()
             found = pixels[..., ::every, ::every].reshape(expected.shape)
             assert np.array_equal(found, expected), (name, np.abs(found - expected).max())

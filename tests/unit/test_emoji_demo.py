@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from vlmrun.cli import train
 from vlmrun.data import lint
 from vlmrun.data.images import open as images
+from vlmrun.data.images.finding import ImageFolder
 
 N = 8
 
@@ -75,7 +76,7 @@ def test_what_is_tested_is_never_shown_in_training(made):
 def test_the_files_are_clean_for_lint(made):
     folder = made[3]
     for name, format in (("captions.json", "llava"), ("questions.json", "llava"), ("test.jsonl", "vqa")):
-        rules = lint.Rules(format=format, images=folder / "images")
+        rules = lint.Rules(format=format, images=ImageFolder(folder / "images"))
         assert list(lint.lint(folder / name, rules)) == []
 
 

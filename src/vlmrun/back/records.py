@@ -25,11 +25,13 @@ def show_sample(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
     return sample.show(job, index, sizes)
 
 
-def lint_data(job: StageJob, name: str, sizes: Sizes, limit: int | None, tally: Tally) -> Iterator[Finding]:
+def lint_data(
+    job: StageJob, name: str, sizes: Sizes, limit: int | None, decode: int | None, tally: Tally
+) -> Iterator[Finding]:
     """Every problem of one of a stage's data sets.
 
     Args:
-        limit: records looked at; None: all.
+        limit, decode: records looked at and images decoded; None: all.
         tally: given the number of records at the end.
 
     Raises:
@@ -40,7 +42,7 @@ def lint_data(job: StageJob, name: str, sizes: Sizes, limit: int | None, tally: 
     from vlmrun.data import lint
     from vlmrun.inspect import sample
 
-    rules = replace(sample.rules(job, name, sizes), limit=limit)
+    rules = replace(sample.rules(job, name, sizes), limit=limit, n_decoded=decode)
     return lint.lint(Path(job.data[name].annotations), rules, tally)
 
 
@@ -57,7 +59,7 @@ def lint_file(path: Path, options: Mapping[str, Any], tally: Tally) -> Iterator[
     from vlmrun.data import lint
 
     if options["tokenizer"] is None and options["template"] is None:
-        rules = lint.Rules(**{name: options[name] for name in lint.OF_FILE})
+        rules = lint.rules_of(options)
     else:  # a tokenizer loads transformers
         from vlmrun.inspect import sample
 

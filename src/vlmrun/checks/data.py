@@ -76,6 +76,9 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]
     if data.images is not None and not Path(data.images).expanduser().is_dir():
         missing.append(("images", f"no folder {data.images!r}"))
+    missing += [
+        ("image_roots", f"no folder {root!r}") for root in data.image_roots if not Path(root).expanduser().is_dir()
+    ]
     if missing and data.about is not None:
         about = data.about
         terms = about.licence
@@ -83,14 +86,19 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
         fix = f"from {about.url} (license: {terms}{records}): {about.fetch}; VLMRUN_DATA names the data folder"
         yield Problem(" and ".join(what for _, what in missing), where, fix)
         return
+    fixes = {
+        "annotations": f"give an existing {noun}",
+        "images": "give the folder that image paths start from",
+        "image_roots": "give a folder that links among the images lead to",
+    }
     for key, what in missing:
-        fix = f"give an existing {noun}" if key == "annotations" else "give the folder that image paths start from"
-        yield Problem(what, f"{where}.{key}", fix)
+        yield Problem(what, f"{where}.{key}", fixes[key])
 
 
 RULES = (
     Rule("templates", "Every template exists, and MiniCPM-V's labels are made by its own templates.",
          ("model.template", "stage.*.template", "stage.*.compat.labels"), _templates, here=True),
     Rule("data", "Data that are read have a known format, which the stage can use, and their files are there.",
-         ("data.*.format", "data.*.annotations", "data.*.images", "stage.*.data"), _data, here=True),
+         ("data.*.format", "data.*.annotations", "data.*.images", "data.*.image_roots", "stage.*.data"), _data,
+         here=True),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from vlmrun.cli import data_convert, train
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
-from vlmrun.data.findings import CLASSES, Finding, Tally
+from vlmrun.data.findings import CLASSES, NOTES, Finding, Tally
 from vlmrun.data.formats.base import check_source
 from vlmrun.data.formats.values import whole
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
@@ -28,7 +28,7 @@ _ACTIONS = ("show", "lint", "prepare", "convert")
 
 HELP = """\
 usage: vlmrun data show  OVERRIDES [INDEX] [--stage NAME] [--json]     one sample as the model will see it
-       vlmrun data lint  OVERRIDES [--report FILE] [--limit N]         what is wrong with all data of a run
+       vlmrun data lint  OVERRIDES [--report FILE] [--limit N] [--decode N|all]   what is wrong with all data of a run
        vlmrun data lint  FILE [--images DIR] [--template NAME --tokenizer PATH --image-tokens N --max-length N]
        vlmrun data convert FILE OUTPUT --to minicpm|llava              LLaVA JSON to MiniCPM-V JSON, or back
        vlmrun data convert FILE FOLDER --to wds|energon                LLaVA JSON and images to tar shards
@@ -72,6 +72,7 @@ def lint(arguments: list[str]) -> int:
     """`vlmrun data lint`: 0 when nothing is wrong, 3 when something is."""
     parser = argparse.ArgumentParser("vlmrun data lint", description="What is wrong with training data.")
     parser.add_argument("--images", type=Path, help="folder that image names start from")
+    parser.add_argument("--image-root", type=Path, action="append", default=[], help="also allow links to this folder")
     parser.add_argument(
         "--format", default="llava", help="llava (default), sharegpt, openai, minicpm, vqa, wds, energon, or a module"
     )
@@ -81,18 +82,19 @@ def lint(arguments: list[str]) -> int:
     parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
     parser.add_argument("--image-tokens", type=int, default=576, help="positions an image takes (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=2048, help="default: %(default)s")
-    parser.add_argument("--report", type=Path, help="write every problem there, one JSON object a line")
+    parser.add_argument("--decode", type=_number_or_all, default=1000, metavar="N", help="images to decode, or all")
+    parser.add_argument("--report", type=Path, help="write every finding there, one JSON object a line")
     parser.add_argument("--limit", type=int, help="look at N records only")
     options, words = parser.parse_known_args(arguments)
     tally = Tally()
     is_file = len(words) == 1 and "=" not in words[0]
-    sources = [_file(words[0], options, tally)] if is_file else list(_all_data(words, options.limit, tally))
-    with _Report(options.report) as report:
+    sources = [_file(words[0], options, tally)] if is_file else list(_all_data(words, options, tally))
+    with (options.report or Path(os.devnull)).open("w", encoding="utf-8", errors="backslashreplace") as report:
         for finding in chain.from_iterable(sources):
             tally.add(finding)
             report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
     sys.stdout.write(whole(_table(tally, len(sources))))
-    return FOUND_PROBLEMS if tally.counts else 0
+    return FOUND_PROBLEMS if tally.n_problems else 0
 
 
 def prepare(arguments: list[str]) -> int:
@@ -137,17 +139,20 @@ def _job(run: pipeline.Run, name: str) -> StageJob:
     return pipeline.job_of(run, next(item for item in run.planned if item.name == name))
 
 
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
 def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Finding]:
     path = Path(word).expanduser()
-    shards = options.format in derived.SHARDS
-    check_source(path, folder=shards)
-    options.images = path if shards else options.images
+    check_source(path, folder=options.format in derived.SHARDS)
+    options.images = path if options.format in derived.SHARDS else options.images
     if options.images is None:
         logs.get(__name__).info("no --images: images are not looked at")
     return back.lint_file(path, vars(options), tally)
 
 
-def _all_data(words: Sequence[str], limit: int | None, tally: Tally) -> Iterator[Iterator[Finding]]:
+def _all_data(words: Sequence[str], options: argparse.Namespace, tally: Tally) -> Iterator[Iterator[Finding]]:
     """What is wrong with every data entry that a train or evaluate stage reads, by the rules of the first that does."""
     request = train.read(list(words))
     run = _prepared(train.compose(request.overrides, request.config_dirs), None)
@@ -161,7 +166,7 @@ def _all_data(words: Sequence[str], limit: int | None, tally: Tally) -> Iterator
             if (name, str(item.stage.template)) in seen:
                 continue
             seen.add((name, str(item.stage.template)))
-            yield back.lint_data(job, name, known, limit, tally)
+            yield back.lint_data(job, name, known, options.limit, options.decode, tally)
 
 
 def _require_files(config: RunConfig, stage: str | None) -> None:
@@ -182,34 +187,19 @@ def _require_files(config: RunConfig, stage: str | None) -> None:
         raise DataError(problems)
 
 
-class _Report:
-    """The report's file, or nothing."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        self._file = Path(self._path or os.devnull).open("w", encoding="utf-8", errors="backslashreplace")
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
 def _table(tally: Tally, n_files: int) -> str:
     """Class, count, meaning, and the first examples."""
     lines = []
-    for kind, meaning in CLASSES.items():
+    for kind, meaning in (CLASSES | NOTES).items():
         if kind not in tally.counts:
             continue
         lines.append(f"{kind:17} {tally.counts[kind]:>9,}  {meaning}")
         for example in tally.examples[kind]:
-            place = example.file if example.index is None else f"{example.file}[{example.index}]"
-            id = f" (id {example.id!r})" if example.id else ""
-            lines.append(f"{'':17} {'':>9}    {place}{id}: {example.what}")
-    total = sum(tally.counts.values())
-    said = f"{total:,} problems" if total else "ok: no problem"
-    return "\n".join([*lines, f"{said} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
+            lines.append(f"{'':17} {'':>9}    {example.where}: {example.what}")
+    if tally.n_by_header:
+        lines.append(f"of {tally.n_by_header:,} images the header alone was read: --decode all decodes each")
+    found = f"{tally.n_problems:,} problems" if tally.n_problems else "ok: no problem"
+    return "\n".join([*lines, f"{found} in {tally.n_records:,} records of {n_files} file{'s' * (n_files != 1)}"]) + "\n"
 
 
 def _page(found: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vlmrun.config import marks
@@ -83,13 +82,6 @@ def in_shards(data: DataConfig) -> bool:
     return data.format in SHARDS
 
 
-def image_root(data: DataConfig) -> Path | None:
-    """The folder that names of images start from."""
-    if in_shards(data):
-        return Path(data.annotations).expanduser()
-    return None if data.images is None else Path(data.images).expanduser()
-
-
 def sources(stage: StageNode) -> list[str]:
     """Names of all data a stage reads: what it trains on or asks, and what it is evaluated on meanwhile."""
     return list(dict.fromkeys(name for _, name in marks.named(stage, Source)))
@@ -105,6 +97,11 @@ def files_read(run: RunConfig) -> dict[str, DataConfig]:
 def template(stage: Reading, model: ModelConfig) -> str:
     """The stage's template, or the model's."""
     return stage.template or model.template
+
+
+def image_background(stage: TrainStage) -> str | None:
+    """The color behind transparent images; None: images are seen as upstream's code sees them."""
+    return None if stage.compat.images == "upstream" else stage.image_background
 
 
 def slices(model: ModelConfig) -> Slices | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from vlmrun.data.encode import Encoded
 from vlmrun.data.encoder import Encoder, Layouts
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.index import Index
 from vlmrun.data.sample import Sample, locate_record
 from vlmrun.errors import DataError
@@ -42,7 +42,7 @@ class Item:
 class Source:
     """Where a run of samples comes from and how its problems are met."""
 
-    images: Path | None
+    images: ImageFolder | None
     skip: bool
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ from vlmrun.data.compat.settings import Project
 from vlmrun.data.encode import Encoded, encode
 from vlmrun.data.images import grid as slices
 from vlmrun.data.images.cache import Fitted, PictureCache
-from vlmrun.data.images.open import find_image, image_size, load_image
+from vlmrun.data.images.finding import ImageFolder, find_image
+from vlmrun.data.images.loading import image_size, load_image
 from vlmrun.data.images.patch_strips import joined
+from vlmrun.data.images.seeing import ON_WHITE, View
 from vlmrun.data.images.transform import ImageLayout, ImageTransform
 from vlmrun.data.sample import Sample
 from vlmrun.data.templates import Template
@@ -38,6 +39,7 @@ class Encoder:
     image_tokens: Callable[[ImageLayout | None], int]
     max_length: int
     compat: Compat | None = None
+    view: View = ON_WHITE
     draft: int | None = None  # `images.load_image`
     pictures: PictureCache | None = None
     slices: Slices | None = None
@@ -97,31 +99,32 @@ class Encoder:
         """Whether records are taken as upstream takes them."""
         return self.compat is not None and self.compat.records
 
-    def pixels(self, sample: Sample, root: Path | None) -> tuple[np.ndarray, Layouts]:
+    def pixels(self, sample: Sample, folder: ImageFolder | None) -> tuple[np.ndarray, Layouts]:
         """Pixels of all tiles of all its images, [n_tiles, 3, height, width], and how each image was cut."""
         if not sample.images:
             return self.blank(0)
-        found = [self._pixels_of(root, name, sample.where) for name in sample.images]
+        found = [self._pixels_of(folder, name, sample.where) for name in sample.images]
         return joined([pixels for pixels, _ in found]), tuple(layout for _, layout in found)
 
-    def layouts(self, sample: Sample, root: Path | None) -> Layouts:
+    def layouts(self, sample: Sample, folder: ImageFolder | None) -> Layouts:
         """How each of its images is cut, known from their sizes; nothing is read of images that are not."""
         if self.aspect not in ("anyres", "slices"):
             return (None,) * len(sample.images)
-        return tuple(self.image_transform.layout(image_size(root, name, sample.where)) for name in sample.images)
+        sizes = [image_size(folder, name, sample.where, self.view) for name in sample.images]
+        return tuple(self.image_transform.layout(size) for size in sizes)
 
     def blank(self, n_images: int) -> tuple[np.ndarray, Layouts]:
         """As many empty images, and how they are cut."""
         return self.image_transform.blank(n_images, self.aspect)
 
-    def _pixels_of(self, root: Path | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
-        picture = find_image(root, name, where)
+    def _pixels_of(self, folder: ImageFolder | None, name: str, where: str) -> tuple[np.ndarray, ImageLayout | None]:
+        file = find_image(folder, name, where)
 
         def make() -> Fitted:
-            return self.image_transform.fit(load_image(picture, where, draft=self.draft), self.aspect)
+            return self.image_transform.fit(load_image(file, where, view=self.view, draft=self.draft), self.aspect)
 
         try:
-            fitted, layout = make() if self.pictures is None else self.pictures.get(picture, make)
+            fitted, layout = make() if self.pictures is None else self.pictures.get(file, make)
             return self.image_transform.scaled(fitted, layout, self.aspect)
         except DataError as error:  # the transform knows what is wrong, but not where
             raise DataError(

@@ -17,7 +17,7 @@ CLASSES = {
     "placeholders": "image tags and images do not fit",
     "image_missing": "an image is not there",
     "image_outside": "an image is outside the image folder",
-    "image_broken": "an image's header cannot be read, or it is too large",
+    "image_broken": "an image cannot be read, or is too large",
     "template": "the template cannot show this record",
     "special_text": "text that a template or tokenizer takes for a mark",
     "too_long": "longer than the maximum length: its end is cut off",
@@ -47,6 +47,24 @@ def kind_of(what: str) -> str:
     return next((kind for kind, words in _WORDS if re.search(words, what)), "record")
 
 
+# What is no problem, but good to know of an image -> what becomes of it.
+NOTES = {
+    "image_transparent": "transparent: composed on image_background (compat.images: upstream drops the transparency)",
+    "image_turned": "turned by its EXIF orientation (compat.images: upstream leaves it as stored)",
+    "image_deep": "16-bit, 32-bit or float gray: scaled to 8 bits (compat.images: upstream clips it to white)",
+    "image_colors": "CMYK or LAB colors: converted to RGB",
+    "image_animated": "several frames or pages: only the first is seen",
+}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A finding's class and words, before it is known whose it is."""
+
+    kind: str
+    what: str
+
+
 @dataclass(frozen=True)
 class Finding:
     """One problem of one record. `index` is None for one of the whole file."""
@@ -56,6 +74,12 @@ class Finding:
     index: int | None
     id: str
     what: str
+
+    @property
+    def where(self) -> str:
+        """The file, the record's number in it, and its id when it has one."""
+        place = self.file if self.index is None else f"{self.file}[{self.index}]"
+        return place + (f" (id {self.id!r})" if self.id else "")
 
     def to_dict(self) -> dict[str, Any]:
         """A line of the report."""
@@ -67,9 +91,15 @@ class Tally:
     """Counts, and the first examples of every class."""
 
     n_records: int = 0
+    n_by_header: int = 0  # images that were not decoded
     n_examples: int = 3
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Finding]] = field(default_factory=dict)
+
+    @property
+    def n_problems(self) -> int:
+        """Findings that are no mere notes."""
+        return sum(count for kind, count in self.counts.items() if kind not in NOTES)
 
     def add(self, finding: Finding) -> None:
         """Counts one."""

@@ -1,45 +1,34 @@
 """What is wrong with a file of training records, found before anything is trained. Streams; loads no torch.
 
 A record is looked at once. Only hashes are kept of it (8 bytes for its id, 8 for what it says), so a file of a million
-records takes little more memory than one of ten. Images are opened as far as their header.
+records takes little more memory than one of ten. The first images are decoded, of the others the header is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlmrun.data import formats
 from vlmrun.data.encode import encode, misfit
-from vlmrun.data.findings import Finding, Tally, kind_of
+from vlmrun.data.findings import Finding, Tally, Wrong, kind_of
 from vlmrun.data.formats.image_marks import as_words
-from vlmrun.data.images.open import find_image
+from vlmrun.data.images.examining import N_DECODED, Examiner, Size
+from vlmrun.data.images.finding import ImageFolder
+from vlmrun.data.images.seeing import ON_WHITE, View
 from vlmrun.data.marks import COMMON_MARKS
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Sample
 from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
 
-OF_FILE = ("format", "split", "ignore_keys", "images", "limit")  # rules that `vlmrun data lint FILE` is given by name
 _UNLIMITED = 1 << 60
-_PICTURES_KEPT = 1 << 16  # answers about images that are remembered
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A finding's class and words, before it is known whose it is."""
-
-    kind: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,9 @@ class Rules:
 
     Args:
         split, fields, ignore_keys: as in a data entry.
-        images: the folder that images stay in; None: images are not looked for.
+        images: where images are; None: images are not looked for.
+        view: how they are seen.
+        n_decoded: images that are decoded; None: all.
         template: one that all records must fit.
         measure: None: lengths are not known.
         marks: strings that must not stand in a text.
@@ -70,12 +61,26 @@ class Rules:
     split: str | None = None
     fields: Mapping[str, str | None] | None = None
     ignore_keys: Sequence[str] = ()
-    images: Path | None = None
+    images: ImageFolder | None = None
+    view: View = ON_WHITE
+    n_decoded: int | None = N_DECODED
     template: Template | None = None
     measure: Measure | None = None
     marks: tuple[str, ...] = COMMON_MARKS
     records: int | None = None
     limit: int | None = None
+
+
+def rules_of(options: Mapping[str, Any]) -> Rules:
+    """What `data lint FILE` asks, from the words of the command line, without template and tokenizer."""
+    return Rules(
+        format=options["format"],
+        split=options["split"],
+        ignore_keys=options["ignore_keys"],
+        images=None if options["images"] is None else ImageFolder(options["images"], tuple(options["image_root"])),
+        n_decoded=options["decode"],
+        limit=options["limit"],
+    )
 
 
 def lint(path: Path, rules: Rules, tally: Tally | None = None) -> Iterator[Finding]:
@@ -87,13 +92,15 @@ def lint(path: Path, rules: Rules, tally: Tally | None = None) -> Iterator[Findi
     Raises:
         DataError: when the file does not exist, or the image folder.
     """
-    if rules.images is not None and not rules.images.is_dir():
-        raise DataError("the image folder does not exist", str(rules.images), "check --images, or data.<name>.images")
+    if rules.images is not None and not rules.images.root.is_dir():
+        fix = "check --images, or data.<name>.images"
+        raise DataError("the image folder does not exist", str(rules.images.root), fix)
     linter = _Linter(path, rules)
     yield from linter.records()
     yield from linter.duplicates()
     if tally is not None:
         tally.n_records += linter.n_records
+        tally.n_by_header += 0 if linter.images is None else linter.images.n_by_header
     if rules.records is not None and rules.limit is None and linter.n_records != rules.records:
         yield Finding("count", str(path), None, "", f"{linter.n_records} records, {rules.records} are expected")
 
@@ -106,7 +113,7 @@ class _Linter:
         self.rules = rules
         self.n_records = 0
         self._ids, self._contents = array("Q"), array("Q")
-        self._pictures: OrderedDict[str, tuple[int, int] | Wrong] = OrderedDict()
+        self.images = None if rules.images is None else Examiner(rules.images, rules.view, rules.n_decoded)
 
     def _read(self) -> Iterator[Sample | Rejected]:
         rules = self.rules
@@ -161,11 +168,17 @@ class _Linter:
             marks = [repr(mark) for mark in self.rules.marks if mark in turn.text]
             if marks:
                 yield Wrong("special_text", f"message {number} contains {', '.join(marks)}")
+        for number, turn in enumerate(sample.turns):
             if sample.images and turn.role == "assistant" and IMAGE_TAG in turn.text:
                 yield Wrong("placeholders", f"message {number} is an answer with an {IMAGE_TAG} tag")
         if taken := as_words(sample):
             yield Wrong("placeholders", f"image marks in the text are taken as words: {', '.join(taken)}")
-        looked = [self._picture(name) for name in sample.images] if self.rules.images is not None else []
+        looked: list[Size | Wrong] = []
+        for name in sample.images if self.images is not None else ():
+            assert self.images is not None
+            seen, notes = self.images.look(name)
+            looked.append(seen)
+            yield from notes
         yield from dict.fromkeys(wrong for wrong in looked if isinstance(wrong, Wrong))
         template = self.rules.measure.template if self.rules.measure else self.rules.template
         problem = misfit(sample, template) if template and not isinstance(sample, Question) else None
@@ -174,15 +187,6 @@ class _Linter:
         elif self.rules.measure is not None and not isinstance(sample, Question):
             sizes = [None if isinstance(seen, Wrong) else seen for seen in looked] or [None] * len(sample.images)
             yield from _lengths(sample, self.rules.measure, sizes)
-
-    def _picture(self, name: str) -> tuple[int, int] | Wrong:
-        """Width and height of an image, or what is wrong with it."""
-        known = self._pictures.get(name)
-        if known is None:
-            known = self._pictures[name] = _look_at(self.rules.images, name)
-            if len(self._pictures) > _PICTURES_KEPT:
-                self._pictures.popitem(last=False)
-        return known
 
 
 def earlier(hashes: array[int]) -> np.ndarray:
@@ -220,19 +224,3 @@ def _lengths(sample: Sample, measure: Measure, sizes: Sequence[tuple[int, int] |
     n_images = sum(token == IMAGE_TOKEN for token in ids)
     length = len(ids) - n_images + sum(counts)
     yield Wrong(kind, f"{length} tokens, {sum(counts)} of them of images; {measure.max_length} fit")
-
-
-def _look_at(root: Path | None, name: str) -> tuple[int, int] | Wrong:
-    try:
-        picture = find_image(root, name, suggesting=False)
-    except DataError as error:
-        what = error.problems[0].what
-        return Wrong("image_outside" if "lies outside" in what else "image_missing", what)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(picture.opened()) as image:
-                return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        return Wrong("image_broken", f"image {name!r} cannot be read: {str(error).replace(str(picture.path), name)}")

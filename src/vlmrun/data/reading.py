@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import logs
-from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
 from vlmrun.data.formats.image_marks import as_words
 from vlmrun.data.formats.values import whole
-from vlmrun.data.images.open import find_image
+from vlmrun.data.images.finding import ImageFolder, find_image, folder_of
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import DataError, Problem
 
@@ -36,10 +35,10 @@ def usable(
         check: what else a sample must stand; it may hand back a changed one.
         as_it_is: for `compat.records`: roles, empty turns and image tags are left to `compat.as_upstream`.
     """
-    root = derived.image_root(config)
-    if root is not None and not root.is_dir():
-        raise DataError("the image folder does not exist", str(root), "check data.<name>.images")
-    images = _Images(root)
+    folder = folder_of(config)
+    if folder is not None and not folder.root.is_dir():
+        raise DataError("the image folder does not exist", str(folder.root), "check data.<name>.images")
+    images = ImageCheck(folder)
     n_marked, first_marked = 0, ""
     spoken = time.monotonic()
     records = formats.of(config, as_it_is=as_it_is)
@@ -82,36 +81,31 @@ def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
                 handle.write(line + "\n")
 
 
-class _Images:
+class ImageCheck:
     """Finds samples whose images do not exist: now, and not hours into a run.
 
     An image costs one look-up however many samples name it, and is not opened: that is still left for its turn.
     """
 
-    def __init__(self, root: Path | None) -> None:
-        self._root = root
+    def __init__(self, folder: ImageFolder | None) -> None:
+        self._folder = folder
         self._problems: dict[str, Problem | None] = {}
 
     def check(self, sample: Sample, suggesting: bool) -> Sample | Rejected:
         """The sample, or what is wrong with its images; with the nearest name when `suggesting`."""
         for name in sample.images:
             if name not in self._problems:
-                self._problems[name] = self._missing(name, suggesting=suggesting)
+                self._problems[name] = self._problem(name, suggesting=suggesting)
         problem = next((found for name in sample.images if (found := self._problems[name]) is not None), None)
         if problem is None:
             return sample
         what = f"{problem.what} ({problem.where})" if problem.where else problem.what
         return Rejected(sample.id, sample.source, what, problem.fix)
 
-    def _missing(self, name: str, *, suggesting: bool) -> Problem | None:
-        """What keeps an image from being found; the careful search is only for those that a plain look-up misses."""
+    def _problem(self, name: str, *, suggesting: bool) -> Problem | None:
+        """What keeps an image from being found, by the search that its turn comes to as well."""
         try:
-            if self._root is not None and (self._root / name).is_file():
-                return None
-        except OSError:
-            pass  # the search says what it is
-        try:
-            find_image(self._root, name, suggesting=suggesting)
+            find_image(self._folder, name, suggesting=suggesting)
         except DataError as error:
             return error.problems[0]
         return None

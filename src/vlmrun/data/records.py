@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import logs
-from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import index
 from vlmrun.data.compat import settings as compat
 from vlmrun.data.dataset import Dataset, Source
 from vlmrun.data.encode import misfit
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.finding import folder_of
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample
 from vlmrun.data.shards import keys
@@ -48,7 +48,7 @@ def open_datasets(
         _build(entries, encoder, skipped, folder, stamp)
     samples = index.Index(folder)
     configs = [data[name] for name in samples.names]
-    sources = [Source(derived.image_root(c), c.on_error == "skip") for c in configs]
+    sources = [Source(folder_of(c), c.on_error == "skip") for c in configs]
     return Dataset(samples, sources, encoder)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig, Generation
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.sample import IMAGE_TAG, Question
 from vlmrun.eval import metrics
 from vlmrun.eval.metrics.base import Answered
@@ -39,7 +39,7 @@ class Asked:
     """
 
     question: Question
-    images: Path | None
+    images: ImageFolder | None
     data: str
     skip: bool = False
     benchmark: Benchmark | None = None

@@ -93,6 +93,7 @@ class Asker:
                     report(done, total)
         self.ranks.barrier()
         rows = _joined(questions, parts)
+        self.ranks.barrier()  # rank 0 removes the parts, which a slower rank still reads
         if self.ranks.rank == 0:
             left_out = [row for row in rows if "skipped" in row]
             if left_out:

@@ -77,7 +77,7 @@ def write(model: Model, folder: Path, how: How) -> None:
     artifact.write_json(folder / MODEL, {"format": FORMAT, **description, "adapter": adapter})
 
 
-_KEYS = ("model", "template", "image_aspect", "adapter", "quantized", "dtype")
+_KEYS = ("model", "template", "image_aspect", "image_background", "adapter", "quantized", "dtype")
 
 
 def write_files(model: Model, folder: Path, rename: Mapping[str, str] | None = None) -> None:

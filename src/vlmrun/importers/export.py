@@ -21,7 +21,7 @@ _MERGE = {"llava": "scripts/merge_lora_weights.py", "bunny": "script/merge_lora_
 _NEUTRAL: dict[str, Any] = {
     "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "order": None,
     "loss": "micro_mean", "optim.tower_lr": None, "optim.decay_steps": None, "optim.warmup_from": 0.0,
-    "optim.weight_decay_end": None, "offload_checkpoints": False,
+    "optim.weight_decay_end": None, "offload_checkpoints": False, "compat.images": "upstream",
 }  # fmt: skip
 
 

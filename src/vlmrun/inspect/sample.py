@@ -16,8 +16,10 @@ from vlmrun.data.compat import settings
 from vlmrun.data.encode import Encoded, tokenize
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.images import grid
+from vlmrun.data.images.finding import folder_of
 from vlmrun.data.images.fitting import best_grid
-from vlmrun.data.images.open import open_image
+from vlmrun.data.images.loading import open_image
+from vlmrun.data.images.seeing import view_of
 from vlmrun.data.images.transform import ImageLayout, ImageTransform
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.errors import CheckpointError, DataError
@@ -103,6 +105,7 @@ def looker(model: ModelConfig, stage: TrainStage, sizes: Sizes) -> Looker:
         image_tokens=tiling(connector.tokens(sizes.n_patches), model.tiles),
         max_length=model.max_length,
         compat=stage.compat,
+        view=view_of(derived.image_background(stage)),
         slices=derived.slices(model),
     )
     return Looker(encoder, sizes.image_size, model.tiles if cuts else None)
@@ -120,8 +123,8 @@ def show(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
     assert isinstance(job.stage, TrainStage)
     look = looker(job.model, job.stage, sizes)
     name, sample = _sample(job, index, look.encoder)
-    root = derived.image_root(job.data[name])
-    layouts = tuple(look.layout(open_image(root, image, sample.where).size) for image in sample.images)
+    folder, view = folder_of(job.data[name]), look.encoder.view
+    layouts = tuple(look.layout(open_image(folder, image, sample.where, view).size) for image in sample.images)
     counts = [look.encoder.image_tokens(layout) for layout in layouts]
     spans = look.encoder.spans(layouts)
     whole = replace(look.encoder, max_length=_UNLIMITED).encode(sample, layouts)
@@ -219,14 +222,15 @@ def rules(job: StageJob, name: str, sizes: Sizes | None) -> lint.Rules:
         split=config.split,
         fields=config.fields,
         ignore_keys=config.ignore_keys,
-        images=derived.image_root(config),
+        images=folder_of(config),
         records=config.about.records if config.about else None,
     )
     if not isinstance(job.stage, TrainStage) or sizes is None:
         return base
     look = looker(job.model, job.stage, sizes)
     special = look.encoder.tokenizer.all_special_tokens
-    return replace(base, measure=look.measure(), marks=marks.marks_of(look.encoder.template, special))
+    known = marks.marks_of(look.encoder.template, special)
+    return replace(base, view=look.encoder.view, measure=look.measure(), marks=known)
 
 
 def rules_of_file(options: Mapping[str, Any]) -> lint.Rules:
@@ -240,5 +244,5 @@ def rules_of_file(options: Mapping[str, Any]) -> lint.Rules:
         if template is not None and options["max_length"]:
             count = options["image_tokens"]
             measure = lint.Measure(template, tokenizer, lambda size: count, options["max_length"])
-    given = {name: options[name] for name in lint.OF_FILE}
-    return lint.Rules(**given, template=template, measure=measure, marks=marks.marks_of(template, special))
+    base = lint.rules_of(options)
+    return replace(base, template=template, measure=measure, marks=marks.marks_of(template, special))

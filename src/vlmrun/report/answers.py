@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.config.job import JOB_FILE
+from vlmrun.data.images.finding import ImageFolder, find_image
+from vlmrun.errors import DataError
 from vlmrun.eval.vqa import UNSEEN, is_match
 from vlmrun.names import ANSWERS, SAMPLES
 
@@ -101,7 +103,7 @@ def _mixed(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]
     return [row for _, row in sorted(turns, key=lambda pair: pair[0])][:count]
 
 
-def _shown(row: dict[str, Any], roots: dict[str, Path]) -> Shown:
+def _shown(row: dict[str, Any], roots: dict[str, ImageFolder]) -> Shown:
     picture, note, small = _picture(roots.get(row["data"]), row.get("image"))
     return Shown(
         question=row["text"],
@@ -116,31 +118,33 @@ def _shown(row: dict[str, Any], roots: dict[str, Path]) -> Shown:
     )
 
 
-def _picture(root: Path | None, name: object) -> tuple[str | None, str, bool]:
+def _picture(root: ImageFolder | None, name: object) -> tuple[str | None, str, bool]:
     if not isinstance(name, str):
         return None, "no image", False
     missing = (None, "image not found", False)
     if root is None:
         return missing
     try:
-        path = (root / name).resolve()
-        if not path.is_relative_to(root.resolve()):
-            return missing
-        if path.stat().st_size > _MOST_BYTES:
-            return None, f"image not shown: {path.stat().st_size / 1e6:.1f} MB", False
-        content = path.read_bytes()
-    except (OSError, ValueError):
+        with find_image(root, name, suggesting=False).opened() as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, DataError):
         return missing
+    if len(content) > _MOST_BYTES:
+        return None, f"image not shown: more than {_MOST_BYTES / 1e6:g} MB", False
     mime = next((mime for magic, mime in _MIMES.items() if content.startswith(magic)), None)
     if mime is None:
         return None, "not an image", False
     return f"data:{mime};base64,{base64.b64encode(content).decode()}", "", len(content) < 4096
 
 
-def _image_roots(folder: Path) -> dict[str, Path]:
+def _image_roots(folder: Path) -> dict[str, ImageFolder]:
     """Data name -> images folder, as the stage's job says; read leniently, for a report outlives its schema."""
     try:
         data = json.loads((folder / JOB_FILE).read_text("utf-8"))["data"]
-        return {name: Path(entry["images"]) for name, entry in data.items() if entry.get("images")}
+        return {
+            name: ImageFolder(Path(entry["images"]), tuple(map(Path, entry.get("image_roots", ()))))
+            for name, entry in data.items()
+            if entry.get("images")
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

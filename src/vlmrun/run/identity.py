@@ -114,7 +114,10 @@ def _contents(place: Path) -> str:
 
 def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:
     kept: dict[str, Any] = {"format": data.format, "on_error": data.on_error, **_asked(data)}
-    kept |= {name: value for name in ("split", "fields") if (value := getattr(data, name)) is not None}
+    fields = type(data).model_fields
+    for name in ("split", "fields", "image_roots", "image_megapixels"):
+        if not marks.is_neutral(fields[name], value := getattr(data, name)):
+            kept[name] = value
     if prepared is not None:
         return {**kept, "source": prepared, "annotations": data.annotations, "images": data.images}
     # Images are known by their folder: millions of them are not read to compute a key.

@@ -163,6 +163,7 @@ def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:
     changes: dict[str, Any] = {"annotations": str(base / Path(data.annotations).expanduser()), "prepare": None}
     if data.images is not None:
         changes["images"] = str(base / Path(data.images).expanduser())
+    changes["image_roots"] = [str(Path.cwd() / Path(other).expanduser()) for other in data.image_roots]
     if isinstance(data, BenchmarkConfig) and data.gold is not None:
         changes["gold"] = str(base / Path(data.gold).expanduser())
     return data.model_copy(update=changes)

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from PIL import Image
 
 from vlmrun import artifact, store
-from vlmrun.data.images.open import image_of, load_image
+from vlmrun.data.images.loading import image_of, load_image
 from vlmrun.errors import DataError, LaunchError
 from vlmrun.formats.load import describe
 from vlmrun.serve import image_parts

@@ -8,19 +8,17 @@ import binascii
 import ipaddress
 import re
 import socket
-import warnings
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
-from PIL import Image
-
+from vlmrun.data.images.opening import TOO_LARGE, opened
+from vlmrun.errors import DataError
 from vlmrun.serve.limits import Limits, bad
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
 _SECONDS = 10.0
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError)
 
 
 async def fetch(url: str, where: str, limits: Limits) -> bytes:
@@ -52,17 +50,15 @@ def check(data: bytes, where: str, limits: Limits) -> None:
     Raises:
         Refused: when it is no image of an allowed format, or too large.
     """
+    most = limits.megapixels * 1_000_000
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            raise _too_large(str(error), where, limits) from error
+        with opened(BytesIO(data), "the image", fix="", max_pixels=most, formats=FORMATS) as image:
+            width, height = image.size
+    except DataError as error:
+        what = error.problems[0].what
+        if TOO_LARGE in what:
+            raise _too_large(what, where, limits) from error
         raise bad("the image cannot be read", where, f"send {', '.join(FORMATS)}", code="invalid_image") from error
-    if width * height > limits.megapixels * 1_000_000:
-        raise _too_large(f"the image has {width} x {height} pixels", where, limits)
     if max(width, height) > 100 * min(width, height):
         raise bad(f"the image has {width} x {height} pixels", where, "crop it to less than 100 : 1")
 

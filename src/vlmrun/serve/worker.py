@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from vlmrun.data.images.open import image_of
+from vlmrun.data.images.loading import image_of
+from vlmrun.data.images.opening import MOST_PIXELS
 from vlmrun.errors import DataError, VlmrunError
 from vlmrun.serve import messages
 from vlmrun.serve.engine import Engine, Progress, Question
@@ -96,7 +97,11 @@ class _Worker:
 
     def _question(self, ask: Ask) -> Question:
         model = self.models[ask.model]
-        pictures = [model.picture(image_of(data, f"image {number}")) for number, data in enumerate(ask.images, start=1)]
+        images = [
+            image_of(data, f"image {number}", max_pixels=MOST_PIXELS)  # the front has looked at their size
+            for number, data in enumerate(ask.images, start=1)
+        ]
+        pictures = [model.picture(image) for image in images]
         if ask.turns is None:
             prompt = model.continuation(ask.prompt, pictures)
         else:

@@ -15,10 +15,11 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
-from vlmrun.data.images.open import missing
+from vlmrun.data.images.finding import ImageFolder, folder_of
+from vlmrun.data.images.seeing import view_of
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
-from vlmrun.data.reading import list_skipped, rejection_error, usable
+from vlmrun.data.reading import ImageCheck, list_skipped, rejection_error, usable
 from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Turn
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval import cards, inline, protocol
@@ -112,13 +113,15 @@ def asker_of(job: StageJob, folder: Path) -> Asker:
     dist.prepare(job.hardware)
     device, came_as = dist.device(job.hardware), store.came_as(folder)
     loaded = load(folder, dtype=DTYPES[job.hardware.precision], attention=job.hardware.attention, came_as=came_as)
+    described = describe(folder, came_as)
     encoder = Encoder(
         template=_template(stage, loaded),
         tokenizer=loaded.tokenizer,
         image_transform=ImageTransform(loaded.preprocessor, loaded.model.tiles),
-        aspect=stage.image_aspect or describe(folder, came_as)["image_aspect"],
+        aspect=stage.image_aspect or described["image_aspect"],
         image_tokens=loaded.vlm.image_tokens,
         max_length=loaded.model.max_length,
+        view=view_of(described.get("image_background")),
         slices=derived.slices(loaded.model),
     )
     ranks = Ranks(dist.rank(), dist.world(), dist.barrier)
@@ -167,7 +170,7 @@ def _of_data(job: StageJob, name: str, config: DataConfig) -> list[Asked]:
     rejected: list[Rejected] = []
     samples = list(usable(config, rejected))
     _refuse(job, rejected, len(samples), skip=skip)
-    images = derived.image_root(config)
+    images = folder_of(config)
     found = []
     for sample in samples:
         if not isinstance(sample, Question):
@@ -190,13 +193,12 @@ def _refuse(job: StageJob, rejected: list[Rejected], n_samples: int, *, skip: bo
 
 def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Asked]:
     skip = config.on_error == "skip"
-    images = derived.image_root(config)
     found: list[Asked] = []
     rejected: list[Rejected] = []
     for place, row in enumerate(bench_questions.read(config, need_gold=config.metric is not None)):
-        root, picture = images, row.image
+        root, picture = folder_of(config), row.image
         if picture is not None and row.picture != picture:
-            root, picture = job.path / _PICTURES, inline.unpack(picture, job.path / _PICTURES)
+            root, picture = ImageFolder(job.path / _PICTURES), inline.unpack(picture, job.path / _PICTURES)
         text = row.text if picture is None else f"{IMAGE_TAG}\n{row.text}"
         golds = row.fields.get("answers") or row.fields.get("answer", "")
         question = Question(
@@ -208,8 +210,8 @@ def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Ask
             category=row.category,
             split="test",
         )
-        problem = missing(root, question)
-        if problem is None:
+        problem = ImageCheck(root).check(question, suggesting=False)
+        if not isinstance(problem, Rejected):
             found.append(Asked(question, root, name, skip, Benchmark(config, row)))
         else:
             rejected.append(problem)

@@ -19,6 +19,7 @@ from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Dataset
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.images.cache import PictureCache
+from vlmrun.data.images.seeing import view_of
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.loader import Reading, batches
 from vlmrun.data.packing import PackedSchedule
@@ -103,6 +104,7 @@ class Samples:
             image_tokens=self.loaded.vlm.image_tokens,
             max_length=self.job.model.max_length,
             compat=self.stage.compat,
+            view=view_of(derived.image_background(self.stage)),
             draft=_FINER * max(transform.size) if self.stage.image_decode == "draft" else None,
             pictures=self._pictures(),
             slices=derived.slices(self.loaded.model),
@@ -114,7 +116,8 @@ class Samples:
             return None
         tiles = self.loaded.model.tiles
         known = [self.loaded.preprocessor, tiles and tiles.model_dump()]
-        preparation = json.dumps([*known, stage.image_aspect, stage.image_decode], sort_keys=True)
+        asked = [stage.image_aspect, stage.image_decode, derived.image_background(stage)]
+        preparation = json.dumps([*known, *asked], sort_keys=True)
         return PictureCache(Path(stage.image_cache).expanduser(), preparation)
 
     def _open(self, names: list[str], folder: Path) -> Dataset:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmrun import heartbeat, logs
+from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.model import tune
@@ -157,6 +158,7 @@ class _Run:
             self.loaded,
             template=self.samples.template.to_dict(),
             image_aspect=self.stage.image_aspect,
+            image_background=derived.image_background(self.stage),
             tensors=tensors,
             adapter=(tune.adapter_config(self.loaded.vlm.llm), state) if state else None,
         )

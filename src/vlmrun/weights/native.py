@@ -65,13 +65,14 @@ def describe(folder: Path) -> dict[str, Any]:
     return description
 
 
-def save(
+def save(  # noqa: PLR0913 - all that a weights folder holds
     folder: Path,
     loaded: Loaded,
     *,
     template: dict[str, Any],
     image_aspect: str,
     tensors: Mapping[str, Tensors],
+    image_background: str | None = None,
     adapter: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Writes a weights folder whole, or leaves none.
@@ -101,6 +102,8 @@ def save(
             "model": relative(loaded.model).model_dump(by_alias=True),
             "template": template,
             "image_aspect": image_aspect,
+            # behind transparent images; null: images are seen as upstream's code sees them
+            "image_background": image_background,
             "adapter": "adapter" if (new / "adapter").is_dir() else None,
             # The LLM beside it is the full-precision one; the adapter was trained on it in this form.
             "quantized": loaded.quantized,

@@ -114,3 +114,46 @@ def test_an_unknown_action_is_a_usage_error(capsys):
     assert "did you mean 'lint'?" in capsys.readouterr().err
     assert cli.main(["data"]) == 0
     assert "data prepare scienceqa" in capsys.readouterr().out
+
+
+def test_lint_notes_odd_images_and_ends_well(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("RGBA", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "d.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": TALK}]))
+    assert cli.main(["data", "lint", "d.json", "--images", "images", "--report", "r.jsonl", "--decode", "all"]) == 0
+    page = capsys.readouterr().out
+    assert "image_transparent         1  transparent: composed on image_background" in page
+    assert "ok: no problem in 1 records" in page
+    (line,) = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert (line["kind"], line["index"]) == ("image_transparent", 0)
+
+
+def test_lint_follows_links_to_the_roots_it_is_given(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "blobs"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "blobs" / "b.png")
+    (tmp_path / "images" / "a.png").symlink_to("../blobs/b.png")
+    (tmp_path / "d.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": TALK}]))
+    assert cli.main(["data", "lint", "d.json", "--images", "images"]) == 3
+    assert f"it is a link to {tmp_path}/blobs/b.png" in capsys.readouterr().out
+    assert cli.main(["data", "lint", "d.json", "--images", "images", "--image-root", "blobs"]) == 0
+
+
+def test_links_to_a_root_that_is_allowed_are_shown_and_a_missing_root_is_a_problem(mine, tmp_path, capsys):
+    from PIL import Image
+
+    (tmp_path / "images" / "a.png").unlink()
+    (tmp_path / "blobs").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "blobs" / "b.png")
+    (tmp_path / "images" / "a.png").symlink_to(tmp_path / "blobs" / "b.png")
+    assert cli.main(["data", "show", *mine, "0"]) == 3
+    assert f"data.<name>.image_roots=[{tmp_path}/blobs]" in capsys.readouterr().err
+    assert cli.main(["data", "show", *mine, "0", f"data.llava.image_roots=[{tmp_path}/blobs]"]) == 0
+    assert cli.main(["check", *mine, "data.llava.image_roots=[nowhere]"]) == 2
+    assert "no folder 'nowhere'" in capsys.readouterr().err

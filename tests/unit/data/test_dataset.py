@@ -184,13 +184,13 @@ def test_each_picture_is_looked_up_once_and_none_is_opened(write_data, encoder, 
             record["image"] = "1.png"
 
     config = write_data(change=share)
-    looked_up, is_file = [], Path.is_file
+    looked_up, lstat = [], Path.lstat
 
     def counting(path):
         looked_up.append(path.name)
-        return is_file(path)
+        return lstat(path)
 
-    monkeypatch.setattr(Path, "is_file", counting)
+    monkeypatch.setattr(Path, "lstat", counting)
     monkeypatch.setattr("PIL.Image.open", lambda *args: pytest.fail("a picture was opened"))
     opened(config, encoder)
     assert sorted(name for name in looked_up if name.endswith(".png")) == ["1.png", "2.png", "5.png", "8.png"]
@@ -201,7 +201,7 @@ def test_a_near_name_is_looked_for_only_for_the_problems_shown(write_data, encod
     remove(config, *(i for i in range(90) if i % 3))
     (Path(config.images) / "x.png").touch()
     asked = []
-    monkeypatch.setattr("vlmrun.data.images.open.closest", lambda name, options: asked.extend(options[:1]))
+    monkeypatch.setattr("vlmrun.data.images.missing.closest", lambda name, options: asked.extend(options[:1]))
     with pytest.raises(DataError, match=r"40 more bad records \(60 in all\)"):
         opened(config, encoder)
     assert len(asked) == MAX_LISTED

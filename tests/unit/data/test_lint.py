@@ -8,6 +8,7 @@ from PIL import Image
 
 from vlmrun.data import findings, lint, marks
 from vlmrun.data.findings import Tally
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.lint import Measure, Rules
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import DataError
@@ -69,7 +70,7 @@ def test_the_form_of_a_record_is_judged(found, bad, kind):
 
 
 def test_a_clean_file_has_no_finding(found, images):
-    assert found([record("1"), record("2", answer="a dog")], Rules(images=images, records=2)) == []
+    assert found([record("1"), record("2", answer="a dog")], Rules(images=ImageFolder(images), records=2)) == []
 
 
 @pytest.mark.parametrize(
@@ -83,17 +84,16 @@ def test_a_clean_file_has_no_finding(found, images):
     ],
 )
 def test_pictures_are_looked_at(found, images, name, kind):
-    assert found([record("1"), record("2", image=name)], Rules(images=images, marks=())) == [(kind, 1)]
+    assert found([record("1"), record("2", image=name)], Rules(images=ImageFolder(images), marks=())) == [(kind, 1)]
 
 
-def test_a_picture_too_large_to_be_safe_is_found(found, images, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert found([record()], Rules(images=images)) == [("image_broken", 0)]
+def test_a_picture_too_large_to_be_safe_is_found(found, images):
+    assert found([record()], Rules(images=ImageFolder(images, max_pixels=100))) == [("image_broken", 0)]
 
 
 def test_a_missing_image_folder_is_an_error(found, tmp_path):
     with pytest.raises(DataError, match="image folder does not exist"):
-        found([record()], Rules(images=tmp_path / "none"))
+        found([record()], Rules(images=ImageFolder(tmp_path / "none")))
 
 
 @pytest.mark.parametrize("mark", marks.COMMON_MARKS)
@@ -126,7 +126,7 @@ def test_lengths_count_image_tokens(found, encoder):
 def test_the_size_of_a_picture_decides_its_tokens(found, images, encoder):
     seen = []
     measure = Measure(TEMPLATES["micro"], encoder.tokenizer, lambda size: seen.append(size) or 4, 64)
-    found([record()], Rules(images=images, measure=measure))
+    found([record()], Rules(images=ImageFolder(images), measure=measure))
     assert seen == [(20, 10)]
 
 
@@ -167,7 +167,7 @@ def test_questions_are_judged_too(found, images):
         good | {"question_id": 2, "answer": ""},
         good | {"question_id": 3, "image": "z"},
     ]
-    rules = Rules(format="vqa", images=images)
+    rules = Rules(format="vqa", images=ImageFolder(images))
     assert found(lines, rules, "q.jsonl") == [("duplicate_id", 1), ("empty", 2), ("image_missing", 3)]
 
 
@@ -187,3 +187,49 @@ def test_earlier_is_the_first_place_of_an_equal_number(numbers):
 
 def test_every_class_has_a_line_in_the_table():
     assert {kind for _, kind in FORM.values()} <= set(findings.CLASSES)
+
+
+ODD = {
+    "transparent.png": (Image.new("RGBA", (6, 4)), {}, "image_transparent"),
+    "deep.png": (Image.new("I;16", (6, 4)), {}, "image_deep"),
+    "printed.jpg": (Image.new("CMYK", (6, 4)), {}, "image_colors"),
+    "moving.gif": (
+        Image.new("L", (6, 4)),
+        {"save_all": True, "append_images": [Image.new("L", (6, 4), 9)]},
+        "image_animated",
+    ),
+}  # fmt: skip
+
+
+def test_odd_images_are_counted_by_kind_once_and_are_no_problem(tmp_path, images):
+    records = [record("0")]
+    for number, (name, (image, options, _)) in enumerate(ODD.items()):
+        image.save(images / name, **options)
+        records += [record(f"{number}a", image=name, ask=f"<image>{n}") for n in range(2)]
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    tally = Tally()
+    for finding in lint.lint(tmp_path / "d.json", Rules(images=ImageFolder(images))):
+        tally.add(finding)
+    kinds = {kind: 1 for _, _, kind in ODD.values()}
+    assert {kind: n for kind, n in tally.counts.items() if kind in findings.NOTES} == kinds
+    assert tally.n_problems == tally.counts["duplicate_id"] == len(ODD)
+
+
+def test_damage_behind_the_header_is_found_by_decoding(found, images):
+    whole = Image.effect_noise((90, 90), 80)
+    for kind in ("jpg", "png", "webp", "avif", "gif"):
+        whole.convert("RGB").save(images / f"whole.{kind}")
+        content = (images / f"whole.{kind}").read_bytes()
+        (images / f"cut.{kind}").write_bytes(content[: len(content) * 2 // 3])
+        records = [record("1", image=f"whole.{kind}"), record("2", image=f"cut.{kind}")]
+        assert found(records, Rules(images=ImageFolder(images))) == [("image_broken", 1)], kind
+    records = [record("1", image="whole.jpg"), record("2", image="cut.jpg")]
+    assert found(records, Rules(images=ImageFolder(images), n_decoded=1)) == []
+    assert found(records, Rules(images=ImageFolder(images), n_decoded=None)) == [("image_broken", 1)]
+
+
+def test_images_that_were_not_decoded_are_counted(tmp_path, images):
+    (tmp_path / "d.json").write_text(json.dumps([record("1"), record("2", image="broken.png"), record("3")]))
+    tally = Tally()
+    list(lint.lint(tmp_path / "d.json", Rules(images=ImageFolder(images), n_decoded=1), tally))
+    assert tally.n_by_header == 1

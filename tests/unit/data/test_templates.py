@@ -85,7 +85,7 @@ def test_special_tokens_stand_in_the_text():
 def test_descriptions_load_no_torch():
     code = (
         "import sys, vlmrun.data.templates, vlmrun.data.formats, vlmrun.data.formats.llava, vlmrun.data.encode, "
-        "vlmrun.data.images.open, vlmrun.data.sampler, vlmrun.data.dataset, vlmrun.stages.prepare; "
+        "vlmrun.data.images.loading, vlmrun.data.sampler, vlmrun.data.dataset, vlmrun.stages.prepare; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

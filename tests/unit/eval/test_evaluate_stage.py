@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.integration import ranks as forked
+from vlmrun import artifact
+from vlmrun.artifact import Artifact
 from vlmrun.cli.app import main
 from vlmrun.config.job import StageJob
 from vlmrun.errors import ConfigError, DataError, LaunchError
@@ -157,7 +159,11 @@ def test_what_evaluate_and_score_say_of_the_same_answers_is_equal(benchmark_of, 
     job = benchmark_of()
     evaluate.execute(job)
     (job.path / "job.json").write_text(job.to_json())
-    (job.path / "artifact.json").write_text("{}")
+    made = Artifact(
+        name="eval", kind="evaluate", key="k", run="r", created=artifact.now(), parents=[], summary={}, environment={},
+        files={},
+    )  # fmt: skip
+    artifact.write_text(job.path / artifact.NAME, made.model_dump_json())
     ours = json.loads((job.path / "scores.json").read_text())["benchmarks"]["test"]
     assert main(["score", str(job.path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["benchmarks"]["test"]
@@ -240,7 +246,7 @@ def test_questions_without_answers_are_answered_and_not_scored(make_job, questio
 def test_a_model_is_asked_with_the_preprocessing_it_was_trained_with(make_job, model, monkeypatch, saved, asked, used):
     job = make_job(image_aspect=asked, max_samples=1, shuffle_control=False)
     description = evaluate.describe(model)
-    monkeypatch.setattr(evaluate, "describe", lambda folder: description | {"image_aspect": saved})
+    monkeypatch.setattr(evaluate, "describe", lambda folder, came_as=None: description | {"image_aspect": saved})
     seen = []
     encoder = evaluate.Encoder
     monkeypatch.setattr(evaluate, "Encoder", lambda **values: seen.append(values["aspect"]) or encoder(**values))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.formats import vqa
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import Question, Turn
@@ -33,7 +34,7 @@ def asker(loaded):
 
 @pytest.fixture
 def asked(questions):
-    return [Asked(question, questions.parent / "images", "test") for question in vqa.read(questions)]
+    return [Asked(question, ImageFolder(questions.parent / "images"), "test") for question in vqa.read(questions)]
 
 
 def quiet(done, total):
@@ -126,7 +127,7 @@ def test_a_finished_file_is_not_asked_again(asker, asked, tmp_path):
 
 
 def test_a_missing_picture(asker, asked, tmp_path):
-    (asked[2].images / "2.png").unlink()
+    (asked[2].images.root / "2.png").unlink()
     with pytest.raises(DataError, match=r"image '2\.png' does not exist"):
         asker.predict(asked, tmp_path / "a.jsonl", quiet)
     rows = asker.predict([replace(one, skip=True) for one in asked], tmp_path / "b.jsonl", quiet)
@@ -162,7 +163,11 @@ PLACES = st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from(["0.png", "1.p
 def test_nobody_keeps_its_own_picture_however_many_ask_about_it(places, seed):
     """Roots with the same file names, several questions per picture in any order."""
     asked = [
-        Asked(Question(f"q{i}", (name,), (Turn("user", "?"),), ("f", i), "red", category, "test"), Path(root), "d")
+        Asked(
+            Question(f"q{i}", (name,), (Turn("user", "?"),), ("f", i), "red", category, "test"),
+            ImageFolder(Path(root)),
+            "d",
+        )
         for i, (root, name, category) in enumerate(places)
     ]
     turned = with_other_pictures(asked, seed)

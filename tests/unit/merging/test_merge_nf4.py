@@ -111,7 +111,7 @@ def test_weights_under_other_names_than_the_modules_are_refused(tmp_path, monkey
 
     _, stage = _stage(tmp_path)
     monkeypatch.setattr(quantize, "layers", lambda _folder, _kind: frozenset({"model.experts.w1.weight"}))
-    with pytest.raises(CheckpointError, match=r"1 weights that were trained on in few bits(.|\n)*experts.w1"):
+    with pytest.raises(CheckpointError, match=r"1 weights that were quantized for training(.|\n)*experts.w1"):
         merge(merging(), [stage], tmp_path / "merged/weights")
     assert not (tmp_path / "merged").exists()
 

@@ -11,6 +11,7 @@ from vlmrun.data import index
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Dataset, Source
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.data.templates import TEMPLATES
@@ -51,7 +52,7 @@ def _dataset(loaded, folder, aspect, rule):
     ]
     transform = ImageTransform(loaded.preprocessor, Tiles(grids=GRIDS, merge="flat"))
     encoder = Encoder(TEMPLATES["micro"], loaded.tokenizer, transform, aspect, rule, 256)
-    return Dataset(index.write(folder / aspect, [("d", "f", samples)]), [Source(folder, False)], encoder)
+    return Dataset(index.write(folder / aspect, [("d", "f", samples)]), [Source(ImageFolder(folder), False)], encoder)
 
 
 @pytest.mark.parametrize("merge", [None, "flat", "spatial", "spatial_unpad"])

@@ -12,6 +12,7 @@ from vlmrun.data import templates
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.sample import Sample, Turn
 from vlmrun.errors import ConfigError
@@ -56,7 +57,7 @@ def _batches(loaded, folder, template="minicpm_v25"):
     for index, images in enumerate(named):
         turns = (Turn("user", "<image>\n" * len(images) + "Which?"), Turn("assistant", "red" * (index + 1)))
         sample = Sample(str(index), images, turns, ("f", index))
-        pixels, layouts = encoder.pixels(sample, folder)
+        pixels, layouts = encoder.pixels(sample, ImageFolder(folder))
         items.append(Item(encoder.encode(sample, layouts), pixels, str(index), layouts=layouts))
     collate = Collator(0, loaded.vlm.image_tokens, loaded.vlm.image_size)
     return collate(items), [collate([item]) for item in items]

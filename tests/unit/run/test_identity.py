@@ -28,6 +28,7 @@ VOLATILE = {
     "loss_head": "plain", "loss_chunk": "999",
     "prefetch": "3",
     "image_cache": "pictures",
+    "image_background": "'#000000'",  # of data that vlmrun draws
     "deepspeed": "{reduce_bucket_size: 5000}", "offload_checkpoints": "true",
     "save_async": "false",
     "eval": "{steps: 2, data: [shapes_test], max_samples: 8, generate: 0, max_new_tokens: 4}",
@@ -203,3 +204,34 @@ def test_a_key_that_does_nothing_is_in_no_stage_key_and_may_be_left_out(smoke):
     assert type(run.stage["pretrain"].optim).model_validate(without) == run.stage["pretrain"].optim
     for override in ("optim.min_lr=1e-5", "optim.decay_steps=900", "optim.warmup_from=1e-6"):
         assert "pretrain" in changed(keys(run), keys(smoke(f"stage.pretrain.{override}")))
+
+
+@pytest.fixture
+def own(smoke, tmp_path):
+    """Keys of a smoke run whose captions are a file of the user's, with further overrides."""
+    file, folder = tmp_path / "f.json", tmp_path / "images"
+    file.write_text("[]")
+    folder.mkdir()
+    entry = "data.shapes_captions"
+    places = (f"{entry}.prepare=null", f"{entry}.annotations={file}", f"{entry}.images={folder}")
+    return lambda *overrides: keys(smoke(*places, *overrides))
+
+
+def test_how_images_are_seen_is_in_keys_but_where_nothing_can_be_seen_two_ways(smoke, own):
+    """A key without it means upstream's way, as in keys of published recipes. Drawn data have no odd images."""
+    upstream, black = "stage.pretrain.compat.images=upstream", "stage.pretrain.image_background='#000000'"
+    assert changed(keys(smoke()), keys(smoke(upstream))) == set()
+    assert "pretrain" in changed(own(), own(upstream))
+    assert "pretrain" in changed(own(), own(black))
+    assert changed(own(upstream), own(upstream, black)) == set()
+    stage = smoke(upstream).stage["pretrain"]
+    assert not {"images", "image_background"} & {*identity.stable(stage), *identity.stable(stage.compat)}
+    left_out = {name: value for name, value in stage.compat.model_dump().items() if name != "images"}
+    assert type(stage.compat).model_validate(left_out).images == "upstream"  # as it was before there was a choice
+
+
+def test_roots_and_limits_of_images_are_in_keys_only_when_given(own, tmp_path):
+    entry = "data.shapes_captions"
+    assert changed(own(), own(f"{entry}.image_megapixels=64.0")) == set()
+    assert "pretrain" in changed(own(), own(f"{entry}.image_megapixels=9.0"))
+    assert "pretrain" in changed(own(), own(f"{entry}.image_roots=[{tmp_path}]"))

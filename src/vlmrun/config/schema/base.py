@@ -15,6 +15,7 @@ Rate = Annotated[float, Field(ge=0.0)]
 # Names become parts of folder names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 Aspect = Literal["square", "pad", "pad_after", "anyres", "slices"]  # how an image is fitted to the tower's input
+Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 Precision = Literal["fp32", "bf16", "fp16"]
 Kept = Literal["keep", "fp32", "bf16", "fp16"]  # the type of written weights; keep: each tensor's own
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral, Parent, Source, Volatile
-from vlmrun.config.schema.base import Aspect, Count, Fraction, Node, Positive, Rate
+from vlmrun.config.schema.base import Aspect, Color, Count, Fraction, Node, Positive, Rate
 from vlmrun.config.schema.stage import StageNode
 
+DRAWN = frozenset({"vlmrun.data.shapes.prepare"})  # what makes data of opaque RGB images only
 Tuning = Literal["freeze", "full", "lora", "qlora", "new_tokens"]
 
 
@@ -70,6 +71,9 @@ class Compat(Node):
     quantised_head: bool  # qlora: the output head in few bits as well
     # Pai-Megatron-Patch: a sample whose key contains llava is asked its image alone; 4: shards are part of keys
     llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
+    # take images as `convert("RGB")` leaves them: transparency and EXIF orientation dropped, 16-bit gray clipped to
+    # white. In keys null is what counts, through `image_background`
+    images: Annotated[Literal["upstream"] | None, Neutral("upstream"), Volatile]
 
 
 class Optim(Node):
@@ -160,6 +164,13 @@ def _cut(stage: TrainStage, run: Any) -> dict[str, Any]:
     return {"cut": [stage.micro_batch, run.hardware.data_ranks]}
 
 
+def _seen(stage: TrainStage, run: Any) -> dict[str, Any]:
+    """How transparent, turned and deep images are seen. Keys without it mean upstream's way; data that vlmrun draws has
+    no image that can be seen in two ways."""
+    drawn = all((made := run.data[name].prepare) is not None and made.target in DRAWN for name in stage.data)
+    return {} if drawn or stage.compat.images == "upstream" else {"image_background": stage.image_background}
+
+
 def _engine(stage: TrainStage, run: Any) -> dict[str, Any]:
     """DeepSpeed trains bf16 weights with fp32 masters, the plain engine fp32 weights under autocast."""
     return {} if run.hardware.precision == "fp32" else {"engine": stage.engine}
@@ -200,6 +211,7 @@ class TrainStage(StageNode):
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
     template: str | None
     image_aspect: Aspect
+    image_background: Annotated[Color, Neutral("#ffffff"), Volatile(unless=_seen)]  # behind transparent images
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
     tune: Tune

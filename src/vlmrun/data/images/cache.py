@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmrun import logs
-from vlmrun.data.images.open import Picture
+from vlmrun.data.images.finding import ImageFile
 from vlmrun.data.images.transform import ImageLayout
 
 log = logs.get(__name__)
@@ -40,22 +40,22 @@ class PictureCache:
         self._preparation = preparation
         self._full = False
 
-    def get(self, picture: Picture, make: Callable[[], Fitted]) -> Fitted:
+    def get(self, file: ImageFile, make: Callable[[], Fitted]) -> Fitted:
         """The prepared image, made and kept when it is not there or damaged."""
-        file = self._file(picture)
+        kept = self._file(file)
         try:
-            return _read(file)
+            return _read(kept)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.debug("%s is made again: %s", file, error)
+            log.debug("%s is made again: %s", kept, error)
         made = make()
-        self._keep(file, made)
+        self._keep(kept, made)
         return made
 
-    def _file(self, picture: Picture) -> Path:
-        status = picture.path.stat()
-        known = f"{picture}\0{status.st_size}\0{status.st_mtime_ns}\0{self._preparation}"
+    def _file(self, file: ImageFile) -> Path:
+        status = file.path.stat()
+        known = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{self._preparation}"
         name = hashlib.sha256(os.fsencode(known)).hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.npz"
 

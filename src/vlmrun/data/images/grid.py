@@ -20,7 +20,7 @@ from vlmrun.data.templates import Piece
 if TYPE_CHECKING:
     from PIL import Image
 
-TILE = "\x00tile\x00"  # one tile's features in the text of an image's block; no text of a person holds it
+TILE = "\x00tile\x00"  # one tile's features in the text of an image's block; no user writes it
 
 Size = tuple[int, int]  # width, height
 Grid = tuple[int, int]  # columns, rows

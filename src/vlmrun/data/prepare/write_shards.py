@@ -18,7 +18,7 @@ from typing import Any, Literal
 from vlmrun import logs
 from vlmrun.data.formats import wds
 from vlmrun.data.formats.base import records
-from vlmrun.data.images.open import find_image
+from vlmrun.data.images.finding import ImageFolder, find_image
 from vlmrun.data.prepare.folder import appearing
 from vlmrun.data.prepare.tar_writer import Entry, Writers
 from vlmrun.data.reading import list_skipped, rejection_error
@@ -87,7 +87,7 @@ def write(
     file = source / SOURCE_NAME if source.is_dir() else source
     _check_pattern(layout.pattern)
     rejected: list[Rejected] = []
-    seen = _usable(file, images or file.parent, rejected)
+    seen = _usable(file, ImageFolder(images or file.parent), rejected)
     with appearing(folder) as partial:
         written = _write_all(seen, partial, layout, stop=lambda: bool(rejected) and on_error == "fail")
         if rejected and on_error == "fail":
@@ -109,7 +109,7 @@ def _check_pattern(pattern: str) -> None:
         raise DataError(f"{pattern!r} names no shards", "--pattern", "such as pretrain-%d.tar or pretrain-%06d.tar")
 
 
-def _usable(file: Path, images: Path, rejected: list[Rejected]) -> Iterator[Entry]:
+def _usable(file: Path, images: ImageFolder, rejected: list[Rejected]) -> Iterator[Entry]:
     """Records that can be written; the others are appended to `rejected`."""
     seen: dict[str, int] = {}
     for index, value in records(file):
@@ -121,7 +121,7 @@ def _usable(file: Path, images: Path, rejected: list[Rejected]) -> Iterator[Entr
         yield found
 
 
-def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, int]) -> Entry | Rejected:
+def _look_at(value: Any, images: ImageFolder, seen: dict[str, int], source: tuple[str, int]) -> Entry | Rejected:
     key = value.get("id") if isinstance(value, dict) else None
     told = str(key if key is not None else "")
     wrong = _wrong_key(value, seen)
@@ -135,10 +135,10 @@ def _look_at(value: Any, images: Path, seen: dict[str, int], source: tuple[str, 
     if isinstance(parsed, Rejected):
         return parsed
     try:
-        picture = find_image(images, image, suggesting=False)
+        found = find_image(images, image, suggesting=False)
     except DataError as error:
         return Rejected(told, source, error.problems[0].what, error.problems[0].fix)
-    return Entry(key, picture.path, json.dumps(value["conversations"]).encode("utf-8"))
+    return Entry(key, found.path, json.dumps(value["conversations"]).encode("utf-8"))
 
 
 def _wrong_key(value: Any, seen: dict[str, int]) -> tuple[str, str] | None:

@@ -68,8 +68,10 @@ def value(paths: list[Path], parts: Mapping[str, Any], content: Callable[[str], 
             continue
         except ValueError as error:
             raise DataError(f"its {path.part} is no JSON: {error}", fix="write it again") from error
-    told = ", ".join(path.part + "".join(f"[{step}]" for step in path.steps) for path in paths)
-    raise DataError(f"it has no {told}", fix=f"change data.<name>.fields; its parts are {', '.join(parts) or 'none'}")
+    missing = ", ".join(path.part + "".join(f"[{step}]" for step in path.steps) for path in paths)
+    raise DataError(
+        f"it has no {missing}", fix=f"change data.<name>.fields; its parts are {', '.join(parts) or 'none'}"
+    )
 
 
 def _step_into(found: Any, steps: tuple[str, ...]) -> Any:

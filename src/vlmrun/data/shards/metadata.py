@@ -60,7 +60,7 @@ def shards_in(folder: Path) -> list[str]:
         path.relative_to(folder).as_posix() for kind in ("*.tar", "*.tgz") for path in folder.rglob(kind)
     )  # fmt: skip
     if not found:
-        raise DataError("no shard (*.tar) lies in the folder", str(folder), "vlmrun data convert FILE FOLDER --to wds")
+        raise DataError("no shard (*.tar) is in the folder", str(folder), "vlmrun data convert FILE FOLDER --to wds")
     return found
 
 
@@ -82,7 +82,7 @@ def split(folder: Path, part: str) -> list[str]:
     kept = [name for name in listed if name not in excluded]
     if not kept:
         raise DataError(
-            f"part {part!r} of the split has no shard", str(place), "split anew: --split 1,0,0, or smaller shards"
+            f"part {part!r} of the split has no shard", str(place), "split again: --split 1,0,0, or smaller shards"
         )
     return kept
 

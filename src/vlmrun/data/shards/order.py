@@ -33,11 +33,11 @@ class Loading:
         ranks: data-parallel ranks.
         workers: loader processes of each; 0 loads in the rank itself and orders like 1.
         micro_batch: samples that one loader process gives at a time.
-        slice_samples: a shard is read in slices of about so many samples (`max_samples_per_sequence`); None: whole.
+        slice_samples: samples of a slice, in which a shard is read, about (`max_samples_per_sequence`); None: whole.
         open_slices: slices of a loader process that are read in turn (`parallel_shard_iters`).
         buffer: samples that the next one is drawn from (`shuffle_buffer_size`); None: none, samples come as read.
-        passes: slices are shuffled over so many passes at once (`shuffle_over_epochs_multiplier`); None: not at all,
-            -1: drawn with replacement.
+        passes: slices are shuffled over this number of passes at once (`shuffle_over_epochs_multiplier`); None:
+            not at all, -1: drawn with replacement.
         seed_offset: of the loader's seeds.
     """
 

@@ -76,11 +76,11 @@ def conversation(parse: Parse) -> ParseEntry:
     """Samples with all their turns and at most one image."""
 
     def of(parts: Parts, source: tuple[str, int]) -> Sample | Rejected:
-        pictures = [name for name in parts.places if name in PICTURES]
-        if len(pictures) > 1:
-            what = f"it has several images: {', '.join(pictures)}"
-            return Rejected(parts.key, source, what, f"data.<name>.fields={{image: {pictures[0]}, ...}}")
-        place = str(parts.places[pictures[0]]) if pictures else None
+        images = [name for name in parts.places if name in PICTURES]
+        if len(images) > 1:
+            what = f"it has several images: {', '.join(images)}"
+            return Rejected(parts.key, source, what, f"data.<name>.fields={{image: {images[0]}, ...}}")
+        place = str(parts.places[images[0]]) if images else None
         return parse(parts.key, parts.record(), place, source)
 
     return of

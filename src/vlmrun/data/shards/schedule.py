@@ -12,7 +12,7 @@ from vlmrun.data.shards.order import Loading, rank_batches
 class EnergonSchedule(Schedule):
     """Global batches of the micro batches that every data-parallel rank of the other loader has in turn.
 
-    With as many ranks and samples a micro batch here, each rank reads what its counterpart does. To go on from a step
+    With as many ranks and samples a micro batch here, each rank reads what its counterpart does. To resume at a step
     the draws before it are made again (about 15 microseconds a sample) and nothing is read.
 
     Args:

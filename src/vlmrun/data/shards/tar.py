@@ -1,4 +1,4 @@
-"""Members of tar shards by offset: a shard is passed over once, and each image is read where it lies.
+"""Members of tar shards by offset: a shard is passed over once, and each image is read where it is.
 
 A member is named by its place, `pretrain-0.tar@1536+843/000000037.jpg`: the shard below its folder, offset and size of
 the content, the member's own name. Compressed shards have no offsets and are refused. Free of torch.
@@ -6,13 +6,11 @@ the content, the member's own name. Compressed shards have no offsets and are re
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from vlmrun.errors import DataError
 
@@ -23,20 +21,9 @@ _PLACE = re.compile(r"(?P<shard>.+\.tar)@(?P<offset>\d+)\+(?P<size>\d+)/(?P<name
 BLOCK = tarfile.BLOCKSIZE
 
 
-class _Content(io.BytesIO):
-    """A member's content, which goes by the member's name in the messages of whatever reads it."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self._member = name
-
-    def __repr__(self) -> str:
-        return repr(self._member)
-
-
 @dataclass(frozen=True)
 class Place:
-    """Where a member's content lies."""
+    """Where a member's content is."""
 
     shard: str  # path below the shards' folder
     offset: int
@@ -59,12 +46,8 @@ class Place:
         except OSError as error:
             raise DataError(f"the shard cannot be read: {error.strerror}", str(shard), "fetch it") from error
         if len(content) < self.size:
-            raise DataError(f"{self.name} lies beyond the end of the shard", str(shard), "fetch it again")
+            raise DataError(f"{self.name} is beyond the end of the shard", str(shard), "fetch it again")
         return content
-
-    def open(self, shard: Path) -> BinaryIO:
-        """The content as a file."""
-        return _Content(self.read(shard), self.name)
 
 
 @dataclass

@@ -17,6 +17,7 @@ def settle(draft: Draft, batch_options: dict[str, str]) -> None:
 
 def _flags(draft: Draft, batch_options: dict[str, str]) -> None:
     batch.ranks(draft, batch_options)
+    draft.set("stage.compat.images", "upstream", note='there images are opened with convert("RGB") and no more')
     if draft.family == "megatron":
         megatron.settle(draft)
         trainer.direct(draft)

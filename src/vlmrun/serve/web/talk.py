@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from vlmrun.data.images.open import load_image
+from vlmrun.data.images.loading import load_image
 from vlmrun.errors import DataError
 from vlmrun.serve.web.images import data_url, prepared
 

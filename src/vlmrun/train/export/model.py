@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from vlmrun import artifact
+from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.errors import CheckpointError
@@ -216,6 +217,7 @@ def _save(weights: Path, loaded: Loaded, job: StageJob, stage: TrainStage) -> No
         loaded,
         template=template_of(job.model, stage).to_dict(),
         image_aspect=stage.image_aspect,
+        image_background=derived.image_background(stage),
         tensors={part: iter(list(loaded.vlm.get_submodule(part).named_parameters())) for part in whole},
         adapter=(tune.adapter_config(loaded.vlm.llm), adapter) if adapter else None,
     )

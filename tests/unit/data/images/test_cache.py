@@ -5,7 +5,8 @@ from PIL import Image
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.data.images import cache as picture_cache
 from vlmrun.data.images.cache import PictureCache
-from vlmrun.data.images.open import Picture, load_image
+from vlmrun.data.images.finding import ImageFile
+from vlmrun.data.images.loading import load_image
 from vlmrun.data.images.transform import ImageLayout, ImageTransform
 
 
@@ -36,7 +37,7 @@ def test_what_is_kept_is_equal_to_the_bit(picture, tmp_path, aspect, tiles):
 
     whole, layout = transform.tiles(load_image(picture), aspect)
     for _ in range(2):
-        fitted, cut = cache.get(Picture(picture), make)
+        fitted, cut = cache.get(ImageFile(picture), make)
         assert np.array_equal(transform.scale(fitted, cut), whole)
         assert cut == layout
     assert len(calls) == 1
@@ -46,8 +47,8 @@ def test_layouts_without_a_grid_survive(picture, tmp_path):
     cache = PictureCache(tmp_path / "cache", "")
     made = np.zeros((1, 3, 2, 2), np.uint8), ImageLayout(None, (5, 7))
     assert (
-        cache.get(Picture(picture), lambda: made)[1]
-        == cache.get(Picture(picture), lambda: pytest.fail("made again"))[1]
+        cache.get(ImageFile(picture), lambda: made)[1]
+        == cache.get(ImageFile(picture), lambda: pytest.fail("made again"))[1]
         == made[1]
     )
 
@@ -55,10 +56,10 @@ def test_layouts_without_a_grid_survive(picture, tmp_path):
 def test_a_changed_picture_and_another_preparation_are_other_pictures(picture, tmp_path):
     made = [(np.full((1, 3, 2, 2), number, np.uint8), None) for number in range(3)]
     cache = PictureCache(tmp_path / "cache", "one")
-    assert cache.get(Picture(picture), lambda: made[0])[0].max() == 0
+    assert cache.get(ImageFile(picture), lambda: made[0])[0].max() == 0
     Image.new("RGB", (4, 4)).save(picture)
-    assert cache.get(Picture(picture), lambda: made[1])[0].max() == 1
-    assert PictureCache(tmp_path / "cache", "other").get(Picture(picture), lambda: made[2])[0].max() == 2
+    assert cache.get(ImageFile(picture), lambda: made[1])[0].max() == 1
+    assert PictureCache(tmp_path / "cache", "other").get(ImageFile(picture), lambda: made[2])[0].max() == 2
 
 
 @pytest.mark.parametrize(
@@ -67,19 +68,19 @@ def test_a_changed_picture_and_another_preparation_are_other_pictures(picture, t
 def test_a_damaged_file_is_made_again(picture, tmp_path, damage):
     cache = PictureCache(tmp_path / "cache", "")
     good = np.full((1, 3, 4, 4), 7, np.uint8), None
-    cache.get(Picture(picture), lambda: good)
+    cache.get(ImageFile(picture), lambda: good)
     (file,) = (tmp_path / "cache").rglob("*.npz")
     file.write_bytes(damage(file.read_bytes()))
     for _ in range(2):
-        assert np.array_equal(cache.get(Picture(picture), lambda: good)[0], good[0])
-    assert np.array_equal(cache.get(Picture(picture), lambda: pytest.fail("not mended"))[0], good[0])
+        assert np.array_equal(cache.get(ImageFile(picture), lambda: good)[0], good[0])
+    assert np.array_equal(cache.get(ImageFile(picture), lambda: pytest.fail("not mended"))[0], good[0])
 
 
 def test_a_full_disk_ends_the_keeping_only(picture, tmp_path, monkeypatch):
     monkeypatch.setattr(picture_cache, "_RESERVED", 1.1)
     cache = PictureCache(tmp_path / "cache", "")
     made = np.zeros((1, 3, 2, 2), np.uint8), None
-    assert cache.get(Picture(picture), lambda: made) is made
+    assert cache.get(ImageFile(picture), lambda: made) is made
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
 

@@ -7,7 +7,8 @@ import tarfile
 import pytest
 
 from vlmrun.data.formats import energon, wds
-from vlmrun.data.images.open import find_image, image_size, open_image
+from vlmrun.data.images.finding import ImageFolder, find_image
+from vlmrun.data.images.loading import image_size, open_image
 from vlmrun.data.lint import Rules, lint
 from vlmrun.data.prepare.write_shards import SKIPPED, Layout, write
 from vlmrun.data.sample import Rejected
@@ -111,7 +112,7 @@ def test_members_are_read_where_they_lie(records, tmp_path):
         place = tar.parse_place(sample.images[0])
         assert place is not None
         assert place.read(folder / place.shard) == (source / f"{number}.jpg").read_bytes()
-        assert open_image(folder, sample.images[0]).size == (8, 8)
+        assert open_image(ImageFolder(folder), sample.images[0]).size == (8, 8)
 
 
 def test_a_picture_that_cannot_be_read_is_told_by_its_name(records, tmp_path):
@@ -119,14 +120,14 @@ def test_a_picture_that_cannot_be_read_is_told_by_its_name(records, tmp_path):
     (tmp_path / "source" / "images" / "1.jpg").write_bytes(b"no image")
     write(file, tmp_path / "wds", Layout())
     sound, damaged = wds.read(tmp_path / "wds")
-    assert image_size(tmp_path / "wds", sound.images[0]) == (8, 8)
+    assert image_size(ImageFolder(tmp_path / "wds"), sound.images[0]) == (8, 8)
     messages = set()
     for _ in range(2):
         with pytest.raises(DataError, match=r"0001\.jpg") as error:
-            open_image(tmp_path / "wds", damaged.images[0])
+            open_image(ImageFolder(tmp_path / "wds"), damaged.images[0])
         messages.add(str(error.value))
     assert len(messages) == 1
-    (found,) = lint(tmp_path / "wds", Rules(format="wds", images=tmp_path / "wds"))
+    (found,) = lint(tmp_path / "wds", Rules(format="wds", images=ImageFolder(tmp_path / "wds")))
     assert (found.kind, found.id) == ("image_broken", "0001")
 
 
@@ -134,9 +135,9 @@ def test_a_place_stays_inside_the_folder(records, tmp_path):
     made(records, tmp_path / "wds")
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="outside"):
-        find_image(tmp_path / "other", "../wds/pretrain-0.tar@0+8/x.jpg")
+        find_image(ImageFolder(tmp_path / "other"), "../wds/pretrain-0.tar@0+8/x.jpg")
     with pytest.raises(DataError, match="beyond the end"):
-        open_image(tmp_path / "wds", "pretrain-0.tar@999999+8/x.jpg")
+        open_image(ImageFolder(tmp_path / "wds"), "pretrain-0.tar@999999+8/x.jpg")
 
 
 @pytest.mark.parametrize("kept", [0, 100, 700, 2000, -10240, -11000])
