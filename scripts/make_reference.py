@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun.checks import rules, sweeps
+from vlmrun.checks import records, rules, sweeps
 from vlmrun.checks.table import Rule
 from vlmrun.config.schema import AverageStage, ConvertStage, MergeStage, StageNode
 
@@ -94,7 +94,7 @@ Where two rules are about the same place, the more general one is silent; it is 
 def render_rules() -> str:
     """The page of rules."""
     rows = []
-    for rule in (*rules.RULES, *sweeps.RULES):
+    for rule in (*rules.RULES, *records.CONTENT, *sweeps.RULES):
         marks = [*(["files"] if rule.here else []), *(["commands"] if _of_command(rule) else [])]
         marks += [f"yields to {name}" for name in rule.yields_to]
         keys = ", ".join(f"`{key}`" for key in rule.reads)

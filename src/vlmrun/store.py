@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import itertools
 import json
 import os
 import shutil
@@ -33,6 +34,17 @@ def stages_dir(root: Path) -> Path:
 def folder(root: Path, name: str, key: str) -> Path:
     """The folder of one stage."""
     return stages_dir(root) / f"{name}-{key}"
+
+
+def claim(parent: Path, name: str) -> Path:
+    """Makes a folder that is ours alone: `name`, or `name-2`, `name-3` ... where another process was first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        made = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            made.mkdir()
+            return made
+    raise AssertionError("numbers do not end")
 
 
 def finished(path: Path) -> Artifact | None:

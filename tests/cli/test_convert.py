@@ -28,7 +28,7 @@ def test_an_intermediate_checkpoint_of_lora_is_chatted_with_after_conversion(vlm
     stage = tiny_run.stage("lora")
     steps = sorted((stage / "checkpoints").glob("step-*"))
     assert steps
-    done = vlmrun("convert", str(steps[0]), "early", "--to", "native", cwd=tmp_path)
+    done = vlmrun("convert", str(steps[0]), "early", "--to", "native", "--from", "training", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "early/adapter/adapter_model.safetensors").is_file()
     picture = next((tiny_run.stage("shapes") / "data/images/test").iterdir())

@@ -71,6 +71,28 @@ def test_cfg_job_prints_the_whole_truth_as_yaml_and_runs_nothing(vlmrun, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cfg_job_prints_also_where_values_are_open_and_names_them_afterwards(vlmrun):
+    done = vlmrun("+recipe=minicpm_v25_lora", "--cfg", "job")
+    assert yaml.safe_load(done.stdout)["stage"]["lora"]["max_steps"] == 10000
+    assert yaml.safe_load(done.stdout)["data"]["minicpm"]["annotations"] == "???"
+    assert "data.minicpm.annotations has no value yet" in done.stderr
+    assert "no model folder" not in done.stderr, "printing looks at no file"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(("recipe", "updates"), [("smoke", "187 updates"), ("llava15_7b", "2,180 updates")])
+def test_a_recipe_says_how_many_updates_it_makes(vlmrun, recipe, updates):
+    assert updates in vlmrun("recipes", recipe).stdout
+
+
+@pytest.mark.parametrize("word", ["~stage", "=", "model.llm.tokens.pad=[1]", "output=", "output=/dev/null"])
+def test_a_wrong_word_is_a_problem_with_a_fix(vlmrun, word):
+    done = vlmrun("check", "+recipe=smoke", f"++{word}" if "tokens" in word else word)
+    assert done.returncode == 2
+    assert "fix:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_printed_config_is_a_complete_run(vlmrun):
     from vlmrun.config.schema import RunConfig
 

@@ -111,7 +111,7 @@ def test_the_last_checkpoints_of_one_training_fade(inside, tiny_run, tmp_path):
     stage = tiny_run.stage("instruct")
     older, _ = sorted((stage / "checkpoints").glob("step-*"))
     assert inside("average", "instruct", "--last", "2", "--ema", "0.75", "--out", "made") == 0
-    convert(older, tmp_path / "older", "native", How())
+    convert(older, tmp_path / "older", "native", How(), came_as="training")
     for part, name in (("llm", "model.layers.0.mlp.up_proj.weight"), ("connector", "layers.0.weight")):
         folders = (tmp_path / "older", stage / "weights", tmp_path / "made/weights")
         old, new, made = (Reader(folder / part).get(name) for folder in folders)

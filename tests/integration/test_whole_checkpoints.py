@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.integration.jobs import make_job, run
-from vlmrun.back import Conversion, convert
+from vlmrun.back import Conversion, convert, know_checkpoints
 from vlmrun.errors import CheckpointError
 from vlmrun.formats.base import How
 from vlmrun.formats.convert import compare
@@ -37,12 +37,12 @@ LORA = {
 def test_checkpoints_become_whole_models(tmp_path, name, n, changes):
     job = run(tmp_path, name, n, max_steps=4, save_steps=2, **changes)
     (job.path / "job.json").write_text(job.to_json())
-    summary = convert(job.path / "checkpoints/step-4", tmp_path / "last", "native", Conversion())
+    summary = convert(job.path / "checkpoints/step-4", tmp_path / "last", "native", Conversion(), came_as="training")
     assert summary["from"] == "training"
     assert compare(job.path / "weights", tmp_path / "last", How()) == []
     described = [json.loads((place / "model.json").read_text()) for place in (job.path / "weights", tmp_path / "last")]
     assert described[0] == described[1]
-    convert(job.path / "checkpoints/step-2", tmp_path / "early", "native", Conversion())
+    convert(job.path / "checkpoints/step-2", tmp_path / "early", "native", Conversion(), came_as="training")
     assert compare(job.path / "weights", tmp_path / "early", How()), "training went on"
     loaded = load(tmp_path / "early", dtype=torch.float32, attention="sdpa", merge_adapter=name == "lora")
     assert loaded.template == describe(tmp_path / "early")["template"]
@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"the checkpoint is damaged: state\.pt"):
-        convert(job.path / "checkpoints/step-2", tmp_path / "no", "native", Conversion())
+        convert(job.path / "checkpoints/step-2", tmp_path / "no", "native", Conversion(), came_as="training")
 
 
 class Program:
@@ -81,11 +81,17 @@ def test_a_folder_that_calls_itself_a_training_checkpoint_runs_no_code(tmp_path,
     file = {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "MANIFEST.json").write_text(json.dumps({"step": 9, "files": {f"deepspeed/{hostile}": file}}))
     (folder / "vlmrun.json").write_text('{"format": "training"}')
+    how = {"dtype": torch.float32, "attention": "sdpa"}
     ways = {
-        "merge": lambda: load(folder, dtype=torch.float32, attention="sdpa", merge_adapter=True),
-        "chat": lambda: load(folder, dtype=torch.float32, attention="sdpa"),
-        "convert": lambda: convert(folder, tmp_path / "out", "llava", Conversion()),
+        "merge": lambda came_as: load(folder, **how, merge_adapter=True, came_as=came_as),
+        "chat": lambda came_as: load(folder, **how, came_as=came_as),
+        "convert": lambda came_as: convert(folder, tmp_path / "out", "llava", Conversion(), came_as=came_as),
     }
-    with pytest.raises(CheckpointError):
-        ways[way]()
+    know_checkpoints()
+    with pytest.raises(CheckpointError, match="--from training"):
+        ways[way](None)
+    before = torch.load
+    with pytest.raises(CheckpointError, match=r"which is code|cannot be read as tensors"):
+        ways[way]("training")
+    assert torch.load is before, "other threads load as they did"
     assert not (tmp_path / "RAN").exists()

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.parity.golden import ASSETS
 
-_ASSETS = ("tokenizers", "base", "average_float16", "average_float32", "datasets")
+_ASSETS = ("base", "average_float16", "average_float32", "datasets")
 
 
 def make(out: Path, source: Path = ASSETS) -> None:
@@ -26,15 +26,15 @@ def make(out: Path, source: Path = ASSETS) -> None:
         place = path.relative_to(source)
         if not path.is_file() or any(part == "base" for part in place.parts):
             continue
-        if path.name.endswith(".jsonl.gz"):
+        if path.name.endswith(".jsonl.gz") and not _is_asset(place):
             if place.parts[0] == "g1_conversations" and number % 2 and "collator" not in path.name:
                 continue
             lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
             _write(out / place, gzip.compress(b"".join(lines[number % 2 :: 2] or lines)))
-        elif path.suffix == ".json" and not _is_asset(place):
+        elif path.suffix == ".json" and not _is_asset(place) and place.parts[0] != "tokenizers":
             value = json.loads(path.read_text("utf-8"))
             _write(out / place, json.dumps(_half(value, place)).encode())
-        elif place.parts[0] != "tokenizers":
+        elif place.parts[0] != "tokenizers":  # found among the assets
             target = out / place
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -224,6 +224,7 @@ FLAGS = {
     "lora_target_modules": lambda r, v: r.stage.lora.targets == v,
     "modules_to_save": _saved,
     "max_slice_nums": lambda r, v: (r.stage.image_aspect, r.run.model.tiles.max_slices) == ("slices", v),
+    # In transformers' Trainer it decides alone, whatever num_train_epochs says.
     "max_steps": lambda r, v: r.stage.max_steps == v and r.stage.epochs is None,
     "eval_steps": lambda r, v: r.stage.eval.steps == v,
     "adam_beta2": lambda r, v: r.optim.betas[1] == v,

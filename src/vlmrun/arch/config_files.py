@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vlmrun import regular
 from vlmrun.arch import families
 from vlmrun.arch.families import LLAMA_LAYERS
 from vlmrun.config.paths import locate, read_config
@@ -151,12 +152,14 @@ def tokenizer_facts(part: Target) -> TokenizerFacts | None:
 
 @cache
 def _read_tokenizer(file: Path) -> TokenizerFacts:
+    config = file.with_name("tokenizer_config.json")
+    for one in (file, config):
+        regular.require(one, json=True)
     try:
         facts = _tokenizer_in(json.loads(file.read_text("utf-8")))
-        config = file.with_name("tokenizer_config.json")
         pads = json.loads(config.read_text("utf-8")).get("pad_token") is not None if config.is_file() else None
         return replace(facts, pads=pads)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"{file} is not a whole tokenizer: {type(error).__name__} {error}"
         raise CheckpointError(what, str(file), "fetch the tokenizer again") from error
 
@@ -196,6 +199,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
+            regular.require(file)
             shapes |= _shapes_in(file)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
             what = f"{file} is not a whole safetensors file: {type(error).__name__} {error}"

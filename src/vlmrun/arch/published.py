@@ -31,7 +31,8 @@ def config_of(part: Target, kind: str) -> Config:
     try:
         return Config(config_files.config_of(part), False)
     except CheckpointError:
-        known = published()[kind].get(str(part.arguments.get("path")))
+        path = str(part.arguments.get("path"))
+        known = published()[kind].get(path) or published()[kind].get("/".join(path.split("/")[-2:]))
         if known is None:
             raise
         return Config(known, True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
+from vlmrun import expressions
 from vlmrun.config.schema import Lora, Tune
 
 _ROWS = ("o_proj", "dense", "out_proj", "down_proj", "fc2")  # layers behind attention and behind the MLP's activation
@@ -101,8 +102,8 @@ class Llm:
         if lora.targets == "all-linear":
             return list(self.linears)
         if isinstance(lora.targets, str):  # an expression: tried on a layer's name in its usual places
-            pattern = re.compile(lora.targets)
-            return [linear for linear in self.linears if any(map(pattern.fullmatch, _places(linear.name)))]
+            fits = partial(expressions.matches, lora.targets)
+            return [linear for linear in self.linears if any(map(fits, _places(linear.name)))]
         return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
 
     def n_adapter(self, lora: Lora) -> int:

@@ -74,7 +74,7 @@ def _files(data: DataConfig, where: str) -> Iterator[Problem]:
     is_there = annotations.is_dir() if shards else annotations.is_file()
     noun = "folder of shards" if shards else "file"
     missing = [] if is_there else [("annotations", f"no {noun} {data.annotations!r}")]
-    if data.images is not None and not Path(data.images).expanduser().is_dir():
+    if data.images is not None and not (data.images and Path(data.images).expanduser().is_dir()):
         missing.append(("images", f"no folder {data.images!r}"))
     missing += [
         ("image_roots", f"no folder {root!r}") for root in data.image_roots if not Path(root).expanduser().is_dir()

@@ -1,7 +1,8 @@
-"""Which environment variables a configuration may set for the ranks: those that tune communication and devices.
+"""Environment variables: which ones a configuration may set for the ranks, and those of the user's own shell.
 
-A recipe may come from anywhere, and some variables make a process load a library or write a file of their choice. Those
-are left to the person's own shell, which is passed on as it is.
+A recipe may come from anywhere, and some variables make a process load a library, write a file of their choice or trust
+what it reads. Those are left to the user's shell, which is passed on as it is, but for the few that vlmrun decides
+itself: they are refused where they say something else, and reported where they have no effect.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from vlmrun.config.schema import HardwareConfig, RunConfig
 from vlmrun.errors import Problem
 
-PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "CUDA_", "OMP_")
+PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "TORCH_CPP_LOG_", "CUDA_", "OMP_")
 # Names of these words load code or touch files: NCCL_NET_PLUGIN, CUDA_INJECTION64_PATH, TORCH_EXTENSIONS_DIR ...
-_REACHES_OUT = re.compile(r"PLUGIN|INJECTION|LIB|PATH|DIR|FILE|HOME|TRACE|DUMP|SCRIPT")
+_REACHES_OUT = re.compile(
+    r"PLUGIN|INJECTION|LIB|PATH|DIR|FILE|HOME|TRACE|DUMP|SCRIPT|PIPE|TOOL|TUNER|PROFILER|COREDUMP|CONF|ADDR|COMM_ID|NCCL_NET$"
+)
 _OURS = {
     "OMP_NUM_THREADS": "hardware.threads",
     "CUDA_VISIBLE_DEVICES": "your shell: it says which GPUs of this computer are yours",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "nothing: vlmrun sets it",
 }
+# Of several nodes; the ranks of one node meet on its loopback interface.
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
@@ -35,6 +41,62 @@ def check(variables: Mapping[str, str | int]) -> Iterator[Problem]:
                 f"names of {', '.join(PREFIXES)}; or set it in your shell",
             )
         elif _REACHES_OUT.search(name):
-            yield Problem(f"{name} loads code or touches files", where, "set it in your shell, if you need it")
+            yield Problem(
+                f"{name} loads code, opens files or connects to an address",
+                where,
+                "set it in your shell, if you need it",
+            )
         elif not str(value).isprintable():
             yield Problem(f"{name} has a value that cannot be printed", where, "plain text in one line")
+
+
+def interfaces(hardware: HardwareConfig) -> Iterator[Problem]:
+    """Interfaces that are named for the ranks of one node."""
+    for name in _INTERFACES:
+        if hardware.nodes == 1 and name in hardware.env:
+            yield Problem(
+                f"{name} is of several nodes: the ranks of one node meet on its loopback interface",
+                f"hardware.env.{name}",
+                f"'~hardware.env.{name}', or hardware.nodes of more than 1",
+            )
+
+
+def shell(run: RunConfig, env: Mapping[str, str]) -> Iterator[Problem]:
+    """Variables of the user's shell that say something else than the configuration."""
+    mode = env.get("WANDB_MODE", "")
+    if "wandb_online" in run.tracking and "wandb" in run.tracking:
+        yield Problem(
+            "wandb is asked for offline and online", "tracking", "tracking=[wandb], or tracking=[wandb_online]"
+        )
+    for tracker, wanted in (("wandb", "offline"), ("wandb_online", "online")):
+        if tracker in run.tracking and mode not in ("", wanted):
+            others = {"online": "[wandb_online]", "offline": "[wandb]"}
+            fix = f"tracking={others.get(mode, '[]')}, or unset WANDB_MODE"
+            yield Problem(f"WANDB_MODE is {mode}, but {tracker} is {wanted}", "tracking", fix)
+        if tracker in run.tracking and env.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
+            yield Problem(f"WANDB_DISABLED is set, but tracking has {tracker}", "tracking", "tracking=[], or unset it")
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and run.hardware.gpu != "cpu":
+        n_visible = len([name for name in visible.split(",") if name.strip()])
+        if n_visible < run.hardware.ranks_per_node:
+            yield Problem(
+                f"CUDA_VISIBLE_DEVICES={visible} shows {n_visible} GPU(s), hardware.ranks_per_node is "
+                f"{run.hardware.ranks_per_node}",
+                "hardware.ranks_per_node",
+                f"hardware.ranks_per_node={max(1, n_visible)}, or show more GPUs",
+            )
+
+
+def without_effect(run: RunConfig, env: Mapping[str, str]) -> list[str]:
+    """Variables of the user's shell that are meant for this run and do nothing, in words."""
+    has_wandb = bool({"wandb", "wandb_online"} & {*run.tracking})
+    decided = [name for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_RESUME") if env.get(name)]
+    asking = [name for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_NAME", "WANDB_RUN_GROUP") if env.get(name)]
+    said = []
+    if has_wandb and decided:
+        said.append(f"{', '.join(decided)} has no effect: folder and id of a wandb run are those of its stage")
+    if asking and not has_wandb:
+        said.append(f"{', '.join(asking)} has no effect: tracking has no wandb (tracking=[wandb] is offline)")
+    if env.get("TENSORBOARD_DIR") and "tensorboard" not in run.tracking:
+        said.append("TENSORBOARD_DIR has no effect: tracking has no tensorboard (tracking=[tensorboard])")
+    return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from shutil import which
 
@@ -27,6 +28,11 @@ def _attention(run: RunConfig) -> Iterator[Problem]:
 
 def _environment(run: RunConfig) -> Iterator[Problem]:
     yield from environment.check(run.hardware.env)
+    yield from environment.interfaces(run.hardware)
+
+
+def _shell(run: RunConfig) -> Iterator[Problem]:
+    yield from environment.shell(run, os.environ)
 
 
 def _precision(run: RunConfig) -> Iterator[Problem]:
@@ -87,6 +93,8 @@ RULES = (
          ("hardware.attention", "hardware.gpu", "hardware.precision"), _attention, here=True),
     Rule("environment", "A configuration sets only variables that tune communication and devices.", ("hardware.env",),
          _environment, here=True),
+    Rule("shell", "Variables of the shell that name trackers and GPUs agree with the configuration.",
+         ("tracking", "hardware.gpu", "hardware.ranks_per_node"), _shell, here=True),
     Rule("srun", "The srun launcher is used inside SLURM, without a host file.",
          ("hardware.launcher", "hardware.hostfile"), _srun, here=True),
     Rule("host-file", "A host file names as many hosts as there are nodes, with room for their ranks.",

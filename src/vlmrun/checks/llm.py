@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from vlmrun import expressions
 from vlmrun.arch import attention, families
 from vlmrun.arch import config_files as parts
 from vlmrun.checks.table import Rule
@@ -99,6 +99,8 @@ def _roles(run: RunConfig, tokenizer: parts.TokenizerFacts | None) -> Iterator[P
         where = f"model.llm.tokens.{role}"
         if role not in _ROLES:
             yield Problem(f"no role {role!r}", where, suggest(str(role), _ROLES, noun="roles"))
+        elif not isinstance(text, str | None):
+            yield Problem(f"{role} is {text!r}, not a token", where, f"the text of one token: {where}='<unk>'")
         elif text is not None and tokenizer is not None and text not in tokenizer.tokens:
             yield Problem(
                 f"the tokenizer has no token {text!r}", where, suggest(str(text), tokenizer.special, noun="tokens")
@@ -165,11 +167,9 @@ def _lora_targets(targets: list[str], llm: parts.LlmFacts, where: str) -> Iterat
 def _lora_pattern(pattern: str, llm: parts.LlmFacts, where: str) -> Iterator[Problem]:
     """An expression that matches no layer of a Llama, where that is what the LLM's layers are called."""
     names = parts.llama_layers(llm)
-    try:
-        matches = not names or pattern == "all-linear" or any(re.fullmatch(pattern, name) for name in names)
-    except re.error:  # a problem of its own
+    if not names or pattern == "all-linear" or expressions.fault(pattern) is not None:  # a problem of its own
         return
-    if not matches:
+    if not any(expressions.matches(pattern, name) for name in names):
         yield Problem(f"LoRA's {pattern!r} matches no layer of the LLM", where, f"all of a name must match: {names[0]}")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
+from vlmrun import expressions
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import (
@@ -20,6 +20,7 @@ from vlmrun.config.schema import (
 )
 from vlmrun.errors import Problem, suggest
 
+_MOST_POINTS = 10_000
 _ONCE = "name each once and give it the sum of its weights"
 
 
@@ -67,14 +68,9 @@ def _models(stage: AverageStage | SearchStage, where: str) -> Iterator[Problem]:
         )
     yield from _parameters(stage.method, n, f"{where}.method")
     for number, rule in enumerate(stage.rules):
-        try:
-            re.compile(rule.tensors)
-        except re.error as error:
-            yield Problem(
-                f"{rule.tensors!r} is no regular expression: {error}",
-                f"{where}.rules[{number}].tensors",
-                "such as '^tower' or 'layers\\.[0-3]\\.'",
-            )
+        what = expressions.fault(rule.tensors)
+        if what is not None:
+            yield Problem(what, f"{where}.rules[{number}].tensors", "such as '^tower' or 'layers\\.[0-3]\\.'")
         yield from _weights(rule.weights, stage, f"{where}.rules[{number}].weights")
 
 
@@ -82,8 +78,6 @@ def _weights(weights: Sequence[float], stage: AverageStage | SearchStage, where:
     n, total, how = len(stage.models), sum(weights), getattr(stage.method, "sum", "any")
     if len(weights) != n:
         yield Problem(f"{n} models, {len(weights)} weights", where, "one weight per model")
-    elif not all(map(math.isfinite, weights)):
-        yield Problem(f"{weights} are not all numbers", where, "for instance [0.5, 0.5]")
     elif how == "one" and not math.isclose(total, 1.0, abs_tol=1e-6):
         yield Problem(
             f"the weights sum to {total:g}, not 1", where, "for instance [0.5, 0.5]; or method.sum: normalize"
@@ -131,7 +125,13 @@ def _search(stage: SearchStage, where: str) -> Iterator[Problem]:
         yield Problem(
             f"{stage.method.name} has no number {name!r}", f"{where}.grid", suggest(name, known, noun="numbers")
         )
-    if unknown or stock:
+    n_models = len(stage.models)
+    n_weights = len(stage.weights or []) or math.comb((stage.divisions or 1) + n_models - 1, n_models - 1)
+    n_points = n_weights * math.prod(len(values) for values in stage.grid.values())
+    if n_points > _MOST_POINTS:
+        what = f"{n_points:,} averages would be made and asked; a search takes {_MOST_POINTS:,} at most"
+        yield Problem(what, f"{where}.divisions", "fewer divisions, or a shorter list of weights or of a number")
+    if unknown or stock or n_points > _MOST_POINTS:
         return
     try:
         tried = derived.points(stage)

@@ -14,11 +14,13 @@ from vlmrun.checks import (
     merging,
     offload,
     quantized,
+    records,
     run,
     schedules,
     shards,
     sweeps,
     table,
+    tied,
     training,
     values,
     vision,
@@ -30,7 +32,9 @@ from vlmrun.errors import Problem
 RULES: tuple[Rule, ...] = (
     *run.RULES,
     *llm.RULES,
+    *tied.RULES,
     *data.RULES,
+    *records.RULES,
     *shards.RULES,
     *benchmarks.RULES,
     *values.RULES,
@@ -53,6 +57,11 @@ def check(config: RunConfig, *, here: bool = True) -> list[Problem]:
         here: also those that depend on what is on this machine: files of models and data, packages, drives.
     """
     return table.problems(RULES, config, here=here)
+
+
+def check_records(config: RunConfig) -> list[Problem]:
+    """What is wrong with the records of a run, as far as its annotation files are read before it starts."""
+    return table.problems(records.CONTENT, config)
 
 
 def check_stage(stage: StageNode, where: str) -> list[Problem]:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun import build, graph, kinds
+from vlmrun import build, graph, kinds, regular
 from vlmrun.arch import config_files as parts
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
+from vlmrun.config.marks import Mark
 from vlmrun.config.schema import RunConfig, StageNode, TrainStage
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.hardware import packages
@@ -21,10 +22,35 @@ _SUPPLIED = {
     "tower": frozenset({"dtype", "attention"}),
     "connector": frozenset({"vision_dim", "llm_dim"}),
 }
+# Where our own parts are.
+_HOMES = {"llm": "vlmrun.model.llm", "tower": "vlmrun.model.towers", "connector": "vlmrun.model.connectors"}
+_MOST_PREPARED = 10_000_000
 # Arguments that say where a part is read from, and the sizes by which two config.json are compared.
 _PLACES = {"path", "config", "tokenizer", "weights"}
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "vocab_size", "image_size", "patch_size")  # fmt: skip
+
+
+def _of_kind(target: str, home: str, noun: str, where: str) -> Iterator[Problem]:
+    """A class of ours that is of another kind; one of a plugin is looked at when it is built."""
+    if target.startswith("vlmrun.") and not target.startswith(f"{home}."):
+        yield Problem(f"{target} is no {noun}", where, f"a name below {home}, or of your own package")
+
+
+def _empty(stage: StageNode, where: str) -> Iterator[Problem]:
+    """References that are there and name nothing."""
+    for name, field in type(stage).model_fields.items():
+        value = getattr(stage, name, None)  # a command has no parents
+        named = value if isinstance(value, list) else [value]
+        if "" in named and any(isinstance(mark, Mark) for mark in field.metadata):
+            yield Problem(f"{name} is empty", f"{where}.{name}", f"{where}.{name}=NAME, or null for nothing")
+
+
+def _output(run: RunConfig) -> Iterator[Problem]:
+    place = Path(run.output).expanduser()
+    there = next((path for path in (place, *place.parents) if path.is_symlink() or path.exists()), Path())
+    if not there.is_dir():
+        yield Problem(f"{there} is no folder", "output", "output=FOLDER, which is made when it is not there")
 
 
 def _references(run: RunConfig) -> Iterator[Problem]:
@@ -40,10 +66,16 @@ def _targets(run: RunConfig) -> Iterator[Problem]:
         part = getattr(run.model, name)
         if name == "connector":
             part, _ = derived.connector_weights(part)
+        yield from _of_kind(part.target, _HOMES[name], name, f"model.{name}")
         yield from build.check(part.target, part.arguments, f"model.{name}", _SUPPLIED[name])
     for name, data in run.data.items():
         if data.prepare is not None:
             where = f"data.{name}.prepare"
+            yield from _of_kind(data.prepare.target, "vlmrun.data", "function that prepares data", where)
+            for key, value in data.prepare.arguments.items():
+                if isinstance(value, int | float) and abs(value) > _MOST_PREPARED:
+                    what = f"{key} = {value}: too many to be made"
+                    yield Problem(what, f"{where}.{key}", f"{_MOST_PREPARED} at most")
             yield from build.check(data.prepare.target, data.prepare.arguments, where, frozenset({"folder"}))
 
 
@@ -78,6 +110,7 @@ def _continued(run: RunConfig) -> Iterator[Problem]:
 
 
 def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
+    regular.require(saved, json=True)
     held = json.loads(saved.read_text("utf-8"))["model"]
     for part in PARTS:
         target = getattr(run.model, part)
@@ -88,6 +121,7 @@ def _differences(run: RunConfig, saved: Path, where: str) -> Iterator[Problem]:
             f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in keys if ours.get(key) != theirs.get(key)
         ]
         if part != "connector":
+            regular.require(saved.parent / part / "config.json", json=True)
             there = json.loads((saved.parent / part / "config.json").read_text("utf-8"))
             here = parts.config_of(target)
             inner = "vision_config" if part == "tower" else "text_config"
@@ -104,6 +138,9 @@ RULES = (
          "data of the run.",
          ("stage.*.init_from", "stage.*.adapters", "stage.*.models", "stage.*.base_model", "stage.*.data", "only"),
          _references),
+    Rule("output", "The output root is a folder, or can become one.", ("output",), _output, here=True),
+    Rule("named", "A reference to a stage, an artifact or data is not empty.",
+         ("stage.*",), _empty, of=(StageNode,), alone=True),
     Rule("stage-kind", "A stage of a plugin's kind keeps the rules of that kind.", ("stage.*",), _kind, of=(StageNode,),
          alone=True),
     Rule("targets", "Classes and functions that are named are allowed, exist, and take the arguments they are given.",

@@ -57,6 +57,15 @@ def of_stage(rules: Sequence[Rule], stage: StageNode, where: str) -> list[Proble
 
 
 def _of_run(rule: Rule, run: RunConfig) -> Iterator[Problem]:
+    """What a rule finds; a path that the system refuses, such as one that is too long or a loop, is a problem too."""
+    try:
+        yield from _found_by(rule, run)
+    except OSError as error:
+        what = f"{error.filename or 'a path'}: {error.strerror or error}"
+        yield Problem(what, ", ".join(rule.reads[:2]), "another path: the system does not open this one")
+
+
+def _found_by(rule: Rule, run: RunConfig) -> Iterator[Problem]:
     if not rule.of:
         yield from rule.find(run)
         return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from vlmrun import expressions
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import RunConfig, TrainStage
@@ -33,11 +33,9 @@ def _lora(stage: TrainStage, where: str) -> Iterator[Problem]:
     if stage.lora is not None and not stage.lora.targets:
         yield Problem("LoRA has no targets", f"{where}.lora.targets", "all-linear, or names such as [q_proj, v_proj]")
     if stage.lora is not None and isinstance(stage.lora.targets, str):
-        try:
-            re.compile(stage.lora.targets)
-        except re.error as error:
-            what = f"{stage.lora.targets!r} is no regular expression: {error}"
-            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or an expression")
+        what = expressions.fault(stage.lora.targets)
+        if what is not None:
+            yield Problem(what, f"{where}.lora.targets", "all-linear, a list of names, or a simpler expression")
 
 
 def _quant(stage: TrainStage, where: str) -> Iterator[Problem]:
@@ -92,9 +90,15 @@ def _new_tokens(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Probl
 
 def _objective(run: RunConfig) -> Iterator[Problem]:
     stage, _, number = (run.objective or "").partition(".")
-    if run.objective is not None and (stage not in run.stage or not number):
+    if run.objective is not None and (stage not in run.stage or not number or "." in number):
         fix = suggest(stage, run.stage, noun="stages")
         yield Problem(f"objective {run.objective!r} is no number of a stage", "objective", f"STAGE.NUMBER; {fix}")
+
+
+def _twice(run: RunConfig) -> Iterator[Problem]:
+    for key, names in (("tracking", [str(name) for name in run.tracking]), ("only", run.only)):
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Problem(f"{name} is named twice", key, f"{key}=[{','.join(dict.fromkeys(names))}]")
 
 
 def _tokens(run: RunConfig) -> Iterator[Problem]:
@@ -194,6 +198,7 @@ RULES = (
     Rule("new-tokens", "Tokens that are added have a name of their own and are named once.",
          ("model.image_markers", "model.new_tokens"), _tokens),
     Rule("objective", "A sweep's objective is a number of one of the run's stages.", ("objective",), _objective),
+    Rule("once", "Trackers, and stages to run, are named once.", ("tracking", "only"), _twice),
     Rule("something-trains", "A training stage trains at least one part.", ("stage.*.tune",), _something_trains,
          of=_TRAIN, alone=True),
     Rule("lora", "LoRA has values, with targets, exactly where the LLM is trained through adapters.",

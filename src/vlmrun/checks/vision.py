@@ -65,7 +65,8 @@ def _timm(run: RunConfig) -> Iterator[Problem]:
 
 def _weights(run: RunConfig) -> Iterator[Problem]:
     _, weights = derived.connector_weights(run.model.connector)
-    if weights is not None and not Path(str(weights)).expanduser().exists():
+    place = Path(str(weights)).expanduser()
+    if weights is not None and not (place.is_file() or place.is_dir()):
         yield Problem(
             f"no file {weights!r}", "model.connector.weights", "give mm_projector.bin, a .safetensors file, or a stage"
         )

@@ -23,7 +23,9 @@ VERBS = {
     "plan": "vlmrun.cli.plan:main",
     "recipes": "vlmrun.cli.recipes:main",
     "ls": "vlmrun.cli.ls:main",
+    "runs": "vlmrun.cli.runs:main",
     "diff": "vlmrun.cli.diff:main",
+    "gc": "vlmrun.cli.gc:main",
     "chat": "vlmrun.cli.chat:main",
     "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",
@@ -50,6 +52,8 @@ usage: vlmrun [train] OVERRIDES            run a recipe, or what is missing of i
        vlmrun nodes OVERRIDES | sh         the same on every node of hardware.hostfile, over ssh
        vlmrun recipes [NAME]               published recipes; with one named: its values and its data
        vlmrun ls [ARTIFACT]                finished stages; with one named: where it came from
+       vlmrun runs [NAME]                  what was run and what came of it; filters, tags, notes
+       vlmrun gc                           stages that no run refers to: list them, or free their room
        vlmrun diff A B                     what changed between two runs or stages, and what came of it
        vlmrun chat ARTIFACT --image FILE   talk with a model about an image
        vlmrun serve ARTIFACT... [--web]    an OpenAI-compatible server of one or several models, and a web page

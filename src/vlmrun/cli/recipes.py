@@ -18,6 +18,7 @@ from vlmrun.config.schema import DataConfig, RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.names import PARTS
+from vlmrun.plan import run as planning
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
@@ -186,7 +187,10 @@ def _stage_text(stage: Any, run: RunConfig) -> str:
     accumulation = stage.global_batch // (stage.micro_batch * derived.data_ranks(run.hardware))
     batch = f"batch {stage.global_batch} ({stage.micro_batch} x {accumulation} x {derived.data_ranks(run.hardware)})"
     adapters = "" if stage.lora is None else f", LoRA {stage.lora.r}/{stage.lora.alpha:g}"
-    length = f"{stage.epochs:g} epoch(s)" if stage.max_steps is None else f"{stage.max_steps} steps"
+    length = f"{stage.max_steps:,} updates" if stage.epochs is None else f"{stage.epochs:g} epoch(s)"
+    updates = planning.updates(run, stage)
+    if stage.epochs is not None and updates is not None:
+        length += f", {updates}"
     engine = f"ZeRO-{stage.zero}" if stage.engine == "deepspeed" else stage.engine
     return (
         f"train {' + '.join(trained)} on {', '.join(stage.data)}: {shown}{adapters}, {batch}, {length}, "

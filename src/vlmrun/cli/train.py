@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from vlmrun import artifact, graph, kinds, logs, store
+from vlmrun.checks import environment, records, rules, table
 from vlmrun.checks import hardware as hardware_checks
-from vlmrun.checks import rules, table
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
-from vlmrun.config.schema import RunConfig
+from vlmrun.config import overrides as words
+from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.config.validate import validate
-from vlmrun.errors import ConfigError, Problem
+from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.names import WEIGHTS
 from vlmrun.plan import run as planning
-from vlmrun.run import pipeline, plugins, sweep
+from vlmrun.run import numbers, pipeline, plugins, record, sweep
 
 log = logs.get(__name__)
 
@@ -40,16 +43,37 @@ def train(arguments: list[str]) -> int:
     logs.setup()
     own, hydras = plugins.split(request.overrides)
     if request.show_config:
-        sys.stdout.write(_text(compose(request.overrides, request.config_dirs)))
-        return 0
+        return _show(request)
     graph.require(rules.check_overrides(hydras, multirun=request.multirun))
     if request.multirun:
         tree = composing.compose(plugins.fixed(own), request.config_dirs).tree
         root = Path(str(tree.get("output", "outputs"))).expanduser()
         if hydras:
             return plugins.run(request.overrides, request.config_dirs, root, run)
-        return sweep.run(request.overrides, root, lambda point, folder: run(point, request.config_dirs, folder))
+        dirs = request.config_dirs
+        return sweep.run(
+            request.overrides, root, lambda point, folder: run(point, dirs, folder), lambda point: _fault(point, dirs)
+        )
     run(request.overrides, request.config_dirs)
+    return 0
+
+
+def _show(request: Request) -> int:
+    """`--cfg job`: as much as there is, also where values are still open (`???`).
+
+    Raises:
+        ConfigError: after it, with what stands in the way of a run.
+    """
+    composed = composing.compose(request.overrides, request.config_dirs)
+    for note in composed.notes:
+        log.info("%s", note)
+    config, problems = validate(composed.tree, composed.problems)
+    if config is not None:
+        sys.stdout.write(_text(config))
+    elif composed.tree:
+        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(composed.tree)))
+    sys.stdout.flush()
+    graph.require([*composed.problems, *problems])
     return 0
 
 
@@ -60,19 +84,37 @@ def check(arguments: list[str]) -> int:
     own, hydras = plugins.split(request.overrides)
     points = [point for point, _ in sweep.expand(own, ends=bool(hydras))] if request.multirun else [own]
     configs: list[RunConfig] = []
+    unusable: list[Problem] = []
     problems = rules.check_overrides(hydras, multirun=request.multirun)
     for point in points:
         try:
             configs.append(compose(point, request.config_dirs))
             problems += rules.check(configs[-1])
+            unusable += rules.check_records(configs[-1])
         except ConfigError as error:
             problems += error.problems
-    for warning in dict.fromkeys(warning for config in configs for warning in planning.warnings(config)):
+    for warning in dict.fromkeys(warning for config in configs for warning in _warnings(config)):
         log.warning("%s", warning)
-    graph.require(list(dict.fromkeys(problems)))
+    graph.require(list(dict.fromkeys([*problems, *(unusable if problems else [])])))
+    if unusable:
+        raise DataError(list(dict.fromkeys(unusable)))
     for config in configs:
         _list_stages(config)
     return 0
+
+
+def _warnings(config: RunConfig) -> list[str]:
+    ignored = environment.without_effect(config, os.environ)
+    return [*planning.warnings(config), *records.unread(config), *ignored]
+
+
+def _fault(point: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError | None:
+    """What is wrong with one point of a sweep."""
+    try:
+        graph.require(rules.check(compose(point, config_dirs)))
+    except ConfigError as error:
+        return error
+    return None
 
 
 def print_nodes(arguments: list[str]) -> int:
@@ -94,9 +136,9 @@ def _list_stages(config: RunConfig) -> None:
     for item in graph.selected(planned.planned, config.only):
         folder = planned.stage_folder(item.name)
         state = "finished" if artifact.read(folder) else "to do"
-        sys.stdout.write(
-            f"{state:9} {item.name:14} {planned.keys[item.name]}  {kinds.of(item.stage).describe(item.stage)}\n"
-        )
+        updates = planning.updates(config, item.stage) if isinstance(item.stage, TrainStage) else None
+        what = f"{kinds.of(item.stage).describe(item.stage)}{'' if updates is None else f', {updates}'}"
+        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {what}\n")
     sys.stdout.write(f"ok: {config.name} has no problems\n")
 
 
@@ -107,22 +149,30 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     config = compose(overrides, config_dirs)
     graph.require(rules.check(config))
     node = nodes.here(config.hardware, os.environ)
+    for ignored in environment.without_effect(config, os.environ):
+        log.warning("%s", ignored)
     planned = pipeline.prepare(config, folder)
     if node.rank > 0:
         pipeline.train_along(planned, node)
         return planned
-    artifact.write_text(planned.folder / "config.yaml", _text(config))
-    try:
-        with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
-            pipeline.execute(planned, others)
-    finally:
-        if planned.outcomes:
-            run_table.show(run_table.summary(planned.outcomes), config.name)
-            benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
-    if all(outcome.reused for outcome in planned.outcomes) and (planned.folder / "report.html").is_file():
-        log.info("nothing to do: every stage was finished; report: %s", planned.folder / "report.html")
+    if folder is None:
+        planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
-        log.info("report: %s", run_page.write(planned.folder, config.name, planned.outcomes))
+        artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
+    composed = config.model_dump(mode="json", by_alias=True)
+    with record.kept(planned.folder, config.name, composed, overrides, lambda: planned.outcomes):
+        try:
+            with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
+                pipeline.execute(planned, others)
+        finally:
+            if planned.outcomes:
+                run_table.show(run_table.summary(planned.outcomes), config.name)
+                benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
+    nothing = all(outcome.reused for outcome in planned.outcomes) and (planned.folder / run_page.NAME).is_file()
+    if not nothing:
+        run_page.write(planned.folder, config.name, planned.outcomes)
+    report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
+    log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
     if folder is None:  # a point of a sweep is followed by the next point
         _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
     return planned
@@ -135,6 +185,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
         ConfigError: with every problem of names, values and types.
     """
     composed = composing.compose(overrides, config_dirs)
+    for note in composed.notes:
+        log.info("%s", note)
     config, problems = validate(composed.tree, composed.problems)
     if config is None or composed.problems or problems:
         if config is not None and composed.problems:
@@ -163,7 +215,7 @@ def read(arguments: list[str]) -> Request:
             raise ConfigError(f"no option {word!r}", "command line", f"options: {options}")
         else:
             overrides.append(word)
-    return Request(overrides, config_dirs, show_config, multirun)
+    return Request(words.readable(overrides), config_dirs, show_config, multirun)
 
 
 def _expect(value: str, option: str, wanted: str) -> bool:
@@ -181,8 +233,6 @@ def _folder(value: str, option: str) -> Path:
 
 
 def _text(config: RunConfig) -> str:
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
 
 

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmrun.errors import Problem
+from vlmrun import regular
+from vlmrun.errors import CheckpointError, Problem
 
 # Names end up in a shell command that `vlmrun nodes` prints.
 _LINE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.:-]*)\s+slots\s*=\s*([1-9][0-9]*)")
@@ -24,7 +25,10 @@ class Host:
 def read(path: str) -> tuple[list[Host], list[Problem]]:
     """The hosts of a file in order, and what is wrong with it. Blank lines and `#` comments are passed over."""
     try:
+        regular.require(Path(path).expanduser(), json=True)
         text = Path(path).expanduser().read_text("utf-8")
+    except CheckpointError as error:
+        return [], [Problem(error.problems[0].what, _WHERE, "a text file of lines `HOST slots=N`")]
     except (OSError, ValueError, RuntimeError) as error:
         return [], [Problem(f"{path} cannot be read: {error}", _WHERE, "a text file of lines `HOST slots=N`")]
     hosts: list[Host] = []

@@ -49,6 +49,8 @@ def here(hardware: HardwareConfig, env: Mapping[str, str]) -> Node:
     Raises:
         LaunchError: when there are several and nothing says which one this is, or what is said cannot be.
     """
+    if hardware.nodes == 1 or hardware.launcher == "srun":
+        _require_one_copy(env)
     if hardware.nodes == 1:
         return ALONE
     if hardware.launcher == "srun":
@@ -64,6 +66,29 @@ def here(hardware: HardwareConfig, env: Mapping[str, str]) -> Node:
             f"numbers from 0 to {hardware.nodes - 1}, or another hardware.nodes",
         )
     return Node(rank, master, port, hardware.nodes)
+
+
+def _require_one_copy(env: Mapping[str, str]) -> None:
+    """A launcher that starts every rank by itself has started as many of us, each of which would start all ranks.
+
+    Raises:
+        LaunchError: when this is one of several copies.
+    """
+    ours = env.get("LOCAL_WORLD_SIZE") or (env.get("WORLD_SIZE") if "LOCAL_RANK" in env else None)
+    copies = {
+        "torchrun or deepspeed": (ours, "LOCAL_RANK"),
+        "srun": (env.get("SLURM_STEP_NUM_TASKS") if "SLURM_STEP_ID" in env else None, "SLURM_PROCID"),
+        "mpirun": (env.get("OMPI_COMM_WORLD_SIZE") or env.get("PMI_SIZE"), "OMPI_COMM_WORLD_RANK"),
+    }
+    for launcher, (started, number) in copies.items():
+        if started is not None and started.isdecimal() and int(started) > 1:
+            raise LaunchError(
+                f"this is copy {env.get(number, '?')} of {started} that {launcher} has started, and each would start "
+                "all ranks",
+                f"{number} in the environment",
+                f"run vlmrun once, without {launcher}: it starts hardware.ranks_per_node ranks itself "
+                "(hardware.launcher=torchrun, deepspeed or srun)",
+            )
 
 
 def _from_variables(env: Mapping[str, str]) -> tuple[int, str, int] | None:

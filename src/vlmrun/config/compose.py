@@ -14,25 +14,26 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmrun import build
+from vlmrun.config import overrides as words
 from vlmrun.errors import Problem, closest, suggest
 
-# What Hydra raises when it refuses an override; ValueError for `group=null` and the like.
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+# What Hydra raises when it refuses an override: ValueError for `group=null`, the others where it did not expect one.
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, TypeError, AttributeError, LookupError)
+_MOST_LISTED = 8
 
 
 @dataclass
 class Composed:
-    """A composed run, not yet typed. `tree` is usable only as far as `problems` allow."""
+    """A composed run, not yet typed. `tree` is usable only as far as `problems` allow; `notes` is what to say aloud."""
 
     tree: dict[str, Any]
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     choices: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,15 +54,11 @@ def search_path(extra: Sequence[Path] = ()) -> list[Path]:
     return [*(path.resolve() for path in extra), *plugins]
 
 
-def parse(override: str) -> Override:
-    """One command-line override, parsed by Hydra's grammar."""
-    return OverridesParser.create().parse_override(override)
-
-
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:
     """Composes as far as possible and collects what stood in the way."""
-    problems = list(_syntax_problems(overrides))
-    remaining = [text for text in overrides if not any(problem.where == _where(text) for problem in problems)]
+    unread = {text: problem for text in overrides if (problem := words.problem(text)) is not None}
+    problems = list(unread.values())
+    remaining = [text for text in overrides if text not in unread]
     searched = [f"file://{folder}" for folder in search_path(config_dirs)]
     extra = [f"hydra.searchpath=[{','.join(searched)}]"] if searched else []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
@@ -76,32 +73,39 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
                 problem, instead = _explain(cause, remaining[index], extra, remaining[:index])
                 problems.append(problem)
                 remaining[index : index + 1] = [instead] if instead else []
+        notes = list(_hardware_as_chosen(config, extra, remaining))
         choices = OmegaConf.to_container(config.hydra.runtime.choices)
         tree = _plain(config, problems)
     assert isinstance(choices, dict)
-    return Composed(
-        tree, problems, {str(key): value for key, value in choices.items() if not str(key).startswith("hydra")}
-    )
+    chosen = {str(key): value for key, value in choices.items() if not str(key).startswith("hydra")}
+    return Composed(tree, _once(problems), notes, chosen)
 
 
-def _where(override: str) -> str:
-    return f"{override} (command line)"
+def _hardware_as_chosen(config: DictConfig, extra: list[str], overrides: list[str]) -> Iterator[str]:
+    """Takes back what a recipe sets of the hardware where the command line chooses the hardware; says what, in words.
+
+    Hydra merges a recipe's own values over every group. A recipe's precision and ranks are those of the machine that it
+    was published for; only the attention kernel stays, since models are known that have no other.
+    """
+    given = [words.parse(text) for text in overrides]
+    chosen = [override.value() for override in given if override.key_or_group == "hardware"]
+    if not chosen or not isinstance(chosen[-1], str):
+        return
+    alone = hydra_compose("config", overrides=[*extra, f"hardware={chosen[-1]}"]).hardware
+    explicit = {(override.key_or_group or "").removeprefix("hardware.").split(".")[0] for override in given}
+    for key, value in alone.items():
+        ours = config.hardware.get(key)
+        if str(key) in explicit or ours == value:
+            continue
+        if key == "attention":
+            yield f"hardware.attention stays {ours}, as the recipe says; hardware={chosen[-1]} has {value}"
+            continue
+        config.hardware[key] = value
+        yield f"hardware.{key} is {value}, as hardware={chosen[-1]} says; the recipe has {ours}"
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _syntax_problems(overrides: Sequence[str]) -> Iterator[Problem]:
-    for text in overrides:
-        try:
-            parse(text)
-        except HydraException as error:
-            yield Problem(
-                f"cannot read the override {text!r}: {_first_line(error)}",
-                _where(text),
-                "write key=value; quote a value with spaces, brackets or commas: 'key=[a,b]'",
-            )
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _first_failing(extra: list[str], overrides: list[str]) -> tuple[int, Exception | None]:
@@ -116,44 +120,81 @@ def _first_failing(extra: list[str], overrides: list[str]) -> tuple[int, Excepti
 
 def _explain(error: Exception, culprit: str, extra: list[str], before: list[str]) -> tuple[Problem, str | None]:
     """What is wrong with an override, and the override to go on with, so that the rest of the run is checked too."""
-    override = parse(culprit)
+    override = words.parse(culprit)
     key = override.key_or_group or ""
+    where = words.place(culprit)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")
         options = [option for option in error.options if not option.startswith("_")]
         near = closest(name, options)
         instead = culprit.replace(name, near) if near else None
-        return Problem(f"{group} has no option {name!r}", _where(culprit), suggest(name, options)), instead
+        return Problem(f"{group} has no option {name!r}", where, suggest(name, options)), instead
+    if override.is_delete():
+        return Problem(f"{key!r} cannot be taken out: {_first_line(error)}", where, f"leave out {culprit}"), None
     if "No match in the defaults list" in str(error) or (key in ("recipe", "pipeline") and not culprit.startswith("+")):
         added = f"+{culprit.lstrip('+')}"
-        return Problem(f"{key!r} is not chosen yet", _where(culprit), f"add it with a plus: {added}"), added
+        return Problem(f"{key!r} is not chosen yet", where, f"add it with a plus: {added}"), added
+    if options := _options(key):
+        fix = suggest(str(override.value()), options)
+        return Problem(f"{key} is chosen by the name of an option", where, f"{key}=NAME; {fix}"), None
     if isinstance(error, ConfigCompositionException):
         return _unknown_key(key, culprit, extra, before), None
-    return Problem(_first_line(error), _where(culprit), ""), None
+    return Problem(_first_line(error), where, "check key and value with --cfg job"), None
+
+
+def _options(group: str) -> list[str]:
+    """The shipped options of a group; empty when it is no group."""
+    folder = conf_dir() / group
+    is_group = group and ".." not in Path(group).parts and folder.is_dir()
+    return [file.stem for file in folder.glob("[!_]*.yaml")] if is_group else []
 
 
 def _unknown_key(key: str, culprit: str, extra: list[str], others: list[str]) -> Problem:
     """Walks the composed tree down to where the key leaves it."""
     try:
-        node: Any = hydra_compose("config", overrides=[*extra, *others])
+        tree = hydra_compose("config", overrides=[*extra, *others])
     except _REFUSALS:
-        return Problem(f"unknown key {key!r}", _where(culprit), "check its spelling with --cfg job")
+        return Problem(f"unknown key {key!r}", words.place(culprit), "check its spelling with --cfg job")
+    node: Any = tree
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig):
             return Problem(
-                f"{'.'.join(parts[:depth])!r} has no keys of its own", _where(culprit), "give it a plain value"
+                f"{'.'.join(parts[:depth])!r} has no keys of its own", words.place(culprit), "give it a plain value"
             )
         if part not in node:
             place = ".".join(parts[:depth]) or "the run"
-            names = [str(name) for name in node]
-            near = closest(part, names)
-            tip = f"did you mean {'.'.join([*parts[:depth], near])!r}? " if near else ""
             return Problem(
-                f"unknown key {part!r}", f"{place} (command line: {culprit})", f"{tip}keys: {', '.join(names)}"
+                f"unknown key {part!r}", f"{place} (command line: {culprit})", _likely(parts, depth, tree, node)
             )
         node = node._get_node(part) if OmegaConf.is_missing(node, part) else node[part]
-    return Problem(f"cannot set {key!r}", _where(culprit), "check the kind of value with --cfg job")
+    return Problem(f"cannot set {key!r}", words.place(culprit), "check the kind of value with --cfg job")
+
+
+def _likely(parts: list[str], depth: int, tree: DictConfig, node: DictConfig) -> str:
+    """What an unknown key may stand for: the end of longer ones, or a misspelt name among those of its place."""
+    names = [str(name) for name in node]
+    longer = [key for key in _keys(OmegaConf.to_container(tree)) if f".{key}".endswith(f".{'.'.join(parts)}")]
+    if longer:
+        more = f" and {len(longer) - _MOST_LISTED} more" if len(longer) > _MOST_LISTED else ""
+        return f"give the key in full: {', '.join(longer[:_MOST_LISTED])}{more}"
+    near = closest(parts[depth], names)
+    tip = f"did you mean {'.'.join([*parts[:depth], near])!r}? " if near else ""
+    return f"{tip}keys: {', '.join(names)}"
+
+
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a plain tree."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        yield f"{prefix}{name}"
+        yield from _keys(value, f"{prefix}{name}.")
+
+
+def _once(problems: list[Problem]) -> list[Problem]:
+    """One problem for each thing that is wrong: of values that refer to each other, that of the shortest key."""
+    shortest = sorted(problems, key=lambda problem: len(problem.where))
+    kept = {(problem.what, problem.fix): problem for problem in reversed(shortest)}
+    return [problem for problem in problems if problem in kept.values()]
 
 
 def _plain(config: DictConfig, problems: list[Problem]) -> dict[str, Any]:

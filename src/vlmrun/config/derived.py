@@ -64,6 +64,14 @@ def warmup_steps(optim: Optim, steps: int) -> int:
     return math.ceil(optim.warmup_ratio * steps)
 
 
+def steps(stage: TrainStage, n_samples: int) -> int:
+    """Updates of a stage on so many samples an epoch, without packing; 0 where they fill no batch."""
+    if stage.epochs is None:
+        return (stage.max_steps or 0) if n_samples else 0
+    available = int(n_samples * stage.epochs) // stage.global_batch
+    return available if stage.max_steps is None else min(available, stage.max_steps)
+
+
 def cooldown_steps(optim: Optim, end: int) -> int:
     """Updates of wsd's last part: as told, or a share of all up to its end, rounded up."""
     if optim.cooldown_steps is not None:

@@ -10,6 +10,7 @@ from vlmrun import regular
 from vlmrun.errors import CheckpointError, suggest
 
 BUILTIN = "builtin:"
+_SPLIT = "-native"  # ends the names of folders that recipes expect a published model to be split into
 
 
 def assets_dir() -> Path:
@@ -42,6 +43,12 @@ def locate(path: str) -> Path:
     cached = _cached_snapshot(path)
     if cached is not None:
         return cached
+    if Path(path).parent.name.endswith(_SPLIT):
+        whole = Path(path).parent
+        fix = (
+            f"split the published folder into parts: vlmrun convert FOLDER {whole} --to native (docs/guides/minicpm.md)"
+        )
+        raise CheckpointError(f"no model folder {path!r} here", path, fix)
     raise CheckpointError(
         f"no model folder {path!r} here",
         path,

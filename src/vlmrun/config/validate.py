@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,11 @@ from pydantic_core import ErrorDetails
 from vlmrun.config.schema import DataConfig, RunConfig, StageNode
 from vlmrun.errors import Problem, suggest
 
+_FIXES = {
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "string_too_short": "some text",
+}
 _DATA = ("data", "benchmark")  # what an entry of `data` may be
 
 
@@ -23,6 +29,9 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
     """
     if not tree.get("stage"):
         return None, [] if known else [Problem("nothing to run: no stage is chosen", "command line", "+recipe=smoke")]
+    nobody = list(_homes(tree))
+    if nobody:
+        return None, nobody
     try:
         return RunConfig.model_validate(tree), []
     except ValidationError as error:
@@ -35,6 +44,21 @@ def validate(tree: dict[str, Any], known: Sequence[Problem] = ()) -> tuple[RunCo
             named.add(path)  # of a value that may be of two types, pydantic says twice that it is of neither
             problems.append(_problem(detail, path, tree))
         return None, problems
+
+
+def _homes(tree: Any, key: str = "") -> Iterator[Problem]:
+    """Texts that begin with the home of a user whom this machine does not know, and those with a null character."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for name, value in items:
+            yield from _homes(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and tree.startswith("~"):
+        try:
+            Path(tree).expanduser()
+        except RuntimeError:
+            yield Problem(f"{tree!r}: there is no such user here", key, "~ alone is your own home")
+    elif isinstance(tree, str) and "\0" in tree:
+        yield Problem(f"{tree!r} holds a null character", key, "write text without it")
 
 
 def _path(location: tuple[int | str, ...], tree: Any) -> str:
@@ -76,13 +100,15 @@ def _problem(detail: ErrorDetails, path: str, tree: dict[str, Any]) -> Problem:
         return Problem(detail["ctx"]["what"], path, detail["ctx"]["fix"])
     if kind == "model_type" and detail["input"] is None:
         return Problem(f"{path} is not chosen", path, f"choose one: {path}=..., or a recipe: +recipe=smoke")
+    if kind == "string_pattern_mismatch":
+        return Problem(f"{path} = {detail['input']!r} is no name", path, "letters, digits, - and _, as in run-2")
     if kind == "literal_error":
         expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return Problem(f"{detail['input']!r} is not an option of {path}", path, suggest(str(detail["input"]), expected))
     return Problem(
         f"{path} = {detail['input']!r}: {detail['msg'].lower()}",
         path,
-        "true or false" if kind == "bool_type" else "change the value",
+        _FIXES.get(kind, "change the value"),
     )
 
 

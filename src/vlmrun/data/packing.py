@@ -66,7 +66,7 @@ class PackedSchedule(Schedule):
             raise DataError(
                 f"{sum(self._used)} samples make {self._starts[-1]} rows of {packing.length} tokens, which do not fill "
                 f"one global batch of {cut['global_batch']} rows",
-                "stage.global_batch",
+                "stage.*.global_batch",
                 f"use a global batch of at most {self._starts[-1]}: under packing it counts rows, not samples",
             )
         self.fill = n_tokens / (self._starts[-1] * packing.length)

@@ -57,7 +57,7 @@ class Schedule:
         if available == 0:
             raise DataError(
                 f"{n_samples} samples over {epochs:g} epochs do not fill one global batch of {global_batch}",
-                "stage.global_batch",
+                "stage.*.global_batch",
                 f"use a global batch of at most {n_used}, more epochs, or more data",
             )
         self.n_samples = n_samples

@@ -25,7 +25,7 @@ from vlmrun.formats.instantiate import realise
 from vlmrun.formats.llava_text import saved_template
 from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model.parts import Loaded
-from vlmrun.model.pretrained import quietly, read_by_others
+from vlmrun.model.pretrained import quietly, said
 from vlmrun.weights.reader import DTYPES
 
 QUESTION = "What is in the image?"
@@ -46,8 +46,11 @@ def prove(folder: Path, model: Model) -> dict[str, Any]:
     """
     dtype = DTYPES[model.description.get("dtype") or "fp32"]
     own = ours(model, realise(model, dtype=dtype, attention=ATTENTION))
-    with read_by_others(str(folder), "the export", REPORT):
-        return compared(model, own, theirs(folder, model, dtype))
+    try:
+        found = theirs(folder, model, dtype)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        raise failed(f"it cannot be used: {said(error)}") from error
+    return compared(model, own, found)
 
 
 def compared(model: Model, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmrun import artifact
+from vlmrun import artifact, expressions
 from vlmrun.config import derived
 from vlmrun.config.schema import AverageStage
 from vlmrun.errors import CheckpointError, Problem
@@ -83,7 +82,7 @@ class Plan:
     def weights(self, name: str) -> list[float]:
         """The weights of a tensor: those of the first rule that fits its name, or the stage's own."""
         own = derived.average_weights(self.stage)
-        found = next((rule.weights for rule in self.stage.rules if re.search(rule.tensors, name)), own)
+        found = next((rule.weights for rule in self.stage.rules if expressions.occurs(rule.tensors, name)), own)
         return derived.shares(found, self.stage.method)
 
 
@@ -102,7 +101,7 @@ def prepare(stage: AverageStage, sources: list[Path], base: Path | None) -> Plan
     plan = Plan(stage, folders, origin)
     names = plan.names()
     for rule in stage.rules:
-        if not any(re.search(rule.tensors, name) for name in names):
+        if not any(expressions.occurs(rule.tensors, name) for name in names):
             example = f"names are such as {', '.join(names[:: max(1, len(names) // 3)][:3])}"
             problems.append(Problem(f"no tensor fits the rule {rule.tensors!r}", str(folders[0]), example))
     if problems:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from vlmrun import expressions
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError, Problem, suggest
 from vlmrun.model import named_modules, new_tokens
@@ -141,9 +142,9 @@ def lora_targets(llm: nn.Module, targets: str | list[str]) -> list[str]:
 
 def _matching(linear: list[str], pattern: str) -> list[str]:
     try:
-        found = [name for name in linear if re.fullmatch(pattern, f"llm.{name}")]
-    except re.error as error:
-        raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.targets", "fix it") from error
+        found = [name for name in linear if expressions.matches(pattern, f"llm.{name}")]
+    except ConfigError as error:
+        raise ConfigError([replace(problem, where=f"{WHERE}.targets") for problem in error.problems]) from error
     if not found:
         raise ConfigError(
             f"LoRA's {pattern!r} matches no linear layer of the LLM",

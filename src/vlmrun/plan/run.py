@@ -109,7 +109,7 @@ def warnings(run: RunConfig) -> list[str]:
     try:
         found, _ = shapes(run.model)
         room = advice.capacity(run.hardware)
-    except VlmrunError:
+    except (VlmrunError, OSError):
         return []  # a problem of its own
     if found is None or room is None or rules.check(run, here=False):
         return []
@@ -125,6 +125,25 @@ def warnings(run: RunConfig) -> list[str]:
                     f"{room / 2**30:.0f}; `vlmrun plan` with the same words says what would fit"
                 )
     return said
+
+
+def updates(run: RunConfig, one: TrainStage) -> str | None:
+    """How many updates a stage makes, in words; None where it is not known how many records there are."""
+    captions = derived.template(one, run.model) in CAPTION_TEMPLATES
+    known = Known(captions, run.model.max_length, {}, counted=True)
+    sources = [lengths.source(name, run.data[name], known) for name in one.data if name in run.data]
+    samples = lengths.together(sources, one.data_weights, per_picture=0, tiles=1, max_length=run.model.max_length)
+    n = time.steps(one, samples)
+    if n is None:
+        return None
+    about = "about " if one.packing is not None else ""
+    if one.epochs is None and samples.n:
+        passes = n * one.global_batch / samples.n
+        return f"{about}{n:,} updates, {passes:.3g} passes over the data"
+    short = one.max_steps is not None and n < one.max_steps
+    return f"{about}{n:,} update{'s'[: n != 1]}" + (
+        f" (the data end before max_steps {one.max_steps:,})" if short else ""
+    )
 
 
 def _stage(run: RunConfig, name: str, found: Shapes, options: Options) -> TrainPlan | OtherPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,14 +74,14 @@ def _line(row: Row, shown: Sequence[Number]) -> list[str]:
 def compare(jobs: Sequence[Job]) -> None:
     """Writes the table of a sweep: what each point changed, how it went and how good it became."""
     rows = {job.number: summary(job.outcomes) for job in jobs}
-    evaluated = list(dict.fromkeys(row.name for found in rows.values() for row in found if _answers(row)))
+    results = _telling({number: _results(found) for number, found in rows.items() if found})
     columns = [
         *(Column("job", right=True), Column("overrides"), Column("state")),
-        *(Column(name, right=True) for name in evaluated),
-        *(Column("loss", right=True), Column("ran", right=True), Column("reused", right=True)),
+        *(Column(name, right=True) for name in results),
+        *(Column("ran", right=True), Column("reused", right=True)),
         Column("run", below=True),
     ]
-    lines = [_compared(job, rows.get(job.number, []), evaluated) for job in jobs]
+    lines = [_compared(job, rows.get(job.number, []), results) for job in jobs]
     n_failed = sum(job.error is not None for job in jobs)
     title = f"sweep of {len(jobs)} jobs" + (f", {n_failed} failed" if n_failed else "")
     tables.write(Grid(title, columns, lines, ["red" if job.error else "" for job in jobs]), sys.stderr)
@@ -124,15 +124,31 @@ def _count_text(count: float | None) -> str:
 _STYLES = {"count": _count_text, "loss": loss_text, "share": share_text}
 
 
-def _compared(job: Job, rows: list[Row], evaluated: list[str]) -> list[str]:
-    accuracy = {row.name: share_text(row.numbers.get("accuracy")) for row in rows if _answers(row)}
-    losses = [row.numbers.get("loss") for row in rows if kinds.of_artifact(row.kind).trains]
+def _results(rows: Sequence[Row]) -> dict[str, str]:
+    """What a point may be judged by, by title: accuracies, those on unseen questions, and the last losses."""
+    found: dict[str, str] = {}
+    for key, said in (("accuracy", ""), ("accuracy_unseen", " unseen")):
+        found |= {f"{row.name}{said}": share_text(row.numbers.get(key)) for row in rows if _answers(row)}
+    trained = [row for row in rows if kinds.of_artifact(row.kind).trains]
+    for key, title in (("eval_loss", "held-out loss"), ("loss", "loss")):
+        found[title] = loss_text(trained[-1].numbers.get(key)) if trained else ""
+    return {title: text for title, text in found.items() if text}
+
+
+def _telling(points: Mapping[int, dict[str, str]]) -> list[str]:
+    """Titles of the results that tell points apart; where none does, of the first one that there is."""
+    titles = list(dict.fromkeys(title for found in points.values() for title in found))
+    apart = [title for title in titles if len({found.get(title) for found in points.values()}) > 1]
+    return apart or titles[:1]
+
+
+def _compared(job: Job, rows: list[Row], results: list[str]) -> list[str]:
+    found = _results(rows)
     return [
         str(job.number),
         " ".join(job.overrides),
         _state(job),
-        *(accuracy.get(name, "") for name in evaluated),
-        loss_text(losses[-1]) if losses and not accuracy else "",
+        *(found.get(name, "") for name in results),
         str(sum(not row.reused for row in rows)) if rows else "",
         str(sum(row.reused for row in rows)) if rows else "",
         tables.shown(job.folder) if job.folder.exists() else "",

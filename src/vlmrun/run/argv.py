@@ -58,6 +58,8 @@ def environment(job: StageJob, base: Mapping[str, str], port: int = 0, node: Nod
     env.setdefault("HF_HUB_OFFLINE", "1")
     env.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if job.hardware.nodes == 1:  # nothing outside is to reach the ports of its ranks
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     if job.hardware.gpu == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
         env["CUDA_VISIBLE_DEVICES"] = ""

@@ -93,10 +93,11 @@ def _told(error: VlmrunError, reason: str) -> VlmrunError:
 @contextlib.contextmanager
 def _meeting_place(job: StageJob) -> Iterator[dict[str, str]]:
     """For the ranks of one node: a folder of their own to meet in, so that they open no port others could reach."""
-    if job.hardware.nodes > 1 or job.hardware.launcher not in ("torchrun", "deepspeed"):  # srun's rank may be elsewhere
+    if job.hardware.nodes > 1 or job.hardware.launcher == "inline":
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="vlmrun-ranks-", ignore_cleanup_errors=True) as folder:
+    shared = str(job.path) if job.hardware.launcher == "srun" else None  # its node may be another than ours
+    with tempfile.TemporaryDirectory(prefix=".vlmrun-ranks-", dir=shared, ignore_cleanup_errors=True) as folder:
         yield {RENDEZVOUS: folder}
 
 

@@ -193,6 +193,8 @@ def _short(folder: Path) -> str:
 
 def _link(link: Path, target: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and str(link.readlink()) == os.path.relpath(target, link.parent):
+        return  # a finished run on a disk that cannot be written
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))

@@ -22,9 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vlmrun import artifact, kinds, logs
+from vlmrun import artifact, kinds, logs, store
 from vlmrun.checks.sweeps import INSTALL
 from vlmrun.config import compose as composing
+from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import ConfigError, LaunchError, VlmrunError, error_from_dict, suggest
 from vlmrun.outcome import Job, Outcome
@@ -53,7 +54,7 @@ def fixed(overrides: Sequence[str]) -> list[str]:
     found = []
     for text in overrides:
         try:
-            if not composing.parse(text).is_sweep_override():
+            if not words.parse(text).is_sweep_override():
                 found.append(text)
         except HydraException:
             found.append(text)
@@ -74,7 +75,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path, one: 
         ConfigError: when Hydra or a plugin refuses, and no point was run.
     """
     own, hydras = split(overrides)
-    folder = (root / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
+    folder = store.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
     dirs = [path.resolve() for path in config_dirs]
     task = functools.partial(point, one, dirs)
     refused: Exception | None = None

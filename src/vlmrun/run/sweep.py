@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
-from vlmrun import artifact, logs
-from vlmrun.config import compose as composing
-from vlmrun.errors import ConfigError, LaunchError, VlmrunError
+from vlmrun import artifact, logs, store
+from vlmrun.config import overrides as words
+from vlmrun.errors import ConfigError, LaunchError, Problem, VlmrunError
 from vlmrun.outcome import Job
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def expand(overrides: Sequence[str], *, ends: bool = False) -> list[tuple[list[s
     swept: list[bool] = []
     for text in overrides:
         try:
-            override = composing.parse(text)
+            override = words.parse(text)
         except HydraException:
             choices.append([text])  # composing it will say what is wrong
             swept.append(False)
@@ -61,12 +61,18 @@ def _values(override: Override, ends: bool) -> Iterator[str]:
         )
 
 
-def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], Run]) -> int:
+def run(
+    overrides: Sequence[str],
+    root: Path,
+    one: Callable[[list[str], Path], Run],
+    check: Callable[[list[str]], VlmrunError | None],
+) -> int:
     """Runs every point; one that fails does not stop the others.
 
     Args:
         root: the output root; the sweep gets a folder below it.
         one: runs a point, given its overrides and its folder.
+        check: what is wrong with a point; asked of all of them before the first one starts.
 
     Returns:
         0, or the exit code of the first failed point.
@@ -74,9 +80,15 @@ def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], R
     from vlmrun.report import run_table
 
     points = expand(overrides)
-    folder = root / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = store.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    wrong = {number: found for number, (point, _) in enumerate(points) if (found := check(point)) is not None}
+    _tell(wrong, len(points))
     jobs: list[Job] = []
     for number, (point, own) in enumerate(points):
+        if number in wrong:
+            jobs.append(Job(number, own, folder.resolve() / str(number), [], wrong[number]))
+            artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
+            continue
         log.info("sweep %d/%d: %s", number + 1, len(points), " ".join(own) or "(nothing swept)")
         where = folder.resolve() / str(number)
         try:
@@ -88,6 +100,17 @@ def run(overrides: Sequence[str], root: Path, one: Callable[[list[str], Path], R
         artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
     run_table.compare(jobs)
     return next((job.error.exit_code for job in jobs if job.error is not None), 0)
+
+
+def _tell(wrong: Mapping[int, VlmrunError], n_points: int) -> None:
+    """Says every problem once, with the points that have it."""
+    having: dict[Problem, list[int]] = {}
+    for number, error in wrong.items():
+        for problem in error.problems:
+            having.setdefault(problem, []).append(number)
+    for problem, numbers in having.items():
+        who = "every point" if len(numbers) == n_points else f"point {', '.join(map(str, numbers))}"
+        log.error("%s of the sweep: %s", who, problem)
 
 
 def record(job: Job) -> dict[str, object]:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmrun import regular
 from vlmrun.config.schema import HardwareConfig, TrainStage
-from vlmrun.errors import ConfigError, Problem, suggest
+from vlmrun.errors import CheckpointError, ConfigError, Problem, suggest
 from vlmrun.zero import config as zero
 
 AUTO = "auto"
@@ -99,10 +100,13 @@ def read(path: str, where: str) -> dict[str, Any]:
         ConfigError: when it is missing or no JSON object.
     """
     try:
+        regular.require(Path(path).expanduser(), json=True)
         found = json.loads(Path(path).expanduser().read_text("utf-8"))
+    except CheckpointError as error:
+        raise ConfigError(error.problems[0].what, where, "the path of a DeepSpeed JSON") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", where, "the path of a DeepSpeed JSON") from None
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # nested too deeply as well, or in the home of no user
         raise ConfigError(f"{path} is no JSON: {error}", where, "the path of a DeepSpeed JSON") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no JSON object", where, "the path of a DeepSpeed JSON")

@@ -9,7 +9,9 @@ from vlmrun.config.schema import HardwareConfig, RunConfig
 
 
 def problems(**changes):
-    run = RunConfig.model_construct(hardware=HardwareConfig.model_validate(HARDWARE | changes), only=[], stage={})
+    run = RunConfig.model_construct(
+        hardware=HardwareConfig.model_validate(HARDWARE | changes), only=[], stage={}, tracking=[]
+    )
     return [f"{p.where}: {p.what} | {p.fix}" for p in table.problems(hardware.RULES, run)]
 
 
@@ -58,7 +60,9 @@ def test_variables_that_tune_are_let_through(name):
 @pytest.mark.parametrize(
     "name", ["LD_PRELOAD", "PYTHONPATH", "PATH", "HF_HUB_OFFLINE", "nccl_debug", "NCCL_NET_PLUGIN", "NCCL_TOPO_FILE",
              "CUDA_INJECTION64_PATH", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_A=B", "",
-             "OMP_TOOL_LIBRARIES", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_LOGS_OUT_FILE", "NCCL_HOSTID_HOME"],
+             "OMP_TOOL_LIBRARIES", "OMP_TOOL", "PYTHONSTARTUP", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "NCCL_TUNER_PLUGIN",
+             "HF_HUB_TRUST_REMOTE_CODE", "TORCH_DEVICE_BACKEND_AUTOLOAD", "NCCL_COMM_ID", "NCCL_RAS_ADDR",
+             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_LOGS_OUT_FILE", "NCCL_HOSTID_HOME"],
 )  # fmt: skip
 def test_variables_that_load_code_or_reach_files_are_refused(name):
     assert len(list(environment.check({name: 1}))) == 1
@@ -66,3 +70,49 @@ def test_variables_that_load_code_or_reach_files_are_refused(name):
 
 def test_a_value_is_one_line_of_text():
     assert "cannot be printed" in next(environment.check({"NCCL_DEBUG": "INFO\nLD_PRELOAD=x"})).what
+
+
+def test_one_node_names_no_interface_and_several_may():
+    named = {"env": {"GLOO_SOCKET_IFNAME": "eth0"}}
+    assert "loopback" in problems(**named)[0]
+    assert problems(**named, nodes=2) == []
+
+
+def shell(env, tracking=(), **changes):
+    made = HardwareConfig.model_validate(HARDWARE | changes)
+    run = RunConfig.model_construct(hardware=made, tracking=list(tracking), only=[], stage={})
+    return [problem.fix for problem in environment.shell(run, env)], environment.without_effect(run, env)
+
+
+@pytest.mark.parametrize(
+    ("tracking", "env", "fix"),
+    [
+        (["wandb"], {"WANDB_MODE": "online"}, "tracking=[wandb_online], or unset WANDB_MODE"),
+        (["wandb_online"], {"WANDB_MODE": "offline"}, "tracking=[wandb], or unset WANDB_MODE"),
+        (["wandb"], {"WANDB_MODE": "disabled"}, "tracking=[], or unset WANDB_MODE"),
+        (["wandb"], {"WANDB_DISABLED": "true"}, "tracking=[], or unset it"),
+        (["wandb", "wandb_online"], {}, "tracking=[wandb], or tracking=[wandb_online]"),
+    ],
+)
+def test_a_shell_that_says_something_else_is_refused(tracking, env, fix):
+    assert shell(env, tracking)[0] == [fix]
+
+
+def test_a_shell_that_agrees_is_no_problem():
+    named = {"WANDB_PROJECT": "p", "WANDB_ENTITY": "e", "WANDB_MODE": "offline", "TENSORBOARD_DIR": "/tmp/t"}
+    assert shell(named, ["wandb", "tensorboard"]) == ([], [])
+    assert shell({"WANDB_MODE": "disabled"}) == ([], [])
+
+
+def test_a_variable_without_effect_is_named():
+    assert "WANDB_PROJECT has no effect" in shell({"WANDB_PROJECT": "p"})[1][0]
+    assert "TENSORBOARD_DIR has no effect" in shell({"TENSORBOARD_DIR": "t"}, ["wandb"])[1][0]
+    assert "WANDB_DIR has no effect" in shell({"WANDB_DIR": "t"}, ["wandb"])[1][0]
+
+
+def test_fewer_gpus_than_ranks():
+    assert shell({"CUDA_VISIBLE_DEVICES": "0,1"}, gpu="a100_80g", ranks_per_node=4)[0] == [
+        "hardware.ranks_per_node=2, or show more GPUs"
+    ]
+    assert shell({"CUDA_VISIBLE_DEVICES": "0,1"}, gpu="a100_80g", ranks_per_node=2)[0] == []
+    assert shell({"CUDA_VISIBLE_DEVICES": ""}, gpu="cpu", ranks_per_node=2)[0] == []

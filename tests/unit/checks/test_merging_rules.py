@@ -60,7 +60,6 @@ RULES = {
         {"average.weights": [1.0, -1.0], "average.method": method("linear", sum="normalize")},
         "the weights sum to 0: they cannot be divided",
     ),
-    "weights that are none": ({"average.weights": [float("nan"), 0.5]}, "are not all numbers"),
     "weights and ema": ({"average.ema": 0.5}, "both weights and ema are given"),
     "twice the same": ({"average.models": ["merge", "merge"]}, "a model is named twice"),
     "no base": ({"average.method": method("ties")}, "ties counts changes from a base model"),

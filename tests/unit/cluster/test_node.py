@@ -99,3 +99,30 @@ def test_commands_of_a_host_file_quote_what_a_shell_would_read(tmp_path, monkeyp
         said = (tmp_path / f"said-{host}").read_text()
         assert said.startswith(f"{host}: cd {tmp_path} && NODE_RANK={rank} {words}")
         assert "'name=a b' 'x=[1,2]' 'y='\"'\"'$(reboot)'\"'\"''" in said
+
+
+@pytest.mark.parametrize(
+    ("env", "launcher"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "torchrun"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "8"}, "deepspeed"),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, "srun"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpirun"),
+    ],
+)
+def test_one_of_several_copies_says_what_it_is(env, launcher):
+    with pytest.raises(LaunchError, match=rf"this is copy \d of \d that .*{launcher}.* has started"):
+        here(env, nodes=1)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "a"},  # of a Kubernetes job: one pod each
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},  # a batch script
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+    ],
+)
+def test_a_copy_by_itself_runs(env):
+    assert here(env, nodes=1) == node.ALONE

@@ -38,10 +38,18 @@ def test_every_option_of_the_shipped_groups_is_valid_yaml_with_a_header_or_value
         ("+hardware.env.NCCL_P2P_DISABLE=true", "hardware.env.NCCL_P2P_DISABLE = True: ", "change the value"),
         ("model.tiles={grids: [[1, 2], [1, q]], merge: flat}", "model.tiles.grids.1.1 = 'q'", "change the value"),
         ("stage.lora.data=???", "stage.lora.data has no value yet", "stage.lora.data=..."),
-        ("a=[", "cannot read the override", "quote a value"),
+        ("a=[", "cannot read the override", "as one text: 'a=\"[\"'; as several values"),
         ("stage.lora.seed=${nothing}", "nothing", "the value it refers to"),
         ("stage.lora.kind=trane", "unknown kind trane", "did you mean 'train'?"),
-        ("hardware=null", "Config group override must be a string or a list", ""),
+        ("hardware=null", "hardware is chosen by the name of an option", "hardware=NAME; options: a100_40g"),
+        (
+            "lr=1e-4",
+            "unknown key 'lr'",
+            "in full: stage.pretrain.optim.lr, stage.instruct.optim.lr, stage.lora.optim.lr",
+        ),
+        ("seed=1,2", "seed is given several values", "vlmrun -m"),
+        ("~stage", "'stage' cannot be taken out", "leave out ~stage"),
+        ("+model.connector.init_std=inf", "init_std", ""),
     ],
 )
 def test_one_wrong_override_is_one_problem_with_a_remedy(override, what, fix):
@@ -129,3 +137,21 @@ def test_a_stage_name_cannot_leave_the_output_folder(tmp_path):
     )
     found = problems_of("+recipe=bad", config_dirs=(tmp_path,))
     assert any("../../escaped" in problem.where + problem.what for problem in found), found
+
+
+def test_hardware_that_is_chosen_on_the_command_line_goes_before_a_recipes_values():
+    plain = compose(["+recipe=kollava_lightning_7b"])
+    assert (plain.tree["hardware"]["ranks_per_node"], plain.notes) == (4, [])
+    chosen = compose(["+recipe=kollava_lightning_7b", "hardware=cpu"])
+    assert chosen.tree["hardware"]["ranks_per_node"] == 1
+    assert chosen.notes == ["hardware.ranks_per_node is 1, as hardware=cpu says; the recipe has 4"]
+    precise = compose(["+recipe=minicpm_v25_lora", "hardware=h100_bf16"])
+    assert precise.tree["hardware"]["precision"] == "bf16"
+    explicit = compose(["+recipe=minicpm_v25_lora", "hardware=h100_bf16", "hardware.precision=fp16"])
+    assert (explicit.tree["hardware"]["precision"], explicit.notes) == ("fp16", [])
+
+
+def test_an_attention_kernel_that_a_model_needs_stays():
+    chosen = compose(["+recipe=llava_mpt_7b", "hardware=h100_bf16"])
+    assert chosen.tree["hardware"]["attention"] == "eager"
+    assert "hardware.attention stays eager" in chosen.notes[0]

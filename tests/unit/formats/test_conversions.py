@@ -220,7 +220,7 @@ def test_a_destination_that_is_there_is_left_alone(tmp_path, model):
     (tmp_path / "there/mine").write_text("precious")
     with pytest.raises(CheckpointError, match="the destination is there already"):
         to(model, tmp_path / "there", "hf_llava")
-    with pytest.raises(CheckpointError, match="lies in the source"):
+    with pytest.raises(CheckpointError, match="is in the source"):
         to(model, model / "inside", "hf_llava")
     with pytest.raises(ConfigError, match="did you mean 'hf_llava'"):
         to(model, tmp_path / "no", "hf_lava")

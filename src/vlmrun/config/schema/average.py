@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, WrapValidator
 
 from vlmrun.config.marks import Parent
-from vlmrun.config.schema.base import Count, Kept, Node
+from vlmrun.config.schema.base import Kept, Node, Seed, Signed
 from vlmrun.config.schema.chosen import Chosen
 from vlmrun.config.schema.stage import StageNode
 
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
-Weights = Annotated[list[float], Field(min_length=2)]
+Weights = Annotated[list[Signed], Field(min_length=2)]
 Decay = Annotated[float, Field(gt=0.0, lt=1.0)]
 Sign = Literal["sum", "count"]
 
@@ -69,7 +69,7 @@ class TaskArithmetic(MethodNode):
 
     name: Literal["task_arithmetic"]
     normalize: bool  # divide by the sum of the weights that took part
-    scale: float
+    scale: Signed
 
 
 class Ties(MethodNode):
@@ -82,7 +82,7 @@ class Ties(MethodNode):
     density: Density | list[Density]  # share that is kept; one for all, or one for each model
     sign: Sign | None  # elected by weight (sum), by number (count), or not at all
     normalize: bool
-    scale: float
+    scale: Signed
 
 
 class Dare(MethodNode):
@@ -96,8 +96,8 @@ class Dare(MethodNode):
     rescale: bool  # what is kept is divided by its chance
     sign: Sign | None  # as in ties; null: DARE alone
     normalize: bool
-    scale: float
-    seed: Count
+    scale: Signed
+    seed: Seed
 
 
 class Breadcrumbs(MethodNode):
@@ -111,7 +111,7 @@ class Breadcrumbs(MethodNode):
     gamma: Annotated[float, Field(ge=0.0, lt=1.0)]  # share of the largest that is dropped
     sign: Sign | None
     normalize: bool
-    scale: float
+    scale: Signed
 
 
 class Della(MethodNode):
@@ -126,8 +126,8 @@ class Della(MethodNode):
     rescale: bool
     sign: Sign | None
     normalize: bool
-    scale: float
-    seed: Count
+    scale: Signed
+    seed: Seed
 
 
 class ModelStock(MethodNode):

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticKnownError
 
 from vlmrun.config.marks import Volatile
-from vlmrun.config.schema.base import Node, Positive, Rate
+from vlmrun.config.schema.base import Few, Node, Positive, Rate
 from vlmrun.config.schema.data import DataConfig
 
 # One each in eval/metrics.
@@ -40,9 +40,9 @@ class Generation(Node):
     max_new_tokens: Positive
     temperature: Rate  # 0: always the likeliest token
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None  # of the likeliest tokens with this share together
-    num_beams: Positive
+    num_beams: Few
     stop: list[str]  # strings that end an answer, besides those of the template
-    answers: Positive  # of every question, each drawn again; all are scored
+    answers: Few  # of every question, each drawn again; all are scored
     second: str | None  # a second pass: put behind prompt and first answer, and continued
     second_tokens: Positive  # of the second pass, at most
     likelihood: bool  # the likeliest of the options' letters, in place of generated text

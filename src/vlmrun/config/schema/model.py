@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from vlmrun.config.schema.base import Node, Positive, Target
+from vlmrun.config.schema.base import Few, Node, Positive, Target
 
 
 class Tiles(Node):
@@ -19,7 +19,7 @@ class Tiles(Node):
 class Slices(Node):
     """How an image is cut under `image_aspect: slices` (MiniCPM-V), and what stands around the slices in the text."""
 
-    max_slices: Positive  # cells of the grid, at most; 1: an image is never cut
+    max_slices: Few  # cells of the grid, at most; 1: an image is never cut
     resolution: Positive  # a cell has about the area of a square of so many pixels
     marks: Literal["nested", "flat"] | None  # nested: 2.0, 2.5; flat: 2.6, where cells have <slice> marks; null: none
     image_ids: Literal["never", "sliced", "always"]  # the image's number before it, always or when it is cut

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vlmrun.config.schema.base import Count, Name, Node
+from vlmrun.config.schema.base import Name, Node, Seed
 from vlmrun.config.schema.benchmark import Data
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import ModelConfig
@@ -19,8 +19,8 @@ class RunConfig(Node):
     """One composed recipe."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Count
-    output: str  # root of outputs/stages and outputs/runs
+    seed: Seed
+    output: Annotated[str, Field(min_length=1)]  # root of outputs/stages and outputs/runs
     only: list[str]  # run these stages only; their parents must be finished
     if_busy: Literal["wait", "fail"]  # when another process trains the same stage
     tracking: list[Tracker]  # wandb is offline; wandb_online uses the network

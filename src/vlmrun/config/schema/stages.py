@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vlmrun.config.marks import Contents, Parent, Source, Volatile
 from vlmrun.config.schema.average import Method, Rule, Weights
-from vlmrun.config.schema.base import Aspect, Count, Kept, Positive, Target
+from vlmrun.config.schema.base import Aspect, Few, Kept, Positive, Seed, Signed, Target
 from vlmrun.config.schema.stage import StageNode
 from vlmrun.config.schema.train import TrainStage
 
@@ -25,7 +25,7 @@ class MergeStage(StageNode):
     kind: Literal["merge"]
     init_from: Annotated[str, Parent]
     adapters: Annotated[list[str], Parent]  # further LoRA stages on the same base, whose changes are added
-    weights: list[float] | None  # of init_from's adapter and of each further one; null: 1 each
+    weights: list[Signed] | None  # of init_from's adapter and of each further one; null: 1 each
     base: Literal["trained", "full"]  # of qlora: the weights in few bits and back, or the full-precision ones
     arithmetic: Literal["fp32", "fp16"]  # fp16: weights, change and sum are each rounded, as the original scripts do
     dtype: Kept
@@ -55,10 +55,10 @@ class EvaluateStage(StageNode):
     template: str | None  # null: the one the model was trained with
     image_aspect: Aspect | None  # null: as the model was trained
     max_new_tokens: Positive
-    batch: Annotated[Positive, Volatile]
+    batch: Annotated[Few, Volatile]
     max_samples: Positive | None
     shuffle_control: bool  # ask again with every question given another question's image
-    seed: Count
+    seed: Seed
 
 
 class SearchStage(StageNode):
@@ -67,8 +67,10 @@ class SearchStage(StageNode):
     kind: Literal["search"]
     models: Annotated[list[str], Field(min_length=2), Parent]
     weights: list[Weights] | None  # a list of weights to try
-    divisions: Positive | None  # in place of weights: all multiples of 1/divisions that sum to 1
-    grid: dict[str, Annotated[list[float], Field(min_length=1)]]  # parameters of the method: values to try of each
+    divisions: (
+        Annotated[int, Field(ge=1, le=1000)] | None
+    )  # in place of weights: all multiples of 1/divisions that sum to 1
+    grid: dict[str, Annotated[list[Signed], Field(min_length=1)]]  # parameters of the method: values to try of each
     rules: list[Rule]  # as in average, the same at every point
     method: Method
     base_model: Annotated[str | None, Parent]
@@ -77,10 +79,10 @@ class SearchStage(StageNode):
     template: str | None
     image_aspect: Aspect | None
     max_new_tokens: Positive
-    batch: Annotated[Positive, Volatile]
+    batch: Annotated[Few, Volatile]
     max_samples: Positive | None
     score: str  # accuracy, accuracy_unseen, or the name of a benchmark among the data
-    seed: Count
+    seed: Seed
 
 
 Asking = EvaluateStage | SearchStage  # stages that put questions to a model

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vlmrun.config.marks import Neutral, Parent, Source, Volatile
-from vlmrun.config.schema.base import Aspect, Color, Count, Fraction, Node, Positive, Rate
+from vlmrun.config.schema.base import Aspect, Color, Count, Factor, Few, Fraction, Node, Positive, Rate, Seed, Size
 from vlmrun.config.schema.stage import StageNode
 
 DRAWN = frozenset({"vlmrun.data.shapes.prepare"})  # what makes data of opaque RGB images only
@@ -38,8 +38,8 @@ class Lora(Node):
     that the whole of a layer's name matches, `llm.` in front (`llm\\..*\\.self_attn\\.(q|k|v|o)_proj`).
     """
 
-    r: Positive
-    alpha: Annotated[float, Field(gt=0)]
+    r: Annotated[int, Field(ge=1, le=65_536)]
+    alpha: Factor
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     targets: str | list[str]
     modules_to_save: list[str]  # last names of modules of the LLM that train whole, such as embed_tokens
@@ -86,9 +86,9 @@ class Optim(Node):
     weight_decay_end: Annotated[Rate | None, Neutral(None)]  # what it grows to over all updates; null: it stays
     weight_decay_schedule: Annotated[Literal["constant", "linear", "cosine"], Neutral("constant")]
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Annotated[float, Field(gt=0)]
+    eps: Factor
     schedule: Literal["cosine", "linear", "polynomial", "constant", "inverse_sqrt", "wsd"]
-    power: Annotated[float, Field(gt=0), Neutral(1.0)]  # of polynomial; 1: linear
+    power: Annotated[Factor, Neutral(1.0)]  # of polynomial; 1: linear
     min_lr_ratio: Fraction  # share of the rate that every schedule but constant ends at
     min_lr: Annotated[Rate | None, Neutral(None)]  # the same as a rate, of `lr`; null: min_lr_ratio tells
     decay_steps: Annotated[Positive | None, Neutral(None)]  # updates until the lowest rate, warm-up included; null: all
@@ -105,7 +105,7 @@ class Fp16(Node):
     """Dynamic loss scaling: begins at 2 ** initial_scale_power, halves on overflow, doubles after a quiet window."""
 
     loss_scale_window: Positive  # updates without an overflow before the scale doubles
-    initial_scale_power: Count
+    initial_scale_power: Annotated[int, Field(ge=0, le=64)]
     hysteresis: Positive  # overflows before the scale is halved
     min_loss_scale: Positive
 
@@ -120,13 +120,13 @@ class DeepSpeed(Node):
     contiguous_gradients: bool
     reduce_scatter: bool
     round_robin_gradients: bool
-    reduce_bucket_size: Positive | None
-    allgather_bucket_size: Positive
-    sub_group_size: Positive
-    stage3_prefetch_bucket_size: Count | None
-    stage3_param_persistence_threshold: Count | None
-    stage3_max_live_parameters: Positive
-    stage3_max_reuse_distance: Positive
+    reduce_bucket_size: Size | None
+    allgather_bucket_size: Size
+    sub_group_size: Size
+    stage3_prefetch_bucket_size: Annotated[int, Field(ge=0, le=2**53)] | None
+    stage3_param_persistence_threshold: Annotated[int, Field(ge=0, le=2**53)] | None
+    stage3_max_live_parameters: Size
+    stage3_max_reuse_distance: Size
     offload_param: Literal["none", "cpu", "nvme"] | None  # null: as `offload` says
     pin_memory: bool
     nvme_path: str | None  # folder on the drive, for offload: nvme
@@ -192,8 +192,8 @@ class Order(Node):
     """The order of samples that megatron-energon's loader has, whatever ranks and workers there are here."""
 
     name: Literal["energon4", "energon7"]
-    ranks: Positive  # data-parallel ranks there
-    workers: Count  # loader processes of each there
+    ranks: Few  # data-parallel ranks there
+    workers: Annotated[int, Field(ge=0, le=4096)]  # loader processes of each there
     micro_batch: Positive  # samples that one of them gives at a time
     slice_samples: Positive | None  # a shard is read in slices of about so many samples; null: whole
     buffer: Positive | None  # samples that each next one is drawn from; null: none
@@ -205,7 +205,7 @@ class TrainStage(StageNode):
     kind: Literal["train"]
     init_from: Annotated[str | None, Parent]  # a stage, an artifact folder, or null: the parts as `model` names them
     data: Annotated[list[str], Field(min_length=1), Source]
-    data_weights: list[Annotated[float, Field(gt=0)]] | None  # passes over each source in one epoch; null: one each
+    data_weights: list[Factor] | None  # passes over each source in one epoch; null: one each
     group_by_modality_length: bool  # batches of like length, images and text apart
     order: Annotated[Order | None, Neutral(None)]  # of another project's loader; null: ours, as `seed` says
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
@@ -222,7 +222,7 @@ class TrainStage(StageNode):
     loss: Literal["token_mean", "micro_mean"]
     loss_head: Annotated[Literal["chunked", "plain", "liger"], Volatile]  # how it comes from hidden states
     loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
-    epochs: Annotated[float | None, Field(gt=0)]  # null: as many as max_steps needs
+    epochs: Factor | None  # null: as many as max_steps needs
     max_steps: Positive | None
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
@@ -238,6 +238,6 @@ class TrainStage(StageNode):
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key only with keep_best
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
-    workers: Annotated[Count, Volatile]  # loader processes per rank
-    prefetch: Annotated[Positive, Volatile]  # micro batches that each of them makes ahead
-    seed: Count
+    workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank
+    prefetch: Annotated[Few, Volatile]  # micro batches that each of them makes ahead
+    seed: Seed

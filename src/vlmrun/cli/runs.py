@@ -1,0 +1,202 @@
+"""`vlmrun runs`: what was run, how it ended, and what came of it; with tags and notes of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vlmrun import kinds
+from vlmrun.cli.options import output_option
+from vlmrun.errors import CheckpointError, LaunchError, suggest
+from vlmrun.report import tables
+from vlmrun.report.run_table import loss_text, number, share_text
+from vlmrun.report.tables import Column, Grid
+from vlmrun.run import filters, numbers, record
+from vlmrun.run.record import Record
+
+_STATES = ("running", "finished", "failed", "stopped", "interrupted")
+_EXAMPLES = """\
+examples:
+  vlmrun runs                                        all runs, oldest first
+  vlmrun runs smoke --state failed                   those of a name that failed
+  vlmrun runs --where 'stage.lora.optim.lr>1e-4' --where 'eval_merge.accuracy>=0.9'
+  vlmrun runs show smoke/2                           one run: command, code, machine, stages
+  vlmrun runs tag smoke/2 baseline                   a tag; --tag baseline lists runs that have it
+  vlmrun runs note smoke/2 "the first that learns"   a note
+  vlmrun runs archive smoke/1                        leaves it out of the list (--all shows it)
+  vlmrun runs remove smoke/1                         its record and report; vlmrun gc then frees its stages
+"""
+Change = Callable[[Record, list[str]], None]
+
+
+def main(arguments: list[str]) -> int:
+    """Lists runs, shows one, or changes what is noted of one."""
+    parser = argparse.ArgumentParser(
+        "vlmrun runs", description="Runs: list, filter, show, tag, note, archive, remove.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("words", nargs="*", metavar="NAME | VERB RUN", help="see the examples")
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION", help="KEY or STAGE.NUMBER, = < >")
+    parser.add_argument("--state", choices=_STATES)
+    parser.add_argument("--tag", help="only runs that have it")
+    parser.add_argument("--all", action="store_true", help="archived runs too")
+    parser.add_argument("--json", action="store_true", help="machine-readable, with the composed config")
+    output_option(parser)
+    options = parser.parse_args(arguments)
+    root = Path(options.output)
+    verb, *rest = options.words or [""]
+    if verb == "show" and len(rest) == 1:
+        _show(*find(root, rest[0]), as_json=options.json)
+    elif verb in _CHANGES and rest:
+        _change(root, verb, rest)
+    elif verb == "remove" and len(rest) == 1:
+        _remove(*find(root, rest[0]))
+    elif len(options.words) <= 1:
+        _list(list(_chosen(root, verb, options)), as_json=options.json)
+    else:
+        parser.error(f"not a name, nor one of show, {', '.join(_CHANGES)}, remove and a run: {' '.join(options.words)}")
+    return 0
+
+
+def find(root: Path, reference: str) -> tuple[Path, Record]:
+    """A run by `NAME` (its newest), `NAME/NUMBER` or folder.
+
+    Raises:
+        CheckpointError: with the nearest names when there is none.
+    """
+    for folder in (root / "runs" / reference / "latest", root / "runs" / reference, Path(reference).expanduser()):
+        place = folder.resolve()
+        found = record.read(place)
+        if found is not None:
+            return place, found
+    known = {label(root, folder) for folder, _ in record.all_of(root)}
+    raise CheckpointError(f"no run {reference!r}", str(root / "runs"), suggest(reference, known, noun="runs"))
+
+
+def label(root: Path, folder: Path) -> str:
+    """A run as it is called: `NAME/NUMBER`, or the folder of a sweep's point."""
+    place = os.path.relpath(folder, root)
+    return place.removeprefix("runs" + os.sep)
+
+
+def _chosen(root: Path, name: str, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    conditions = [filters.parse(text) for text in options.where]
+    found = [(label(root, folder), one) for folder, one in record.all_of(root)]
+    for each, one in sorted(found, key=lambda pair: pair[1].last.started):
+        if (
+            (options.all or not one.archived)
+            and name in ("", one.name, each)
+            and options.state in (None, one.state)
+            and (options.tag is None or options.tag in one.tags)
+            and all(condition.holds(one) for condition in conditions)
+        ):
+            yield each, one
+
+
+def _list(found: list[tuple[str, Record]], *, as_json: bool) -> None:
+    if as_json:
+        rows = [{"run": name, **one.model_dump(mode="json"), "state": one.state} for name, one in found]
+        json.dump(rows, sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return
+    if not found:
+        sys.stderr.write("no run: vlmrun +recipe=smoke makes one; --all shows archived runs\n")
+        return
+    columns = (
+        *(Column("run"), Column("started"), Column("state"), Column("stages", right=True), Column("loss", right=True)),
+        *(Column("accuracy", right=True), Column("tags"), Column("overrides", below=True), Column("note", below=True)),
+    )
+    styles = [{"failed": "red", "interrupted": "red", "stopped": "dim"}.get(one.state, "") for _, one in found]
+    tables.write(Grid("", columns, [_line(name, one) for name, one in found], styles), sys.stdout)
+
+
+def _line(name: str, one: Record) -> list[str]:
+    losses = [number(stage.numbers, "loss") for stage in one.stages.values() if kinds.of_artifact(stage.kind).trains]
+    scores = [number(stage.numbers, "accuracy") for stage in one.stages.values()]
+    return [
+        name,
+        tables.local_time(one.last.started),
+        one.state,
+        str(len(one.stages)),
+        loss_text(next((loss for loss in reversed(losses) if loss is not None), None)),
+        share_text(next((score for score in reversed(scores) if score is not None), None)),
+        " ".join(one.tags),
+        " ".join(one.overrides),
+        one.note,
+    ]
+
+
+def _show(folder: Path, one: Record, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(one.model_dump_json(indent=2) + "\n")
+        return
+    lines = [("folder", tables.shown(folder)), ("state", one.state), ("tags", " ".join(one.tags)), ("note", one.note)]
+    for place, launch in enumerate(one.launches, 1):
+        ended = "" if launch.ended is None else f" to {tables.local_time(launch.ended)}"
+        lines.append((f"launch {place}", f"{tables.local_time(launch.started)}{ended}, {launch.state}"))
+    last = one.last
+    lines += [("command", last.command), ("started in", last.folder), ("machine", last.host)]
+    lines += [("GPUs", ", ".join(last.gpus)), ("error", last.error or "")]
+    lines.append(("versions", ", ".join(f"{name} {version}" for name, version in last.versions.items())))
+    if last.code is not None:
+        dirty = f", and changes that are not committed ({record.PATCH})" if last.code.get("dirty") else ""
+        lines.append(("code", f"{last.code.get('commit')}{dirty}"))
+    for name, value in lines:
+        if value:
+            sys.stdout.write(f"{name:11} {value}\n")
+    rows = [[name, stage.key, stage.kind, "reused" if stage.reused else "made"] for name, stage in one.stages.items()]
+    if rows:
+        sys.stdout.write("\n")
+        tables.write(Grid("", [Column("stage"), Column("key"), Column("kind"), Column("")], rows), sys.stdout)
+
+
+def _change(root: Path, verb: str, words: list[str]) -> None:
+    folder, one = find(root, words[0])
+    _CHANGES[verb](one, words[1:])
+    record.write(folder, one)
+
+
+def _tag(one: Record, words: list[str]) -> None:
+    one.tags = list(dict.fromkeys([*one.tags, *words]))
+
+
+def _untag(one: Record, words: list[str]) -> None:
+    one.tags = [tag for tag in one.tags if tag not in words]
+
+
+def _note(one: Record, words: list[str]) -> None:
+    one.note = " ".join(words)
+
+
+def _archive(one: Record, words: list[str]) -> None:
+    one.archived = True
+
+
+def _unarchive(one: Record, words: list[str]) -> None:
+    one.archived = False
+
+
+_CHANGES: dict[str, Change] = {
+    "tag": _tag,
+    "untag": _untag,
+    "note": _note,
+    "archive": _archive,
+    "unarchive": _unarchive,
+}
+
+
+def _remove(folder: Path, one: Record) -> None:
+    if one.state == "running":
+        raise LaunchError("the run is not over", str(folder), "stop it first")
+    shutil.rmtree(folder)  # its stages are links
+    for link in folder.parent.iterdir():
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+    if others := numbers.numbered(folder.parent):
+        numbers.lead_to(others[-1])
+    sys.stderr.write(f"removed {tables.shown(folder)}; vlmrun gc lists the stages that no run refers to now\n")

@@ -1,0 +1,97 @@
+"""The folder of a run, `runs/<name>/<number>`: one number for each composed configuration that a name has stood for.
+
+The newest is reached through links beside the numbers: `runs/<name>/report.html`. A folder as versions before this one
+made it, with its files in `runs/<name>` itself, stays as it is and counts as the run of its configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmrun import artifact, logs
+
+log = logs.get(__name__)
+
+CONFIG = "config.yaml"
+LATEST = "latest"
+_LINKED = (CONFIG, "stages", "report.html")
+
+
+def claim(base: Path, config: str) -> Path:
+    """The folder of this configuration: the one it has had before, or the next number, which nothing else uses.
+
+    Args:
+        base: `runs/<name>`.
+        config: the composed configuration as text, which is written there.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    with _alone(base):
+        known = numbered(base)
+        before = [base] if _is_own(base / CONFIG) else []
+        for folder in [*reversed(known), *before]:
+            if _text(folder) == config:
+                lead_to(folder)
+                return folder
+        found = base / str(int(known[-1].name) + 1 if known else len(before) + 1)
+        artifact.write_text(found / CONFIG, config)
+        lead_to(found)
+    if known or before:
+        earlier = (known or before)[-1]
+        log.info("run %s was of another configuration before (%s): this is number %s", base.name, earlier, found.name)
+    return found
+
+
+def report(folder: Path) -> Path:
+    """The shortest path of a run's report: beside the numbers where the links lead to this run."""
+    short = folder.parent / _LINKED[-1]
+    return short if short.is_symlink() and short.resolve().parent == folder.resolve() else folder / _LINKED[-1]
+
+
+def lead_to(folder: Path) -> None:
+    """Makes the links of a name lead to this run of it; those that are right already are not touched."""
+    if folder.name.isdecimal():
+        _link(folder.parent / LATEST, folder.name)
+        for name in _LINKED:
+            _link(folder.parent / name, f"{folder.name}/{name}")
+
+
+def _link(link: Path, target: str) -> None:
+    if _is_own(link) or (link.is_symlink() and str(link.readlink()) == target):
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def numbered(base: Path) -> list[Path]:
+    """The folders of a name's runs, oldest first."""
+    found = (path for path in base.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file or folder is there itself, not as a link of ours."""
+    return path.exists() and not path.is_symlink()
+
+
+def _text(folder: Path) -> str | None:
+    try:
+        return (folder / CONFIG).read_text("utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a folder, so that two processes do not choose at once; the kernel lets go of it however we end."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
