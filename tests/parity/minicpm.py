@@ -17,6 +17,7 @@ from vlmrun.data.formats import minicpm
 from vlmrun.data.images import grid
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.sample import Rejected, Sample, Turn
+from vlmrun.data.system import placed
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.tiles import Tiling
 from vlmrun.model.tokenizers import load_tokenizer
@@ -63,8 +64,11 @@ def refused(conversation: list[dict[str, str]]) -> str | None:
 def conversation(case: dict[str, Any], *, compat: bool) -> tuple[list[int], list[int]]:
     """Ids and labels of a conversation whose text holds the blocks of its pictures already."""
     spans = [len(run[0]) // len("<unk>") for m in case["conversation"] for run in _runs(m["content"])]
-    turns = [Turn(m["role"], re.sub("(<unk>)+", grid.TILE, m["content"])) for m in case["conversation"]]
-    shown, known = template(case), tokenizer(case["tokenizer"])
+    said = case["conversation"]
+    text = said[0]["content"] if said and said[0]["role"] == "system" else None
+    turns = [Turn(m["role"], re.sub("(<unk>)+", grid.TILE, m["content"])) for m in said[text is not None :]]
+    known = tokenizer(case["tokenizer"])
+    shown = placed(template(case), Sample(case["id"], (), tuple(turns), ("file", 0), system=text))
     pieces = shown.render(turns, images=False)
     marks = ["<image>"] * sum(piece.text.count("<image>") for piece in pieces)  # the marks themselves
     ids, labels = tokenize(pieces, known, blocks=marks)

@@ -19,6 +19,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Reading, RunConfig, TrainStage
 from vlmrun.data.findings import CLASSES, NOTES, Finding, Tally
 from vlmrun.data.formats.base import check_source
+from vlmrun.data.formats.values import whole
 from vlmrun.errors import ConfigError, DataError, Problem, suggest
 from vlmrun.inspect import sizes
 from vlmrun.run import pipeline
@@ -53,7 +54,7 @@ def show(arguments: list[str]) -> int:
     run = _prepared(train.compose(request.overrides, request.config_dirs), options.stage)
     job = _job(run, _train_stage(run.config, options.stage))
     found = back.show_sample(job, int(numbers[0]) if numbers else 0, sizes.of(run.config.model))
-    sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n" if options.json else _page(found))
+    sys.stdout.write(whole(json.dumps(found, ensure_ascii=False) + "\n" if options.json else _page(found)))
     return 0
 
 
@@ -62,7 +63,10 @@ def lint(arguments: list[str]) -> int:
     parser = new_parser("data lint", "What is wrong with training data.", help.DATA_LINT, usage=help.DATA_LINT_USAGE)
     parser.add_argument("--images", type=Path, help="folder that image names start from")
     parser.add_argument("--image-root", type=Path, action="append", default=[], help="also allow links to this folder")
-    parser.add_argument("--format", default="llava", help="llava (default), minicpm, vqa, wds, energon, or a module")
+    parser.add_argument(
+        "--format", default="llava", help="llava (default), sharegpt, openai, minicpm, vqa, wds, energon, or a module"
+    )
+    parser.add_argument("--ignore-key", action="append", default=[], dest="ignore_keys", metavar="KEY", help="drop it")
     parser.add_argument("--split", help="energon: train (default), val or test")
     parser.add_argument("--template", help="look for its marks in texts, and for records it cannot show")
     parser.add_argument("--tokenizer", help="folder: look for its special tokens, and for records that are too long")
@@ -75,11 +79,11 @@ def lint(arguments: list[str]) -> int:
     tally = Tally()
     is_file = len(words) == 1 and "=" not in words[0]
     sources = [_file(words[0], options, tally)] if is_file else list(_all_data(words, options, tally))
-    with _Report(options.report) as report:
+    with (options.report or Path(os.devnull)).open("w", encoding="utf-8", errors="backslashreplace") as report:
         for finding in chain.from_iterable(sources):
             tally.add(finding)
             report.write(json.dumps(finding.to_dict(), ensure_ascii=False) + "\n")
-    sys.stdout.write(_table(tally, len(sources)))
+    sys.stdout.write(whole(_table(tally, len(sources))))
     return FOUND_PROBLEMS if tally.n_problems else 0
 
 
@@ -156,7 +160,7 @@ def _all_data(words: Sequence[str], options: argparse.Namespace, tally: Tally) -
 
 
 def _require_files(config: RunConfig, stage: str | None) -> None:
-    """Names every annotation file that is not there: a stage's key cannot be computed without them."""
+    """Names every annotation file that is not there: they are part of a stage's key."""
     problems = []
     stages = [each for name, each in config.stage.items() if stage in (None, name)]
     used = {name for each in stages for name in derived.sources(each)}
@@ -171,20 +175,6 @@ def _require_files(config: RunConfig, stage: str | None) -> None:
             problems.append(Problem(f"{found.what}: {found.where}", f"data.{name}.annotations", fix))
     if problems:
         raise DataError(problems)
-
-
-class _Report:
-    """The report's file, or nothing."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        self._file = Path(self._path or os.devnull).open("w", encoding="utf-8")
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def _table(tally: Tally, n_files: int) -> str:
@@ -203,7 +193,7 @@ def _table(tally: Tally, n_files: int) -> str:
 
 
 def _page(found: dict[str, Any]) -> str:
-    """For people: what is supervised in color, or between [[ and ]]."""
+    """As text: what is supervised in color, or between [[ and ]]."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     file, index = found["source"]
     head = [

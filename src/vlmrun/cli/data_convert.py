@@ -1,4 +1,4 @@
-"""`vlmrun data convert`: LLaVA JSON to MiniCPM-V's or to tar shards, and back."""
+"""`vlmrun data convert`: between the JSON of LLaVA and of others, Parquet files, and tar shards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ _EXAMPLES = """\
 vlmrun data convert train.json minicpm.json --to minicpm
 vlmrun data convert train.json shards --to wds --images images
 vlmrun data convert shards unpacked --from wds
+vlmrun data convert messages.jsonl train.json --from openai
 """
 _OTHER = {"minicpm": "llava", "llava": "minicpm"}
 _SHARDS = ("wds", "energon")
+_OTHERS = ("openai", "sharegpt", "parquet")
 _OF_SHARDS = ("images", "pattern", "max_count", "writers", "on_error")
 
 log = logs.get(__name__)
@@ -34,17 +36,20 @@ def main(arguments: list[str]) -> int:
     elif options.to in _SHARDS:
         _to_shards(source, output, options)
     else:
-        n_records = back.convert_data(source, output, read_as=_OTHER[options.to], write_as=options.to)
-        log.info("%s: %d records of format %s", output, n_records, options.to)
+        write_as = options.to or "llava"
+        n_records = back.convert_data(source, output, read_as=options.came_as or _OTHER[write_as], write_as=write_as)
+        told = "as the rows name their keys" if options.came_as == "parquet" else f"of format {write_as}"
+        log.info("%s: %d records %s", output, n_records, told)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("data convert", "LLaVA JSON to MiniCPM-V JSON or tar shards, or back.", _EXAMPLES)
+    about = "LLaVA JSON from other formats, or to MiniCPM-V JSON or tar shards."
+    parser = new_parser("data convert", about, _EXAMPLES)
     parser.add_argument("source", type=Path, help="annotation file; with --from wds a folder of shards")
     parser.add_argument("output", type=Path, help="file to write; of shards, and with --from wds, a new folder")
     parser.add_argument("--to", choices=[*_OTHER, *_SHARDS], help="format of the output")
-    parser.add_argument("--from", dest="came_as", choices=["wds"], help="shards to LLaVA JSON and images")
+    parser.add_argument("--from", dest="came_as", choices=["wds", *_OTHERS], help="format of the source")
     shards = parser.add_argument_group("shards")
     shards.add_argument("--images", type=Path, help="folder that image names start from (default: the file's own)")
     shards.add_argument("--pattern", help="names of shards (default: pretrain-%%d.tar); %%06d pads with zeros")
@@ -65,8 +70,12 @@ def _at_least_one(text: str) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses options that would have no effect."""
-    if (options.to is None) == (options.came_as is None):
-        raise ConfigError("one of --to FORMAT and --from wds is needed", "command line", "--to wds")
+    if options.to is None and options.came_as is None:
+        raise ConfigError("one of --to FORMAT and --from FORMAT is needed", "command line", "--to wds")
+    alone = options.came_as in ("wds", "parquet")
+    if options.came_as is not None and options.to in ((*_OTHER, *_SHARDS) if alone else _SHARDS):
+        fix = "leave --to out" if alone else "convert to llava first, and that to shards"
+        raise ConfigError(f"--from {options.came_as} and --to {options.to} exclude each other", "command line", fix)
     given = {
         "wds, energon": [name for name in _OF_SHARDS if getattr(options, name) is not None],
         "energon": [name for name in ("split", "energon_version") if getattr(options, name) is not None],

@@ -100,7 +100,7 @@ class Collator:
 def _joined(rows: list[tuple[list[int], list[int]]], sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of items that share a row, one after another.
 
-    An item's first token is nobody's to predict: alone nothing comes before it, and here another item does.
+    No token predicts an item's first one: alone nothing comes before it, and here another item does.
     """
     assert sum(sizes) == len(rows)
     left = iter(rows)

@@ -23,7 +23,7 @@ class Item:
     Args:
         pixels: all tiles of all images in order, [n_tiles, 3, height, width], float32.
         layouts: how each image was cut; None: none was, and every row of `pixels` is an image.
-        skipped: why nothing of it is learnt (`on_error: skip`), else None.
+        skipped: why nothing of it is supervised (`on_error: skip`), else None.
     """
 
     encoded: Encoded
@@ -85,7 +85,7 @@ class Dataset:
         return self._samples.names[self._samples.source(index)]
 
     def sample_id(self, index: int) -> str:
-        """The id a person can find the record by: its own, or file and index."""
+        """The id that the record can be found by: its own, or file and index."""
         sample = self._samples[index]
         return sample.id or locate_record(sample.source, "")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmrun.data import system, tokenizing
 from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
@@ -19,7 +20,7 @@ from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids with one `IMAGE_TOKEN` per image; labels beside them, `IGNORE` where nothing is learnt.
+    """Token ids with one `IMAGE_TOKEN` per image; labels beside them, `IGNORE` where nothing is supervised.
 
     Args:
         spans: positions that each `IMAGE_TOKEN` stands for, where an image has one for each of its slices; empty: it
@@ -48,18 +49,17 @@ def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         image_tokens: positions that each `IMAGE_TOKEN` takes after expansion, in order.
-        max_length: longest expanded sequence; what lies beyond is cut off.
+        max_length: longest expanded sequence; what is beyond is cut off.
         blocks: text that stands for each image (`slices.blocks`), with an `IMAGE_TOKEN` for every tile.
         relabel: makes other labels, from the ids.
 
     Raises:
-        DataError: when the template cannot show this sample, the cut would go through or before an image, or nothing
-            that is learnt remains.
+        DataError: when the template or the tokenizer cannot take this sample, the cut would go through or before an
+            image, or nothing that is supervised remains.
     """
-    wrong = misfit(sample, template)
-    if wrong is not None:
+    if (wrong := misfit(sample, template)) is not None:
         raise DataError([wrong])
-    pieces = template.render(sample.turns, images=bool(sample.images))
+    pieces = system.placed(template, sample).render(sample.turns, images=bool(sample.images))
     ids, labels = tokenize(
         pieces, tokenizer, images=bool(sample.images), blocks=blocks, image_token=template.image_token
     )
@@ -68,7 +68,7 @@ def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
     kept = kept_tokens(ids, image_tokens, max_length)
     if IMAGE_TOKEN in ids[kept:]:
         raise DataError(
-            f"an image lies beyond the maximum length of {max_length} tokens ({told(image_tokens)})",
+            f"an image is beyond the maximum length of {max_length} tokens ({counted(image_tokens)})",
             sample.where,
             "raise model.max_length, or shorten the record",
         )
@@ -77,7 +77,7 @@ def encode(  # noqa: PLR0913 - what a sample is encoded with, each given by name
     n_supervised = sum(label != IGNORE for label in labels)
     if n_supervised == 0:
         raise DataError(
-            f"no token of an answer lies within the maximum length of {max_length} tokens",
+            f"no token of an answer is within the maximum length of {max_length} tokens",
             sample.where,
             "raise model.max_length, or shorten the record",
         )
@@ -106,10 +106,10 @@ def encode_prompt(
 def misfit(sample: Sample, template: Template) -> Problem | None:
     """Why a template cannot show a sample, known before anything is tokenized."""
     if template.keep_question:
-        return None
+        return system.missing(template, sample)
     roles = [turn.role for turn in sample.turns]
     if sample.images and roles == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
-        return None
+        return system.missing(template, sample)
     return Problem(
         f"template {template.name!r} takes one question with an image and one answer; "
         f"this record has {len(sample.turns)} turns and {len(sample.images)} images",
@@ -200,8 +200,9 @@ def _tokens_of_chunk(chunk: str, tokenizer: Any, behind: str, *, first: bool) ->
     if backend.truncation or backend.padding:
         backend.no_truncation()
         backend.no_padding()
-    # Some text, so that what is added before it can be told from what is added after it.
-    found = backend.encode(behind + (chunk or "a"), add_special_tokens=first)
+    # Some text, so that what is added before it differs from what is added after it.
+    with tokenizing.refusals():
+        found = backend.encode(behind + (chunk or "a"), add_special_tokens=first)
     tokens: list[tuple[int, int, int]] = []
     in_text = False
     for token, (begin, end), added in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):
@@ -242,7 +243,7 @@ def kept_tokens(ids: Sequence[int], image_tokens: Sequence[int], max_length: int
     return len(ids)
 
 
-def told(image_tokens: Sequence[int]) -> str:
+def counted(image_tokens: Sequence[int]) -> str:
     """Image tokens in an error's words."""
     if len(set(image_tokens)) == 1:
         return f"{image_tokens[0]} of them per image"

@@ -49,7 +49,16 @@ class Encoder:
 
         Args:
             layouts: how each of its images was cut; None: none was.
+
+        Raises:
+            DataError: naming the record, for one that cannot be encoded.
         """
+        try:
+            return self._encode(sample, layouts)
+        except DataError as error:
+            raise DataError([replace(each, where=each.where or sample.where) for each in error.problems]) from error
+
+    def _encode(self, sample: Sample, layouts: Layouts | None) -> Encoded:
         each = (None,) * len(sample.images) if layouts is None else layouts
         counts = [self.image_tokens(layout) for layout in each]
         if self.aspect == "slices" or self.labels_of == "minicpm":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from typing import Any
 CLASSES = {
     "malformed": "the file cannot be read here",
     "record": "not a record of this format",
+    "keys": "a key that is not read, or is written twice",
+    "characters": "half a character, or a control character",
     "roles": "human and gpt do not take turns",
     "empty": "an empty question or answer",
     "placeholders": "image tags and images do not fit",
@@ -23,6 +26,26 @@ CLASSES = {
     "duplicate_record": "the same images and text as an earlier record",
     "count": "another number of records than the data set should have",
 }
+
+# A reader's rejection is classed by its words; a test goes through all of them.
+_WORDS = (
+    ("malformed", r"^malformed JSON|is not UTF-8|^line \d+ is longer than"),
+    ("characters", r"holds (half a character|the control character)"),
+    ("roles", r"^roles out of order|is from |\.role` is "),
+    ("empty", r"^empty |has no answer$|has no text$|is missing or empty$|\.content` is empty$"),
+    (
+        "placeholders",
+        r"tags(,| in the text| for one image)|\.content` holds |stands (nowhere )?in the text|image mark of",
+    ),
+    ("duplicate_id", r"is used twice$|is used by record"),
+    ("keys", r"^key .* is (not read|written twice)"),
+)
+
+
+def kind_of(what: str) -> str:
+    """The class of a reader's rejection."""
+    return next((kind for kind, words in _WORDS if re.search(words, what)), "record")
+
 
 # What is no problem, but good to know of an image -> what becomes of it.
 NOTES = {

@@ -24,11 +24,11 @@ from vlmrun import artifact
 from vlmrun.data.sample import Sample, Turn
 
 RECORDS, ENDS, WORDS, INDEX = "records.bin", "ends.npy", "words.npy", "index.json"
-_VERSION = 1
+_VERSION = 2
 
 
 class Index(Sequence[Sample]):
-    """The records of a folder that `write` has filled. May be sent to another process, which maps the files anew.
+    """The records of a folder that `write` has filled. May be sent to another process, which maps the files again.
 
     Attributes:
         names: of the sources that have records: their data entries.
@@ -53,9 +53,11 @@ class Index(Sequence[Sample]):
             raise IndexError(index)
         index %= len(self)
         first = int(self._ends[index - 1]) if index else 0
-        id, images, talk, place = json.loads(self._records[first : int(self._ends[index])])
-        turns = tuple(Turn(role, text) for role, text in zip(talk[::2], talk[1::2], strict=True))
-        return Sample(id, tuple(images), turns, (self._files[self.source(index)], place))
+        id, images, talk, place, *more = json.loads(self._records[first : int(self._ends[index])])
+        system, excluded = more or (None, ())
+        pairs = zip(talk[::2], talk[1::2], strict=True)
+        turns = tuple(Turn(role, text, number not in excluded) for number, (role, text) in enumerate(pairs))
+        return Sample(id, tuple(images), turns, (self._files[self.source(index)], place), system=system)
 
     def source(self, index: int) -> int:
         """The number of the source that a record comes from."""
@@ -141,11 +143,14 @@ class _Column:
 
 def _line(sample: Sample) -> bytes:
     talk = [word for turn in sample.turns for word in (turn.role, turn.text)]
-    # Lone surrogates, which JSON may escape and UTF-8 cannot hold, pass as escapes.
-    return json.dumps([sample.id, sample.images, talk, sample.source[1]], separators=(",", ":")).encode("ascii")
+    line: list[Any] = [sample.id, sample.images, talk, sample.source[1]]
+    excluded = [number for number, turn in enumerate(sample.turns) if not turn.supervised]
+    if sample.system is not None or excluded:
+        line += [sample.system, excluded]
+    return json.dumps(line, separators=(",", ":")).encode("ascii")
 
 
 def _words(sample: Sample) -> int:
     """Words of all turns, whatever the tokenizer; negative without an image."""
-    n_words = sum(len(turn.text.split()) for turn in sample.turns)
+    n_words = sum(len(text.split()) for text in (sample.system or "", *(turn.text for turn in sample.turns)))
     return n_words if sample.images else -n_words

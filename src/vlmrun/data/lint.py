@@ -7,7 +7,6 @@ records takes little more memory than one of ten. The first images are decoded, 
 from __future__ import annotations
 
 import hashlib
-import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 
 from vlmrun.data import formats
 from vlmrun.data.encode import encode, misfit
-from vlmrun.data.findings import Finding, Tally, Wrong
+from vlmrun.data.findings import Finding, Tally, Wrong, kind_of
+from vlmrun.data.formats.image_marks import as_words
 from vlmrun.data.images.examining import N_DECODED, Examiner, Size
 from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.seeing import ON_WHITE, View
@@ -28,14 +28,6 @@ from vlmrun.data.templates import Template
 from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
 
-# A reader's rejection is classified by its words; a test goes through all of them.
-_WORDS = (
-    ("malformed", r"^malformed JSON|is not UTF-8"),
-    ("roles", r"^roles out of order|is from |\.role` is "),
-    ("empty", r"^empty |has no answer$|has no text$|is missing or empty$|\.content` is empty$"),
-    ("placeholders", r"tags(,| in the text| for one image)|\.content` holds |stands (nowhere )?in the text"),
-    ("duplicate_id", r"is used twice$|is used by record"),
-)
 _UNLIMITED = 1 << 60
 
 
@@ -54,7 +46,7 @@ class Rules:
     """What is looked for besides the form of the records.
 
     Args:
-        split, fields: of shards, as in a data entry.
+        split, fields, ignore_keys: as in a data entry.
         images: where images are; None: images are not looked for.
         view: how they are seen.
         n_decoded: images that are decoded; None: all.
@@ -68,6 +60,7 @@ class Rules:
     format: str = "llava"
     split: str | None = None
     fields: Mapping[str, str | None] | None = None
+    ignore_keys: Sequence[str] = ()
     images: ImageFolder | None = None
     view: View = ON_WHITE
     n_decoded: int | None = N_DECODED
@@ -83,6 +76,7 @@ def rules_of(options: Mapping[str, Any]) -> Rules:
     return Rules(
         format=options["format"],
         split=options["split"],
+        ignore_keys=options["ignore_keys"],
         images=None if options["images"] is None else ImageFolder(options["images"], tuple(options["image_root"])),
         n_decoded=options["decode"],
         limit=options["limit"],
@@ -123,7 +117,8 @@ class _Linter:
 
     def _read(self) -> Iterator[Sample | Rejected]:
         rules = self.rules
-        return formats.reader(rules.format, split=rules.split, fields=rules.fields)(self.path)
+        read = formats.reader(rules.format, split=rules.split, fields=rules.fields, ignore_keys=rules.ignore_keys)
+        return read(self.path)
 
     def records(self) -> Iterator[Finding]:
         source = self._read()
@@ -144,8 +139,9 @@ class _Linter:
         first_id, first_content = earlier(self._ids), earlier(self._contents)
         if not ((first_id >= 0).any() or (first_content >= 0).any()):
             return
+        last = int(np.flatnonzero((first_id >= 0) | (first_content >= 0))[-1])
         for index, record in enumerate(self._read()):
-            if index == len(first_id):
+            if index > last:
                 return
             for kind, first in (("duplicate_id", first_id), ("duplicate_record", first_content)):
                 if first[index] >= 0:
@@ -158,12 +154,13 @@ class _Linter:
             self._contents.append(0)
             return
         self._ids.append(_hash(record.id) if record.id else 0)
-        answer = record.answer if isinstance(record, Question) else ""
-        self._contents.append(_hash("\x1f".join([*record.images, "", *(turn.text for turn in record.turns), answer])))
+        answers = [record.answer, *record.others] if isinstance(record, Question) else [""]
+        said = [record.system or "", *(turn.text for turn in record.turns)]
+        self._contents.append(_hash("\x1f".join([*record.images, "", *said, *answers])))
 
     def _judge(self, record: Sample | Rejected) -> Iterator[Finding]:
         source, index = record.source
-        found = [_of_rejected(record)] if isinstance(record, Rejected) else self._of_sample(record)
+        found = [Wrong(kind_of(record.what), record.what)] if isinstance(record, Rejected) else self._of_sample(record)
         yield from (Finding(wrong.kind, source, index, record.id, wrong.what) for wrong in found)
 
     def _of_sample(self, sample: Sample) -> Iterator[Wrong]:
@@ -171,9 +168,11 @@ class _Linter:
             marks = [repr(mark) for mark in self.rules.marks if mark in turn.text]
             if marks:
                 yield Wrong("special_text", f"message {number} contains {', '.join(marks)}")
-        n_tags = sum(turn.text.count(IMAGE_TAG) for turn in sample.turns)
-        if n_tags and not sample.images:
-            yield Wrong("placeholders", f"{n_tags} {IMAGE_TAG} tags in the text, but no image: they are taken as words")
+        for number, turn in enumerate(sample.turns):
+            if sample.images and turn.role == "assistant" and IMAGE_TAG in turn.text:
+                yield Wrong("placeholders", f"message {number} is an answer with an {IMAGE_TAG} tag")
+        if taken := as_words(sample):
+            yield Wrong("placeholders", f"image marks in the text are taken as words: {', '.join(taken)}")
         looked: list[Size | Wrong] = []
         for name in sample.images if self.images is not None else ():
             assert self.images is not None
@@ -206,11 +205,6 @@ def earlier(hashes: array[int]) -> np.ndarray:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
-
-
-def _of_rejected(record: Rejected) -> Wrong:
-    kind = next((kind for kind, words in _WORDS if re.search(words, record.what)), "record")
-    return Wrong(kind, record.what)
 
 
 def _lengths(sample: Sample, measure: Measure, sizes: Sequence[tuple[int, int] | None]) -> Iterator[Wrong]:

@@ -80,7 +80,7 @@ def batches(
     """Yields (step, the rank's collated micro batches of that step), steps counting from 0.
 
     Args:
-        first_step: where to go on; samples before it are not touched.
+        first_step: where to continue; samples before it are not touched.
     Raises:
         DataError: for a sample that cannot be used; the same for any number of workers.
     """

@@ -26,7 +26,7 @@ def pool_size(counts: Sequence[int], weights: Sequence[float] | None) -> int:
 def pool(counts: Sequence[int], weights: Sequence[float] | None, seed: int, epoch: int) -> np.ndarray:
     """Sample numbers of one epoch, in no particular order: a weight of 2.5 is all of a source twice and a half of it.
 
-    The half is drawn anew in every epoch.
+    The half is drawn again in every epoch.
     """
     if weights is None:
         return np.arange(sum(counts))

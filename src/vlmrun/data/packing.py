@@ -1,7 +1,7 @@
 """Several samples in one row: which, as a pure function of their lengths, the seed and the epoch.
 
 A batch then counts rows: `micro_batch` rows a forward pass, `global_batch` rows an update. `epochs` still counts passes
-over the samples. Like every order this one knows nothing of ranks, so a run goes on anywhere from a step number alone.
+over the samples. Like every order this one knows nothing of ranks, so a run resumes anywhere from a step number alone.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
 from vlmrun.data.encode import Encoded, tokenize
 from vlmrun.data.encoder import Encoder, Layouts
-from vlmrun.data.sample import IMAGE_TAG, Turn
+from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
+from vlmrun.data.system import placed
 from vlmrun.data.templates import Piece, Template
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
@@ -29,16 +30,26 @@ class Prompts:
             self.stop_ids[0] if pad is None else pad, encoder.image_tokens, height, padding_side="left"
         )
 
-    def item(self, turns: Sequence[Turn], pixels: np.ndarray, id: str, layouts: Layouts | None = None) -> Item:
+    def item(
+        self,
+        turns: Sequence[Turn],
+        pixels: np.ndarray,
+        id: str,
+        layouts: Layouts | None = None,
+        *,
+        sample: Sample | None = None,
+    ) -> Item:
         """One prompt, ready to be put into a batch by `collate`.
 
         Args:
             layouts: how each image was cut into the rows of `pixels`; None: none was.
+            sample: the turns' own, whose system text stands in the place of the template's.
 
         Raises:
             DataError: when it is longer than the model's maximum length.
         """
-        pieces = self.encoder.template.prompt_pieces(turns, images=len(pixels) > 0)
+        template = self.encoder.template if sample is None else placed(self.encoder.template, sample)
+        pieces = template.prompt_pieces(turns, images=len(pixels) > 0)
         return self._item(pieces, pixels, id, layouts)
 
     def as_written(self, text: str, pixels: np.ndarray, id: str, layouts: Layouts | None = None) -> Item:

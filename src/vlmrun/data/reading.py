@@ -1,4 +1,4 @@
-"""Annotation files -> usable samples, one at a time; what cannot be used is told, or counted and listed."""
+"""Annotation files -> usable samples, one at a time; what cannot be used is an error, or counted and listed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 from vlmrun import logs
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
+from vlmrun.data.formats.image_marks import as_words
+from vlmrun.data.formats.values import whole
 from vlmrun.data.images.finding import ImageFolder, find_image, folder_of
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import DataError, Problem
 
 log = logs.get(__name__)
 
-MAX_LISTED = 20  # problems an error shows; the number of all is told as well
+MAX_LISTED = 20  # problems an error shows; the number of all is given as well
 _SECONDS_BETWEEN_LINES = 5.0
 
 Check = Callable[[Sample], Sample | Rejected]
@@ -37,6 +39,7 @@ def usable(
     if folder is not None and not folder.root.is_dir():
         raise DataError("the image folder does not exist", str(folder.root), "check data.<name>.images")
     images = ImageCheck(folder)
+    n_marked, first_marked = 0, ""
     spoken = time.monotonic()
     records = formats.of(config, as_it_is=as_it_is)
     for n_read, record in enumerate(records, start=1):
@@ -48,8 +51,13 @@ def usable(
             found = check(found)
         if isinstance(found, Rejected):
             rejected.append(found)
-        else:
-            yield found
+            continue
+        if marks := as_words(found):
+            n_marked += 1
+            first_marked = first_marked or f"{', '.join(marks)} in {found.where}"
+        yield found
+    if n_marked:
+        log.warning("image marks in %d records are taken as words, first %s", n_marked, first_marked)
 
 
 def rejection_error(rejected: Sequence[Rejected]) -> DataError:
@@ -57,7 +65,7 @@ def rejection_error(rejected: Sequence[Rejected]) -> DataError:
     problems = [record.problem for record in rejected[:MAX_LISTED]]
     if len(rejected) > MAX_LISTED:
         more = Problem(f"{len(rejected) - MAX_LISTED} more bad records ({len(rejected)} in all)", rejected[0].source[0])
-        problems.append(replace(more, fix="mend them, or set on_error: skip to leave them out"))
+        problems.append(replace(more, fix="fix them, or set on_error: skip to leave them out"))
     return DataError(problems)
 
 
@@ -67,7 +75,7 @@ def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as handle:
         for entry in entries:
-            line = json.dumps(dict(entry), ensure_ascii=False)
+            line = whole(json.dumps(dict(entry), ensure_ascii=False))
             if line not in known:
                 known.add(line)
                 handle.write(line + "\n")

@@ -83,6 +83,9 @@ def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
     if isinstance(sample, Question):
         if not sample.answer:
             return Rejected(sample.id, sample.source, "the question has no answer to learn", "add its `answer`")
+        if sample.others:
+            what = f"the question has {len(sample.others) + 1} reference answers, and one can be trained"
+            return Rejected(sample.id, sample.source, what, "keep one answer")
         sample = sample.answered
     if encoder.as_upstream:
         try:
@@ -91,7 +94,7 @@ def _fitting(encoder: Encoder, sample: Sample) -> Sample | Rejected:
             return Rejected(sample.id, sample.source, error.problems[0].what, error.problems[0].fix)
     if encoder.compat is not None and encoder.compat.llava_prompt is not None:
         sample = keys.as_pai(sample, encoder.compat.llava_prompt)
-    problem = misfit(sample, encoder.template)
+    problem = misfit(sample, encoder.template) or compat.excluded(sample, encoder.labels_of)
     return sample if problem is None else Rejected(sample.id, sample.source, problem.what, problem.fix)
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlmrun.errors import Problem
 
 IMAGE_TAG = "<image>"  # marks in a turn's text where an image goes
 
-Role = Literal["user", "assistant", "unknown"]  # unknown: read under compat.records only
+# system: in readers only, which keep its text apart; unknown: read under compat.records only
+Role = Literal["user", "assistant", "system", "unknown"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said."""
+    """What one side said.
+
+    Args:
+        supervised: false for an answer that the record excludes from training (`loss: false`).
+    """
 
     role: Role
     text: str
+    supervised: bool = True
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,14 @@ class Sample:
     Args:
         images: file names below the image root.
         source: annotation file and record index (from 0).
+        system: the record's own system text, in place of the template's; None: it has none.
     """
 
     id: str
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
     source: tuple[str, int]
+    system: str | None = field(default=None, kw_only=True)
 
     @property
     def where(self) -> str:
@@ -42,15 +50,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Question(Sample):
-    """A sample that ends with a question, and the answer it is compared with; empty where none is known."""
+    """A sample that ends with a question, and the answer it is compared with; empty where none is known.
+
+    Args:
+        others: further reference answers, each as good as `answer`.
+    """
 
     answer: str
     category: str
     split: str
+    others: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def answered(self) -> Sample:
-        """The conversation with its answer, as one to learn from."""
+        """The conversation with its answer, as a training sample."""
         return Sample(self.id, self.images, (*self.turns, Turn("assistant", self.answer)), self.source)
 
 
@@ -79,10 +92,10 @@ def same_answer(given: str, expected: str) -> bool:
 
 
 def move_image_tags(text: str) -> str:
-    """Puts a turn's image tags at its start, as LLaVA does before training; every format and the dialogue do the same.
+    """Puts a turn's image tags at its start, as LLaVA does before training: of records with one image, and in chat.
 
     Source: haotian-liu/LLaVA@c121f043 llava/train/train.py, preprocess_multimodal. There several tags of a turn
-    become one; here each is kept, so that none of several images is lost.
+    become one (`compat.records`); here each is kept.
     """
     n_tags = text.count(IMAGE_TAG)
     if n_tags == 0:

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of seed, epoch and step, so a run goes on from a step number alone.
+"""The order of samples: a pure function of seed, epoch and step, so a run resumes from a step number alone.
 
 Epoch orders (`data/order.py`) are laid end to end and cut into global batches. How a batch is divided among ranks and
 micro batches does not change it. Free of torch.

@@ -1,4 +1,4 @@
-"""Templates: how turns become text, and which characters of it are learnt. Free of torch.
+"""Templates: how turns become text, and which characters of it are supervised. Free of torch.
 
 A template belongs to a model as much as its weights do, so it is saved with them field by field (`to_dict`).
 """
@@ -15,11 +15,11 @@ from vlmrun.errors import CheckpointError, ConfigError, suggest
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the text, learnt or not.
+    """A stretch of the text, supervised or not.
 
     Args:
         alone: tokenized on its own (`Template.by_turn`).
-        then: a token that is learnt behind it, in the place of whatever stands there.
+        then: a token that is supervised behind it, in the place of whatever stands there.
     """
 
     text: str
@@ -38,19 +38,19 @@ class Template:
     Args:
         system: starts the text, once.
         first_user_start: stands before the first question; null where that is `user_start` as before every other.
-        assistant_start: stands before every answer and ends a prompt; not learnt.
-        answer_start: first characters of what is learnt. The space of `ASSISTANT: yes` stands here because most
+        assistant_start: stands before every answer and ends a prompt; not supervised.
+        answer_start: first characters of what is supervised. The space of `ASSISTANT: yes` stands here because most
             tokenizers join it to the answer's first word.
-        answer_end: learnt as well: it is how the model says that it has finished.
-        end: closes the text after the last turn; not learnt.
+        answer_end: supervised as well: it is how the model says that it has finished.
+        end: closes the text after the last turn; not supervised.
         image_start, image_end: stand around every image.
         keep_question: false throws the user's words away, all but the image tags (captions of stage one).
         special_tokens: strings that must each be one token of the tokenizer.
         stop: strings that end a generated answer.
         trims: the space around every turn's text is taken off.
         by_turn: every turn and what stands before it are tokenized on their own, without the tokenizer's beginning of
-            text; only the last answer ends with `answer_end`, behind the others it is learnt in the place of the token
-            that follows.
+            text; only the last answer ends with `answer_end`, behind the others it is supervised in the place of the
+            token that follows.
         image_token: an image stands as a special token in the text, so that what follows begins no text of its own:
             tokenizers put a space before those.
     """
@@ -104,10 +104,9 @@ class Template:
                 pieces += [Piece(start, False, self.by_turn), Piece(rest, False, self.by_turn)]
                 continue
             pieces.append(Piece(self.assistant_start, False, self.by_turn))
-            if self.by_turn and number < len(turns) - 1:
-                pieces.append(Piece(self.answer_start + text, True, self.by_turn, then=self.answer_end))
-            else:
-                pieces.append(Piece(self.answer_start + text + self.answer_end, True, self.by_turn))
+            last = not self.by_turn or number == len(turns) - 1
+            end, then = (self.answer_end, "") if last else ("", self.answer_end if turn.supervised else "")
+            pieces.append(Piece(self.answer_start + text + end, turn.supervised, self.by_turn, then))
         return pieces
 
     def wrap_images(self, text: str) -> str:

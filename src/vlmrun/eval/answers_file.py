@@ -115,6 +115,8 @@ def _given(row: Any, place: int) -> Given | None:
 def _plain(row: Mapping[str, Any]) -> tuple[Any, str, str | None] | None:
     """Ours (`answer`), upstream's (`text`, `prompt`), CMMMU's (`response`)."""
     id = next((row[key] for key in _ID_KEYS if row.get(key) is not None), None)
+    if isinstance(id, bool | list | dict):
+        return None
     ours = isinstance(row.get("answer"), str) and "data" in row
     text = row["answer"] if ours else next((row[key] for key in ("text", "response", "answer") if key in row), None)
     if id is None or not isinstance(text, str):

@@ -114,6 +114,8 @@ def line(asked: Asked, answer: str) -> dict[str, Any]:
         "expected": question.answer,
         "answer": answer,
     }
+    if question.others:
+        row["also_expected"] = list(question.others)
     if asked.draw:
         row["draw"] = asked.draw
     if asked.benchmark is not None and asked.benchmark.config.metric is not None:

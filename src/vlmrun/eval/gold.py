@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
+from vlmrun.data.formats.values import text_or_number
 from vlmrun.errors import DataError
 from vlmrun.eval import metrics, records
 from vlmrun.eval.metrics.base import groups
 from vlmrun.eval.row import Row
 
 _ID_KEYS = ("question_id", "questionId", "id", "index")
+
+_ANY_OF = ("exact", "vqa", "anls", "relaxed", "contains")  # metrics with several right answers, under `answers`
+_OWN_LISTS = ("mmmu", "cmmmu")  # metrics whose sets write several answers under `answer`
 
 Fields = dict[str, Any]
 
@@ -43,8 +47,11 @@ def join(rows: Sequence[Row], config: BenchmarkConfig) -> list[Row]:
 
 def _complete(row: Row, config: BenchmarkConfig) -> Row:
     fields = dict(row.fields)
+    if isinstance(fields.get("answer"), list) and config.metric in _ANY_OF:
+        fields.setdefault("answers", fields.pop("answer"))
     if isinstance(fields.get("answers"), list):
         fields["answers"] = [each["answer"] if isinstance(each, dict) else each for each in fields["answers"]]
+    _check_types(row, fields, config)
     metric = metrics.of(config.metric or "exact")
     missing = [
         key for key in metric.needs if fields.get(key) is None and not (key == "answer" and fields.get("answers"))
@@ -53,6 +60,22 @@ def _complete(row: Row, config: BenchmarkConfig) -> Row:
         what = f"question {row.id} has no {' and no '.join(missing)}, which metric {config.metric} compares with"
         raise DataError(what, config.annotations, "set gold, keys.answer, or metric=null for a set without answers")
     return replace(row, fields=fields)
+
+
+def _check_types(row: Row, fields: Fields, config: BenchmarkConfig) -> None:
+    """Raises a DataError for an answer that is neither text nor a number: its Python name would be compared."""
+    several = config.metric in _ANY_OF or config.metric in _OWN_LISTS
+    for key in ("answer", "answers"):
+        value = fields.get(key)
+        if isinstance(value, list) and (several or key == "answers"):
+            given = value
+        else:
+            given = [] if value is None else [value]
+        try:
+            for each in given:
+                text_or_number(each, f"`{key}` of question {row.id}")
+        except DataError as error:
+            raise DataError([replace(each, where=config.annotations) for each in error.problems]) from error
 
 
 def _by_id(rows: Sequence[Row], place: Path) -> list[Fields | None]:

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 3.0
 
 @contextlib.contextmanager
 def progress(what: str, unit: str = "questions") -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that takes (done, total)."""
+    """Yields a function that is given (done, total)."""
     if not logs.is_terminal():
         yield _lines(what, unit)
         return

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmrun.data.formats.values import text_or_number
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.eval.metrics.cmmmu import BLANK, CHOICE, STATEMENT
 from vlmrun.eval.metrics.options import LETTERS
@@ -57,8 +58,8 @@ def mmbench(question: Mapping[str, Any], *, all_rounds: bool = False) -> list[Ro
     for letter in "ABCD":
         if is_nothing(question.get(letter)):
             break
-        options.append(str(question[letter]))
-    head = str(question["question"])
+        options.append(text_or_number(question[letter], f"option {letter}"))
+    head = text_or_number(question["question"], "`question`")
     if not is_nothing(question.get("hint")):
         head = f"{question['hint']}\n{head}"
     letters = LETTERS[: len(options)]

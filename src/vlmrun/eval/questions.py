@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.config.schema import BenchmarkConfig
+from vlmrun.data.formats.values import text_or_number
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.errors import DataError, Problem, suggest
 from vlmrun.eval import gold, prompts, records
@@ -37,6 +38,9 @@ def read(config: BenchmarkConfig, *, need_gold: bool = True) -> list[Row]:
             continue
         try:
             made = list(_rows(fields, number, config, seen))
+        except DataError as error:
+            problems += [Problem(f"cannot be asked: {each.what}", where, each.fix) for each in error.problems]
+            continue
         except (KeyError, TypeError, ValueError) as error:
             fix = suggest(str(error).strip("'"), fields, noun="columns")
             problems.append(Problem(f"cannot be asked: {error}", where, fix))
@@ -60,18 +64,20 @@ def _first(problems: list[Problem], path: Path) -> list[Problem]:
 def _rows(fields: dict[str, Any], number: int, config: BenchmarkConfig, seen: Counter[str]) -> Iterator[Row]:
     keys = config.keys
     own = number if keys.id is None else fields[keys.id]
+    own_text = text_or_number(own, f"`{keys.id}`")
     picture = None if keys.image is None else fields.get(keys.image)
     if picture is not None and not isinstance(picture, str):
         raise ValueError(f"{keys.image} is not a file name")
     gold_fields = dict(fields)
     if keys.answer is not None and keys.answer in fields:
         gold_fields["answer"] = fields[keys.answer]
-    category = str(fields.get(keys.category, "all")) if keys.category else "all"
+    held = fields.get(keys.category, "all") if keys.category else "all"
+    category = text_or_number(held, f"`{keys.category}`")
     for asked in _asked(fields, config, picture is not None):
-        seen[str(own)] += 1
-        again = seen[str(own)]
+        seen[own_text] += 1
+        again = seen[own_text]
         yield Row(
-            id=str(own) if again == 1 else f"{own}#{again}",
+            id=own_text if again == 1 else f"{own_text}#{again}",
             own_id=own,
             text=asked.text + config.tail,
             stored=asked.text if config.prompt in ("mmbench", "rounds") else asked.text + config.tail,
@@ -107,7 +113,7 @@ def _asked(fields: dict[str, Any], config: BenchmarkConfig, has_image: bool) -> 
     elif config.prompt == "choices":
         yield _Asked(prompts.choices(fields))
     elif config.prompt == "science":
-        value = fields["conversations"][0]["value"]
-        yield _Asked(prompts.science(str(value), has_image=False, single=False))
+        value = text_or_number(fields["conversations"][0]["value"], "the question")
+        yield _Asked(prompts.science(value, has_image=False, single=False))
     else:
-        yield _Asked(str(fields[config.keys.text]))
+        yield _Asked(text_or_number(fields[config.keys.text], f"`{config.keys.text}`"))

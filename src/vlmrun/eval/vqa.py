@@ -19,7 +19,8 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
     """Exact match, beside what guessing and looking at the wrong image reach.
 
     Args:
-        answers: rows with `expected`, `answer`, `category` and `split`.
+        answers: rows with `expected`, `answer`, `category` and `split`, and `also_expected` where several answers are
+            right.
         control: rows of the same questions asked with other questions' images.
 
     Returns:
@@ -46,7 +47,12 @@ def is_match(row: Row) -> bool:
     """Whether a row's answer is right: by its set's metric where it has one, else by exact match."""
     if isinstance(row.get("score"), int | float):
         return bool(row["score"] >= _RIGHT)
-    return same_answer(row["answer"], row["expected"])
+    return any(same_answer(row["answer"], each) for each in _expected(row))
+
+
+def _expected(row: Row) -> list[str]:
+    """All answers that are right."""
+    return [row["expected"], *row.get("also_expected", ())]
 
 
 def _plain(text: str) -> str:
@@ -97,4 +103,5 @@ def _share(rows: Sequence[Row]) -> float | None:
 
 def _chance(rows: Sequence[Row]) -> float:
     """What always giving the most frequent answer reaches."""
-    return Counter(_plain(row["expected"]) for row in rows).most_common(1)[0][1] / len(rows)
+    right = Counter(text for row in rows for text in {_plain(each) for each in _expected(row)})
+    return right.most_common(1)[0][1] / len(rows)

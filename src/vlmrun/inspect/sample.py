@@ -141,6 +141,7 @@ def show(job: StageJob, index: int, sizes: Sizes) -> dict[str, Any]:
         "source": list(sample.source),
         "id": sample.id,
         "images": [_image(*each) for each in zip(sample.images, layouts, counts, strict=True)],
+        "system": sample.system,
         "turns": [{"role": turn.role, "text": turn.text} for turn in sample.turns],
         "template": look.encoder.template.name,
         "input_ids": whole.input_ids,
@@ -220,6 +221,7 @@ def rules(job: StageJob, name: str, sizes: Sizes | None) -> lint.Rules:
         format=config.format,
         split=config.split,
         fields=config.fields,
+        ignore_keys=config.ignore_keys,
         images=folder_of(config),
         records=config.about.records if config.about else None,
     )

@@ -120,7 +120,7 @@ def _occurrences(view: mmap.mmap) -> int:
 def _sampled(data: DataConfig, path: Path) -> tuple[Text, float, int] | None:
     """Lengths and images of the first records; None when they cannot be read, which `check` and `data lint` tell."""
     try:
-        found = list(islice(reader(data.format)(path), SAMPLED))
+        found = list(islice(reader(data.format, ignore_keys=data.ignore_keys)(path), SAMPLED))
     except (ConfigError, DataError, OSError, UnicodeDecodeError):
         return None
     samples = [sample for sample in found if not isinstance(sample, Rejected)]

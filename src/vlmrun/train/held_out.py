@@ -126,7 +126,7 @@ class Evaluator:
         """The prompt of a sample: all but its last answer."""
         assert self._prompts is not None
         sample, item = self._dataset.sample(index), self._dataset[index]
-        return self._prompts.item(sample.turns[:-1], item.pixels, sample.where, item.layouts)
+        return self._prompts.item(sample.turns[:-1], item.pixels, sample.where, item.layouts, sample=sample)
 
     def _askable(self) -> list[int]:
         """The first samples that end with an answer, and whose prompt fits."""

@@ -55,8 +55,8 @@ def test_a_sample_of_a_shard_is_shown(place, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "one of --to FORMAT and --from wds"),
-        (["--to", "wds", "--from", "wds"], "one of --to FORMAT and --from wds"),
+        ([], "one of --to FORMAT and --from FORMAT"),
+        (["--to", "wds", "--from", "wds"], "--from wds and --to wds exclude each other"),
         (["--to", "wds", "--split", "1,0,0"], "--split is of --to energon"),
         (["--to", "minicpm", "--max-count", "2"], "--max-count is of --to wds, energon"),
         (["--to", "energon", "--split", "half"], "is no split"),

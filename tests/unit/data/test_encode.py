@@ -120,7 +120,7 @@ def test_length_counts_expanded_images_and_is_cut():
 
 def test_an_image_beyond_the_cut_is_an_error():
     spoken = sample("<image>\nWhat?", "red", images=1)
-    with pytest.raises(DataError, match="an image lies beyond the maximum length of 8") as error:
+    with pytest.raises(DataError, match="an image is beyond the maximum length of 8") as error:
         encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=8)
     assert error.value.problems[0].where == "file.json[3] (id 's1')"
 

@@ -101,7 +101,7 @@ def test_a_good_record():
 def test_text_only_and_several_images():
     assert parse(conversations=conversation("a", "b")).images == ()
     found = parse(image=["a", "b"], conversations=conversation("<image> or <image>?", "b"))
-    assert found.turns[0].text == "<image>\n<image>\nor ?"
+    assert found.turns[0].text == "<image> or <image>?"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,8 @@ def test_bad_vqa_questions(tmp_path):
 
 
 def test_formats_by_name(monkeypatch, tmp_path):
-    assert formats.reader("llava") is llava.read
+    (tmp_path / "f.json").write_text(json.dumps([{"id": "a", "conversations": conversation("What?", "That.")}]))
+    assert list(formats.reader("llava")(tmp_path / "f.json")) == list(llava.read(tmp_path / "f.json"))
     with pytest.raises(ConfigError, match="did you mean 'llava'"):
         formats.reader("lava")
     with pytest.raises(ConfigError, match=r"'os\.path' is not allowed"):

@@ -28,6 +28,7 @@ class DataConfig(Node):
     format: str
     split: Annotated[str | None, Neutral(None)]  # energon: a part of its split.yaml; null: train
     fields: Annotated[FieldMap | None, Neutral(None)]  # of shards: image, context, answers; null: as they say
+    ignore_keys: Annotated[list[str], Neutral([])]  # keys of records that are dropped, with * and ?; image marks, too
     annotations: str  # of shards: their folder
     images: str | None  # folder that every image path must stay inside
     image_roots: Annotated[list[str], Neutral([])]  # further folders that links in it may lead to

@@ -1,4 +1,4 @@
-"""The labels of the published codes, quirks and all: for `stage.*.compat`, never by default.
+"""The labels of the published codes, quirks included: for `stage.*.compat`, never by default.
 
 Upstream finds what is learnt by adding up lengths of pieces tokenized on their own; where the sum is not the length of
 the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmrun.data import system
 from vlmrun.data.compat.rendering import header_turn, render_llama_2, render_two, roles_of, separator_of
 from vlmrun.data.compat.settings import HASHES, Project
 from vlmrun.data.compat.text import UpstreamText, is_legacy
@@ -61,13 +62,13 @@ def encode(
         raise DataError(
             f"{n_images} {IMAGE_TAG} tags become images here, but the record has {len(sample.images)}",
             sample.where,
-            "upstream would show another sample's image; mend the record",
+            "upstream would show another sample's image; fix the record",
         )
     kept = kept_tokens(masked.ids[:max_length], image_tokens, max_length)
     ids, labels = masked.ids[:kept], masked.labels[:kept]
     if IMAGE_TOKEN in masked.ids[kept:]:
         raise DataError(
-            f"an image lies beyond the maximum length of {max_length} tokens",
+            f"an image is beyond the maximum length of {max_length} tokens",
             sample.where,
             "raise model.max_length, or shorten the record",
         )
@@ -86,9 +87,10 @@ def mask(sample: Sample, template: Template, tokenizer: Any, project: Project, *
         ConfigError: when the project has no such template.
     """
     text = UpstreamText(tokenizer, bool(sample.images), max_length, old=project == "kollava")
+    template = system.placed(template, sample)
     turns = sample.turns
     if sample.images and template.keep_question:
-        turns = tuple(Turn(turn.role, template.wrap_images(turn.text)) for turn in turns)
+        turns = tuple(replace(turn, text=template.wrap_images(turn.text)) for turn in turns)
     masked = _style(template, project)(turns, template, text, project, sample.where)
     return replace(masked, labels=[IGNORE if label == IMAGE_TOKEN else label for label in masked.labels])
 
@@ -180,8 +182,7 @@ def _hashes(turns: Sequence[Turn], template: Template, text: UpstreamText, proje
     """The `### ` path: only what stands between a human turn's mark and its end is hidden. No check of lengths."""
     user, assistant = roles_of(template)
     names = {"user": user, "assistant": assistant, "unknown": "unknown"}
-    system = template.system.removesuffix("### ").rstrip()
-    header = system + "\n\n"
+    header = template.system.removesuffix("### ").rstrip() + "\n\n"
     said = [f"### {names[turn.role]}: {turn.text}\n" for turn in turns]
     ids = text.whole("".join([header, *said, "### "]))
     labels = list(ids)

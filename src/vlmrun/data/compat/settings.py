@@ -7,7 +7,7 @@ from typing import Literal
 
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import TEMPLATES, Template
-from vlmrun.errors import DataError
+from vlmrun.errors import DataError, Problem
 
 Project = Literal["llava", "kollava", "denseconnector", "bunny", "minicpm"]  # the last: minicpm_labels
 HASHES = ("llava_v0", "v0_mmtag", "kollava_mistral", "phi")  # the last two fall through to that path upstream
@@ -30,7 +30,7 @@ def as_upstream(sample: Sample, template: Template, project: Project | None) -> 
     """
     turns = sample.turns
     if sample.images:
-        turns = tuple(Turn(turn.role, one_tag(turn.text)) for turn in turns)
+        turns = tuple(replace(turn, text=one_tag(turn.text)) for turn in turns)
     if not falls_through(template, project) and template.keep_question:
         turns = _alternating(turns, sample.where)
     n_tags = sum(turn.text.count(IMAGE_TAG) for turn in turns) if sample.images else 0
@@ -41,6 +41,14 @@ def as_upstream(sample: Sample, template: Template, project: Project | None) -> 
             "upstream would take the next sample's image; write one tag in one turn",
         )
     return replace(sample, turns=turns, images=sample.images if n_tags else ())
+
+
+def excluded(sample: Sample, project: Project | None) -> Problem | None:
+    """What keeps upstream's label arithmetic from a sample: it supervises every answer."""
+    if project is None or all(turn.supervised for turn in sample.turns):
+        return None
+    fix = "leave compat.labels null, or leave the record out"
+    return Problem(f"`loss: false` keeps an answer from training, which compat.labels={project} cannot", "", fix)
 
 
 def falls_through(template: Template, project: Project | None) -> bool:

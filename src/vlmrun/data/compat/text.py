@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmrun.data import tokenizing
 from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.ids import IMAGE_TOKEN
 
@@ -24,7 +25,8 @@ class UpstreamText:
         """All of it, with the tokenizer's own special tokens."""
         if self.old and is_legacy(self.tokenizer) is False:
             return _ids_of_transformers_4_31(self.tokenizer, text)
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        with tokenizing.refusals():
+            ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
         return ids
 
     def measured(self, text: str) -> list[int]:

@@ -5,31 +5,40 @@ Neither is ever in memory whole: a list of a million records is read in as littl
 
 from __future__ import annotations
 
-import codecs
 import json
-import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vlmrun import logs
+from vlmrun.data.formats import others
+from vlmrun.data.formats.window import MAX_RECORD_BYTES, Decoder, Window, reason
 from vlmrun.data.sample import Rejected
 from vlmrun.errors import DataError, closest
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-_LONGEST_WORD = len("-Infinity") + len("\\uXXXX\\uXXXX")  # what an error at a cut may point back by
+log = logs.get(__name__)
+
+LINES = (".jsonl", ".ndjson")  # endings of files with one record a line
+_SKIPPED_AT_ONCE = 1 << 20
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (index, value) of every record; the value of a damaged JSONL line is a `Rejected`.
+    """Yields (index, value) of every record; the value of one that cannot be taken is a `Rejected`.
 
     Raises:
-        DataError: when the file is missing, is not UTF-8, or a JSON list breaks off: what follows cannot be read.
+        DataError: when the file is missing, is no JSON text in UTF-8, or a list breaks off: what follows cannot be
+            read.
     """
     check_file(path)
-    if path.suffix == ".jsonl":
-        yield from _lines(path)
-    else:
+    first = others.check_content(path)
+    if path.suffix not in LINES:
         yield from _list(path)
+    elif first == "[":
+        log.info("%s: it is one JSON list, and read as such", path)
+        yield from _list(path)
+    else:
+        yield from _lines(path)
 
 
 def check_source(path: Path, *, folder: bool = False) -> None:
@@ -46,6 +55,11 @@ def check_file(path: Path) -> None:
         return
     if path.is_dir():
         raise DataError("a folder stands where a file is expected", str(path), "name the annotation file itself")
+    if path.exists():
+        mode = path.stat().st_mode
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        fix = "write it to a file first: annotations are read more than once"
+        raise DataError(f"{kind} stands where a file is expected", str(path), fix)
     if not path.parent.is_dir():
         raise DataError("the annotation file's folder does not exist", str(path), "check data.<name>.annotations")
     near = closest(path.name, [p.name for p in path.parent.iterdir()])
@@ -58,23 +72,48 @@ def check_file(path: Path) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     index = 0
+    decoder = Decoder()
     with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
+        for number, line in enumerate(_cut(handle), start=1):
+            if line is not None and not line.strip():
                 continue
-            source = (str(path), index)
-            try:
-                value = json.loads(line)
-            except UnicodeDecodeError as error:
-                value = Rejected("", source, f"line {number} is not UTF-8: {error}", "save the file as UTF-8")
-            except (json.JSONDecodeError, RecursionError) as error:
-                what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-                column = error.colno if isinstance(error, json.JSONDecodeError) else 1
-                value = Rejected(
-                    "", source, f"malformed JSON in line {number}, column {column}: {what}", "mend that line"
-                )
-            yield index, value
+            yield index, _of_line(line, number, (str(path), index), decoder)
             index += 1
+
+
+def _cut(handle: BinaryIO) -> Iterator[bytes | None]:
+    """Lines; None for one that is too long, which is never held."""
+    while line := handle.readline(MAX_RECORD_BYTES):
+        if len(line) < MAX_RECORD_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = handle.readline(_SKIPPED_AT_ONCE)
+        yield None
+
+
+def _of_line(line: bytes | None, number: int, source: tuple[str, int], decoder: Decoder) -> Any:
+    """A line's record, or what is wrong with it."""
+    if line is None:
+        what = f"line {number} is longer than {MAX_RECORD_BYTES >> 20} MiB"
+        return Rejected("", source, what, "name image files instead of putting them into the text")
+    try:
+        value = decoder.whole(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return Rejected("", source, f"line {number} is not UTF-8: {error}", "save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        column = error.colno if isinstance(error, json.JSONDecodeError) else 1
+        what = f"malformed JSON in line {number}, column {column}: {reason(error)}"
+        return Rejected("", source, what, "fix that line")
+    return _without_repeats(value, decoder.repeated, source)
+
+
+def _without_repeats(value: Any, repeated: list[str], source: tuple[str, int]) -> Any:
+    if not repeated:
+        return value
+    id = value.get("id") if isinstance(value, dict) else None
+    what = f"key {repeated[0]!r} is written twice in one object"
+    return Rejected(id if isinstance(id, str) else "", source, what, "keep the one that is meant")
 
 
 def _list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -82,12 +121,12 @@ def _list(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as handle:
         window = Window(handle, path)
         if window.peek() != "[":
-            fix = "wrap the records in [ ], or name a JSONL file *.jsonl"
-            raise DataError("the file is not a JSON list of records", str(path), fix)
+            raise DataError("the file is not a JSON list of records", str(path), others.fix_of_object(path))
         window.position += 1
         index = 0
         while window.peek() != "]" or index > 0:  # `[]` is a list; a comma before `]` is an error
-            yield index, window.value(index)
+            value = window.value(index)
+            yield index, _without_repeats(value, window.repeated, (str(path), index))
             index += 1
             separator = window.peek()
             if separator == "]":
@@ -98,85 +137,3 @@ def _list(path: Path) -> Iterator[tuple[int, Any]]:
         window.position += 1
         if window.peek():
             raise window.malformed(window.position, index, "text after the end of the list")
-
-
-class Window:
-    """The part of a text file that is being decoded; what lies before it is forgotten but for its number of lines.
-
-    Attributes:
-        position: of what comes next, in the window.
-    """
-
-    def __init__(self, handle: BinaryIO, path: Path, n_bytes: int = 1 << 20) -> None:
-        self.path = path
-        self.position = 0
-        self._bytes = handle
-        self._n_bytes = n_bytes
-        self._n_read = 0
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
-        self._text = ""
-        self._ended = False
-        self._lines_before = 0
-        self._columns_before = 0  # of the line that the window starts in
-        self._scan = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """The next character that is no space; empty at the end. Stands on it afterwards."""
-        while True:
-            found = _SPACE.match(self._text, self.position)
-            self.position = found.end() if found else self.position
-            if self.position < len(self._text) or self._ended:
-                return self._text[self.position : self.position + 1]
-            self._read(self._n_bytes)
-
-    def value(self, index: int) -> Any:
-        """Decodes the value that starts here, reading on as long as it may only be cut off."""
-        self.peek()
-        n_bytes = self._n_bytes
-        while True:
-            try:
-                value, end = self._scan(self._text, self.position)
-            except json.JSONDecodeError as error:
-                if self._ended or not self._may_be_cut(error):
-                    raise self.malformed(error.pos, index, error.msg) from error
-            except RecursionError as error:
-                raise self.malformed(self.position, index, "nested too deeply") from error
-            else:
-                if end < len(self._text) or self._ended:  # a number at the very end may go on
-                    self.position = end
-                    return value
-            self._read(n_bytes)
-            n_bytes *= 2  # a long record is tried again seldom
-
-    def malformed(self, position: int, index: int, what: str) -> DataError:
-        """An error that names line and column."""
-        lines = self._text.count("\n", 0, position)
-        line = self._lines_before + lines + 1
-        column = position - self._text.rfind("\n", 0, position) + (0 if lines else self._columns_before)
-        return DataError(
-            f"malformed JSON in line {line}, column {column}, record {index}: {what}",
-            f"{self.path}:{line}",
-            "mend the file there; nothing after that place can be read",
-        )
-
-    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        # An open string is told by its start; every other thing that breaks off, by a place near the end.
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_WORD
-
-    def _read(self, n_bytes: int) -> None:
-        """Forgets what is behind, and reads on."""
-        gone, kept = self._text[: self.position], self._text[self.position :]
-        if "\n" in gone:
-            self._lines_before += gone.count("\n")
-            self._columns_before = 0
-        self._columns_before += len(gone) - gone.rfind("\n") - 1
-        data = self._bytes.read(n_bytes)
-        self._ended = not data
-        pending = len(self._decode.getstate()[0])
-        try:
-            self._text = kept + self._decode.decode(data, final=self._ended)
-        except UnicodeDecodeError as error:
-            what = f"the file is not UTF-8: {error.reason} at byte {self._n_read - pending + error.start}"
-            raise DataError(what, str(self.path), "save the file as UTF-8") from error
-        self._n_read += len(data)
-        self.position = 0

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmrun.data.formats import llava
+from vlmrun.data.formats import keys, llava
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
 from vlmrun.data.shards import metadata, reading
+
+_KEYS = ("id", "image", "conversations")
+_FIX = "a shard's sample has an image and turns: leave the key out, and convert again"
 
 
 def read(path: Path, *, fields: Mapping[str, str | None] | None = None) -> Iterator[Sample | Rejected]:
@@ -32,6 +35,11 @@ def parse(key: str, turns: Any, image: str | None, source: tuple[str, int]) -> S
 
     Source: alibaba/Pai-Megatron-Patch@a098ca5 examples/llava_mcore/dataset_helpers.py, encode_vqa
     """
+    if isinstance(turns, dict):
+        problems = keys.unknown(turns | {"image": image}, _KEYS, ())
+        if problems:
+            return Rejected(key, source, "; ".join(problem.what for problem in problems), _FIX)
+        turns = turns.get("conversations")
     record: dict[str, Any] = {"id": key, "conversations": turns}
     if image is not None:
         record |= {"image": image, "conversations": _tagged(turns)}

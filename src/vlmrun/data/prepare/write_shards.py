@@ -131,7 +131,7 @@ def _look_at(value: Any, images: ImageFolder, seen: dict[str, int], source: tupl
     image = value.get("image")
     if not isinstance(image, str) or not image:
         return Rejected(told, source, "`image` is no file name: a shard's sample has one image", "name one image")
-    parsed = wds.parse(key, value.get("conversations"), image, source)
+    parsed = wds.parse(key, value, image, source)
     if isinstance(parsed, Rejected):
         return parsed
     try:

@@ -18,7 +18,7 @@ log = logs.get(__name__)
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm")
 _LAST_NAMED = 2  # turns that a question and its answer are
 
-# key, turns as LLaVA writes them, the image's place, source -> sample
+# key, turns as LLaVA writes them or a record that has them, the image's place, source -> sample
 Parse = Callable[[str, Any, str | None, tuple[str, int]], Sample | Rejected]
 ParseEntry = Callable[["Parts", tuple[str, int]], Sample | Rejected]
 
@@ -39,14 +39,18 @@ class Parts:
         return self._contents[name]
 
     def turns(self) -> Any:
+        """The turns in `json`."""
+        found = self.record()
+        return found.get("conversations") if isinstance(found, dict) else found
+
+    def record(self) -> Any:
         """What `json` holds: turns, or a record that has them."""
         if "json" not in self.places:
             raise DataError("it has no json", fix=f"its parts are {', '.join(self.places) or 'none'}")
         try:
-            found = json.loads(self.content("json"))
+            return json.loads(self.content("json"))
         except (ValueError, RecursionError) as error:
             raise DataError(f"its json cannot be read: {error}", fix="convert the record again") from error
-        return found.get("conversations") if isinstance(found, dict) else found
 
 
 def samples(
@@ -77,7 +81,7 @@ def conversation(parse: Parse) -> ParseEntry:
             what = f"it has several images: {', '.join(images)}"
             return Rejected(parts.key, source, what, f"data.<name>.fields={{image: {images[0]}, ...}}")
         place = str(parts.places[images[0]]) if images else None
-        return parse(parts.key, parts.turns(), place, source)
+        return parse(parts.key, parts.record(), place, source)
 
     return of
 
