@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import itertools
-import json
 import os
 import shutil
-import socket
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.config import hub, paths
-from vlmrun.errors import CheckpointError, LaunchError, suggest
+from vlmrun.errors import CheckpointError, suggest
 from vlmrun.names import MODEL, WEIGHTS
 
-try:
-    import fcntl
-except ImportError:  # Windows: what only reads (check, plan, ls) works there
-    fcntl = None  # type: ignore[assignment]
-
 log = logs.get(__name__)
-
-_POLL_SECONDS = 0.5
 
 
 def stages_dir(root: Path) -> Path:
@@ -39,17 +27,6 @@ def stages_dir(root: Path) -> Path:
 def folder(root: Path, name: str, key: str) -> Path:
     """The folder of one stage."""
     return stages_dir(root) / f"{name}-{key}"
-
-
-def claim(parent: Path, name: str) -> Path:
-    """Makes a folder that is ours alone: `name`, or `name-2`, `name-3` ... where another process was first."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        made = parent / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            made.mkdir()
-            return made
-    raise AssertionError("numbers do not end")
 
 
 def finished(path: Path) -> Artifact | None:
@@ -193,63 +170,3 @@ _ROOTS = (WEIGHTS, "model")  # where in an artifact a model may be
 _MANIFEST = "MANIFEST.json"  # as `train.checkpoint.commit` writes it, last
 _JOB = "job.json"
 _MODEL_FILES = ("config.json", MODEL, "adapter_config.json", "latest_checkpointed_iteration.txt")
-
-
-@contextlib.contextmanager
-def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]:
-    """Holds a stage folder for this process; the kernel lets go when the holder dies, however it dies.
-
-    Args:
-        wait: wait for another holder to finish, or refuse at once.
-        say: called once with whom we wait for.
-
-    Yields:
-        The lock's file descriptor, for workers to inherit: a worker that outlives us keeps the folder locked.
-
-    Raises:
-        LaunchError: when another process holds it and `wait` is false, or where there are no such locks.
-    """
-    if fcntl is None:
-        raise LaunchError(
-            f"stages cannot be locked on {sys.platform}",
-            str(path),
-            "run it on Linux, on Windows inside WSL 2; check, plan and ls work here",
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        told = False
-        while not _try(fd):
-            holder = _holder(path / "lock")
-            if not wait:
-                raise LaunchError(
-                    f"stage {path.name!r} is being worked on by {holder}",
-                    str(path),
-                    "wait for it (if_busy=wait), or stop that process first",
-                )
-            if not told:
-                say(f"waiting for {holder}, which works on {path.name} (Ctrl-C to give up)")
-                told = True
-            time.sleep(_POLL_SECONDS)
-        os.ftruncate(fd, 0)
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.pwrite(fd, json.dumps(note).encode(), 0)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _try(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _holder(path: Path) -> str:
-    try:
-        note = json.loads(path.read_text("utf-8"))
-        return f"process {note['pid']} on {note['host']} since {note['since']}"
-    except (ValueError, KeyError, OSError):
-        return "another process"

@@ -46,7 +46,7 @@ def test_a_run_says_what_is_missing_and_makes_nothing(tmp_path):
     done = elsewhere(tmp_path, "+recipe=smoke")
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
-    assert "stages cannot be locked on" in done.stderr
+    assert "folders cannot be locked on" in done.stderr
     assert "WSL 2" in done.stderr
     assert not (tmp_path / "outputs" / "stages").exists()
 

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from vlmrun import artifact, store
+from vlmrun import artifact, locks, store
 from vlmrun.artifact import Artifact
 from vlmrun.errors import CheckpointError, LaunchError
 
 
 def hold(folder, ready):
-    with store.lock(folder, wait=False, say=print):
+    with locks.lock(folder, wait=False, say=print):
         ready.set()
         time.sleep(60)
 
@@ -31,7 +31,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path, holder):
-    with pytest.raises(LaunchError) as refused, store.lock(tmp_path / "stage", wait=False, say=print):
+    with pytest.raises(LaunchError) as refused, locks.lock(tmp_path / "stage", wait=False, say=print):
         pass
     assert f"process {holder.pid}" in str(refused.value)
     assert refused.value.exit_code == 5
@@ -40,7 +40,7 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path, holder):
 def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    with store.lock(tmp_path / "stage", wait=False, say=print) as fd:
+    with locks.lock(tmp_path / "stage", wait=False, say=print) as fd:
         assert fd > 2
 
 
@@ -51,7 +51,7 @@ def test_waiting_ends_when_the_holder_ends(tmp_path, holder):
         said.append(text)
         os.kill(holder.pid, signal.SIGKILL)
 
-    with store.lock(tmp_path / "stage", wait=True, say=note):
+    with locks.lock(tmp_path / "stage", wait=True, say=note):
         assert len(said) == 1
         assert "waiting for process" in said[0]
 

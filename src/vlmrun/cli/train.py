@@ -10,9 +10,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vlmrun import artifact, graph, kinds, logs, store
+from vlmrun import artifact, graph, kinds, logs
 from vlmrun.checks import environment, records, rules, table
 from vlmrun.checks import hardware as hardware_checks
+from vlmrun.cli import next_commands
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
@@ -20,7 +21,6 @@ from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, DataError, Problem
-from vlmrun.names import WEIGHTS
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
 
@@ -173,8 +173,11 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         run_page.write(planned.folder, config.name, planned.outcomes)
     report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
     log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
-    if folder is None:  # a point of a sweep is followed by the next point
-        _next_commands(planned, [text for text in overrides if text.startswith("+recipe=")])
+    commands = next_commands.lines(planned, overrides, config_dirs)
+    if folder is None and commands:  # a point of a sweep is followed by the next point
+        log.info("next:")
+        for command in commands:
+            log.info("  %s", command)
     return planned
 
 
@@ -234,18 +237,3 @@ def _folder(value: str, option: str) -> Path:
 
 def _text(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
-
-
-def _next_commands(planned: pipeline.Run, recipe: list[str]) -> None:
-    models = [item for item in planned.outcomes if (item.folder / WEIGHTS).is_dir()]
-    if not models:
-        return
-    best = models[-1].name
-    pictures = sorted(store.stages_dir(planned.root).glob("*/data/images/test/*.png"))[:1]
-    picture = os.path.relpath(pictures[0]) if pictures else "PICTURE"
-    log.info("next:")
-    log.info("  vlmrun chat %s --image %s --prompt 'Describe the image.'", best, picture)
-    log.info("  vlmrun ls %s", best)
-    trained = [item.name for item in planned.outcomes if kinds.of_artifact(item.artifact.kind).trains]
-    if recipe and trained:
-        log.info("  vlmrun -m %s stage.%s.optim.lr=1e-3,3e-3", recipe[0], trained[-1])

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vlmrun import artifact, back, graph, kinds, logs, store
+from vlmrun import artifact, back, graph, kinds, locks, logs, store
 from vlmrun.artifact import Artifact
 from vlmrun.checks import rules
 from vlmrun.cli.options import new_parser, output_option, training_option
@@ -201,7 +201,7 @@ def _carry_out(stage: MergeStage | AverageStage, places: list[Path], options: ar
         return 0
     folder = Path(options.out).expanduser().resolve()
     _require_free(folder)
-    with store.lock(folder, wait=False, say=log.info), _native(places, folder) as parents:
+    with locks.lock(folder, wait=False, say=log.info), _native(places, folder) as parents:
         result = back.make(stage, parents, folder)
         found = [parent for place in places if (parent := artifact.parent(place)) is not None]
         made = Artifact(

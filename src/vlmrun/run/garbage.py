@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmrun import artifact, store
+from vlmrun import artifact, locks, store
 from vlmrun.errors import CheckpointError
 from vlmrun.run import record
 
@@ -43,7 +43,7 @@ def remove(one: Unused) -> None:
     Raises:
         LaunchError: when a process works in it.
     """
-    with store.lock(one.folder, wait=False, say=lambda text: None):
+    with locks.lock(one.folder, wait=False, say=lambda text: None):
         # Last first: what is left of an interrupted removal must not look finished.
         (one.folder / artifact.NAME).unlink(missing_ok=True)
         shutil.rmtree(one.folder)

@@ -6,13 +6,10 @@ made it, with its files in `runs/<name>` itself, stays as it is and counts as th
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, locks, logs
 
 log = logs.get(__name__)
 
@@ -29,7 +26,7 @@ def claim(base: Path, config: str) -> Path:
         config: the composed configuration as text, which is written there.
     """
     base.mkdir(parents=True, exist_ok=True)
-    with _alone(base):
+    with locks.alone(base):
         known = numbered(base)
         before = [base] if _is_own(base / CONFIG) else []
         for folder in [*reversed(known), *before]:
@@ -84,14 +81,3 @@ def _text(folder: Path) -> str | None:
         return (folder / CONFIG).read_text("utf-8")
     except (OSError, ValueError):
         return None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds a folder, so that two processes do not choose at once; the kernel lets go of it however we end."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

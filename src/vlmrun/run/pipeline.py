@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, graph, kinds, logs, store
+from vlmrun import artifact, graph, kinds, locks, logs, store
 from vlmrun.cluster.channel import Guard
 from vlmrun.cluster.follower import follow
 from vlmrun.cluster.leader import NOBODY, Crew
@@ -111,7 +111,7 @@ def _one(run: Run, item: Planned, position: str, crew: Crew) -> Outcome:
     if found is not None:
         log.info("%s %s: reused, %s", position, item.name, _short(folder))
         return Outcome(item.name, found, folder, reused=True)
-    with store.lock(folder, wait=run.config.if_busy == "wait", say=log.info) as lock_fd:
+    with locks.lock(folder, wait=run.config.if_busy == "wait", say=log.info) as lock_fd:
         found = store.finished(folder)  # another process may have finished it while we waited
         if found is not None:
             log.info("%s %s: finished by another process, %s", position, item.name, _short(folder))

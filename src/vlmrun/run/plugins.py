@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vlmrun import artifact, kinds, logs, store
+from vlmrun import artifact, kinds, locks, logs
 from vlmrun.checks.sweeps import INSTALL
 from vlmrun.config import compose as composing
 from vlmrun.config import overrides as words
@@ -75,7 +75,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path, one: 
         ConfigError: when Hydra or a plugin refuses, and no point was run.
     """
     own, hydras = split(overrides)
-    folder = store.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
+    folder = locks.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
     dirs = [path.resolve() for path in config_dirs]
     task = functools.partial(point, one, dirs)
     refused: Exception | None = None

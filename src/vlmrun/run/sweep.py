@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
-from vlmrun import artifact, logs, store
+from vlmrun import artifact, locks, logs
 from vlmrun.config import overrides as words
 from vlmrun.errors import ConfigError, LaunchError, Problem, VlmrunError
 from vlmrun.outcome import Job
@@ -80,7 +80,7 @@ def run(
     from vlmrun.report import run_table
 
     points = expand(overrides)
-    folder = store.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = locks.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S"))
     wrong = {number: found for number, (point, _) in enumerate(points) if (found := check(point)) is not None}
     _tell(wrong, len(points))
     jobs: list[Job] = []

@@ -189,9 +189,9 @@ def test_stages_of_removed_runs_are_freed_and_no_others(tmp_path, stage, capsys)
 
 
 def test_a_stage_that_a_process_works_in_is_not_removed(tmp_path, stage, capsys):
-    from vlmrun import store
+    from vlmrun import locks
 
     lora = stage("lora", "a" * 10)
-    with store.lock(lora.folder, wait=False, say=print):
+    with locks.lock(lora.folder, wait=False, say=print):
         assert gc.main(["--yes", "--output", str(tmp_path)]) == 5
     assert (lora.folder / artifact.NAME).is_file()

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from vlmrun import store
+from vlmrun import locks
 from vlmrun.run import numbers
 
 
@@ -38,6 +38,6 @@ def test_a_folder_of_an_earlier_version_is_kept(tmp_path):
 def test_many_at_once_have_a_folder_each(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         runs = list(pool.map(lambda n: numbers.claim(tmp_path / "a", str(n)), range(16)))
-        sweeps = list(pool.map(lambda _: store.claim(tmp_path / "sweeps", "now"), range(16)))
+        sweeps = list(pool.map(lambda _: locks.claim(tmp_path / "sweeps", "now"), range(16)))
     assert len(set(runs)) == len(set(sweeps)) == 16
     assert all((folder / "config.yaml").read_text() == str(n) for n, folder in enumerate(runs))
