@@ -70,7 +70,7 @@ class Heart:
         try:
             os.pwrite(self._fd, json.dumps(asdict(beat)).ljust(_WIDTH).encode(), 0)
         except OSError:
-            # On a full disk a hang could not be told from it: better not watched than killed.
+            # On a full disk a hang would look the same: better not watched than killed.
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

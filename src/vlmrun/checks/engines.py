@@ -107,15 +107,15 @@ def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
 def _zero_plus_plus(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     hardware = run.hardware
     numbers = stage.deepspeed
-    quantised = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if getattr(numbers, name)]
-    used = [*quantised, *(["zero_hpz_partition_size"] if numbers.zero_hpz_partition_size > 1 else [])]
+    quantized = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if getattr(numbers, name)]
+    used = [*quantized, *(["zero_hpz_partition_size"] if numbers.zero_hpz_partition_size > 1 else [])]
     if used and (stage.engine != "deepspeed" or stage.zero != 3):
         yield Problem(
             f"ZeRO++ ({', '.join(used)}) is of ZeRO-3", f"{where}.deepspeed", f"{where}.zero=3, or leave it out"
         )
-    if quantised and hardware.gpu in gpus.GPUS and gpus.find(hardware.gpu).is_cpu:
+    if quantized and hardware.gpu in gpus.GPUS and gpus.find(hardware.gpu).is_cpu:
         yield Problem(
-            f"{', '.join(quantised)}: DeepSpeed's kernels that pack them exist for GPUs only",
+            f"{', '.join(quantized)}: DeepSpeed's kernels that pack them exist for GPUs only",
             f"{where}.deepspeed",
             "leave them false on a CPU",
         )

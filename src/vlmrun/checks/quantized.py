@@ -16,15 +16,15 @@ def _llm(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     found = _held(run, "llm") if stage.init_from is None else None
     if found is None:
         return
-    told = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.items())
+    method = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.items())
     if stage.tune.llm != "qlora":
         yield Problem(
-            f"the LLM's weights are quantized ({told}): only adapters can be trained on them",
+            f"the LLM's weights are quantized ({method}): only adapters can be trained on them",
             f"{where}.tune.llm",
             f"{where}.tune.llm=qlora, or the folder of the full-precision model in model.llm.path",
         )
     elif stage.quant is not None and stage.quant.model_dump() != found:
-        yield Problem("the LLM's weights lie in other few bits", f"{where}.quant", f"'{where}.quant={{{told}}}'")
+        yield Problem("the LLM's weights are quantized otherwise", f"{where}.quant", f"'{where}.quant={{{method}}}'")
 
 
 def _tower(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:

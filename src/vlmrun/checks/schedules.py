@@ -24,11 +24,11 @@ def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
             "the whole schedule is warm-up", f"{where}.optim.warmup_ratio", "a share of the steps, such as 0.03"
         )
     elif stage.max_steps is not None and derived.warmup_steps(optim, stage.max_steps) >= stage.max_steps:
-        told = "warmup_ratio" if optim.warmup_steps is None else "warmup_steps"
+        given_as = "warmup_ratio" if optim.warmup_steps is None else "warmup_steps"
         yield Problem(
             f"all {stage.max_steps} steps are warm-up, and the first has rate 0",
-            f"{where}.optim.{told}",
-            f"raise max_steps or lower {told}",
+            f"{where}.optim.{given_as}",
+            f"raise max_steps or lower {given_as}",
         )
     if stage.epochs is None and stage.max_steps is None:
         yield Problem("neither epochs nor max_steps says how long to train", f"{where}.epochs", f"{where}.epochs=1.0")

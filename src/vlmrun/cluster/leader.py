@@ -11,7 +11,7 @@ the same files and would run the same stages, and then wait. Everything is said 
     follower -> leader   {"ended": STAGE, "attempt": 0, "code": 0}
     leader -> follower   {"finished": null}, {"failed": ERROR} or {"stopped": WORDS}
 
-A follower is told what to start by the name of a stage of its own configuration, never by a command. A connection that
+A follower starts what is named by a stage of its own configuration, never by a command. A connection that
 closes says that a node is gone; no node waits for a file that may never come.
 """
 

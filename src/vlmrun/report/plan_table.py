@@ -16,7 +16,7 @@ from vlmrun.report.tables import Column, Grid
 _GIB = 2**30
 
 
-def show(found: planning.Plan, told: planning.Options, stream: IO[str]) -> None:
+def show(found: planning.Plan, asked: planning.Options, stream: IO[str]) -> None:
     """The whole plan of a run."""
     trained = [one for one in found.stages if isinstance(one, TrainPlan)]
     others = [one for one in found.stages if isinstance(one, OtherPlan)]
@@ -32,7 +32,7 @@ def show(found: planning.Plan, told: planning.Options, stream: IO[str]) -> None:
     for one in trained:
         _advise(one, stream)
     stream.write("\nassumed:\n")
-    for line in assumptions(found, told):
+    for line in assumptions(found, asked):
         stream.write(f"  {line}\n")
 
 
@@ -140,7 +140,7 @@ def _advise(one: TrainPlan, stream: IO[str]) -> None:
         stream.write(f"  {words}  ->  {_gib(suggestion.needed)} GiB{away}, {fits}{other}\n")
 
 
-def assumptions(found: planning.Plan, told: planning.Options) -> list[str]:
+def assumptions(found: planning.Plan, asked: planning.Options) -> list[str]:
     """What is not known but taken for granted, a sentence each."""
     said = [f"sizes of {path} as published (its folder is not here)" for path in found.stood_in]
     for one in found.stages:
@@ -155,8 +155,8 @@ def assumptions(found: planning.Plan, told: planning.Options) -> list[str]:
                 f"time for {one.samples.mean:.0f} tokens a sample without padding"
             )
             said += _of_stage(found.run.stage[one.name], one)
-    said.append(f"{told.rates.mfu:g} of the GPU's peak is reached, recomputation counted (--mfu); docs/guides/plan.md")
-    said.append(f"${told.rates.price:g} per GPU and hour (--price)")
+    said.append(f"{asked.rates.mfu:g} of the GPU's peak is reached, recomputation counted (--mfu); docs/guides/plan.md")
+    said.append(f"${asked.rates.price:g} per GPU and hour (--price)")
     if found.run.hardware.gpu != "cpu":
         context = memory.CONTEXT_BYTES // 2**20
         said.append(f"{context} MiB of CUDA context and {memory.FRAGMENTATION:.0%} of fragmentation, not measured here")

@@ -1,7 +1,7 @@
 """The labels of the published codes, quirks included: for `stage.*.compat`, never by default.
 
-Upstream finds what is learnt by adding up lengths of pieces tokenized on their own; where the sum is not the length of
-the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
+Upstream finds what is supervised by adding up lengths of pieces tokenized on their own; where the sum is not the length
+of the whole, all labels of the sample are dropped. Restated from the family's specification 2.6 to 2.8. Free of torch.
 """
 
 from __future__ import annotations

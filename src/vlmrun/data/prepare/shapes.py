@@ -3,7 +3,7 @@
 Nothing is downloaded and nothing is shipped: the seed decides every pixel and every word, so a run on this set can be
 repeated anywhere (Pillow's polygon filling is part of the recipe: another Pillow version may differ in edge pixels).
 
-An image shows one shape, or two or three equal ones. Size and position are asked, and told in the caption, only where
+An image shows one shape, or two or three equal ones. Size and position are asked, and stated in the caption, only where
 there is one shape, so that every question has exactly one right answer. No training image has one of the colour-shape
 pairs in `UNSEEN_PAIRS`; held-out questions about them are marked `unseen` and reported on a line of their own.
 """
