@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests import oracles
 
-ORACLES = ROOT / ".venv" / "oracles"
 TASK = """\
 task: ours
 dataset_path: json
@@ -50,7 +49,7 @@ def results(doc, results):
     return {"right": float(said.strip().lower() == doc["answer"].strip().lower())}
 """
 
-pytestmark = pytest.mark.skipif(not (ORACLES / "lmms_eval").is_dir(), reason="lmms-eval is not in .venv/oracles")
+pytestmark = pytest.mark.skipif(not oracles.has("lmms_eval"), reason="lmms-eval is not in .venv/oracles")
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def _evaluate(place: Path, artifact: Path, *extra):
     ]
     settings = {"HF_HOME": str(place / "hf"), "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(ORACLES), *words], env=os.environ | settings, cwd=place,
+        [sys.executable, "-c", script, str(oracles.FOLDER), *words], env=os.environ | settings, cwd=place,
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

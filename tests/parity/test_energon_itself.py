@@ -1,11 +1,8 @@
-"""What we write and how we order it, against megatron-energon where it is installed.
-
-Its pins clash with ours: CI installs it without them (`pip install --no-deps megatron-energon webdataset braceexpand`
-and what they import), beside the environment, and puts that folder on PYTHONPATH.
-"""
+"""What we write and how we order it, against megatron-energon itself (tests/oracles.py)."""
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +10,13 @@ import sys
 import pytest
 from PIL import Image
 
+from tests import oracles
 from vlmrun.data.prepare.write_shards import Layout, write
 from vlmrun.data.shards import metadata
 from vlmrun.data.shards.order import Loading, rank_batches
 
-energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
+oracles.add()
+energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not in .venv/oracles")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,8 @@ def test_prepare_writes_the_same_files(shards, tmp_path):
     words = ["prepare", "--non-interactive", "--split-ratio", "9,1,0", "--sample-type", "VQASample", "--field-map",
              json.dumps(metadata.FIELD_MAP), str(tmp_path / "theirs")]  # fmt: skip
     entry = "from megatron.energon.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", entry, *words], check=True, timeout=120, stdin=subprocess.DEVNULL)
+    place = os.environ | {"PYTHONPATH": str(oracles.FOLDER)}
+    subprocess.run([sys.executable, "-c", entry, *words], check=True, timeout=120, stdin=subprocess.DEVNULL, env=place)
     metadata.write(tmp_path / "ours", 7, [9, 1, 0])
     theirs = tmp_path / "theirs" / metadata.FOLDER
     assert json.loads((theirs / ".info.json").read_text())["shard_counts"] == metadata.counts(tmp_path / "ours")
