@@ -138,8 +138,16 @@ def _list_stages(config: RunConfig) -> None:
         state = "finished" if artifact.read(folder) else "to do"
         updates = planning.updates(config, item.stage) if isinstance(item.stage, TrainStage) else None
         what = f"{kinds.of(item.stage).describe(item.stage)}{'' if updates is None else f', {updates}'}"
-        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {what}\n")
+        sys.stdout.write(f"{state:9} {item.name:14} {planned.keys[item.name]}  {what}{_idle(config, item)}\n")
     sys.stdout.write(f"ok: {config.name} has no problems\n")
+
+
+def _idle(config: RunConfig, item: graph.Planned) -> str:
+    """How many of the given ranks a stage leaves idle, in words; nothing of one that uses all."""
+    kind, hardware = kinds.of(item.stage), config.hardware
+    n_given = hardware.nodes * hardware.ranks_per_node
+    n_used = n_given if kind.trains else hardware.ranks_per_node if kind.shares else 1
+    return f", on {n_used} of {n_given} ranks" if n_used < n_given else ""
 
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
