@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.measure import Table, parser, show
+
 N_RECORDS = 1_000_000
 WORDS = [f"word{number}" for number in range(5000)]
 # The peak of a child is read in the child: its parent's own would count.
@@ -46,16 +48,19 @@ def write(path: Path, n_records: int) -> None:
 
 
 def main() -> None:
-    """Writes the file, lints it, prints one line."""
-    n_records = int(sys.argv[1]) if len(sys.argv) > 1 else N_RECORDS
+    """Writes the file, lints it, prints a row."""
+    options = parser(__doc__ or "")
+    options.add_argument("--records", type=int, default=N_RECORDS)
+    chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "million.json"
-        write(path, n_records)
+        path = Path(folder) / "records.json"
+        write(path, 2_000 if chosen.quick else chosen.records)
         size = path.stat().st_size
         done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
     found, counts, seconds, before, peak = json.loads(done.stdout)
-    print(f"{found:,} records, {size / 1e6:.0f} MB: {seconds:.1f} s, {found / seconds:,.0f} records/s; {counts}")
-    print(f"memory: {before / 1024:.0f} MB before, {peak / 1024:.0f} MB at most")
+    row = [found, size / 1e6, seconds, found / seconds, before / 1024, peak / 1024]
+    header = ["records", "MB", "seconds", "records/s", "MB before", "MB at most"]
+    show(Table("Lint", header, [[round(value, 1) for value in row]], [f"findings: {counts}"]), chosen.json)
 
 
 if __name__ == "__main__":

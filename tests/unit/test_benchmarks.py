@@ -1,6 +1,7 @@
 """Each benchmark's quick mode runs and prints all its rows; the figures themselves are nobody's promise."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,23 @@ def test_questions(tmp_path):
     printed, rows = _quick("questions", tmp_path / "figures.json")
     assert len(rows) == 3
     assert len({row["equal answers of 16"] for row in rows}) == 1, printed
+
+
+def test_lint(tmp_path):
+    _, (row,) = _quick("lint", tmp_path / "figures.json")
+    assert row["records"] == 2000
+    assert row["records/s"] > 0
+
+
+def test_plan_error(tmp_path):
+    _, rows = _quick("plan_error", tmp_path / "figures.json")
+    assert [row["cases"] for row in rows] == [2, 2, 2, 2]
+    assert all(abs(row["max"]) < 50 for row in rows), rows
+
+
+def test_every_benchmark_has_a_quick_form_that_is_run():
+    folder = Path(__file__).parents[2] / "benchmarks"
+    with_main = {path.stem for path in folder.glob("*.py") if "\nif __name__ ==" in path.read_text("utf-8")}
+    run = set(re.findall(r'_quick\("(\w+)"', Path(__file__).read_text("utf-8")))
+    assert with_main
+    assert run == with_main
