@@ -7,12 +7,9 @@ launch to the same record; another configuration is another run with a number of
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shlex
-import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +21,12 @@ from vlmrun import artifact, locks, logs
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import CheckpointError, VlmrunError
 from vlmrun.outcome import Outcome
+from vlmrun.run import surroundings
 
 log = logs.get(__name__)
 
 NAME = "run.json"
 State = Literal["running", "finished", "failed", "stopped", "interrupted"]
-
-_SECONDS = 10.0  # for git and nvidia-smi
-_MOST_PATCH = 1 << 20  # bytes
-_MOST_CHANGED = 200  # files that are named
 
 
 class Stage(BaseModel):
@@ -206,9 +200,9 @@ def _launch(folder: Path, number: int, command: tuple[Sequence[str], Sequence[Pa
         folder=str(here),
         host=f"{socket.gethostname()}, {platform.platform()}",
         process=(process.pid, process.create_time()),
-        gpus=_gpus(),
+        gpus=surroundings.gpus(),
         versions=artifact.environment(),
-        code=_code(here, folder / f"code-{number}.patch"),
+        code=surroundings.code(here, folder / f"code-{number}.patch"),
     )
 
 
@@ -221,36 +215,3 @@ def _lives(launch: Launch) -> bool:
         return bool(abs(psutil.Process(number).create_time() - began) < 1.0)
     except psutil.Error:
         return False
-
-
-def _gpus() -> list[str]:
-    return (_said("nvidia-smi", "-L") or "").splitlines() if shutil.which("nvidia-smi") else []
-
-
-def _code(here: Path, patch: Path) -> dict[str, Any] | None:
-    """Commit of a folder under git, and the files that differ from it; the differences are written to `patch`."""
-    commit = _said("git", "-C", str(here), "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    changed = (_said("git", "-C", str(here), "status", "--porcelain", "--untracked-files=normal") or "").splitlines()
-    text = _said("git", "-C", str(here), "diff", "--no-ext-diff", "--no-textconv", "HEAD") or ""
-    found: dict[str, Any] = {"commit": commit.strip(), "changed": changed[:_MOST_CHANGED], "patch": None}
-    if text and len(text.encode()) <= _MOST_PATCH:
-        artifact.write_text(patch, text)
-        patch.chmod(0o600)  # what is not committed may be secret
-        found["patch"] = patch.name
-    elif text:
-        log.info("changes of more than 1 MB that are not committed are not kept with the run")
-    return found
-
-
-def _said(*command: str) -> str | None:
-    """What a program prints; None when it is not there, fails or takes long."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
