@@ -63,7 +63,7 @@ def remove(root: Path, one: Unused, *, unfinished: bool) -> bool:
 
 
 def _stages(root: Path) -> list[Path]:
-    """Stage folders of our own making; links lead to somebody else's."""
+    """Stage folders of our own making; links lead to those of others."""
     stages = store.stages_dir(root)
     found = sorted(path for path in stages.iterdir() if not path.is_symlink()) if stages.is_dir() else []
     return [path for path in found if (path / artifact.NAME).is_file() or (path / JOB_FILE).is_file()]
