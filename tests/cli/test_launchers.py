@@ -137,7 +137,7 @@ def test_a_killed_rank_ends_the_run_and_leaves_no_orphan(tmp_path):
     os.kill(ranks[-1], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 5, said
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     for _ in range(100):
         if not ranks_of(tmp_path):
             return

@@ -103,7 +103,7 @@ def test_pictures_are_cut_as_often_as_allowed_and_their_tokens_told(capsys: pyte
     tiles = "model.tiles={grids: [[336, 672], [672, 672]], merge: flat}"
     cut = [*whole, "stage.instruct.image_aspect=anyres", tiles]
     _, out, err = plan(capsys, *cut)
-    assert "instruct: every picture is cut as often as allowed: 5 pieces, 2880 tokens" in out, err
+    assert "instruct: every image is cut as often as allowed: 5 pieces, 2880 tokens" in out, err
     _, out, _ = plan(capsys, *whole)
     assert "cut as often" not in out
 

@@ -49,5 +49,5 @@ def arguments(folder):
         f"data.llava.annotations={folder}/own.json", f"data.llava.images={folder}/images",
         "stage.pretrain.data=[llava]",
         "stage.pretrain.global_batch=4", "stage.pretrain.micro_batch=2", "stage.pretrain.engine=plain",
-        "stage.pretrain.save_steps=2",
+        "stage.pretrain.save_steps=2", "stage.pretrain.optim.warmup_ratio=0",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Killed, stopped, blocked, out of room: the same command goes on and the result is the same to the last bit."""
+"""Killed, stopped, blocked, out of room: the same command resumes and the result is the same to the last bit."""
 
 import fcntl
 import json
@@ -75,7 +75,7 @@ def test_a_worker_killed_at_random_steps_ends_bit_identically(undisturbed, tmp_p
         _, said = process.communicate(timeout=60)
         assert process.returncode == 5, said
         assert "was killed by SIGKILL" in said
-        assert "the same command goes on" in said
+        assert "the same command resumes" in said
     done = run_vlmrun(*arguments(tmp_path), *MORE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "goes on from step" in done.stderr

@@ -80,5 +80,5 @@ def test_a_copied_artifact_is_read_once(tmp_path, monkeypatch):
 
 def test_a_hub_id_says_how_to_fetch_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(CheckpointError, match="hf download owner/name"):
+    with pytest.raises(CheckpointError, match="vlmrun download owner/name"):
         store.find(tmp_path, "owner/name")

@@ -7,6 +7,7 @@ launch to the same record; another configuration is another run with a number of
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shlex
 import socket
@@ -14,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmrun import artifact, locks, logs
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import CheckpointError, VlmrunError
 from vlmrun.outcome import Outcome
-from vlmrun.run import surroundings
+from vlmrun.run import processes, surroundings
 
 log = logs.get(__name__)
 
@@ -192,14 +192,13 @@ def all_of(root: Path) -> Iterator[tuple[Path, Record]]:
 
 def _launch(folder: Path, number: int, command: tuple[Sequence[str], Sequence[Path]]) -> Launch:
     here = Path.cwd()
-    process = psutil.Process()
     overrides, config_dirs = command
     return Launch(
         started=artifact.now(),
         command=shlex.join(["vlmrun", *(f"--config-dir={place}" for place in config_dirs), *overrides]),
         folder=str(here),
         host=f"{socket.gethostname()}, {platform.platform()}",
-        process=(process.pid, process.create_time()),
+        process=(os.getpid(), processes.began(os.getpid()) or 0.0),
         gpus=surroundings.gpus(),
         versions=artifact.environment(),
         code=surroundings.code(here, folder / f"code-{number}.patch"),
@@ -211,7 +210,5 @@ def _lives(launch: Launch) -> bool:
     if launch.host.partition(",")[0] != socket.gethostname():
         return True
     number, began = launch.process
-    try:
-        return bool(abs(psutil.Process(number).create_time() - began) < 1.0)
-    except psutil.Error:
-        return False
+    now = processes.began(number)
+    return now is not None and abs(now - began) < 1.0

@@ -13,6 +13,7 @@ from vlmrun import heartbeat, logs
 from vlmrun.config.job import StageJob
 from vlmrun.errors import LaunchError
 from vlmrun.heartbeat import IN_A_STEP, LEFT, Beat
+from vlmrun.run import processes
 
 log = logs.get(__name__)
 
@@ -143,22 +144,12 @@ def _order(phase: str) -> int:
     return IN_A_STEP.index(phase) if phase in IN_A_STEP else len(IN_A_STEP)
 
 
-def _status(pid: int) -> str | None:
-    """psutil's word for what a process does; None when there is none."""
-    import psutil  # a fiftieth of a second, which `check` has no use for
-
-    try:
-        return str(psutil.Process(pid).status())
-    except psutil.Error:
-        return None
-
-
 def _lives(pid: int) -> bool:
-    return _status(pid) not in (None, "zombie", "dead")
+    return processes.status(pid) not in ("", "zombie", "dead")
 
 
 def _is_stopped(pid: int) -> bool:
-    return _status(pid) in ("stopped", "tracing-stop")
+    return processes.status(pid) in ("stopped", "tracing-stop")
 
 
 def _tail(path: Path) -> Iterable[str]:

@@ -113,7 +113,7 @@ def test_an_unknown_action_is_a_usage_error(capsys):
     assert cli.main(["data", "lnit"]) == 2
     assert "did you mean 'lint'?" in capsys.readouterr().err
     assert cli.main(["data"]) == 0
-    assert "data prepare scienceqa" in capsys.readouterr().out
+    assert "prepare scienceqa" in capsys.readouterr().out
 
 
 def test_lint_notes_odd_images_and_ends_well(tmp_path, monkeypatch, capsys):

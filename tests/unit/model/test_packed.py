@@ -93,7 +93,7 @@ def test_check_says_why_before_anything_is_loaded(folder):
     assert _problems(folder) == []
     ((where, what),) = _problems(folder, "stage.qlora.tune.tower=full")
     assert where == "stage.qlora.tune.tower"
-    assert "lie in few bits" in what
+    assert "are quantized" in what
     ((where, _),) = _problems(folder, "stage.qlora.quant.double=false")
     assert where == "stage.qlora.quant"
     ((where, what),) = _problems(folder, "stage.qlora.tune.llm=full", "stage.qlora.lora=null", "stage.qlora.quant=null")

@@ -24,16 +24,20 @@ Factor = Annotated[float, Field(gt=0.0, le=1e6)]
 Signed = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
+_MOST_UPDATES = 1_000_000_000
+
+
 def _every(value: Any) -> Any:
     """A count of updates, a share of all of them, or the word epoch."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_UPDATES
     if value == "epoch" or whole or (isinstance(value, float) and 0.0 < value < 1.0):
         return value
     what, fix = f"every {value!r} is no interval", "a number of updates (500), a share of all updates (0.25), or epoch"
     raise PydanticCustomError("unknown_choice", "", {"what": what, "fix": fix})
 
 
-Every = Annotated[int | float | Literal["epoch"], BeforeValidator(_every)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Every = Annotated[Annotated[int, Field(ge=1, le=_MOST_UPDATES)] | Share | Literal["epoch"], BeforeValidator(_every)]
 # Names become parts of folder names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 Aspect = Literal["square", "pad", "pad_after", "anyres", "slices"]  # how an image is fitted to the tower's input
