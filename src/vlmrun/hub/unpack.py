@@ -94,7 +94,7 @@ def unpack(parts: Sequence[Path], folder: Path) -> None:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in FULL:
-            fix = "free space on its disk; the same command goes on from here"
+            fix = "free space on its disk; the same command continues from here"
             raise DataError(f"the archive cannot be unpacked: {error.strerror}", str(folder), fix) from error
         fix = "remove it and download again; of an archive that names places outside, ask its publisher"
         raise DataError(f"the archive cannot be unpacked: {error}", str(parts[0]), fix) from error
