@@ -83,7 +83,7 @@ show() { print -r -- "LINE<$BUFFER>" }; zle -N show; bindkey '^X' show; print RE
         ("vlmrun che", "vlmrun check ", []),
         ("vlmrun data ", "vlmrun data ", ["convert", "lint", "prepare", "show"]),
         ("vlmrun +recipe=smoke stage.lora2.op", "vlmrun +recipe=smoke stage.lora2.optim.", []),
-        ("vlmrun +recipe=smoke 'only=[lora,mer", "vlmrun +recipe=smoke 'only=[lora,merge", ["only=[lora,merge2"]),
+        ("vlmrun +recipe=smoke 'only=[lora,mer", "vlmrun +recipe=smoke 'only=[lora,merge", []),
     ],
 )
 def test_tab_in_zsh(command, tmp_path, line, left, listed):

@@ -203,7 +203,7 @@ def test_a_launcher_sets_nodes_and_calls_vlmrun_with_what_it_is_given():
         "k8s-job.yaml",
         "k8s-serve.yaml",
     }
-    assert commands("slurm.sbatch") == ["set -euo pipefail", 'exec vlmrun "$@"']
+    assert commands("slurm.sbatch")[-1] == 'exec vlmrun "$@"'
     script = commands("multinode.sh")
     assert script[-1] == 'exec vlmrun "${@:3}"'
     assert {name for line in script for name in re.findall(r"\b([A-Z_]+)=", line)} == {*NODE}

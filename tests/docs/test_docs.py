@@ -395,9 +395,13 @@ def test_stage_files_named_in_the_readme_are_made(tiny_run):
     for name in (*names, "artifact.json", "job.json", "logs/", "checkpoints/", "model.json", "llm/", "adapter/"):
         assert name in listing
         assert list(tiny_run.output.glob(f"stages/*/**/{name}")), name
-    for name in ("config.yaml", "report.html", "stages/"):
+    run = tiny_run.output / "runs" / "smoke"
+    for name in ("config.yaml", "run.json", "code.patch", "stages/", "report.html"):
         assert name in listing
-        assert (tiny_run.output / "runs" / "smoke" / name).exists()
+        assert name == "code.patch" or (run / "1" / name).exists()  # the tiny run is not in a git repository
+    links = {path.name for path in run.iterdir() if path.is_symlink()}
+    assert links == {"config.yaml", "stages", "report.html", "latest"}
+    assert "config.yaml, stages, report.html and latest: links" in listing
 
 
 def test_the_configuration_reference_is_not_stale():

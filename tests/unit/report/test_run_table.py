@@ -125,7 +125,7 @@ def test_a_sweep_compares_accuracy_and_says_why_a_job_failed(outcomes, tmp_path,
     jobs[0].folder.mkdir(parents=True)
     run_table.compare(jobs)
     title, head, good, bad = capsys.readouterr().err.splitlines()
-    assert title == "sweep of 2 jobs, 1 failed"
+    assert title == "sweep of 2 trials, 1 failed"
     assert head.split() == ["job", "overrides", "state", "judge", "ran", "reused", "run"]
     assert good.split() == ["0", "lr=1e-3", "ok", "75.0%", "2", "1", "sweep/0"]
     assert "failed: image 'a.png' is" in bad
