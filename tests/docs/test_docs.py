@@ -5,7 +5,7 @@ Every `vlmrun` line of a fenced `sh` block is executed in a folder that holds th
 command that would train is checked instead, with the same overrides (every point of a sweep): that says the command is
 right, not that it trains well. `tests/cli` and `tests/faults` train.
 `<!-- exit N -->` before a block: it fails with that code, and says every line of the `text` block after it.
-`<!-- exit N in part -->`: some points of the sweep do, the others succeed.
+`<!-- exit N in part -->`: some trials of the sweep do, the others succeed.
 `<!-- not run: REASON -->`: it needs what is not here.
 
 A command that starts no process runs in this one, with what it has imported; `chat`, `convert` and those with variables
