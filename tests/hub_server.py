@@ -20,12 +20,16 @@ class Hub:
     Args:
         gated: repositories that answer 403.
         breaks: file -> bytes after which the connection is closed, once.
+        without_digest: files that have no ETag.
+        damages: files that come with another first byte.
         asked: method, path and Range of every request.
     """
 
     repositories: dict[str, dict[str, bytes]]
     gated: set[str] = field(default_factory=set)
     breaks: dict[str, int] = field(default_factory=dict)
+    without_digest: set[str] = field(default_factory=set)
+    damages: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     address: str = ""
 
@@ -90,9 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, file: str, content: bytes, *, with_body: bool) -> None:
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        part = content[start:]
+        part = content[start:] if file not in self.hub.damages else b"?" + content[start + 1 :]
         self.send_response(206 if start else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        if file not in self.hub.without_digest:
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(part)))

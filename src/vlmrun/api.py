@@ -17,16 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from vlmrun import artifact, back, logs, store
 from vlmrun.checks import rules
 from vlmrun.cli import train
-from vlmrun.compare import sides
 from vlmrun.config.schema import RunConfig
-from vlmrun.errors import ConfigError, DataError, Problem
+from vlmrun.errors import CheckpointError, ConfigError, DataError, Problem
 from vlmrun.names import METRICS
+from vlmrun.run import numbers, record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logs.get(__name__)
 
 _CONFIG = "config.yaml"
 
@@ -114,20 +118,26 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
     """
     logs.setup()
     done = train.run(overrides, _dirs(config_dir))
-    return _run(done.config.name, done.folder)
+    return _run(done.folder)
 
 
 def runs(output: str | Path | None = None) -> list[Run]:
-    """All runs below an output root, by name.
+    """All runs below an output root, points of sweeps too, by name; what cannot be read is reported and left out.
 
     Args:
         output: default: `VLMRUN_OUTPUT`, or `outputs`.
     """
-    files = sorted((_root(output) / "runs").rglob(_CONFIG))
-    folders = [
-        file.parent for file in files if not any(path.is_symlink() for path in (file.parent, file.parent.parent))
-    ]
-    return [_run(folder.name, folder) for folder in folders]
+    root = _root(output)
+    files = [file for pattern in (f"*/{_CONFIG}", f"*/*/{_CONFIG}") for file in (root / "runs").glob(pattern)]
+    # Links lead to the newest run of a name, which has a folder of its own; earlier versions wrote no record.
+    own = {file.parent for file in files if not any(path.is_symlink() for path in (file, *file.parents[:2]))}
+    found = []
+    for folder in {folder for folder, _ in record.all_of(root)} | own:
+        try:
+            found.append(_run(folder))
+        except CheckpointError as error:
+            log.warning("%s", error)
+    return sorted(found, key=lambda run: (run.name, run.folder.parent, _number(run.folder)))
 
 
 def artifacts(output: str | Path | None = None) -> list[Stage]:
@@ -189,11 +199,32 @@ def _root(output: str | Path | None) -> Path:
     return Path(output if output is not None else os.environ.get("VLMRUN_OUTPUT", "outputs")).expanduser()
 
 
-def _run(name: str, folder: Path) -> Run:
-    side = sides.find(folder, str(folder))
-    report = folder / "report.html"
-    stages = {stage: _stage(made.folder, made.artifact) for stage, made in side.stages.items()}
-    return Run(str(side.values.get("name", name)), folder, side.values, stages, report if report.is_file() else None)
+def _number(folder: Path) -> int:
+    return int(folder.name) if folder.name.isdecimal() else 0
+
+
+def _run(folder: Path) -> Run:
+    """A run's folder, with those of its stages that can be read.
+
+    Raises:
+        CheckpointError: when its configuration cannot be read.
+    """
+    try:
+        values = yaml.safe_load((folder / _CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{_CONFIG} cannot be read: {error}", str(folder), "run it again to write it") from error
+    values = values if isinstance(values, dict) else {}
+    stages: dict[str, Stage] = {}
+    for place in sorted((folder / "stages").glob("*")):
+        try:
+            made = artifact.read(place.resolve())
+        except CheckpointError as error:
+            log.warning("%s", error)
+            continue
+        if made is not None:
+            stages[made.name] = _stage(place.resolve(), made)
+    report = numbers.report(folder)
+    return Run(str(values.get("name", folder.name)), folder, values, stages, report if report.is_file() else None)
 
 
 def _stage(folder: Path, made: artifact.Artifact) -> Stage:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, TINY
-from vlmrun import api
+from vlmrun import api, artifact
 from vlmrun.errors import CheckpointError, ConfigError, DataError
+from vlmrun.run import numbers
 
 NOTEBOOK = ROOT / "examples" / "first_steps.ipynb"
 
@@ -57,6 +58,38 @@ def test_runs_artifacts_and_metrics_are_those_of_the_disk(tiny_run):
     with pytest.raises(CheckpointError, match="no artifact 'lorra'"):
         api.metrics("lorra", tiny_run.output)
     assert api.runs(tiny_run.folder / "nowhere") == []
+
+
+def made(folder, name, key="0" * 8):
+    """A finished stage without files, as `artifact.json` says it."""
+    about = artifact.Artifact(
+        name=name, kind="train", key=key, run="x", created=artifact.now(), parents=[], summary={}, environment={},
+        files={},
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / artifact.NAME).write_text(about.model_dump_json())
+
+
+def test_each_run_is_listed_once_and_what_is_damaged_is_left_out(tmp_path):
+    for number in range(1, 12):  # links lead to the last one
+        folder = numbers.claim(tmp_path / "runs" / "mine", f"name: mine\nseed: {number}\n")
+    old = tmp_path / "runs" / "old"  # as earlier versions made it
+    old.mkdir()
+    (old / "config.yaml").write_text("name: old\n")
+    broken = tmp_path / "runs" / "broken" / "1"
+    broken.mkdir(parents=True)
+    (broken / "config.yaml").write_text("{")
+    for name in ("good", "bad"):
+        made(tmp_path / "stages" / name, name)
+        (folder / "stages").mkdir(exist_ok=True)
+        (folder / "stages" / name).symlink_to(tmp_path / "stages" / name)
+    (tmp_path / "stages" / "bad" / artifact.NAME).write_text('{"name": ')
+    found = api.runs(tmp_path)
+    assert [(run.name, run.folder.name, run.values.get("seed")) for run in found] == [
+        *(("mine", str(number), number) for number in range(1, 12)),
+        ("old", "old", None),
+    ]
+    assert list(found[10].stages) == ["good"]
 
 
 @pytest.mark.slow

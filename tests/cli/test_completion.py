@@ -1,10 +1,13 @@
 """Completion, through a real bash, and the words it is given."""
 
 import os
+import pty
 import resource
+import select
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -64,6 +67,53 @@ def press(command, tmp_path):
 )
 def test_tab(press, line, offered):
     assert press(line) == offered
+
+
+# In a terminal of its own: `^X` prints the line as Tab left it.
+ZSH = r"""
+autoload -Uz compinit; compinit -D; eval "$(vlmrun completion zsh)"
+show() { print -r -- "LINE<$BUFFER>" }; zle -N show; bindkey '^X' show; print REA''DY
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+@pytest.mark.parametrize(
+    ("line", "left", "listed"),
+    [
+        ("vlmrun che", "vlmrun check ", []),
+        ("vlmrun data ", "vlmrun data ", ["convert", "lint", "prepare", "show"]),
+        ("vlmrun +recipe=smoke stage.lora2.op", "vlmrun +recipe=smoke stage.lora2.optim.", []),
+        ("vlmrun +recipe=smoke 'only=[lora,mer", "vlmrun +recipe=smoke 'only=[lora,merge", []),
+    ],
+)
+def test_tab_in_zsh(command, tmp_path, line, left, listed):
+    environment = os.environ | {"TERM": "dumb", "PATH": f"{command}:{os.environ['PATH']}", "ZDOTDIR": str(tmp_path)}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment,
+        start_new_session=True,
+    ) as shell:  # fmt: skip
+        os.close(theirs)
+
+        def said(until):
+            text, end = "", time.monotonic() + 60
+            while until not in text and time.monotonic() < end:
+                if select.select([ours], [], [], 0.2)[0]:
+                    text += os.read(ours, 65536).decode(errors="replace")
+            return text
+
+        try:
+            os.write(ours, ZSH.encode())
+            assert "READY" in said("READY")
+            os.write(ours, f"{line}\t".encode())
+            text = "".join(said(word) for word in listed[-1:])  # a list is left out when the next key waits already
+            os.write(ours, b"\x18")
+            text += said(">\r\n")
+        finally:
+            shell.kill()
+            os.close(ours)
+    assert f"LINE<{left}>" in text
+    assert all(word in text for word in listed)
 
 
 def test_artifacts_are_offered_by_name_and_by_folder(press, tiny_run):

@@ -1,13 +1,20 @@
 """`vlmrun download` against a hub on this machine: what it fetches is where `check` looks, and nothing else is."""
 
+import errno
 import io
 import json
 import tarfile
 import zipfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.hub_server import Hub, serve
+from vlmrun.errors import CheckpointError, DataError
+from vlmrun.hub import fetch
+from vlmrun.hub.items import Model
+from vlmrun.hub.unpack import Parts, unpack
 
 VICUNA, CLIP = "models/lmsys/vicuna-7b-v1.5", "models/openai/clip-vit-large-patch14-336"
 CAPTIONS = "datasets/liuhaotian/LLaVA-Pretrain"
@@ -121,7 +128,7 @@ def test_data_come_to_where_their_entry_says(download, tmp_path):
     assert json.loads((folder / "blip_laion_cc_sbu_558k.json").read_text()) == [{"id": "x"}]
     assert (folder / "images" / "a" / "1").read_text() == "png"
     assert sorted(path.name for path in folder.iterdir()) == ["blip_laion_cc_sbu_558k.json", "images"]
-    assert "data.llava_558k" not in checked.stderr
+    assert "vlmrun download llava_558k" not in checked.stderr
     assert "vlmrun download llava_mix665k" in checked.stderr
 
 
@@ -139,6 +146,80 @@ def test_parts_of_an_archive_are_read_in_order_and_a_top_folder_is_dropped(downl
     assert done.returncode == 0, done.stderr
     images = tmp_path / "data" / "bunny" / "finetune" / "images"
     assert len(list(images.glob("*.png"))) == 50
+
+
+def test_a_zip_in_parts_is_one_and_its_digest_is_no_part(download, tmp_path):
+    whole = zipped(**{f"images__{number}.png": str(number) for number in range(40)})
+    size = len(whole) // 11
+    parts = {
+        f"finetune/images.zip.{place}": whole[place * size : (place + 1) * size if place < 11 else None]
+        for place in range(12)
+    }
+    others = {"finetune/images.zip.md5": b"0", "finetune/images.zip.sha256": b"0"}
+    with serve(Hub({BUNNY: {"finetune/bunny_695k.json": b"[]", **parts, **others}})) as hub:
+        done = download(hub, "bunny_695k")
+        asked = {path for _, path, _ in hub.asked}
+    assert done.returncode == 0, done.stderr
+    images = tmp_path / "data" / "bunny" / "finetune" / "images"
+    assert {path.name: path.read_text() for path in images.iterdir()} == {f"{n}.png": str(n) for n in range(40)}
+    assert not [path for path in asked if path.endswith(("md5", "sha256"))]
+
+
+def test_a_file_without_a_digest_is_refused(download, tmp_path):
+    with serve(Hub({CLIP: model()}, without_digest={"model.safetensors", "config.json"})) as hub:
+        done = download(hub, "openai/clip-vit-large-patch14-336")
+    assert done.returncode == 4
+    assert "no ETag to know it by" in done.stderr
+    assert not list((tmp_path / "hf").rglob("*unknown*"))
+
+
+def test_a_folder_that_cannot_be_written_is_not_taken_for_the_network(download, tmp_path):
+    (tmp_path / "data").write_text("a file where the folder would be")
+    files = {"blip_laion_cc_sbu_558k.json": b"[]", "images.zip": zipped(a__1="png")}
+    with serve(Hub({CAPTIONS: files})) as hub:
+        done = download(hub, "llava_558k")
+    assert done.returncode == 3
+    assert "cannot be written" in done.stderr
+    assert "cannot be reached" not in done.stderr
+
+
+def test_what_came_damaged_is_not_taken_for_the_network(download, tmp_path):
+    with serve(Hub({CLIP: model()}, damages={"model.safetensors"})) as hub:
+        done = download(hub, "openai/clip-vit-large-patch14-336")
+    assert done.returncode == 4
+    assert "model.safetensors came damaged" in done.stderr
+    assert "cannot be reached" not in done.stderr
+
+
+def test_a_full_disk_is_said(monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    item = Model("openai/clip-vit-large-patch14-336")
+    monkeypatch.setattr(fetch.transfer, "get", full)
+    monkeypatch.setattr(fetch.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left"):
+        fetch.fetch(item, fetch.Listing({"config.json": 2}, "main", "", gated=False))
+    archive = tmp_path / "images.tar"
+    archive.write_bytes(tarred("images/a.png"))
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(DataError, match="free space"):
+        unpack([archive], tmp_path / "images")
+
+
+@given(st.binary(min_size=1, max_size=60), st.lists(st.integers(0, 60), max_size=5), st.data())
+def test_parts_are_read_as_the_file_that_was_split(tmp_path_factory, whole, cuts, data):
+    folder = tmp_path_factory.mktemp("parts")
+    ends = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
+    files = [folder / str(number) for number in range(len(ends) - 1)]
+    for number, file in enumerate(files):
+        file.write_bytes(whole[ends[number] : ends[number + 1]])
+    with io.BufferedReader(Parts(files), buffer_size=4) as read:
+        for start in data.draw(st.lists(st.integers(0, 70), max_size=4)):
+            read.seek(start)
+            assert read.read(7) == whole[start : start + 7]
+        read.seek(0)
+        assert read.read() == whole
 
 
 @pytest.mark.parametrize("archive", [tarred("images/a.png", "../../out.png"), tarred("images/a.png", link="/etc")])

@@ -203,21 +203,33 @@ def test_a_launcher_sets_nodes_and_calls_vlmrun_with_what_it_is_given():
         "k8s-job.yaml",
         "k8s-serve.yaml",
     }
-    script = commands("slurm.sbatch")
-    assert script[-1] == 'exec vlmrun "$@"'
-    assert not any("stage." in line or "optim" in line for line in script), "hyperparameters are not its business"
+    assert commands("slurm.sbatch")[-1] == 'exec vlmrun "$@"'
     script = commands("multinode.sh")
     assert script[-1] == 'exec vlmrun "${@:3}"'
     assert {name for line in script for name in re.findall(r"\b([A-Z_]+)=", line)} == {*NODE}
     *_, job = yaml.safe_load_all((ROOT / "launchers" / "k8s-job.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["vlmrun"]
-    assert {entry["name"] for entry in container["env"]} == {*NODE, "VLMRUN_DATA"}
+    assert {entry["name"] for entry in container["env"]} == {*NODE, "VLMRUN_DATA", "HF_HOME"}
+    volumes = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    paths = [entry["value"] for entry in container["env"] if entry["name"] in ("VLMRUN_DATA", "HF_HOME")]
+    assert all(path.startswith(f"{volumes['shared']}/") for path in paths), "what pods share is on the volume"
+    assert job["spec"]["template"]["spec"]["securityContext"]["fsGroup"] > 0
     keys = {text.partition("=")[0] for text in container["args"]}
     assert keys == {"+recipe", "hardware", "hardware.nodes", "output"}
     nodes = next(text for text in container["args"] if text.startswith("hardware.nodes="))
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(nodes.partition("=")[2])
     assert composing.compose(container["args"]).problems == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_an_image_has_git_and_a_home_for_a_user_without_an_entry_in_passwd(device):
+    text = (ROOT / "docker" / f"Dockerfile.{device}").read_text()
+    packages = re.findall(r"apt-get install -y --no-install-recommends (.*?) \\", text)
+    assert any("git" in each.split() for each in packages)
+    environment = dict(re.findall(r"^(?:ENV|   ) ([A-Z_]+)=(\S+)", text, re.MULTILINE))
+    assert environment["HOME"] == re.findall(r"^WORKDIR (\S+)", text, re.MULTILINE)[-1]
+    assert environment["USER"]
 
 
 NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -41,6 +41,20 @@ def _import(here, text, *options, name="train.sh"):
     return main(["import", name, *options])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--name", "../../esc"), ("--name", "/esc"), ("--name", ""), ("--name", "a\nb"), ("--name", "-"),
+        ("--name", "esc\n"), ("--hardware", "../esc"), ("--hardware", "esc\n  - x: y"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_refused_before_anything_is_written(here, capsys, options):
+    (here / "in").mkdir()
+    assert _import(here, TRAIN, "--out", "in/imp", f"{options[0]}={options[1]}") == 2
+    assert options[0] in capsys.readouterr().err
+    assert {path.name for path in here.rglob("*")} == {"in", "train.sh"}
+
+
 def test_a_chain_becomes_stages_that_refer_to_one_another(here, capsys):
     assert _import(here, TRAIN + TUNE + MERGE) == 0
     recipe = yaml.safe_load((here / "conf/recipe/train.yaml").read_text("utf-8"))

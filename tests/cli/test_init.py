@@ -4,6 +4,7 @@ import json
 import shlex
 
 import pytest
+import yaml
 from PIL import Image
 
 from vlmrun import artifact
@@ -99,6 +100,25 @@ def test_data_that_are_not_given_stay_those_of_the_recipe(vlmrun, own):
     checked = vlmrun("check", *run, cwd=folder)
     assert "vlmrun download llava_558k" in checked.stderr
     assert "mix665k" not in checked.stderr
+
+
+def test_files_of_equal_names_are_entries_of_their_own(vlmrun, own):
+    paths = []
+    for folder, n_records in (("a", 5), ("b", 7), ("c", 9)):
+        (own / folder).mkdir()
+        paths.append(f"{folder}/train{'_2' if folder == 'c' else ''}.json")
+        (own / paths[-1]).write_text(json.dumps(json.loads((own / "captions.json").read_text())[:n_records]))
+    paths = [paths[2], *paths[:2]]  # the name that a number would give is taken
+    done = vlmrun("init", "x", "--data", *paths, "--images", "pictures", cwd=own)
+    (run,), folder = commands(done, own)
+    config = yaml.safe_load(vlmrun(*run, "--cfg", "job", cwd=folder).stdout)
+    used = config["stage"]["pretrain"]["data"]
+    assert used == ["my_train_2", "my_train", "my_train_3"]
+    assert [config["data"][name]["annotations"] for name in used] == [str(own / path) for path in paths]
+    twice = vlmrun("init", "y", "--data", "a/train.json", "./a/train.json", "--images", "pictures", cwd=own)
+    assert twice.returncode == 3
+    assert "given twice" in twice.stderr
+    assert not (own / "y").exists()
 
 
 def test_nothing_is_overwritten(vlmrun, tmp_path):

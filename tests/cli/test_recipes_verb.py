@@ -76,3 +76,9 @@ def test_a_missing_file_says_where_it_comes_from(vlmrun):
     assert done.returncode == 2
     for said in ("blip_laion_cc_sbu_558k.json", "huggingface.co/datasets", "license", "558,128 records", "hf download"):
         assert said in done.stderr
+
+
+def test_only_parts_of_the_model_are_said_to_be_trained(vlmrun):
+    said = vlmrun("recipes", "llava15_7b_lora").stdout
+    parts = [text.partition(" on ")[0] for text in said.split("  train ")[1:]]
+    assert parts == ["connector (full)", "llm (lora) + connector (full)"]

@@ -5,7 +5,7 @@ Every `vlmrun` line of a fenced `sh` block is executed in a folder that holds th
 command that would train is checked instead, with the same overrides (every point of a sweep): that says the command is
 right, not that it trains well. `tests/cli` and `tests/faults` train.
 `<!-- exit N -->` before a block: it fails with that code, and says every line of the `text` block after it.
-`<!-- exit N in part -->`: some points of the sweep do, the others succeed.
+`<!-- exit N in part -->`: some trials of the sweep do, the others succeed.
 `<!-- not run: REASON -->`: it needs what is not here.
 
 A command that starts no process runs in this one, with what it has imported; `chat`, `convert` and those with variables
@@ -397,9 +397,13 @@ def test_stage_files_named_in_the_readme_are_made(tiny_run):
     for name in (*names, "artifact.json", "job.json", "logs/", "checkpoints/", "model.json", "llm/", "adapter/"):
         assert name in listing
         assert list(tiny_run.output.glob(f"stages/*/**/{name}")), name
-    for name in ("config.yaml", "report.html", "stages/"):
+    run = tiny_run.output / "runs" / "smoke"
+    for name in ("config.yaml", "run.json", "code.patch", "stages/", "report.html"):
         assert name in listing
-        assert (tiny_run.output / "runs" / "smoke" / name).exists()
+        assert name == "code.patch" or (run / "1" / name).exists()  # the tiny run is not in a git repository
+    links = {path.name for path in run.iterdir() if path.is_symlink()}
+    assert links == {"config.yaml", "stages", "report.html", "latest"}
+    assert "config.yaml, stages, report.html and latest: links" in listing
 
 
 def test_the_configuration_reference_is_not_stale():

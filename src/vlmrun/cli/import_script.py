@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from vlmrun.cli.options import new_parser
+from vlmrun.config.catalog import Catalog
 from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
-from vlmrun.errors import ConfigError
+from vlmrun.errors import ConfigError, suggest
 from vlmrun.importers import compare, report, write
 from vlmrun.importers.arguments import READERS
 from vlmrun.importers.export import FAMILIES, script
@@ -37,8 +38,13 @@ def main(arguments: list[str]) -> int:
     options.files += rest
     if not options.files:
         raise ConfigError("nothing to import", "command line", "vlmrun import FILE.sh")
+    folder = Path(options.out)
+    hardware = Catalog([folder]).options("hardware")
+    if options.hardware not in hardware:
+        fix = suggest(options.hardware, hardware, noun="options")
+        raise ConfigError(f"no option {options.hardware!r} of conf/hardware", "--hardware", fix)
     result = outcome(_request(options))
-    found, folder = result.plan, Path(options.out)
+    found = result.plan
     if result.problems:
         if options.report == "json":
             sys.stdout.write(report.as_json(found, result.reading, result.problems, []))

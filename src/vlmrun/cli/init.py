@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         fix = suggest(options.recipe, catalog.options("recipe"), noun="recipes")
         raise ConfigError(f"no recipe {options.recipe!r}", "vlmrun init --recipe", fix)
     files = options.data or own_data.candidates(folder)
-    own = [own_data.look(file, options.images, folder) for file in files]
+    own = own_data.look_all(files, options.images, folder)
     name = _name(folder, catalog)
     made = project.files(name, own, options.recipe)
     _refuse_conflicts(folder, list(made))

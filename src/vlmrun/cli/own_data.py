@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlmrun.data.formats import llava
@@ -43,6 +43,25 @@ def candidates(folder: Path) -> list[Path]:
     places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and not _is_skipped(path))]
     files = [file for place in places for file in sorted(place.iterdir()) if file.suffix in _ENDINGS]
     return [file for file in files if file.is_file() and _first(file) is not None]
+
+
+def look_all(files: Sequence[Path], images: Path | None, project: Path) -> list[Own]:
+    """`look` at each file; entries whose files have equal names are numbered: my_train, my_train_2.
+
+    Raises:
+        DataError: as `look`; also for a file that is given twice.
+    """
+    found: list[Own] = []
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise DataError("this file is given twice", str(file), "name each file once: --data FILE ...")
+        seen.add(file.resolve())
+        own = look(file, images, project)
+        taken = {each.name for each in found}
+        names = (own.name, *(f"{own.name}_{number}" for number in range(2, len(files) + 2)))
+        found.append(replace(own, name=next(name for name in names if name not in taken)))
+    return found
 
 
 def look(file: Path, images: Path | None, project: Path) -> Own:

@@ -128,7 +128,7 @@ def _stage_text(stage: Any, run: RunConfig) -> str:
         parents = ", ".join(derived.parent_names(stage))
         weights = f", weights {stage.weights}" if getattr(stage, "weights", None) else ""
         return f"{stage.kind} {parents}{weights}"
-    trained = [f"{part} ({how})" for part, how in stage.tune.model_dump().items() if how != "freeze"]
+    trained = [f"{part} ({how})" for part in PARTS if (how := getattr(stage.tune, part)) != "freeze"]
     rates = {"lr": stage.optim.lr, "connector_lr": stage.optim.connector_lr, "tower_lr": stage.optim.tower_lr}
     shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items() if rate is not None)
     accumulation = stage.global_batch // (stage.micro_batch * derived.data_ranks(run.hardware))

@@ -18,7 +18,7 @@ from vlmrun.config import hub
 from vlmrun.errors import CheckpointError, DataError, VlmrunError
 from vlmrun.hub import items, transfer
 from vlmrun.hub.items import Data, Model
-from vlmrun.hub.unpack import unpack
+from vlmrun.hub.unpack import FULL, unpack
 
 log = logs.get(__name__)
 
@@ -79,7 +79,8 @@ def fetch(item: Model | Data, found: Listing) -> None:
     """Fetches what was listed to where it belongs.
 
     Raises:
-        CheckpointError: of a model, DataError: of data, when the connection breaks; the same command resumes.
+        CheckpointError: of a model, DataError: of data, when the connection breaks or nothing can be written;
+            the same command resumes.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -110,7 +111,7 @@ def _fetch_data(item: Data, found: Listing) -> None:
             local[name] = transfer.get(item.repo, name, staging, kind="dataset", revision=found.revision)
         log.info("%s: %s", item.repo, name)
     if wanted and item.images is not None:
-        unpack([local[name] for name in wanted], item.images, is_zip=wanted[0].endswith(".zip"))
+        unpack([local[name] for name in wanted], item.images)
     if not item.annotations.is_file():
         local[annotations].replace(item.annotations)
     shutil.rmtree(staging, ignore_errors=True)
@@ -131,7 +132,14 @@ def _asking(item: Model | Data) -> Iterator[None]:
     except errors.RepositoryNotFoundError as error:
         fix = "check the name; a private one needs `hf auth login`"
         raise _error(item, f"the hub has no {item.kind} {item.repo!r}", page, fix) from error
+    except transfer.Damaged as error:
+        fix = "the same command fetches it again; HF_ENDPOINT names a mirror"
+        raise _error(item, str(error), page, fix) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
+            fix = "make it writable, or free space on its disk; the same command resumes"
+            where = str(error.filename or item.destination())
+            raise _error(item, f"what comes cannot be written: {error.strerror}", where, fix) from error
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         fix = "check the network; the same command resumes. HF_ENDPOINT names a mirror"
         raise _error(item, f"the hub cannot be reached: {first}", page, fix) from error

@@ -12,7 +12,8 @@ from vlmrun.config.schema import BenchmarkConfig, DataConfig, RunConfig
 from vlmrun.errors import CheckpointError
 from vlmrun.names import PARTS
 
-_ARCHIVE = r"\.(zip|tar|tar\.gz|tgz)"
+_ARCHIVE = r"\.(?:zip|tar|tar\.gz|tar\.bz2|tar\.xz|tgz)"
+_PART = r"[._-]?part[._-]?\w+|[._-](?:[a-z]{2}|\d+)"  # as split names them; x.tar.md5 is none
 _WEIGHTS = (".safetensors", ".bin")
 _NOT_NEEDED = (".msgpack", ".h5", ".ot", ".onnx", ".gguf", ".pth", ".tflite", ".png", ".jpg", ".md")
 
@@ -121,11 +122,17 @@ def annotation_file(item: Data, names: Iterable[str]) -> str | None:
 
 
 def archive_files(item: Data, annotations: str, names: Iterable[str]) -> list[str]:
-    """The archive, or its parts in order, that holds the entry's images: beside the annotations, named as the folder
-    is. Empty: the images come from elsewhere."""
+    """The archive, or else its parts in order, that holds the entry's images: beside the annotations, named as the
+    folder is. Empty: the images come from elsewhere."""
     if item.images is None:
         return []
     folder = PurePosixPath(annotations).parent
-    pattern = re.compile(re.escape(item.images.name) + _ARCHIVE + r"([.-]?(part)?[-_.]?\w+)?")
+    pattern = re.compile(rf"{re.escape(item.images.name)}({_ARCHIVE})({_PART})?")
     beside = [name for name in names if PurePosixPath(name).parent == folder]
-    return sorted(name for name in beside if pattern.fullmatch(PurePosixPath(name).name))
+    found = [(match, name) for name in beside if (match := pattern.fullmatch(PurePosixPath(name).name))]
+    whole = sorted(name for match, name in found if match[2] is None)
+    if whole or not found:
+        return whole[:1]
+    first = min(match[1] for match, _ in found)
+    parts = [name for match, name in found if match[1] == first]
+    return sorted(parts, key=lambda name: (len(name), name))  # part2 before part10

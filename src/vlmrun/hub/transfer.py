@@ -17,6 +17,10 @@ from huggingface_hub.utils import build_hf_headers
 _CHUNK = 2**22
 
 
+class Damaged(Exception):
+    """What came is not what the hub announced, or it announces nothing that could be compared."""
+
+
 def get(repo: str, name: str, folder: Path, *, kind: str, revision: str | None = None) -> Path:
     """Fetches a file into a folder, under the digest (ETag) that the hub knows it by.
 
@@ -24,15 +28,16 @@ def get(repo: str, name: str, folder: Path, *, kind: str, revision: str | None =
         kind: `model` or `dataset`.
 
     Raises:
-        OSError: when what came is not what the hub announced; it is removed, so that the next try starts again.
+        Damaged: when what came is not what the hub announced; it is removed, so that the next try starts again.
+        OSError: when it cannot be written.
         Exception: what huggingface_hub raises.
     """
     url = hf_hub_url(repo, name, repo_type=kind, revision=revision)
     headers = build_hf_headers()
     about = get_hf_file_metadata(url, headers=headers)
-    digest = about.etag or "unknown"
-    if not re.fullmatch(r"[\w-]+", digest):
-        raise OSError(f"the hub gives {name} an ETag that is none: {digest!r}")
+    digest = about.etag
+    if digest is None or not re.fullmatch(r"[\w-]+", digest):
+        raise Damaged(f"the hub gives {name} no ETag to know it by: {digest!r}")
     whole, part = folder / digest, folder / f"{digest}.part"
     if whole.is_file():
         return whole
@@ -44,7 +49,7 @@ def get(repo: str, name: str, folder: Path, *, kind: str, revision: str | None =
             http_get(about.location, file, resume_size=file.tell(), headers=headers, expected_size=about.size)
     if not _is(part, digest, about.size):
         part.unlink()
-        raise OSError(f"{name} came damaged")
+        raise Damaged(f"{name} came damaged")
     return part.replace(whole)
 
 

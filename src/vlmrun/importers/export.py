@@ -6,15 +6,28 @@ What upstream cannot say is listed in the script's head, never dropped.
 from __future__ import annotations
 
 import json
-import shlex
+import re
 from typing import Any
 
 from vlmrun import graph
 from vlmrun.config.schema import AverageStage, MergeStage, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, suggest
-from vlmrun.importers.export_flags import WHOLE, common, deepspeed, engine, flag, folder, llava, minicpm, schedule
+from vlmrun.importers.export_flags import (
+    WHOLE,
+    comment,
+    common,
+    deepspeed,
+    engine,
+    flag,
+    folder,
+    llava,
+    minicpm,
+    schedule,
+    word,
+)
 
 FAMILIES = ("llava", "bunny", "minicpm")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENTRIES = {"llava": "llava/train/train_mem.py", "bunny": "bunny/train/train.py", "minicpm": "finetune.py"}
 _MERGE = {"llava": "scripts/merge_lora_weights.py", "bunny": "script/merge_lora_weights.py"}
 # What a stage of ours has and no flag of theirs says: neutral value of each.
@@ -49,9 +62,11 @@ def script(run: RunConfig, family: str) -> str:
             unsaid.append(f"stage.{name}: {stage.kind}")
     if not any(isinstance(stage, TrainStage) for stage in run.stage.values()):
         raise ConfigError(f"{run.name} trains nothing", "recipe", "choose one with a training stage: vlmrun recipes")
-    head = ["#!/bin/bash", f"# {run.name} for {family}.   vlmrun export-script {run.name} --for {family}"]
-    head += [f"# not said by these flags: {text}" for text in unsaid]
-    head += [f"export {key}={shlex.quote(str(value))}" for key, value in sorted(run.hardware.env.items())]
+    head = ["#!/bin/bash", comment(f"{run.name} for {family}.   vlmrun export-script {run.name} --for {family}")]
+    exports = {key: value for key, value in sorted(run.hardware.env.items()) if _VARIABLE.fullmatch(key)}
+    unsaid += [f"hardware.env.{key}: no name of a variable" for key in run.hardware.env if key not in exports]
+    head += [comment(f"not said by these flags: {text}") for text in unsaid]
+    head += [f"export {key}={word(value)}" for key, value in exports.items()]
     return "\n".join([*head, "set -e", "", *commands])
 
 
@@ -79,7 +94,7 @@ def _training(run: RunConfig, name: str, stage: TrainStage, family: str, unsaid:
     if family == "llava" and run.hardware.attention == "xformers":
         entry = entry.replace("_mem", "_xformers")
     command = " \\\n    ".join([f"{launcher} {entry}", *(flag(key, value) for key, value in flags.items())]) + "\n"
-    written = f"cat > {ds} <<'EOF'\n{json.dumps(deepspeed(stage))}\nEOF\n" if "deepspeed" in flags else ""
+    written = f"cat > {word(ds)} <<'EOF'\n{json.dumps(deepspeed(stage))}\nEOF\n" if "deepspeed" in flags else ""
     return written + command
 
 
@@ -87,28 +102,32 @@ def _merging(run: RunConfig, name: str, stage: MergeStage, family: str) -> str:
     if family == "minicpm":
         body = (
             "from peft import PeftModel\nfrom transformers import AutoModel\n"
-            f"base = AutoModel.from_pretrained('{WHOLE}', trust_remote_code=True)\n"
-            f"model = PeftModel.from_pretrained(base, '{folder(run, stage.init_from)}').merge_and_unload()\n"
-            f"model.save_pretrained('{folder(run, name)}')\n"
+            f"base = AutoModel.from_pretrained({WHOLE!r}, trust_remote_code=True)\n"
+            f"model = PeftModel.from_pretrained(base, {folder(run, stage.init_from)!r}).merge_and_unload()\n"
+            f"model.save_pretrained({folder(run, name)!r})\n"
         )
         return f"python - <<'EOF'\n{body}EOF\n"
     trained = run.stage.get(stage.init_from)
     start = trained.init_from if isinstance(trained, TrainStage) else None
     whole = start if start not in run.stage else None
-    base = shlex.quote(str(whole or run.model.llm.arguments["path"]))
-    lines = [f"python {_MERGE[family]}", f"--model-path {folder(run, stage.init_from)}", f"--model-base {base}"]
-    lines.append(f"--save-model-path {folder(run, name)}")
-    return " \\\n    ".join(lines) + "\n"
+    flags = {
+        "model-path": folder(run, stage.init_from),
+        "model-base": whole or run.model.llm.arguments["path"],
+        "save-model-path": folder(run, name),
+    }
+    return " \\\n    ".join([f"python {_MERGE[family]}", *(flag(key, value) for key, value in flags.items())]) + "\n"
 
 
 def _averaging(run: RunConfig, name: str, stage: AverageStage) -> str:
     """The averaging of the published tutorials, for models of any number of shards."""
     assert stage.weights is not None
-    loads = "\n".join(f"    m{n} = load_file('{folder(run, model)}/' + file)" for n, model in enumerate(stage.models))
+    places = [folder(run, model) for model in stage.models]
+    to = folder(run, name)
+    loads = "\n".join(f"    m{n} = load_file({place + '/'!r} + file)" for n, place in enumerate(places))
     total = " + ".join(f"m{n}[k] * {weight}" for n, weight in enumerate(stage.weights))
     body = (
         "import os\nfrom safetensors.torch import load_file, save_file\n"
-        f"for file in sorted(f for f in os.listdir('{folder(run, stage.models[0])}') if f.endswith('.safetensors')):\n"
-        f"{loads}\n    save_file({{k: {total} for k in m0}}, '{folder(run, name)}/' + file, {{'format': 'pt'}})\n"
+        f"for file in sorted(f for f in os.listdir({places[0]!r}) if f.endswith('.safetensors')):\n"
+        f"{loads}\n    save_file({{k: {total} for k in m0}}, {to + '/'!r} + file, {{'format': 'pt'}})\n"
     )
-    return f"cp -r {folder(run, stage.models[-1])} {folder(run, name)}\npython - <<'EOF'\n{body}EOF\n"
+    return f"cp -r {word(places[-1])} {word(to)}\npython - <<'EOF'\n{body}EOF\n"

@@ -23,14 +23,24 @@ WHOLE = "openbmb/MiniCPM-Llama3-V-2_5"
 
 
 def folder(run: RunConfig, stage: str) -> str:
-    """Where a stage's command writes."""
-    return f"./checkpoints/{run.name}-{stage}"
+    """Where a stage's command writes; what is no stage of the run is a path itself."""
+    return f"./checkpoints/{run.name}-{stage}" if stage in run.stage else stage
+
+
+def word(value: Any) -> str:
+    """A value as one word of a command, whatever characters it has."""
+    text = str(value) if not isinstance(value, float) else repr(value)
+    return shlex.quote(text)
 
 
 def flag(name: str, value: Any) -> str:
     """One flag, quoted."""
-    text = str(value) if not isinstance(value, float) else repr(value)
-    return f"--{name} {shlex.quote(text)}"
+    return f"--{name} {word(value)}"
+
+
+def comment(text: str) -> str:
+    """A comment of one line."""
+    return "# " + "".join(char if char.isprintable() else " " for char in text)
 
 
 def deepspeed(stage: TrainStage) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vlmrun.config.schema import RUN_NAME
 from vlmrun.errors import ConfigError, Problem
 from vlmrun.importers.arguments import read as read_arguments
 from vlmrun.importers.launch import Launch
@@ -63,6 +64,8 @@ def outcome(request: Request) -> Outcome:
     Raises:
         ConfigError: when a file cannot be read as what it is given as.
     """
+    if request.name is not None and not re.fullmatch(RUN_NAME, request.name):
+        raise ConfigError(f"--name {request.name!r} is no name", "--name", "letters, digits, ., - and _, as in run-2")
     launches, reading, options = _sources(request)
     first = Path(launches[0].command.file) if launches else request.files[0]
     root = Path() if launches else request.root or first.parent

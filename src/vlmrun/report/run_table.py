@@ -1,4 +1,4 @@
-"""The table at the end of a run, and the one that compares the points of a sweep; both on stderr."""
+"""The table at the end of a run, and the one that compares the trials of a sweep; both on stderr."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ def _line(row: Row, shown: Sequence[Number]) -> list[str]:
 
 
 def compare(jobs: Sequence[Job]) -> None:
-    """Writes the table of a sweep: what each point changed, how it went and how good it became."""
+    """Writes the table of a sweep: what each trial changed, how it went and how good it became."""
     rows = {job.number: summary(job.outcomes) for job in jobs}
     results = _telling({number: _results(found) for number, found in rows.items() if found})
     columns = [
-        *(Column("job", right=True), Column("overrides"), Column("state")),
+        *(Column("trial", right=True), Column("overrides"), Column("state")),
         *(Column(name, right=True) for name in results),
         *(Column("ran", right=True), Column("reused", right=True)),
         Column("run", below=True),
     ]
     lines = [_compared(job, rows.get(job.number, []), results) for job in jobs]
     n_failed = sum(job.error is not None for job in jobs)
-    title = f"sweep of {len(jobs)} jobs" + (f", {n_failed} failed" if n_failed else "")
+    title = f"sweep of {len(jobs)} trials" + (f", {n_failed} failed" if n_failed else "")
     tables.write(Grid(title, columns, lines, ["red" if job.error else "" for job in jobs]), sys.stderr)
 
 
@@ -125,7 +125,7 @@ _STYLES = {"count": _count_text, "loss": loss_text, "share": share_text}
 
 
 def _results(rows: Sequence[Row]) -> dict[str, str]:
-    """What a point may be judged by, by title: accuracies, those on unseen questions, and the last losses."""
+    """What a trial may be judged by, by title: accuracies, those on unseen questions, and the last losses."""
     found: dict[str, str] = {}
     for key, said in (("accuracy", ""), ("accuracy_unseen", " unseen")):
         found |= {f"{row.name}{said}": share_text(row.numbers.get(key)) for row in rows if _answers(row)}
@@ -136,7 +136,7 @@ def _results(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _telling(points: Mapping[int, dict[str, str]]) -> list[str]:
-    """Titles of the results that tell points apart; where none does, of the first one that there is."""
+    """Titles of the results that tell trials apart; where none does, of the first one that there is."""
     titles = list(dict.fromkeys(title for found in points.values() for title in found))
     apart = [title for title in titles if len({found.get(title) for found in points.values()}) > 1]
     return apart or titles[:1]

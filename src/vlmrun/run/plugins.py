@@ -107,7 +107,7 @@ def point(one: RunOne, config_dirs: list[Path], _config: DictConfig) -> float | 
     hydra = HydraConfig.get()
     overrides = [str(text) for text in hydra.overrides.task]
     folder = Path(hydra.runtime.output_dir)
-    log.info("point %s: %s", hydra.job.num, folder)
+    log.info("trial %s: %s", hydra.job.num, folder)
     outcomes: list[Outcome] = []
     value = error = None
     try:

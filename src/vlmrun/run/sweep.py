@@ -109,7 +109,7 @@ def _tell(wrong: Mapping[int, VlmrunError], n_points: int) -> None:
         for problem in error.problems:
             having.setdefault(problem, []).append(number)
     for problem, numbers in having.items():
-        who = "every point" if len(numbers) == n_points else f"point {', '.join(map(str, numbers))}"
+        who = "every trial" if len(numbers) == n_points else f"trial {', '.join(map(str, numbers))}"
         log.error("%s of the sweep: %s", who, problem)
 
 

@@ -116,7 +116,7 @@ def test_sizes(n_bytes, text):
     assert tables.bytes_text(n_bytes) == text
 
 
-def test_a_sweep_compares_accuracy_and_says_why_a_job_failed(outcomes, tmp_path, capsys):
+def test_a_sweep_compares_accuracy_and_says_why_a_trial_failed(outcomes, tmp_path, capsys):
     error = DataError("image 'a.png' is\ndamaged", "a.json[3]")
     jobs = [
         Job(0, ["lr=1e-3"], tmp_path / "sweep" / "0", outcomes, None),
@@ -125,8 +125,8 @@ def test_a_sweep_compares_accuracy_and_says_why_a_job_failed(outcomes, tmp_path,
     jobs[0].folder.mkdir(parents=True)
     run_table.compare(jobs)
     title, head, good, bad = capsys.readouterr().err.splitlines()
-    assert title == "sweep of 2 jobs, 1 failed"
-    assert head.split() == ["job", "overrides", "state", "judge", "ran", "reused", "run"]
+    assert title == "sweep of 2 trials, 1 failed"
+    assert head.split() == ["trial", "overrides", "state", "judge", "ran", "reused", "run"]
     assert good.split() == ["0", "lr=1e-3", "ok", "75.0%", "2", "1", "sweep/0"]
     assert "failed: image 'a.png' is" in bad
     assert "damaged" not in bad

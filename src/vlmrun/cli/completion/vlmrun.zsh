@@ -2,8 +2,9 @@
 # Completion of vlmrun in zsh.   eval "$(vlmrun completion zsh)", after compinit
 _vlmrun() {
     local word
-    local -a whole begun
-    for word in ${(f)"$(${(Q)words[1]} completion words -- ${(Q)words[2,CURRENT]} 2>/dev/null)"}; do
+    local -a typed whole begun
+    typed=("${(@Q)words[2,CURRENT - 1]}" "${(Q)PREFIX}") # an empty last word is one; PREFIX has no open quote
+    for word in ${(f)"$(${(Q)words[1]} completion words -- "${typed[@]}" 2>/dev/null)"}; do
         case $word in
             *(=|.|\[|,)) begun+=("$word") ;;
             *) whole+=("$word") ;;

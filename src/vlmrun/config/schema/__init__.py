@@ -44,7 +44,7 @@ from vlmrun.config.schema.data import About, DataConfig, FieldMap
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
 from vlmrun.config.schema.optim import Ema, Optim
-from vlmrun.config.schema.run import RunConfig, Tracker
+from vlmrun.config.schema.run import RUN_NAME, RunConfig, Tracker
 from vlmrun.config.schema.stage import Stage, StageNode, UserStage
 from vlmrun.config.schema.stages import (
     Asking,
@@ -68,6 +68,7 @@ from vlmrun.config.schema.train import (
 from vlmrun.config.schema.tune import Lora, Quant, Tune, Tuning, ends_as
 
 __all__ = [
+    "RUN_NAME",
     "MetricName",
     "Keys",
     "Generation",

@@ -12,13 +12,14 @@ from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import ModelConfig
 from vlmrun.config.schema.stage import UserStage
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Tracker = Literal["tensorboard", "wandb", "wandb_online"]
 
 
 class RunConfig(Node):
     """One composed recipe."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=RUN_NAME)]
     seed: Seed
     output: Annotated[str, Field(min_length=1)]  # root of outputs/stages and outputs/runs
     only: list[str]  # run these stages only; their parents must be finished
