@@ -94,3 +94,13 @@ def test_a_pipe_is_not_waited_for(run, tmp_path):
     os.mkfifo(tmp_path / "train.json")
     assert any("no file" in line for line in told(check(made)))
     assert check_records(made) == []
+
+
+def test_ignored_keys_are_ignored_here_too(run):
+    odd = [record(n) | {"foo bar": 1} for n in range(8)]
+    found = told(check_records(run(odd)))
+    assert "key `foo bar` of the record is not read" in found[0]
+    made = run(odd, "data.llava.ignore_keys=['foo bar']")
+    assert told(check_records(made)) == told(check(made)) == []
+    broken = run([*odd, {"id": "9"}], "data.llava.ignore_keys=['foo bar']")
+    assert "--format llava --ignore-key 'foo bar' lists them" in told(check_records(broken))[-1]
