@@ -112,11 +112,10 @@ def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
             )
 
 
-def samples(stage: TrainStage, run: RunConfig) -> int | None:
-    """Samples of an epoch of a stage; None where that is not known before its data are made or read."""
+def usable(stage: TrainStage, run: RunConfig) -> dict[str, int] | None:
+    """Usable records of a stage's data, by name; None where some of it is not read here."""
     counted = _all(stage, run)
-    weights = stage.data_weights or [1.0] * len(stage.data)
-    return None if counted is None else sum(round(a.usable * b) for a, b in zip(counted, weights, strict=False))
+    return None if counted is None else {name: a.usable for name, a in zip(stage.data, counted, strict=True)}
 
 
 def _all(stage: TrainStage, run: RunConfig) -> list[Counted] | None:
