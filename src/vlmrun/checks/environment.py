@@ -14,7 +14,7 @@ from vlmrun.config.schema import HardwareConfig, RunConfig
 from vlmrun.errors import Problem
 
 PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "TORCH_CPP_LOG_", "CUDA_", "OMP_")
-# Names of these words load code or touch files: NCCL_NET_PLUGIN, CUDA_INJECTION64_PATH, TORCH_EXTENSIONS_DIR ... (no DIRECT)
+# Words of names that load code or touch files: NCCL_NET_PLUGIN, CUDA_INJECTION64_PATH, TORCH_EXTENSIONS_DIR; no DIRECT
 _REACHES_OUT = re.compile(
     r"PLUGIN|INJECTION|LIB|PATH|DIR(?!ECT_)|FILE|HOME|TRACE|DUMP|SCRIPT|PIPE|TOOL|TUNER|PROFILER|COREDUMP|CONF|ADDR|COMM_ID|NCCL_NET$"
 )
