@@ -8,13 +8,18 @@ from pathlib import Path
 from vlmrun.errors import CheckpointError
 
 _KINDS = {
-    stat.S_IFIFO: "a pipe",
+    stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a folder",
 }
 _JSON_BYTES = 1 << 28  # the largest tokenizer.json known is a tenth of that
+
+
+def kind(mode: int) -> str | None:
+    """What a thing is that is no regular file, in words; None for one that is. `mode` is that of `os.stat`."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def require(path: Path, *, json: bool = False) -> None:
@@ -32,9 +37,9 @@ def require(path: Path, *, json: bool = False) -> None:
         return
     except OSError as error:  # a loop of links, a folder without rights
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", str(path), "look at the file") from error
-    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
-    if kind is not None:
-        raise CheckpointError(f"{path.name} is {kind}, not a file", str(path), "put the file itself there")
+    other = kind(found.st_mode)
+    if other is not None:
+        raise CheckpointError(f"{path.name} is {other}, not a file", str(path), "put the file itself there")
     if json and found.st_size > _JSON_BYTES:
         raise CheckpointError(
             f"{path.name} has {found.st_size:,} bytes, {_JSON_BYTES:,} at most are read", str(path), "look at the file"

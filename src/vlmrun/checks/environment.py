@@ -14,9 +14,9 @@ from vlmrun.config.schema import HardwareConfig, RunConfig
 from vlmrun.errors import Problem
 
 PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "TORCH_CPP_LOG_", "CUDA_", "OMP_")
-# Names of these words load code or touch files: NCCL_NET_PLUGIN, CUDA_INJECTION64_PATH, TORCH_EXTENSIONS_DIR ...
+# Words of names that load code or touch files: NCCL_NET_PLUGIN, CUDA_INJECTION64_PATH, TORCH_EXTENSIONS_DIR; no DIRECT
 _REACHES_OUT = re.compile(
-    r"PLUGIN|INJECTION|LIB|PATH|DIR|FILE|HOME|TRACE|DUMP|SCRIPT|PIPE|TOOL|TUNER|PROFILER|COREDUMP|CONF|ADDR|COMM_ID|NCCL_NET$"
+    r"PLUGIN|INJECTION|LIB|PATH|DIR(?!ECT_)|FILE|HOME|TRACE|DUMP|SCRIPT|PIPE|TOOL|TUNER|PROFILER|COREDUMP|CONF|ADDR|COMM_ID|NCCL_NET$"
 )
 _OURS = {
     "OMP_NUM_THREADS": "hardware.threads",
@@ -77,14 +77,20 @@ def shell(run: RunConfig, env: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(f"WANDB_DISABLED is set, but tracking has {tracker}", "tracking", "tracking=[], or unset it")
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and run.hardware.gpu != "cpu":
-        n_visible = len([name for name in visible.split(",") if name.strip()])
+        n_visible = _count(visible)
         if n_visible < run.hardware.ranks_per_node:
             yield Problem(
                 f"CUDA_VISIBLE_DEVICES={visible} shows {n_visible} GPU(s), hardware.ranks_per_node is "
                 f"{run.hardware.ranks_per_node}",
                 "hardware.ranks_per_node",
-                f"hardware.ranks_per_node={max(1, n_visible)}, or show more GPUs",
+                (f"hardware.ranks_per_node={n_visible}" if n_visible else "hardware=cpu") + ", or show more GPUs",
             )
+
+
+def _count(visible: str) -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES shows: those before the first that there cannot be, as CUDA reads it."""
+    names = [name.strip() for name in visible.split(",")]
+    return next((n for n, name in enumerate(names) if not name or name.startswith("-")), len(names))
 
 
 def without_effect(run: RunConfig, env: Mapping[str, str]) -> list[str]:

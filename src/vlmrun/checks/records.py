@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,9 +66,14 @@ def _records(run: RunConfig) -> Iterator[Problem]:
             yield Problem(
                 f"{found.rejected:,} of {total:,} records of {data.annotations} cannot be used",
                 f"data.{name}",
-                f"vlmrun data lint {data.annotations} --format {data.format} lists them; "
-                f"data.{name}.on_error=skip leaves them out",
+                f"{_lint(data)} lists them; data.{name}.on_error=skip leaves them out",
             )
+
+
+def _lint(data: DataConfig) -> str:
+    """The command that lists what is wrong with the records of a data entry."""
+    ignored = [word for key in data.ignore_keys for word in ("--ignore-key", key)]
+    return shlex.join(["vlmrun", "data", "lint", data.annotations, "--format", data.format, *ignored])
 
 
 def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
@@ -106,11 +112,10 @@ def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
             )
 
 
-def samples(stage: TrainStage, run: RunConfig) -> int | None:
-    """Samples of an epoch of a stage; None where that is not known before its data are made or read."""
+def usable(stage: TrainStage, run: RunConfig) -> dict[str, int] | None:
+    """Usable records of a stage's data, by name; None where some of it is not read here."""
     counted = _all(stage, run)
-    weights = stage.data_weights or [1.0] * len(stage.data)
-    return None if counted is None else sum(round(a.usable * b) for a, b in zip(counted, weights, strict=False))
+    return None if counted is None else {name: a.usable for name, a in zip(stage.data, counted, strict=True)}
 
 
 def _all(stage: TrainStage, run: RunConfig) -> list[Counted] | None:
@@ -148,17 +153,18 @@ def _counted(data: DataConfig, *, as_it_is: bool) -> Counted | None:
         return None
     about = file.stat()
     try:
-        return _count(file, data.format, as_it_is and data.format == "llava", about.st_mtime_ns, about.st_size)
+        as_it_is = as_it_is and data.format == "llava"
+        return _count(file, data.format, as_it_is, tuple(data.ignore_keys), about.st_mtime_ns, about.st_size)
     except ConfigError:  # of its format, which is a problem of its own
         return None
 
 
 @lru_cache(maxsize=64)
-def _count(file: Path, format: str, as_it_is: bool, _mtime: int, _size: int) -> Counted:
+def _count(file: Path, format: str, as_it_is: bool, ignore_keys: tuple[str, ...], _mtime: int, _size: int) -> Counted:
     """Reads a file once for all points of a sweep; another time or size is another file."""
     usable = with_images = 0
     rejected: list[Rejected] = []
-    for record in reader(format, as_it_is=as_it_is)(file):
+    for record in reader(format, as_it_is=as_it_is, ignore_keys=ignore_keys)(file):
         if isinstance(record, Rejected):
             rejected.append(record)
         else:

@@ -11,7 +11,7 @@ from vlmrun.arch import connectors, families, towers
 from vlmrun.arch.published import config_of
 from vlmrun.arch.sizes import Connector, Llm, Shapes, Tower
 from vlmrun.arch.tiles import most
-from vlmrun.checks import rules
+from vlmrun.checks import records, rules
 from vlmrun.config import derived
 from vlmrun.config.schema import ModelConfig, PrepareStage, RunConfig, Slices, Tiles, TrainStage
 from vlmrun.errors import ConfigError, VlmrunError
@@ -130,8 +130,11 @@ def warnings(run: RunConfig) -> list[str]:
 def updates(run: RunConfig, one: TrainStage) -> str | None:
     """How many updates a stage makes, in words; None where it is not known how many records there are."""
     captions = derived.template(one, run.model) in CAPTION_TEMPLATES
-    known = Known(captions, run.model.max_length, {}, counted=True)
+    usable = records.usable(one, run)  # as the rules count them; files that they do not read are counted unread
+    known = Known(captions, run.model.max_length, {}, counted=usable is None)
     sources = [lengths.source(name, run.data[name], known) for name in one.data if name in run.data]
+    if usable is not None:
+        sources = [replace(source, records=usable[source.name]) for source in sources]
     samples = lengths.together(sources, one.data_weights, per_picture=0, tiles=1, max_length=run.model.max_length)
     n = time.steps(one, samples)
     if n is None:

@@ -115,7 +115,8 @@ def _contents(place: Path) -> str:
 def _data(data: DataConfig, prepared: str | None) -> dict[str, Any]:
     kept: dict[str, Any] = {"format": data.format, "on_error": data.on_error, **_asked(data)}
     fields = type(data).model_fields
-    for name in ("split", "fields", "image_roots", "image_megapixels"):
+    # What decides which records and images are usable: under `on_error: skip` it decides what is trained.
+    for name in ("split", "fields", "ignore_keys", "image_roots", "image_megapixels"):
         if not marks.is_neutral(fields[name], value := getattr(data, name)):
             kept[name] = value
     if prepared is not None:

@@ -106,6 +106,7 @@ class OpenAI:
             "owned_by": "vlmrun",
             "root": root,
             "max_model_len": self.service.pool.models[root]["context"],
+            "image_background": self.service.pool.models[root]["image_background"],
         }
 
 

@@ -15,7 +15,9 @@ from typing import Any, TypeGuard
 from PIL import Image
 
 from vlmrun import artifact, store
+from vlmrun.config.schema import Aspect
 from vlmrun.data.images.loading import image_of, load_image
+from vlmrun.data.images.seeing import View, view_of
 from vlmrun.errors import DataError, LaunchError
 from vlmrun.formats.load import describe
 from vlmrun.serve import image_parts
@@ -35,7 +37,7 @@ def main(folder: Path, options: argparse.Namespace) -> int:
         CheckpointError: when there is no usable model in `folder`.
         DataError: when an image, the history or the file of questions cannot be used.
     """
-    pictures = Pictures(allow_urls=options.allow_urls)
+    pictures = Pictures(allow_urls=options.allow_urls, view=_saved(folder)[1])
     given = [pictures.get(name) for name in options.image]
     questions = None if options.questions is None else list(_questions(Path(options.questions)))
     history = None if options.history is None else Path(options.history)
@@ -64,16 +66,23 @@ def open_dialogue(folder: Path, options: argparse.Namespace) -> Dialogue:
         seed=options.seed,
         repetition_penalty=options.repetition_penalty,
     )
-    aspect = describe(folder, store.came_as(folder))["image_aspect"]
-    return Dialogue(loaded, aspect=aspect, max_new_tokens=options.max_new_tokens, sampling=sampling)
+    aspect, view = _saved(folder)
+    return Dialogue(loaded, aspect=aspect, max_new_tokens=options.max_new_tokens, sampling=sampling, view=view)
+
+
+def _saved(folder: Path) -> tuple[Aspect, View]:
+    """How the model saw images in its training, and sees them in its evaluation."""
+    described = describe(folder, store.came_as(folder))
+    return described["image_aspect"], view_of(described.get("image_background"))
 
 
 def answerer(folder: Path, options: argparse.Namespace) -> Callable[[str, Sequence[Any], bool], str]:
     """A loaded model, as a function of a question, its images (files or Pillow's), and whether it follows up."""
     dialogue = open_dialogue(folder, options)
+    pictures = Pictures(allow_urls=False, view=dialogue.model.view)
 
     def answer(text: str, images: Sequence[Any], follow_up: bool) -> str:
-        shown = [image if isinstance(image, Image.Image) else load_image(Path(image).expanduser()) for image in images]
+        shown = [image if isinstance(image, Image.Image) else pictures.get(str(image)) for image in images]
         if not follow_up:
             dialogue.reset()
         return dialogue.ask(text, shown)
@@ -82,10 +91,11 @@ def answerer(folder: Path, options: argparse.Namespace) -> Callable[[str, Sequen
 
 
 class Pictures:
-    """Opens what a question names: files, and addresses where they are allowed."""
+    """Opens what a question names: files, and addresses where they are allowed; as the model sees them."""
 
-    def __init__(self, *, allow_urls: bool) -> None:
+    def __init__(self, *, allow_urls: bool, view: View) -> None:
         self.allow_urls = allow_urls
+        self.view = view
 
     def get(self, name: str) -> Image.Image:
         """One image.
@@ -94,7 +104,7 @@ class Pictures:
             DataError: when it cannot be used.
         """
         if not name.startswith(("http://", "https://")):
-            return load_image(Path(name).expanduser())
+            return load_image(Path(name).expanduser(), view=self.view)
         if not self.allow_urls:
             raise DataError("an image is an address", name, "--allow-urls fetches it, or give a file")
         if find_spec("httpcore") is None:
@@ -103,7 +113,7 @@ class Pictures:
             data = asyncio.run(image_parts.fetch(name, name, Limits(image_hosts=("*",))))
         except Refused as error:
             raise DataError([error.problem]) from error
-        return image_of(data, name)
+        return image_of(data, name, view=self.view)
 
 
 class Talk:

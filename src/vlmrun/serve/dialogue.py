@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from vlmrun.config.schema import Aspect
+from vlmrun.data.images.seeing import ON_WHITE, View
 from vlmrun.data.sample import Turn
 from vlmrun.errors import VlmrunError
 from vlmrun.model.parts import Loaded
@@ -25,12 +26,19 @@ class Dialogue:
 
     Args:
         sampling: how every answer's tokens are chosen; greedily by default.
+        view: how images are seen; who opens them for `ask` asks `model.view`.
     """
 
     def __init__(
-        self, loaded: Loaded, *, aspect: Aspect, max_new_tokens: int, sampling: Sampling | None = None
+        self,
+        loaded: Loaded,
+        *,
+        aspect: Aspect,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        view: View = ON_WHITE,
     ) -> None:
-        self.model = Served("chat", loaded, aspect)
+        self.model = Served("chat", loaded, aspect, view=view)
         self.engine = Engine(batch=1, remembered=REMEMBERED)
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling or Sampling()

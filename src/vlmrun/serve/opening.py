@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vlmrun import artifact, store
+from vlmrun.data.images.seeing import view_of
 from vlmrun.formats.base import How
 from vlmrun.formats.convert import convert
 from vlmrun.formats.load import describe, fill_connector, load
@@ -106,7 +107,8 @@ def open_models(plan: Plan) -> dict[str, Served]:
                 shared.active = adapter
             if same is not None:
                 bases[same] = shared
-        found[name] = Served(name, loaded, description["image_aspect"], _use(bases.get(same), adapter))
+        view = view_of(description.get("image_background"))
+        found[name] = Served(name, loaded, description["image_aspect"], _use(bases.get(same), adapter), view=view)
     return found
 
 

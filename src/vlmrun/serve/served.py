@@ -18,6 +18,7 @@ from vlmrun.data import templates
 from vlmrun.data.dataset import Item
 from vlmrun.data.encoder import Encoder
 from vlmrun.data.images.patch_strips import joined
+from vlmrun.data.images.seeing import ON_WHITE, View
 from vlmrun.data.images.transform import ImageLayout, ImageTransform
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, Turn, move_image_tags
@@ -63,9 +64,18 @@ class Served:
 
     Args:
         adapter: puts this model's adapter in place where several share an LLM.
+        view: how it sees images that can be seen in two ways: as in its training.
     """
 
-    def __init__(self, name: str, loaded: Loaded, aspect: Aspect, adapter: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        name: str,
+        loaded: Loaded,
+        aspect: Aspect,
+        adapter: Callable[[], None] = lambda: None,
+        *,
+        view: View = ON_WHITE,
+    ) -> None:
         saved = loaded.template
         self.name = name
         self.activate = adapter
@@ -87,11 +97,17 @@ class Served:
                 aspect=aspect,
                 image_tokens=loaded.vlm.image_tokens,
                 max_length=loaded.model.max_length,
+                view=view,
                 slices=derived.slices(loaded.model),
             )
         )
         longest = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
         self.context = int(longest or loaded.model.max_length)
+
+    @property
+    def view(self) -> View:
+        """How its images are to be opened."""
+        return self.prompts.encoder.view
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ import torch
 
 from vlmrun.data.images.loading import image_of
 from vlmrun.data.images.opening import MOST_PIXELS
+from vlmrun.data.images.seeing import color
 from vlmrun.errors import DataError, VlmrunError
 from vlmrun.serve import messages
 from vlmrun.serve.engine import Engine, Progress, Question
@@ -41,7 +42,13 @@ def main(pipe: Connection, plan: Plan) -> None:
 
 
 def _facts(model: Served) -> dict[str, Any]:
-    return {"context": model.context, "prompt": model.prompts.encoder.max_length, "template": model.template.name}
+    encoder = model.prompts.encoder
+    return {
+        "context": model.context,
+        "prompt": encoder.max_length,
+        "template": model.template.name,
+        "image_background": color(encoder.view),
+    }
 
 
 class _Worker:
@@ -98,7 +105,8 @@ class _Worker:
     def _question(self, ask: Ask) -> Question:
         model = self.models[ask.model]
         images = [
-            image_of(data, f"image {number}", max_pixels=MOST_PIXELS)  # the front has looked at their size
+            # The front has looked at their size.
+            image_of(data, f"image {number}", max_pixels=MOST_PIXELS, view=model.view)
             for number, data in enumerate(ask.images, start=1)
         ]
         pictures = [model.picture(image) for image in images]

@@ -51,7 +51,7 @@ def test_hosts_must_be_as_many_as_nodes_with_room_for_their_ranks(tmp_path):
 
 @pytest.mark.parametrize(
     "name", ["NCCL_DEBUG", "NCCL_IB_DISABLE", "GLOO_SOCKET_IFNAME", "TORCH_NCCL_ASYNC_ERROR_HANDLING",
-             "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_PROC_BIND"],
+             "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_PROC_BIND", "NCCL_P2P_DIRECT_DISABLE"],
 )  # fmt: skip
 def test_variables_that_tune_are_let_through(name):
     assert list(environment.check({name: 1})) == []
@@ -62,7 +62,7 @@ def test_variables_that_tune_are_let_through(name):
              "CUDA_INJECTION64_PATH", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_A=B", "",
              "OMP_TOOL_LIBRARIES", "OMP_TOOL", "PYTHONSTARTUP", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "NCCL_TUNER_PLUGIN",
              "HF_HUB_TRUST_REMOTE_CODE", "TORCH_DEVICE_BACKEND_AUTOLOAD", "NCCL_COMM_ID", "NCCL_RAS_ADDR",
-             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_LOGS_OUT_FILE", "NCCL_HOSTID_HOME"],
+             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_LOGS_OUT_FILE", "NCCL_HOSTID_HOME", "CUDA_MPS_LOG_DIRECTORY"],
 )  # fmt: skip
 def test_variables_that_load_code_or_reach_files_are_refused(name):
     assert len(list(environment.check({name: 1}))) == 1
@@ -116,3 +116,7 @@ def test_fewer_gpus_than_ranks():
     ]
     assert shell({"CUDA_VISIBLE_DEVICES": "0,1"}, gpu="a100_80g", ranks_per_node=2)[0] == []
     assert shell({"CUDA_VISIBLE_DEVICES": ""}, gpu="cpu", ranks_per_node=2)[0] == []
+    assert shell({"CUDA_VISIBLE_DEVICES": "1,-1,0"}, gpu="a100_80g", ranks_per_node=1)[0] == []
+    for none in ("", "-1", "-1,0"):
+        fixes = shell({"CUDA_VISIBLE_DEVICES": none}, gpu="a100_80g", ranks_per_node=1)[0]
+        assert fixes == ["hardware=cpu, or show more GPUs"]

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.unit.checks.test_values import composed
 from vlmrun.checks import records
 from vlmrun.checks.rules import check, check_records
+from vlmrun.plan import run as planning
 
 BASE = ("only=[pretrain]", "data=[llava]", "stage.pretrain.data=[llava]", "stage.pretrain.max_steps=null",
         "stage.pretrain.epochs=1.0", "stage.pretrain.global_batch=4", "stage.pretrain.micro_batch=4")  # fmt: skip
@@ -94,3 +95,19 @@ def test_a_pipe_is_not_waited_for(run, tmp_path):
     os.mkfifo(tmp_path / "train.json")
     assert any("no file" in line for line in told(check(made)))
     assert check_records(made) == []
+
+
+def test_ignored_keys_are_ignored_here_too(run):
+    odd = [record(n) | {"foo bar": 1} for n in range(8)]
+    found = told(check_records(run(odd)))
+    assert "key `foo bar` of the record is not read" in found[0]
+    made = run(odd, "data.llava.ignore_keys=['foo bar']")
+    assert told(check_records(made)) == told(check(made)) == []
+    broken = run([*odd, {"id": "9"}], "data.llava.ignore_keys=['foo bar']")
+    assert "--format llava --ignore-key 'foo bar' lists them" in told(check_records(broken))[-1]
+
+
+def test_updates_are_counted_from_usable_records(run):
+    made = run([*(record(n) for n in range(16)), *({"id": f"x{n}"} for n in range(8))], "data.llava.on_error=skip")
+    assert planning.updates(made, made.stage["pretrain"]) == "4 updates"
+    assert records.usable(made.stage["pretrain"], made) == {"llava": 16}

@@ -111,3 +111,22 @@ def test_under_compat_records_the_tags_of_a_question_collapse_as_upstream_collap
     raw = llava.parse(several | {"image": "a.png"}, ("f", 0), as_it_is=True)
     assert settings.as_upstream(raw, TEMPLATES["vicuna_v1"], "llava").turns[0].text == "<image>\nIs  or  red?"
     assert isinstance(llava.parse(several | {"image": "a.png"}, ("f", 0)), Rejected)
+
+
+def test_marks_and_tags_in_a_system_text_are_refused():
+    tag = parse("What?", system="<image> hi", image="a.png")
+    assert "0 <image> tags" not in tag.what
+    assert "the system text contains <image>" in tag.what
+    both = parse("<image>\nWhat?", system="<image> hi <|video|>", image="a.png").what
+    assert "the system text contains '<|video|>'" in both
+    assert "the system text contains <image>" in both
+    assert isinstance(parse("What?", system="Say <video> where one is meant."), Sample)
+    assert image_marks.refused([], ["<|video|>"], "hi <|video|>") == []
+
+
+def test_every_mark_of_a_turn_is_looked_at_and_an_empty_pattern_matches_none():
+    turns = [Turn("user", "a <|image|> b <|video|>")]
+    (found,) = image_marks.refused(turns, ["<|image|>"])
+    assert "'<|video|>'" in found.what
+    assert image_marks.refused(turns, ["<|*|>"]) == []
+    assert len(image_marks.refused(turns, [""])) == 1

@@ -193,3 +193,19 @@ def test_an_image_that_is_no_file_name_is_named_as_what_it_is(name, told):
     found = llava.parse(share("<image>\nWhat?", image=name), ("f", 0))
     assert told in found.what
     assert len(found.what) < 200
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.tsv", "F.CSV", "f.json"])
+@pytest.mark.parametrize("content", ["", " \n\n", "\ufeff"])
+def test_an_empty_file_is_no_list_whatever_its_ending(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, "utf-8")
+    with pytest.raises(DataError, match="not a JSON list of records"):
+        list(llava.read(path))
+
+
+def test_a_table_is_named_by_its_columns(tmp_path):
+    path = tmp_path / "F.CSV"
+    path.write_text("id,text\n1,a\n")
+    with pytest.raises(DataError, match="the columns id, text, not JSON"):
+        list(llava.read(path))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmrun.data import formats
-from vlmrun.data.formats import keys, llava, minicpm, vqa
+from vlmrun.data.formats import keys, llava, minicpm, openai, vqa
+from vlmrun.data.formats.window import Decoder
 from vlmrun.data.lint import Rules, lint
 from vlmrun.data.sample import Rejected, Sample
 
@@ -157,3 +158,27 @@ def test_under_compat_records_other_keys_are_dropped_as_upstream_drops_them():
     found = parse(RECORD | {"colour": "red", "system": "Be brief."}, as_it_is=True)
     assert isinstance(found, Sample)
     assert found.system is None
+
+
+@pytest.mark.parametrize("value", [True, 1, 0.5, "yes"])
+def test_a_system_text_is_not_trained(value):
+    talk = [{"from": "system", "value": "Be brief.", "loss": value}, *TALK]
+    as_roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    roles = [{"role": as_roles[m["from"]], "content": m["value"]} for m in talk]
+    roles[0]["weight"] = value
+    found = [
+        parse(RECORD | {"conversations": talk}),
+        openai.parse({"id": "r", "messages": roles}, ("f.json", 0)),
+        minicpm.parse({"id": "r", "conversations": roles}, ("f.json", 0)),
+    ]
+    told = "message 0 is a system text" if value in (True, 1) else "of message 0 is"
+    assert [told in each.what for each in found] == [True] * 3
+    talk[0]["loss"] = False
+    assert parse(RECORD | {"conversations": talk}).system == "Be brief."
+
+
+def test_one_key_written_very_often_is_found_in_time():
+    """Counting each key by itself would take hours."""
+    decoder = Decoder()
+    decoder.whole("{" + '"a": 0, ' + ", ".join(f'"{n}": 0' for n in range(100_000)) + ', "a": 1}')
+    assert decoder.repeated == ["a"]

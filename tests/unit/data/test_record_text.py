@@ -114,7 +114,7 @@ def test_what_a_tokenizer_raises_is_a_problem_of_the_record(encoder):
 
 def test_a_pipe_or_a_device_as_annotations_is_refused_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(DataError, match="a pipe stands where a file is expected"):
+    with pytest.raises(DataError, match="a named pipe stands where a file is expected"):
         list(formats.reader("llava")(tmp_path / "pipe.json"))
     (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
     with pytest.raises(DataError, match="a device stands where"):

@@ -235,3 +235,9 @@ def test_roots_and_limits_of_images_are_in_keys_only_when_given(own, tmp_path):
     assert changed(own(), own(f"{entry}.image_megapixels=64.0")) == set()
     assert "pretrain" in changed(own(), own(f"{entry}.image_megapixels=9.0"))
     assert "pretrain" in changed(own(), own(f"{entry}.image_roots=[{tmp_path}]"))
+
+
+def test_ignored_keys_are_in_keys_only_when_given(own):
+    entry = "data.shapes_captions"
+    assert changed(own(), own(f"{entry}.ignore_keys=[]")) == set()
+    assert "pretrain" in changed(own(), own(f"{entry}.ignore_keys=[foo]"))

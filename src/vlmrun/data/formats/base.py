@@ -6,12 +6,11 @@ Neither is ever in memory whole: a list of a million records is read in as littl
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlmrun import logs
+from vlmrun import logs, regular
 from vlmrun.data.formats import others
 from vlmrun.data.formats.window import MAX_RECORD_BYTES, Decoder, Window, reason
 from vlmrun.data.sample import Rejected
@@ -56,8 +55,7 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise DataError("a folder stands where a file is expected", str(path), "name the annotation file itself")
     if path.exists():
-        mode = path.stat().st_mode
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        kind = regular.kind(path.stat().st_mode)
         fix = "write it to a file first: annotations are read more than once"
         raise DataError(f"{kind} stands where a file is expected", str(path), fix)
     if not path.parent.is_dir():

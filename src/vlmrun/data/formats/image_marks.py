@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
@@ -20,35 +20,39 @@ _CERTAIN = re.compile(
 _DOUBTFUL = re.compile(r"<(?:img|video|audio)>|\[(?:IMG|IMAGE|VIDEO)\]", re.IGNORECASE)
 
 
-def refused(turns: Sequence[Turn], ignored: Sequence[str] = ()) -> list[Problem]:
+def refused(turns: Sequence[Turn], ignored: Sequence[str] = (), system: str | None = None) -> list[Problem]:
     """Marks that would be trained as words although an image, or a video, is meant.
 
     Args:
         ignored: marks, and patterns that begin with `<`, of `data.NAME.ignore_keys`.
     """
     found = []
-    for number, turn in enumerate(turns):
-        mark = _mark(turn)
-        if mark is None or any(mark == each or (each[0] == "<" and fnmatchcase(mark, each)) for each in ignored):
+    texts = [("the system text", system or "", False)]
+    texts += [(f"message {number}", turn.text, turn.role == "user") for number, turn in enumerate(turns)]
+    for place, text, is_question in texts:
+        mark = next((mark for mark in _marks(text, is_question) if not _is_ignored(mark, ignored)), None)
+        if mark is None:
             continue
         pattern = "<img>*" if mark.endswith("</img>") else mark
         fix = f"write {IMAGE_TAG} there and the file's name under `image`; "
         fix += f"""'data.<name>.ignore_keys=["{pattern}"]' takes it as words"""
-        found.append(Problem(f"message {number} contains {mark!r}, an image mark of another format", fix=fix))
+        found.append(Problem(f"{place} contains {mark!r}, an image mark of another format", fix=fix))
     return found
 
 
-def _mark(turn: Turn) -> str | None:
-    certain = _CERTAIN.search(turn.text)
-    if certain is not None:
-        return certain[0]
-    text = turn.text.strip()
-    for doubtful in _DOUBTFUL.finditer(text) if turn.role == "user" else ():
+def _is_ignored(mark: str, ignored: Sequence[str]) -> bool:
+    return any(mark == each or (each.startswith("<") and fnmatchcase(mark, each)) for each in ignored)
+
+
+def _marks(text: str, is_question: bool) -> Iterator[str]:
+    for certain in _CERTAIN.finditer(text):
+        yield certain[0]
+    text = text.strip()
+    for doubtful in _DOUBTFUL.finditer(text) if is_question else ():
         at_edge = doubtful.start() == 0 or doubtful.end() == len(text)
         closing = doubtful[0].replace("<", "</").replace("[", "[/").lower()
         if at_edge and closing not in text.lower():
-            return doubtful[0]
-    return None
+            yield doubtful[0]
 
 
 def as_words(sample: Sample) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from vlmrun.data.sample import Role
 from vlmrun.errors import DataError, Problem, closest
 
 # Where a record of a published data set comes from, and what others noted about it.
@@ -77,20 +78,21 @@ def check_message(
         raise DataError(f"key `{key}` of message {number} is not read", fix=_fix(key, (*understood, *_SUPERVISED)))
 
 
-def supervised(message: Mapping[str, Any], number: int, *, question: bool) -> bool:
+def supervised(message: Mapping[str, Any], number: int, side: Role) -> bool:
     """Whether an answer is trained: `loss: false`, or `weight: 0`, keeps it out.
 
     Raises:
-        DataError: for another value, and for a question that is to be trained.
+        DataError: for another value, and for a question or a system text that is to be trained.
     """
     given = {key: message[key] for key in _SUPERVISED if message.get(key) is not None}
     for key, value in given.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             fix = "loss: true or false" if key == "loss" else "weight: 1 or 0; shares of a sample are not trained"
             raise DataError(f"`{key}` of message {number} is {value!r}", fix=fix)
-        if question and value:
-            fix = f"leave `{key}` out there: a question is what the model is given"
-            raise DataError(f"message {number} is a question with `{key}: {value}`", fix=fix)
+        if side != "assistant" and value:
+            noun = "system text" if side == "system" else "question"
+            fix = f"leave `{key}` out there: a {noun} is what the model is given"
+            raise DataError(f"message {number} is a {noun} with `{key}: {value}`", fix=fix)
     if len(set(map(bool, given.values()))) > 1:
         raise DataError(f"`loss` and `weight` of message {number} contradict each other", fix="keep one of them")
     return all(given.values())

@@ -129,14 +129,12 @@ def _message(message: Any, number: int, roles: Mapping[str, Role], ignored: Sequ
     if roles is _UPSTREAM:
         return Turn(roles.get(role, "unknown"), message["value"])
     keys.check_message(message, number, _MESSAGE_KEYS, ignored)
-    if role == "system":
-        return Turn("system", message["value"])
-    if role not in roles:
+    if role != "system" and role not in roles:
         fix = suggest(role, (*roles, "system"), noun="roles")
         tools = "calls of tools are not trained: leave such records out"
         raise DataError(f"message {number} is from {role!r}", fix=tools if role in _TOOL_ROLES else fix)
-    side = roles[role]
-    return Turn(side, message["value"], keys.supervised(message, number, question=side == "user"))
+    side: Role = "system" if role == "system" else roles[role]
+    return Turn(side, message["value"], keys.supervised(message, number, side))
 
 
 def _is_moved(record: dict[str, Any]) -> bool:

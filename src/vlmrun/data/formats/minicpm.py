@@ -104,8 +104,7 @@ def _turn(number: int, message: Any, ignored: Sequence[str], *, has_system: bool
             f"`{where}.role` is {role!r} where {expected!r} was expected", fix="user and assistant take turns"
         )
     keys.check_message(message, number, _MESSAGE_KEYS, ignored)
-    supervised = role == "system" or keys.supervised(message, number, question=role == "user")
-    return Turn(_ROLES[role], message["content"], supervised)
+    return Turn(_ROLES[role], message["content"], keys.supervised(message, number, _ROLES[role]))
 
 
 def _check_answers(said: list[Turn]) -> None:

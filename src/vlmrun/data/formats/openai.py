@@ -114,7 +114,7 @@ def _message(message: Any, number: int, images: list[str | None], ignored: Seque
     if message.get("name"):
         raise DataError(f"key `name` of message {number} is not read", fix="leave it out, or write it into the text")
     side = _ROLES[role]
-    supervised = side == "system" or keys.supervised(message, number, question=side == "user")
+    supervised = keys.supervised(message, number, side)
     return Turn(side, _content(message.get("content"), number, images), supervised)
 
 

@@ -50,8 +50,9 @@ def check_content(path: Path) -> str:
             "the file is a tar archive, not JSON", str(path), "data.<name>.format=wds and the folder of its shards"
         )
     text = head.decode("utf-8-sig", "replace").lstrip()
-    if path.suffix.lower() in _TABLES and text[:1] not in ("[", "{"):
-        columns = next(csv.reader([text.splitlines()[0]], delimiter="," if path.suffix == ".csv" else "\t"), [])
+    ending = path.suffix.lower()
+    if ending in _TABLES and text and text[0] not in "[{":
+        columns = next(csv.reader([text.splitlines()[0]], delimiter="," if ending == ".csv" else "\t"), [])
         fix = "write every row as a JSON object on a line of its own, in a file *.jsonl"
         raise DataError(f"the file is a table with the columns {', '.join(columns)}, not JSON", str(path), fix)
     return text[:1]

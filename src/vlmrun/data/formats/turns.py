@@ -34,9 +34,12 @@ def checked(talk: Talk, ignored: Sequence[str] = ()) -> Talk:
         DataError: for everything that keeps it from being trained.
     """
     _check_order(talk)
-    marks = image_marks.refused(talk.turns, ignored)
-    if talk.problems or marks:
-        raise DataError([*talk.problems, *marks])
+    wrong = [*talk.problems, *image_marks.refused(talk.turns, ignored, talk.system)]
+    if IMAGE_TAG in (talk.system or ""):
+        fix = f"write {IMAGE_TAG} in the question that the image belongs to"
+        wrong.append(Problem(f"the system text contains {IMAGE_TAG}", fix=fix))
+    if wrong:
+        raise DataError(wrong)
     n_tags = sum(turn.text.count(IMAGE_TAG) for turn in talk.turns)
     if n_tags != len(talk.images):
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,8 +41,7 @@ class Decoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self.repeated += [key for key in found if keys.count(key) > 1]
+            self.repeated += [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
         return found
 
 

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from vlmrun import regular
 from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.config.schema.data import MEGAPIXELS
@@ -23,13 +24,6 @@ from vlmrun.data.shards.tar import Place, parse_place
 from vlmrun.errors import DataError
 
 MAX_PIXELS = int(MEGAPIXELS * 1_000_000)
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class ImageFile:
         if self.place is not None:
             return BytesIO(self.place.read(self.path))
         handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        kind = _kind(os.fstat(handle).st_mode)
+        kind = regular.kind(os.fstat(handle).st_mode)
         if kind is not None:
             os.close(handle)
             raise DataError(f"image {self.name!r} is {kind}, not an image file", str(self.path), "name an image file")
@@ -190,7 +184,7 @@ def _confined(folder: ImageFolder, name: str, where: str) -> Path:
 def _look(path: Path) -> str | None:
     """None for a regular file, "nothing", or what keeps it from being one."""
     try:
-        kind = _kind(path.stat().st_mode)
+        kind = regular.kind(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return "nothing"
     except OSError as error:  # no right to look into the folder, a name that is too long
@@ -198,13 +192,6 @@ def _look(path: Path) -> str | None:
     except ValueError as error:
         return f"cannot be found: {error}"
     return None if kind is None else f"is {kind}, not an image file"
-
-
-def _kind(mode: int) -> str | None:
-    """What a thing is that is no regular file."""
-    if stat.S_ISREG(mode):
-        return None
-    return next((words for test, words in _KINDS if test(mode)), "no regular file")
 
 
 def _spellings(root: Path, name: str) -> list[str]:

@@ -42,10 +42,10 @@ def load_image(
         return seeing.to_rgb(image, view)
 
 
-def image_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def image_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, view: View = ON_WHITE) -> Image.Image:
     """An image file that was sent; raises as `open_image`."""
     with opened(BytesIO(data), name, fix="send another image", max_pixels=max_pixels) as image:
-        return seeing.to_rgb(image, ON_WHITE)
+        return seeing.to_rgb(image, view)
 
 
 def image_size(folder: ImageFolder | None, name: str, where: str = "", view: View = ON_WHITE) -> tuple[int, int]:

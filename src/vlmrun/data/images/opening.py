@@ -17,6 +17,7 @@ from vlmrun.data.images.finding import MAX_PIXELS, ImageFile, file_at
 from vlmrun.errors import DataError, VlmrunError
 
 TOO_LARGE = "is too large"
+SMALLER = "make it smaller"
 MOST_PIXELS = 178_000_000  # beyond about this number Pillow refuses by itself
 
 # Formats of pixels and nothing else. Not here: those that start programs or call other libraries (EPS, WMF, GRIB,
@@ -55,23 +56,25 @@ def of_file(file: Path | ImageFile, where: str) -> Iterator[Image.Image]:
     found = file_at(file) if isinstance(file, Path) else file
     name, place = f"image {found.name!r}", f"{found}, named in {where}" if where else str(found)
     fix = "replace the file, or on_error: skip" if where else "choose another image"
+    smaller = SMALLER if isinstance(file, Path) else f"{SMALLER}, or raise data.<name>.image_megapixels"
     try:
         content = found.opened()
     except FileNotFoundError as error:  # it went while we looked
         raise DataError(f"{name} does not exist", place, "check the path") from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}", place, fix) from error
-    with content, opened(content, name, place, fix=fix, max_pixels=found.max_pixels) as image:
+    with content, opened(content, name, place, fix=fix, smaller=smaller, max_pixels=found.max_pixels) as image:
         yield image
 
 
 @contextmanager
-def opened(
+def opened(  # noqa: PLR0913 - what is read, what errors say, and what is allowed
     file: BinaryIO,
     name: str,
     place: str = "",
     *,
     fix: str,
+    smaller: str = SMALLER,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
 ) -> Iterator[Image.Image]:
@@ -81,6 +84,7 @@ def opened(
         name: what errors call it.
         place: where it is, for errors.
         fix: what to do about a damaged one.
+        smaller: what to do about one of more than `max_pixels`.
 
     Raises:
         DataError: when it is of no known format, damaged, or has more than `max_pixels`.
@@ -89,12 +93,12 @@ def opened(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=formats) as image:
-                _check_size(image, name, place, max_pixels)
+                _check_size(image, name, place, max_pixels, smaller)
                 yield image
     except VlmrunError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(name, place, str(error)) from error
+        raise DataError(f"{name} {TOO_LARGE}: {error}", place, SMALLER) from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name} cannot be read: it is {_described(file)}", place, fix) from error
     except MemoryError as error:
@@ -103,15 +107,12 @@ def opened(
         raise DataError(f"{name} cannot be read: {error or type(error).__name__}", place, fix) from error
 
 
-def _check_size(image: Image.Image, name: str, place: str, max_pixels: int) -> None:
+def _check_size(image: Image.Image, name: str, place: str, max_pixels: int, smaller: str) -> None:
     width, height = image.size
     if width * height > max_pixels:
         what = f"{width} x {height} are {width * height / 1e6:.1f} million pixels, {max_pixels / 1e6:g} are allowed"
-        raise _too_large(name, place, what)
-
-
-def _too_large(name: str, place: str, what: str) -> DataError:
-    return DataError(f"{name} {TOO_LARGE}: {what}", place, "make it smaller, or raise data.<name>.image_megapixels")
+        fix = smaller if width * height <= MOST_PIXELS else SMALLER  # no limit can be raised beyond
+        raise DataError(f"{name} {TOO_LARGE}: {what}", place, fix)
 
 
 def _described(file: BinaryIO) -> str:

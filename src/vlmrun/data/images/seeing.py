@@ -53,6 +53,11 @@ def view_of(background: str | None) -> View:
     return View((red, green, blue))
 
 
+def color(view: View) -> str | None:
+    """What `view_of` makes the view of."""
+    return None if view.background is None else "#" + bytes(view.background).hex()
+
+
 def to_rgb(image: Image.Image, view: View) -> Image.Image:
     """The first frame of an opened image as RGB; raises what Pillow does."""
     if view.background is None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from vlmrun.data.images.loading import load_image
+from vlmrun.data.images.seeing import ON_WHITE, View, view_of
 from vlmrun.errors import DataError
 from vlmrun.serve.web.images import data_url, prepared
 
@@ -86,19 +87,21 @@ class Server:
     def __init__(self, url: str, key: str) -> None:
         self.url = url
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.views: dict[str, View] = {}  # how each model sees images
 
     def models(self) -> list[str]:
         """Names of its models; none when it does not answer."""
         try:
             answer = httpx.get(f"{self.url}/v1/models", headers=self.headers, timeout=5, trust_env=False)
-            return [model["id"] for model in answer.json()["data"]]
+            self.views = {model["id"]: view_of(model["image_background"]) for model in answer.json()["data"]}
+            return list(self.views)
         except (httpx.HTTPError, ValueError, KeyError):
             return []
 
     async def answer(self, talk: Talk, side: int, values: Values) -> AsyncIterator[str]:
         """Pieces of the answer to the last question; what went wrong is the last piece."""
         try:
-            body = _body(talk, side, values)
+            body = _body(talk, side, values, self.views.get(talk.models[side], ON_WHITE))
         except DataError as error:
             yield f"⚠ {error.problems[0].what}"
             return
@@ -177,12 +180,12 @@ def _messages(talk: Talk, side: int, number: int) -> list[list[str | None]]:
     return rows
 
 
-def _body(talk: Talk, side: int, values: Values) -> dict[str, Any]:
+def _body(talk: Talk, side: int, values: Values, view: View) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
     for exchange in talk.said:
         if side >= len(exchange.answers) or exchange.answers[side] is None:
             continue
-        images = [data_url(prepared(load_image(Path(path)), values.mode)) for path in exchange.images]
+        images = [data_url(prepared(load_image(Path(path), view=view), values.mode)) for path in exchange.images]
         parts: Sequence[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in images]
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": exchange.text}]})
         messages.append({"role": "assistant", "content": exchange.answers[side]})

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlmrun.data.images import opening
 from vlmrun.data.images.finding import ImageFolder
 from vlmrun.data.images.fitting import pad_to_square
-from vlmrun.data.images.loading import image_size, load_image, open_image
+from vlmrun.data.images.loading import image_of, image_size, load_image, open_image
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.errors import CheckpointError, DataError
 
@@ -121,8 +122,22 @@ def test_a_huge_image_is_an_error_that_says_what_is_allowed(root, monkeypatch):
         open_image(ImageFolder(root, max_pixels=16 * 12 - 1), "train/a.png")
     assert "image_megapixels" in error.value.problems[0].fix
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
-    with pytest.raises(DataError, match="is too large"):
+    with pytest.raises(DataError, match="is too large") as error:
         open_image(ImageFolder(root), "train/a.png")
+    assert error.value.problems[0].fix == "make it smaller"
+
+
+def test_a_huge_image_of_no_data_set_is_made_smaller(root, monkeypatch):
+    """A data entry's limit is not theirs, and nothing beyond Pillow's own can be allowed."""
+    with pytest.raises(DataError, match="is too large") as sent:
+        image_of((root / "train/a.png").read_bytes(), "it", max_pixels=9)
+    monkeypatch.setattr(opening, "MOST_PIXELS", 16 * 12 - 1)
+    with pytest.raises(DataError, match="is too large") as beyond:
+        open_image(ImageFolder(root, max_pixels=9), "train/a.png")
+    Image.new("1", (8001, 8001)).save(root / "large.png")
+    with pytest.raises(DataError, match="is too large") as named:
+        load_image(root / "large.png")
+    assert [each.value.problems[0].fix for each in (sent, beyond, named)] == ["make it smaller"] * 3
 
 
 def test_an_extreme_shape_must_not_grow_into_a_huge_one(monkeypatch):
