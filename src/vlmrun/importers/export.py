@@ -12,7 +12,7 @@ from typing import Any
 from vlmrun import graph
 from vlmrun.config.schema import AverageStage, MergeStage, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, suggest
-from vlmrun.importers.export_flags import WHOLE, common, deepspeed, engine, flag, folder, llava, minicpm, schedule
+from vlmrun.importers.export_flags import WHOLE, adapters, common, deepspeed, engine, flag, folder, llava, minicpm, schedule
 
 FAMILIES = ("llava", "bunny", "minicpm")
 _ENTRIES = {"llava": "llava/train/train_mem.py", "bunny": "bunny/train/train.py", "minicpm": "finetune.py"}
@@ -22,6 +22,7 @@ _NEUTRAL: dict[str, Any] = {
     "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "order": None,
     "loss": "micro_mean", "optim.tower_lr": None, "optim.decay_steps": None, "optim.warmup_from": 0.0,
     "optim.weight_decay_end": None, "offload_checkpoints": False, "compat.images": "upstream",
+    "tune.llm_last": None, "tune.tower_last": None, "ema": None, "optim.optimizer": "adamw",
 }  # fmt: skip
 
 
@@ -62,6 +63,9 @@ def _training(run: RunConfig, name: str, stage: TrainStage, family: str, unsaid:
             value = getattr(value, part)
         if value != neutral and not (key == "optim.tower_lr" and value == stage.optim.connector_lr):
             unsaid.append(f"stage.{name}.{key}: {value}")
+    adapters(stage, name, unsaid)
+    if stage.eval is not None and stage.eval.patience is not None:
+        unsaid.append(f"stage.{name}.eval.patience: {stage.eval.patience}")
     if len(stage.data) > 1:
         unsaid.append(f"stage.{name}.data: {', '.join(stage.data[1:])}, besides the first")
     if stage.eval is not None and family != "minicpm":

@@ -144,15 +144,17 @@ def _tune_lora(vlm: VLM, tune: Tune, lora: Lora | None, seed: int) -> None:
     named_modules.prove_trained(vlm.llm, lora, WHERE)
 
 
-_SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+_SHAPE = ("r", "lora_alpha", "bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
 def _check_same_shape(llm: nn.Module, tune: Tune, lora: Lora) -> None:
     """An adapter that is trained further stays as it is; only dropout may change, being no part of its shape."""
     have, wanted = adapter_config(llm), adapters.config(llm, lora, last=tune.llm_last)
-    wanted["target_modules"] = sorted(wanted["target_modules"])
     saved = sorted(lora.modules_to_save) or None
     different = [key for key in _SHAPE if have[key] != wanted[key]]
+    # Not the lists of names: PEFT shortens a long one, so the same layers may be named otherwise.
+    if adapters.adapted(llm) != adapters.fitting(llm, wanted["target_modules"]):
+        different.append("target_modules")
     different += ["modules_to_save"] if have["modules_to_save"] != saved else []
     if different:
         raise ConfigError(
