@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vlmrun import endings
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError
 from vlmrun.model import blocks, named_modules, new_tokens, tower_adapter
@@ -94,6 +95,10 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     """Puts LoRA layers of an `adapter_config` into an LLM; their type is the LLM's."""
     from peft import LoraConfig, get_peft_model
 
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(key) or ():
+            if what := endings.fault(str(pattern)):
+                raise ConfigError(what, f"adapter_config.json: {key}", endings.FIX)
     made = LoraConfig(**{key: config[key] for key in KEPT if config.get(key) is not None})
     # One type for all parameters: ZeRO-3 partitions nothing else, and bf16 LoRA is what the engine would cast to.
     with warnings.catch_warnings():
