@@ -90,6 +90,6 @@ class _Ways:
         if item > 1:
             raise ValueError(f"{text} repeats a group that holds a repetition or a choice")
         low, _, high = text.strip("{}").partition(",")
-        if text[0] in "*+" or not high and "," in text:
+        if text[0] in "*+" or (not high and "," in text):
             return _NAME
         return 1 + int(high or low) - int(low)

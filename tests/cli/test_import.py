@@ -338,6 +338,27 @@ def test_what_a_script_cannot_say_stands_in_its_head(here, capsys, override, sai
     assert re.search(rf"^# not said by these flags: .*{re.escape(said)}", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "family"),
+    [("llava15_7b_lora", "llava"), ("bunny_llama3_average", "bunny"), ("minicpm_v25_lora", "minicpm")],
+)
+def test_what_a_script_cannot_say_of_adapters_stands_in_its_head(here, capsys, recipe, family):
+    data = ("minicpm", "minicpm_eval") if family == "minicpm" else ()
+    given = [f"data.{name}.{key}=/x" for name in data for key in ("annotations", "images")]
+    run = compose([f"+recipe={recipe}", *given], [])
+    name = next(name for name, stage in run.stage.items() if getattr(stage, "lora", None) is not None)
+    asked = {
+        "tune.tower": "lora", "lora.dora": "true", "lora.rslora": "true", "lora.rank_pattern": "{q_proj: 2}",
+        "lora.alpha_pattern": "{q_proj: 2.0}", "tune.llm_last": "3", "tune.tower_last": "2",
+        "optim.optimizer": "adamw_8bit", "ema": "{decay: 0.9, every: 1, result: false}",
+    }  # fmt: skip
+    overrides = [f"stage.{name}.{key}={value}" for key, value in asked.items()]
+    assert main(["export-script", recipe, "--for", family, *given, *overrides]) == 0
+    said = re.findall(r"^# not said by these flags: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    for key in asked:
+        assert any(line.startswith(f"stage.{name}.{key}: ") for line in said), key
+
+
 STATE = {
     "max_steps": 9, "num_train_epochs": 3, "train_batch_size": 2, "logging_steps": 5, "save_steps": 4,
     "epoch": 1.5, "global_step": 6, "best_metric": None, "total_flos": 1e9, "is_world_process_zero": True,

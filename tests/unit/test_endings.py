@@ -24,7 +24,8 @@ def test_what_could_backtrack_is_refused(pattern):
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"\p{L}+_proj", "(?i)q_proj", "(", "a)", "*", "[z-a]", r"(a)\1", "(?P<x>a)", "(?=a)", "a**", "[]]", "a\\"]
+    "pattern",
+    [r"\p{L}+_proj", "(?i)q_proj", "(", "a)", "*", "[z-a]", r"(a)\1", "(?P<x>a)", "(?=a)", "a**", "[]]", "a\\"],
 )
 def test_what_re_reads_otherwise_or_not_at_all_is_refused(pattern):
     assert endings.fault(pattern)

@@ -39,7 +39,8 @@ def prove(folder: Path, model: Model) -> dict[str, Any]:
     """Compares; the two models are in memory one after the other.
 
     Returns:
-        `logits_apart`: greatest difference of a logit, `pixels`, `prompt_ids`, `generated`: how many were compared and equal.
+        `logits_apart`: greatest difference of a logit, `pixels`, `prompt_ids`, `generated`: how many were
+            compared and equal.
 
     Raises:
         CheckpointError: saying what differs.
@@ -160,7 +161,12 @@ def theirs(
     with torch.no_grad():
         logits = llava.eval()(**batch).logits.float()
         answer = llava.generate(
-            **batch, do_sample=False, num_beams=1, max_new_tokens=N_NEW, output_logits=True, return_dict_in_generate=True
+            **batch,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=N_NEW,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
     ids, marker = batch["input_ids"], llava.config.image_token_id
     return {

@@ -12,7 +12,18 @@ from typing import Any
 from vlmrun import graph
 from vlmrun.config.schema import AverageStage, MergeStage, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, suggest
-from vlmrun.importers.export_flags import WHOLE, adapters, common, deepspeed, engine, flag, folder, llava, minicpm, schedule
+from vlmrun.importers.export_flags import (
+    WHOLE,
+    adapters,
+    common,
+    deepspeed,
+    engine,
+    flag,
+    folder,
+    llava,
+    minicpm,
+    schedule,
+)
 
 FAMILIES = ("llava", "bunny", "minicpm")
 _ENTRIES = {"llava": "llava/train/train_mem.py", "bunny": "bunny/train/train.py", "minicpm": "finetune.py"}

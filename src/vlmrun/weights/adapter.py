@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlmrun import artifact
+from vlmrun import artifact, endings
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.model import quantize
 from vlmrun.model.pretrained import read_json
@@ -289,6 +289,11 @@ def _check_kind(config: dict[str, Any], folder: Path) -> None:
     wrong = [key for key in ("layer_replication", "lora_bias", "trainable_token_indices") if config.get(key)]
     if config.get("peft_type", "LORA") != "LORA":
         wrong.append(f"peft_type {config['peft_type']}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            wrong.append(f"{key} {patterns!r}")
+        wrong += [f"{key}: {what}" for what in map(endings.fault, patterns) if what]
     if wrong or "lora_alpha" not in config:
         raise CheckpointError(
             f"this adapter cannot be used: {', '.join(wrong) or 'no lora_alpha'}",

@@ -108,6 +108,25 @@ RULES = {
         ["stage.lora2.init_from=lora", "stage.lora2.lora.r=3", "+stage.lora2.lora.dora=true"],
         "has adapters of another shape",
     ),
+    "pattern that re cannot read": (r"+stage.lora.lora.rank_pattern={'\\p{L}+_proj': 2}", "layers.0.*.q_proj"),
+    "pattern that backtracks": ("+stage.lora.lora.alpha_pattern={'(.*)*x': 2.0}", "holds a repetition or a choice"),
+    "cooldown longer than the rest": (
+        [
+            "stage.lora.max_steps=10",
+            "stage.lora.optim.schedule=wsd",
+            "stage.lora.optim.warmup_ratio=0.2",
+            "+stage.lora.optim.cooldown_steps=1000",
+        ],
+        "the cooldown takes 1000 steps, and the warm-up leaves 8 of 10",
+    ),
+    "cooldown longer than the data": (
+        ["stage.lora.optim.schedule=wsd", "+stage.lora.optim.cooldown_steps=1000000"],
+        "the cooldown takes 1000000 steps",
+    ),
+    "decay within a share of warm-up": (
+        ["stage.lora.max_steps=10", "stage.lora.optim.warmup_ratio=0.5", "+stage.lora.optim.decay_steps=5"],
+        "the warm-up takes 5 of 10 steps, and the decay ends after 5",
+    ),
     "tower through adapters of no shape": ("stage.instruct.tune.tower=lora", "but tower_lora has no values"),
     "shape for a frozen tower": (
         "stage.lora.tower_lora={r: 4, alpha: 8.0, dropout: 0.0, targets: all-linear, bias: none, modules_to_save: []}",
@@ -450,3 +469,18 @@ def test_files_of_ones_own_data_must_exist(tmp_path):
         "stage.lora.data=[llava]",
     )
     assert len(problems) == 2, problems
+
+
+@pytest.mark.parametrize("content", ["null", '["r"]', "[" * 100_000, "{", "3"])
+def test_an_adapter_config_of_another_shape_is_no_traceback(tmp_path, content):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(content)
+    said = [text for text in found(f"stage.lora2.init_from={tmp_path}") if "holds no keys and values" in text]
+    assert len(said) == (content in ("null", '["r"]', "3"))
+
+
+def test_a_cooldown_may_take_all_that_the_warm_up_leaves():
+    wsd = ["stage.lora.max_steps=10", "stage.lora.optim.schedule=wsd", "stage.lora.optim.warmup_ratio=0.2"]
+    assert not any("cooldown" in text for text in found(*wsd, "+stage.lora.optim.cooldown_steps=8"))
+    assert not any("cooldown" in text for text in found(*wsd, "+stage.lora.optim.cooldown_ratio=0.8"))
+    assert any("cooldown" in text for text in found(*wsd, "+stage.lora.optim.cooldown_steps=9"))

@@ -176,7 +176,8 @@ def test_a_module_that_cannot_is_named(module, words):
 
 
 @pytest.mark.parametrize(
-    ("targets", "last"), [(r"llm\..*\.self_attn\.(q|k|v|o)_proj", None), (["q_proj", "v_proj"], None), ("all-linear", 9)]
+    ("targets", "last"),
+    [(r"llm\..*\.self_attn\.(q|k|v|o)_proj", None), (["q_proj", "v_proj"], None), ("all-linear", 9)],
 )
 def test_an_adapter_on_many_layers_is_trained_further_by_the_same_values(targets, last):
     """PEFT shortens a list of 20 names and more, so the names it keeps are not those it was given."""
