@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from vlmrun.cli.app import main
+from vlmrun.cli.train import compose
 
 TRAIN = """deepspeed --num_gpus 8 llava/train/train_mem.py --deepspeed ./zero2.json \\
     --model_name_or_path lmsys/vicuna-7b-v1.5 --version plain --data_path ./captions.json \\
@@ -352,7 +353,7 @@ def test_what_a_script_cannot_say_of_adapters_stands_in_its_head(here, capsys, r
         "lora.alpha_pattern": "{q_proj: 2.0}", "tune.llm_last": "3", "tune.tower_last": "2",
         "optim.optimizer": "adamw_8bit", "ema": "{decay: 0.9, every: 1, result: false}",
     }  # fmt: skip
-    overrides = [f"stage.{name}.{key}={value}" for key, value in asked.items()]
+    overrides = [f"++stage.{name}.{key}={value}" for key, value in asked.items()]
     assert main(["export-script", recipe, "--for", family, *given, *overrides]) == 0
     said = re.findall(r"^# not said by these flags: (.*)$", capsys.readouterr().out, re.MULTILINE)
     for key in asked:

@@ -229,7 +229,7 @@ def minicpm(run: RunConfig, stage: TrainStage, family: str, unsaid: list[str]) -
         "max_slice_nums": slices.max_slices if slices else 9,
     }  # fmt: skip
     if stage.lora is not None and stage.tune.adapters:
-        if stage.lora.modules_to_save:
+        if stage.lora.modules_to_save != ["embed_tokens"]:  # which it does without being asked
             unsaid.append(f"lora.modules_to_save {stage.lora.modules_to_save}")
         flags |= {"use_lora": True, "q_lora": stage.tune.llm == "qlora", "lora_r": stage.lora.r}
         flags |= {"lora_alpha": int(stage.lora.alpha), "lora_dropout": stage.lora.dropout, "lora_bias": stage.lora.bias}

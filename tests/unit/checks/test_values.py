@@ -108,8 +108,7 @@ RULES = {
         ["stage.lora2.init_from=lora", "stage.lora2.lora.r=3", "+stage.lora2.lora.dora=true"],
         "has adapters of another shape",
     ),
-    "pattern that re cannot read": (r"+stage.lora.lora.rank_pattern={'\\p{L}+_proj': 2}", "layers.0.*.q_proj"),
-    "pattern that backtracks": ("+stage.lora.lora.alpha_pattern={'(.*)*x': 2.0}", "holds a repetition or a choice"),
+    "pattern that backtracks": ("+stage.lora.lora.alpha_pattern={.*.*.*.*.*x: 2.0}", "too many ways to match a name"),
     "cooldown longer than the rest": (
         [
             "stage.lora.max_steps=10",
@@ -118,10 +117,6 @@ RULES = {
             "+stage.lora.optim.cooldown_steps=1000",
         ],
         "the cooldown takes 1000 steps, and the warm-up leaves 8 of 10",
-    ),
-    "cooldown longer than the data": (
-        ["stage.lora.optim.schedule=wsd", "+stage.lora.optim.cooldown_steps=1000000"],
-        "the cooldown takes 1000000 steps",
     ),
     "decay within a share of warm-up": (
         ["stage.lora.max_steps=10", "stage.lora.optim.warmup_ratio=0.5", "+stage.lora.optim.decay_steps=5"],
@@ -156,7 +151,7 @@ RULES = {
         ],
         "an average of weights is not kept with offload=nvme",
     ),
-    "a pattern that is none": ("+stage.lora.lora.rank_pattern={*a: 4}", "is no regular expression"),
+    "a pattern that is none": ("+stage.lora.lora.rank_pattern={*a: 4}", "* repeats nothing | the end of a layer's name"),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
     "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
@@ -175,7 +170,7 @@ RULES = {
     ),
     "lowest rate told twice": (
         ["stage.instruct.optim.min_lr=1e-5", "stage.instruct.optim.min_lr_ratio=0.1"],
-        "told as a rate and as a share",
+        "given as a rate and as a share",
     ),
     "lowest rate too high": ("stage.instruct.optim.min_lr=1.0", "the lowest rate 1 is above lr"),
     "lowest rate of a constant": (
@@ -337,7 +332,7 @@ RULES = {
         "+hardware.env.LD_PRELOAD=x.so",
         "hardware.env.LD_PRELOAD: LD_PRELOAD may not be set by a configuration | names of NCCL_",
     ),
-    "variable that loads code": ("+hardware.env.NCCL_NET_PLUGIN=x.so", "loads code or touches files"),
+    "variable that loads code": ("+hardware.env.NCCL_NET_PLUGIN=x.so", "loads code, opens files or connects"),
     "variable of ours": ("+hardware.env.OMP_NUM_THREADS=4", "OMP_NUM_THREADS is not set here | set hardware.threads"),
     "no hostfile": ("hardware.hostfile=nowhere", "nowhere cannot be read"),
     "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
