@@ -1,7 +1,7 @@
 """Expressions of PEFT's `rank_pattern` and `alpha_pattern`, which `re` compares with the ends of layers' names.
 
-PEFT compares them itself, so no limit of time can be set (`vlmrun.expressions` has one). Only expressions are taken whose
-cost can be counted before they are used: nothing is repeated that holds a repetition or a choice.
+PEFT compares them itself, so no limit of time can be set (`vlmrun.expressions` has one). Only expressions are taken
+whose cost can be counted before they are used: nothing is repeated that holds a repetition or a choice.
 """
 
 from __future__ import annotations

@@ -49,9 +49,8 @@ def _lora(stage: TrainStage, where: str) -> Iterator[Problem]:
 def _shape(lora: Lora, where: str) -> Iterator[Problem]:
     if not lora.targets:
         yield Problem("LoRA has no targets", f"{where}.targets", "all-linear, or names such as [q_proj, v_proj]")
-    if isinstance(lora.targets, str):
-        if what := expressions.fault(lora.targets):
-            yield Problem(what, f"{where}.targets", "all-linear, a list of names, or a simpler expression")
+    if isinstance(lora.targets, str) and (what := expressions.fault(lora.targets)):
+        yield Problem(what, f"{where}.targets", "all-linear, a list of names, or a simpler expression")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(lora, key):
             if what := endings.fault(pattern):

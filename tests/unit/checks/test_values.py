@@ -151,7 +151,10 @@ RULES = {
         ],
         "an average of weights is not kept with offload=nvme",
     ),
-    "a pattern that is none": ("+stage.lora.lora.rank_pattern={*a: 4}", "* repeats nothing | the end of a layer's name"),
+    "a pattern that is none": (
+        "+stage.lora.lora.rank_pattern={*a: 4}",
+        "* repeats nothing | the end of a layer's name",
+    ),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
     "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
