@@ -41,11 +41,14 @@ def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]
         LaunchError: when another process holds it and `wait` is false, or where there are no such locks.
     """
     _require(path)
-    path.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    fd = _open(path)
     try:
         told = False
-        while not _try(fd):
+        while not _try(fd) or not _is_at(fd, path):
+            if not _is_at(fd, path):  # the folder was removed while we waited
+                os.close(fd)
+                fd = _open(path)
+                continue
             holder = _holder(path / "lock")
             if not wait:
                 raise LaunchError(
@@ -63,6 +66,19 @@ def lock(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[int]
         yield fd
     finally:
         os.close(fd)
+
+
+def _open(path: Path) -> int:
+    path.mkdir(parents=True, exist_ok=True)
+    return os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the lock file in the folder is still the one that is open."""
+    try:
+        return os.path.samestat(os.fstat(fd), (path / "lock").stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try(fd: int) -> bool:

@@ -1,4 +1,4 @@
-"""`vlmrun gc`: frees the room of stages that no run refers to, after saying which and how much."""
+"""`vlmrun gc`: frees the space of stages that no run needs, after saying which and how much."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ def main(arguments: list[str]) -> int:
     """Lists them; with `--yes` removes them."""
     about = "Stages that no run and no other stage refers to: list them, or remove them."
     parser = new_parser("gc", about, _EXAMPLES)
+    parser.add_argument("--unfinished", action="store_true", help="stages that were begun and did not finish as well")
     parser.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     output_option(parser)
     options = parser.parse_args(arguments)
-    found = garbage.unused(Path(options.output))
+    root = Path(options.output)
+    found = garbage.unused(root, unfinished=options.unfinished)
     total = tables.bytes_text(sum(one.n_bytes for one in found))
     if not found:
         sys.stdout.write("every stage belongs to a run\n")
@@ -41,7 +43,8 @@ def main(arguments: list[str]) -> int:
     code = 0
     for one in found:
         try:
-            garbage.remove(one)
+            if not garbage.remove(root, one, unfinished=options.unfinished):
+                sys.stderr.write(f"{one.folder.name} is kept: a run needs it by now\n")
         except LaunchError as error:
             sys.stderr.write(f"{error}\n")
             code = error.exit_code

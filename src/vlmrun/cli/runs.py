@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from vlmrun import kinds
 from vlmrun.cli.options import new_parser, output_option
-from vlmrun.errors import CheckpointError, LaunchError, suggest
+from vlmrun.errors import CheckpointError, ConfigError, LaunchError, suggest
 from vlmrun.report import tables
 from vlmrun.report.run_table import loss_text, number, share_text
 from vlmrun.report.tables import Column, Grid
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--state", choices=_STATES)
     parser.add_argument("--tag", help="only runs that have it")
     parser.add_argument("--all", action="store_true", help="archived runs too")
+    parser.add_argument("--force", action="store_true", help="remove: also a run that says it is running")
     parser.add_argument("--json", action="store_true", help="machine-readable, with the composed config")
     output_option(parser)
     options = parser.parse_args(arguments)
@@ -52,9 +53,9 @@ def main(arguments: list[str]) -> int:
     elif verb in _CHANGES and rest:
         _change(root, verb, rest)
     elif verb == "remove" and len(rest) == 1:
-        _remove(*find(root, rest[0]))
+        _remove(root, *find(root, rest[0]), force=options.force)
     elif len(options.words) <= 1:
-        _list(list(_chosen(root, verb, options)), as_json=options.json)
+        _list(_chosen(root, verb, options), as_json=options.json)
     else:
         parser.error(f"not a name, nor one of show, {', '.join(_CHANGES)}, remove and a run: {' '.join(options.words)}")
     return 0
@@ -66,13 +67,17 @@ def find(root: Path, reference: str) -> tuple[Path, Record]:
     Raises:
         CheckpointError: with the nearest names when there is none.
     """
-    for folder in (root / "runs" / reference / "latest", root / "runs" / reference, Path(reference).expanduser()):
+    for folder in (root / "runs" / reference / numbers.LATEST, root / "runs" / reference, Path(reference).expanduser()):
         place = folder.resolve()
         found = record.read(place)
         if found is not None:
             return place, found
-    known = {label(root, folder) for folder, _ in record.all_of(root)}
-    raise CheckpointError(f"no run {reference!r}", str(root / "runs"), suggest(reference, known, noun="runs"))
+    raise _unknown(root, reference)
+
+
+def _unknown(root: Path, reference: str) -> CheckpointError:
+    known = {name for folder, one in record.all_of(root) for name in (label(root, folder), one.name)}
+    return CheckpointError(f"no run {reference!r}", str(root / "runs"), suggest(reference, known, noun="runs"))
 
 
 def label(root: Path, folder: Path) -> str:
@@ -81,18 +86,32 @@ def label(root: Path, folder: Path) -> str:
     return place.removeprefix("runs" + os.sep)
 
 
-def _chosen(root: Path, name: str, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+def _chosen(root: Path, name: str, options: argparse.Namespace) -> list[tuple[str, Record]]:
+    """The runs that are asked for, oldest first.
+
+    Raises:
+        CheckpointError: when no run is called so.
+        ConfigError: for a condition that is none, or whose key no run has.
+    """
+    known = sorted(
+        ((label(root, folder), one) for folder, one in record.all_of(root)), key=lambda pair: pair[1].last.started
+    )
+    named = [(each, one) for each, one in known if name in ("", one.name, each)]
+    if name and not named:
+        raise _unknown(root, name)
     conditions = [filters.parse(text) for text in options.where]
-    found = [(label(root, folder), one) for folder, one in record.all_of(root)]
-    for each, one in sorted(found, key=lambda pair: pair[1].last.started):
-        if (
-            (options.all or not one.archived)
-            and name in ("", one.name, each)
-            and options.state in (None, one.state)
-            and (options.tag is None or options.tag in one.tags)
-            and all(condition.holds(one) for condition in conditions)
-        ):
-            yield each, one
+    for condition in conditions:
+        if named and not any(condition.is_about(one) for _, one in named):
+            fix = "a key of the composed config (vlmrun runs show NAME --json), or STAGE.NUMBER"
+            raise ConfigError(f"no run has {condition.key!r}", "--where", fix)
+    return [
+        (each, one)
+        for each, one in named
+        if (options.all or not one.archived)
+        and options.state in (None, one.state)
+        and (options.tag is None or options.tag in one.tags)
+        and all(condition.holds(one) for condition in conditions)
+    ]
 
 
 def _list(found: list[tuple[str, Record]], *, as_json: bool) -> None:
@@ -102,7 +121,7 @@ def _list(found: list[tuple[str, Record]], *, as_json: bool) -> None:
         sys.stdout.write("\n")
         return
     if not found:
-        sys.stderr.write("no run: vlmrun +recipe=smoke makes one; --all shows archived runs\n")
+        sys.stderr.write("no run is like that; --all includes archived runs, vlmrun +recipe=smoke makes a run\n")
         return
     columns = (
         *(Column("run"), Column("started"), Column("state"), Column("stages", right=True), Column("loss", right=True)),
@@ -141,7 +160,9 @@ def _show(folder: Path, one: Record, *, as_json: bool) -> None:
     lines += [("GPUs", ", ".join(last.gpus)), ("error", last.error or "")]
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in last.versions.items())))
     if last.code is not None:
-        dirty = f", and changes that are not committed ({record.PATCH})" if last.code.get("dirty") else ""
+        changed = last.code.get("changed") or []
+        where = f" ({last.code['patch']})" if last.code.get("patch") else ""
+        dirty = f", {len(changed)} files differ from it{where}" if changed else ""
         lines.append(("code", f"{last.code.get('commit')}{dirty}"))
     for name, value in lines:
         if value:
@@ -153,9 +174,8 @@ def _show(folder: Path, one: Record, *, as_json: bool) -> None:
 
 
 def _change(root: Path, verb: str, words: list[str]) -> None:
-    folder, one = find(root, words[0])
-    _CHANGES[verb](one, words[1:])
-    record.write(folder, one)
+    folder, _ = find(root, words[0])
+    record.change(folder, lambda one: _CHANGES[verb](one, words[1:]))
 
 
 def _tag(one: Record, words: list[str]) -> None:
@@ -187,13 +207,29 @@ _CHANGES: dict[str, Change] = {
 }
 
 
-def _remove(folder: Path, one: Record) -> None:
-    if one.state == "running":
-        raise LaunchError("the run is not over", str(folder), "stop it first")
-    shutil.rmtree(folder)  # its stages are links
-    for link in folder.parent.iterdir():
+def _remove(root: Path, folder: Path, one: Record, *, force: bool) -> None:
+    """Removes a run's own folder; the stages in it are links."""
+    if one.state == "running" and not force:
+        fix = "stop it first; if it runs no more, as on a machine that is gone: --force"
+        raise LaunchError("the run has not ended", str(folder), fix)
+    if numbers.numbered(folder):  # made before runs had numbers: other runs are inside
+        for name in (numbers.CONFIG, record.NAME, "report.html", "stages"):
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif not path.is_symlink():
+                path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder)
+    if folder.parent.parent == (root / "runs").resolve():
+        _lead_on(folder.parent)
+    sys.stderr.write(f"removed {tables.shown(folder)}; vlmrun gc lists the stages that no run needs now\n")
+
+
+def _lead_on(base: Path) -> None:
+    """Links of a name lead to its newest run again."""
+    for link in base.iterdir():
         if link.is_symlink() and not link.exists():
             link.unlink()
-    if others := numbers.numbered(folder.parent):
+    if others := numbers.numbered(base):
         numbers.lead_to(others[-1])
-    sys.stderr.write(f"removed {tables.shown(folder)}; vlmrun gc lists the stages that no run refers to now\n")

@@ -167,8 +167,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
         artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
-    composed = config.model_dump(mode="json", by_alias=True)
-    with record.kept(planned.folder, config.name, composed, overrides, lambda: planned.outcomes):
+    with record.kept(planned.folder, config, (overrides, config_dirs), lambda: planned.outcomes):
         try:
             with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
                 pipeline.execute(planned, others)

@@ -12,7 +12,7 @@ from vlmrun.compare.sides import Made
 from vlmrun.compare.values import ABSENT
 from vlmrun.eval import protocol, scoring, statistics
 from vlmrun.eval.statistics import Interval, Paired
-from vlmrun.eval.vqa import is_match
+from vlmrun.eval.vqa import UNSEEN, is_match
 from vlmrun.names import ANSWERS, SCORES
 
 _MARKS = "marks.jsonl"
@@ -118,7 +118,12 @@ def _answers(folder: Path) -> dict[_Id, dict[str, Any]]:
 
 
 def _marks(rows: dict[_Id, dict[str, Any]]) -> dict[str, float]:
-    return {_joined(id): float(right) for id, row in rows.items() if (right := _right(row)) is not None}
+    """What each answer is worth, of the questions that the summary's accuracy is about."""
+    return {
+        _joined(id): float(row["score"]) if isinstance(row.get("score"), int | float) else float(is_match(row))
+        for id, row in rows.items()
+        if row.get("split") != UNSEEN and _right(row) is not None
+    }
 
 
 def _joined(id: _Id) -> str:
@@ -130,10 +135,8 @@ def _right(row: dict[str, Any]) -> bool | None:
 
 
 def _interval(rows: dict[_Id, dict[str, Any]], marks: dict[str, float]) -> Interval | None:
-    """Of the accuracy in the summary, which leaves out combinations that were not trained."""
-    known = [(marks[_joined(id)], row.get("image") or _joined(id)) for id, row in rows.items()
-             if _joined(id) in marks and row.get("split") != "unseen"]  # fmt: skip
-    return statistics.interval([mark for mark, _ in known], [image for _, image in known]) if known else None
+    images = [rows[id].get("image") or _joined(id) for id in rows if _joined(id) in marks]
+    return statistics.interval([marks[_joined(id)] for id in rows if _joined(id) in marks], images) if images else None
 
 
 def _answer(id: _Id, first: dict[str, Any], second: dict[str, Any]) -> Answer:

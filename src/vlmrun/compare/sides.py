@@ -50,7 +50,8 @@ class Side:
 
 
 def find(root: Path, reference: str) -> Side:
-    """The run or stage a reference names: the folder of either, a run's name, or a stage's name, key or `name-key`.
+    """The run or stage that a reference names: a folder, a run's `NAME` (its newest) or `NAME/NUMBER`, a stage's name,
+    key or `name-key`.
 
     Raises:
         CheckpointError: with the nearest names when there is none, and when a stage's name is a run's name too.
@@ -59,7 +60,7 @@ def find(root: Path, reference: str) -> Side:
     if (path / _CONFIG).is_file():
         return _run(reference, path)
     run = root / "runs" / reference
-    is_run = "/" not in reference and (run / _CONFIG).is_file()
+    is_run = ".." not in Path(reference).parts and not path.is_absolute() and (run / _CONFIG).is_file()
     try:
         folder = store.find(root, reference)
     except CheckpointError:

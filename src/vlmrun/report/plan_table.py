@@ -148,8 +148,8 @@ def assumptions(found: planning.Plan, asked: planning.Options) -> list[str]:
             said += [f"{one.name}: {source.name}: {source.told_by}" for source in one.sources]
             unknown = [source.name for source in one.sources if source.records is None]
             if one.duration is None:
-                asked = " ".join(f"--records {name}=N" for name in unknown)
-                said.append(f"{one.name}: no steps, time or cost without the number of records: {asked}")
+                missing = " ".join(f"--records {name}=N" for name in unknown)
+                said.append(f"{one.name}: no steps, time or cost without the number of records: {missing}")
             said.append(
                 f"{one.name}: memory for a micro batch of {one.batch.sequences} rows of {one.batch.length} tokens, "
                 f"time for {one.samples.mean:.0f} tokens a sample without padding"

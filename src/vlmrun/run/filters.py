@@ -34,6 +34,10 @@ class Condition:
     compare: str
     value: Any
 
+    def is_about(self, record: Record) -> bool:
+        """Whether a run has the key at all."""
+        return value_of(record, self.key) is not _ABSENT
+
     def holds(self, record: Record) -> bool:
         """Whether a run has the value; one that has no such key does not, whatever is compared."""
         found = value_of(record, self.key)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vlmrun import artifact, locks, store
+from vlmrun.config.job import JOB_FILE
 from vlmrun.errors import CheckpointError
-from vlmrun.run import record
+from vlmrun.run import numbers, record
+
+_CONFIGS = (f"runs/*/{numbers.CONFIG}", f"runs/*/*/{numbers.CONFIG}", f"sweeps/*/*/{numbers.CONFIG}")
 
 
 @dataclass(frozen=True)
@@ -22,55 +29,99 @@ class Unused:
     finished: bool
 
 
-def unused(root: Path) -> list[Unused]:
-    """Stage folders that can go: neither named by a run or a point of a sweep, nor a parent of one that is."""
-    stages = store.stages_dir(root)
-    folders = {path.resolve() for path in stages.iterdir() if path.is_dir()} if stages.is_dir() else set()
+def unused(root: Path, *, unfinished: bool = False) -> list[Unused]:
+    """Stage folders that can go: neither named by a run or a point of a sweep, nor needed by one that is.
+
+    Args:
+        unfinished: count stages that did not finish as well; otherwise they are kept, with what they start from.
+    """
+    folders = _stages(root)
     kept: set[Path] = set()
-    todo = list(_named(root))
+    todo = [*_named(root), *(() if unfinished else (path for path in folders if not _is_finished(path)))]
     while todo:
-        folder = todo.pop().resolve()
+        folder = Path(os.path.realpath(todo.pop()))
         if folder not in kept:
             kept.add(folder)
-            todo += _parents(folder)
-    found = sorted(folders - kept)
-    return [Unused(path, _size(path), (path / artifact.NAME).is_file()) for path in found]
+            todo += _needed(root, folder)
+    free = [path for path in folders if Path(os.path.realpath(path)) not in kept]
+    return [Unused(path, _size(path), _is_finished(path)) for path in free]
 
 
-def remove(one: Unused) -> None:
-    """Removes a stage folder.
+def remove(root: Path, one: Unused, *, unfinished: bool) -> bool:
+    """Removes a stage folder, unless a run has come to need it since it was listed.
 
     Raises:
         LaunchError: when a process works in it.
     """
     with locks.lock(one.folder, wait=False, say=lambda text: None):
-        # Last first: what is left of an interrupted removal must not look finished.
+        if one.folder not in {other.folder for other in unused(root, unfinished=unfinished)}:
+            return False
+        # First: what is left of an interrupted removal must not look finished.
         (one.folder / artifact.NAME).unlink(missing_ok=True)
         shutil.rmtree(one.folder)
+    return True
+
+
+def _stages(root: Path) -> list[Path]:
+    """Stage folders of our own making; links lead to those of others."""
+    stages = store.stages_dir(root)
+    found = sorted(path for path in stages.iterdir() if not path.is_symlink()) if stages.is_dir() else []
+    return [path for path in found if (path / artifact.NAME).is_file() or (path / JOB_FILE).is_file()]
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / artifact.NAME).is_file()
 
 
 def _named(root: Path) -> Iterator[Path]:
-    """Folders that runs and sweeps link to or name by key; of unfinished stages too."""
-    for folder, found in record.all_of(root):
+    """Folders that runs and sweeps link to, name by key, or give as a path."""
+    for _, found in record.all_of(root):
         yield from (store.folder(root, name, stage.key) for name, stage in found.stages.items())
-        yield from _begun(root, folder)
-    for pattern in ("runs/*/stages/*", "runs/*/*/stages/*", "sweeps/*/*/stages/*"):
-        yield from root.glob(pattern)
+        yield from _paths(found.config)
+    for pattern in _CONFIGS:
+        for file in root.glob(pattern):
+            if not (file.parent / record.NAME).is_file():  # made by a version that kept no record
+                yield from _paths(_config(file))
+            yield from (file.parent / "stages").glob("*")
 
 
-def _begun(root: Path, folder: Path) -> Iterator[Path]:
-    """Stages of a run that are not finished: their job names the run they were begun by."""
-    found = record.read(folder)
-    for stage in (found.config.get("stage") or {}) if found is not None and found.state != "finished" else ():
-        yield from (path for path in store.stages_dir(root).glob(f"{stage}-*") if not (path / artifact.NAME).is_file())
+def _config(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
-def _parents(folder: Path) -> list[Path]:
+def _paths(value: Any) -> Iterator[Path]:
+    """Strings of a configuration that name a folder or a file, with the folders they are in."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _paths(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, str) and os.sep in value:
+        place = Path(os.path.realpath(value))
+        yield place
+        yield from place.parents
+
+
+def _needed(root: Path, folder: Path) -> Iterator[Path]:
+    """What a stage was made from, or will be: by path, and by key where `root` has moved."""
     try:
         made = artifact.read(folder)
     except CheckpointError:
-        return []
-    return [Path(parent.path) for parent in made.parents] if made is not None else []
+        made = None
+    if made is not None:
+        for parent in made.parents:
+            yield Path(parent.path)
+            yield store.folder(root, parent.name, parent.key)
+    try:
+        job = json.loads((folder / JOB_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(job, dict):
+        yield from _paths({name: job.get(name) for name in ("parents", "prepared", "data", "model")})
 
 
 def _size(folder: Path) -> int:

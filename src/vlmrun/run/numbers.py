@@ -15,6 +15,7 @@ log = logs.get(__name__)
 
 CONFIG = "config.yaml"
 LATEST = "latest"
+_LAST = ".last"
 _LINKED = (CONFIG, "stages", "report.html")
 
 
@@ -33,12 +34,14 @@ def claim(base: Path, config: str) -> Path:
             if _text(folder) == config:
                 lead_to(folder)
                 return folder
-        found = base / str(int(known[-1].name) + 1 if known else len(before) + 1)
+        highest = max((int(folder.name) for folder in known), default=len(before))
+        found = base / str(1 + max(highest, _last(base)))
+        artifact.write_text(base / _LAST, found.name)
         artifact.write_text(found / CONFIG, config)
         lead_to(found)
     if known or before:
         earlier = (known or before)[-1]
-        log.info("run %s was of another configuration before (%s): this is number %s", base.name, earlier, found.name)
+        log.info("run %s: the configuration differs from %s, so this is number %s", base.name, earlier, found.name)
     return found
 
 
@@ -46,6 +49,14 @@ def report(folder: Path) -> Path:
     """The shortest path of a run's report: beside the numbers where the links lead to this run."""
     short = folder.parent / _LINKED[-1]
     return short if short.is_symlink() and short.resolve().parent == folder.resolve() else folder / _LINKED[-1]
+
+
+def _last(base: Path) -> int:
+    """The highest number given so far, also to a run that was removed."""
+    try:
+        return int((base / _LAST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def lead_to(folder: Path) -> None:

@@ -7,13 +7,9 @@ launch to the same record; another configuration is another run with a number of
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shlex
-import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +17,16 @@ from typing import Any, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, locks, logs
+from vlmrun.config.schema import RunConfig
+from vlmrun.errors import CheckpointError, VlmrunError
 from vlmrun.outcome import Outcome
+from vlmrun.run import surroundings
 
 log = logs.get(__name__)
 
 NAME = "run.json"
-PATCH = "code.patch"  # what the user's folder had that its last commit has not
 State = Literal["running", "finished", "failed", "stopped", "interrupted"]
-
-_SECONDS = 10.0  # for git and nvidia-smi
-_MOST_PATCH = 1 << 20  # bytes
 
 
 class Stage(BaseModel):
@@ -50,7 +45,8 @@ class Launch(BaseModel):
 
     Attributes:
         error: what ended it, as it was printed.
-        code: commit of the folder it was started in, and whether files differed from it; None outside of git.
+        code: commit of the folder it was started in, the files that differed from it as `git status` names them, and
+            the file with their differences; None outside of git.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -69,7 +65,7 @@ class Launch(BaseModel):
 
 
 class Record(BaseModel):
-    """The content of `run.json`. `stages` are those of the last launch."""
+    """The content of `run.json`. `stages` are those that any launch has finished."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -102,25 +98,43 @@ def read(folder: Path) -> Record | None:
         return None
 
 
-def write(folder: Path, record: Record) -> None:
-    """Replaces the record of a folder at once."""
+def _write(folder: Path, record: Record) -> None:
     artifact.write_text(folder / NAME, record.model_dump_json(indent=1) + "\n")
+
+
+def change(folder: Path, how: Callable[[Record], None]) -> Record:
+    """Changes a record that other processes may be changing too.
+
+    Raises:
+        CheckpointError: when it is not there any more.
+    """
+    with locks.alone(folder):
+        record = read(folder)
+        if record is None:
+            raise CheckpointError("the run's record is gone or damaged", str(folder / NAME), "start the run again")
+        how(record)
+        _write(folder, record)
+    return record
 
 
 @contextlib.contextmanager
 def kept(
-    folder: Path, name: str, config: dict[str, Any], overrides: Sequence[str], outcomes: Callable[[], Sequence[Outcome]]
+    folder: Path,
+    config: RunConfig,
+    command: tuple[Sequence[str], Sequence[Path]],
+    outcomes: Callable[[], Sequence[Outcome]],
 ) -> Iterator[None]:
     """Keeps a run's record while its stages are worked on, however that ends.
 
+    A disk that cannot be written costs the record, not the run: that is logged.
+
     Args:
+        command: the overrides, and the folders of `--config-dir`.
         outcomes: the stages that are finished by now.
     """
-    before = read(folder)
-    number = int(folder.name) if folder.name.isdecimal() else None
-    record = before or Record(name=name, number=number, overrides=list(overrides), config=config)
-    record.launches.append(_launch(folder))
-    write(folder, record)
+    ours: list[Launch] = []
+    with _logged():
+        ours.append(_begin(folder, config, command))
     state: State = "finished"
     error: str | None = None
     try:
@@ -132,15 +146,40 @@ def kept(
         state, error = "failed", str(cause) or type(cause).__name__
         raise
     finally:
-        record = read(folder) or record  # tags and notes may have been given meanwhile
-        record.stages = {
-            item.name: Stage(
-                key=item.artifact.key, kind=item.artifact.kind, reused=item.reused, numbers=item.artifact.summary
-            )
-            for item in outcomes()
-        }
-        record.last.state, record.last.error, record.last.ended = state, error, artifact.now()
-        write(folder, record)
+        with _logged():
+            change(folder, lambda record: _end(record, ours, state, error, outcomes()))
+
+
+def _begin(folder: Path, config: RunConfig, command: tuple[Sequence[str], Sequence[Path]]) -> Launch:
+    with locks.alone(folder):
+        record = read(folder)
+        if record is None:
+            number = int(folder.name) if folder.name.isdecimal() else None
+            values = config.model_dump(mode="json", by_alias=True)
+            record = Record(name=config.name, number=number, overrides=list(command[0]), config=values)
+        launch = _launch(folder, len(record.launches) + 1, command)
+        record.launches.append(launch)
+        _write(folder, record)
+    return launch
+
+
+def _end(record: Record, ours: list[Launch], state: State, error: str | None, outcomes: Sequence[Outcome]) -> None:
+    """Completes the launch that this process began; others may have begun since."""
+    for item in outcomes:
+        record.stages[item.name] = Stage(
+            key=item.artifact.key, kind=item.artifact.kind, reused=item.reused, numbers=item.artifact.summary
+        )
+    for launch in record.launches:
+        if ours and (launch.process, launch.started) == (ours[0].process, ours[0].started):
+            launch.state, launch.error, launch.ended = state, error, artifact.now()
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, VlmrunError) as error:
+        log.warning("the run's record is not kept: %s", error)
 
 
 def all_of(root: Path) -> Iterator[tuple[Path, Record]]:
@@ -151,18 +190,19 @@ def all_of(root: Path) -> Iterator[tuple[Path, Record]]:
                 yield path.parent, found
 
 
-def _launch(folder: Path) -> Launch:
+def _launch(folder: Path, number: int, command: tuple[Sequence[str], Sequence[Path]]) -> Launch:
     here = Path.cwd()
     process = psutil.Process()
+    overrides, config_dirs = command
     return Launch(
         started=artifact.now(),
-        command=shlex.join(["vlmrun", *sys.argv[1:]]),
+        command=shlex.join(["vlmrun", *(f"--config-dir={place}" for place in config_dirs), *overrides]),
         folder=str(here),
         host=f"{socket.gethostname()}, {platform.platform()}",
         process=(process.pid, process.create_time()),
-        gpus=_gpus(),
+        gpus=surroundings.gpus(),
         versions=artifact.environment(),
-        code=_code(here, folder),
+        code=surroundings.code(here, folder / f"code-{number}.patch"),
     )
 
 
@@ -175,33 +215,3 @@ def _lives(launch: Launch) -> bool:
         return bool(abs(psutil.Process(number).create_time() - began) < 1.0)
     except psutil.Error:
         return False
-
-
-def _gpus() -> list[str]:
-    return (_said("nvidia-smi", "-L") or "").splitlines() if shutil.which("nvidia-smi") else []
-
-
-def _code(here: Path, folder: Path) -> dict[str, Any] | None:
-    """Commit of a folder under git; what differs from it is written beside the record."""
-    commit = _said("git", "-C", str(here), "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    patch = _said("git", "-C", str(here), "diff", "--no-ext-diff", "--no-textconv", "HEAD") or ""
-    if patch:
-        if len(patch.encode()) <= _MOST_PATCH:
-            artifact.write_text(folder / PATCH, patch)
-        else:
-            log.info("changes of more than 1 MB that are not committed are not kept with the run")
-    return {"commit": commit.strip(), "dirty": bool(patch)}
-
-
-def _said(*command: str) -> str | None:
-    """What a program prints; None when it is not there, fails or takes long."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

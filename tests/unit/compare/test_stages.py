@@ -107,6 +107,32 @@ def test_scores_of_other_protocols_are_not_compared(tmp_path, make):
     assert stage.protocol == ["template: 'p' and 'q'"]
 
 
+def test_the_paired_test_is_about_the_questions_of_the_accuracy_shown(tmp_path, make):
+    unseen = {"split": "unseen", "question_id": "9"}
+    make("one", "a" * 10, rows=[*_rows(["red", "red"]), {**_rows(["red"])[0], **unseen}])
+    make("two", "b" * 10, rows=[*_rows(["red", "red"]), {**_rows(["blue"])[0], **unseen}])
+    (stage,) = _compare(tmp_path, "one", "two").stages
+    assert (stage.paired.n_questions, stage.paired.difference) == (2, 0.0)
+    assert [answer.id for answer in stage.answers] == ["9"]
+
+
+def test_a_score_between_right_and_wrong_counts_as_it_is(tmp_path, make):
+    scored = [[{**row, "score": score} for row in _rows(["x", "y"])] for score in (0.3, 0.6)]
+    make("one", "a" * 10, rows=scored[0])
+    make("two", "b" * 10, rows=scored[1])
+    (stage,) = _compare(tmp_path, "one", "two").stages
+    assert stage.paired.difference == pytest.approx(0.3)
+
+
+def test_runs_are_found_by_their_number(tmp_path, make):
+    for number in ("1", "2"):
+        run = tmp_path / "runs" / "exp" / number
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"seed: {number}")
+    found = _compare(tmp_path, "exp/1", "exp/2")
+    assert [(change.key, change.first, change.second) for change in found.values] == [("seed", 1, 2)]
+
+
 def test_runs_are_compared_stage_by_stage(tmp_path, make):
     stages = [make("lora", "a" * 10), make("extra", "c" * 10), make("lora", "b" * 10, rows=_rows(["red"]))]
     for name, own, rate in (("exp", stages[:2], 1e-4), ("exp2", stages[2:], 2e-4)):

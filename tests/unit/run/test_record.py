@@ -1,6 +1,7 @@
 """A run's record, the list of runs, conditions on them, and stages that no run refers to."""
 
 import contextlib
+import dataclasses
 import json
 import os
 
@@ -9,7 +10,7 @@ import pytest
 from vlmrun import artifact
 from vlmrun.artifact import Artifact, Parent
 from vlmrun.cli import gc, runs
-from vlmrun.errors import CheckpointError, ConfigError
+from vlmrun.errors import CheckpointError, ConfigError, LaunchError
 from vlmrun.outcome import Outcome
 from vlmrun.run import filters, garbage, numbers, record
 
@@ -33,12 +34,27 @@ def stage(tmp_path):
     return made
 
 
+@dataclasses.dataclass
+class Config:
+    """As much of a composed run as a record wants."""
+
+    name: str
+    values: dict
+
+    def model_dump(self, **how):
+        return self.values
+
+
+def kept(folder, name, config, outcomes=(), config_dirs=()):
+    overrides = [f"{key}={value}" for key, value in config.items()]
+    return record.kept(folder, Config(name, config), (overrides, config_dirs), lambda: outcomes)
+
+
 def run(root, name, outcomes=(), error=None, **config):
     """A run as the command keeps it."""
     folder = numbers.claim(root / "runs" / name, json.dumps(config))
-    overrides = [f"{key}={value}" for key, value in config.items()]
     ends = contextlib.nullcontext() if error is None else pytest.raises(type(error))
-    with ends, record.kept(folder, name, config, overrides, lambda: outcomes):
+    with ends, kept(folder, name, config, outcomes):
         if error is not None:
             raise error
     return folder
@@ -67,13 +83,19 @@ def test_a_run_that_ends_otherwise_keeps_what_ended_it(tmp_path, stage, error, s
 
 def test_a_run_whose_process_is_gone_was_interrupted(tmp_path):
     folder = run(tmp_path, "exp")
-    found = record.read(folder)
-    found.last.state, found.last.process = "running", (os.getpid(), 1.0)
-    record.write(folder, found)
-    assert record.read(folder).state == "interrupted"
-    found.last.host = "another machine, Linux"
-    record.write(folder, found)
-    assert record.read(folder).state == "running", "nobody here can say"
+
+    def of_another_process(found):
+        found.last.state, found.last.process = "running", (os.getpid(), 1.0)
+
+    def elsewhere(found):
+        found.last.host = "another machine, Linux"
+
+    assert record.change(folder, of_another_process).state == "interrupted"
+    assert record.change(folder, elsewhere).state == "running", "it cannot be known here"
+    with pytest.raises(LaunchError, match="not ended"):
+        runs.main(["remove", "exp/1", "--output", str(tmp_path)])
+    assert runs.main(["remove", "exp/1", "--force", "--output", str(tmp_path)]) == 0
+    assert not folder.exists()
 
 
 def test_the_same_configuration_is_another_launch_and_another_one_another_run(tmp_path):
@@ -86,7 +108,7 @@ def test_the_same_configuration_is_another_launch_and_another_one_another_run(tm
 
 def test_tags_given_while_a_run_goes_on_are_kept(tmp_path):
     folder = numbers.claim(tmp_path / "runs" / "exp", "{}")
-    with record.kept(folder, "exp", {}, [], list):
+    with kept(folder, "exp", {}):
         runs.main(["tag", "exp", "good", "--output", str(tmp_path)])
     assert record.read(folder).tags == ["good"]
     assert record.read(folder).state == "finished"
@@ -105,8 +127,15 @@ def test_code_and_what_is_not_committed(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("a = 2\n")
     monkeypatch.chdir(tmp_path)
     folder = run(tmp_path / "outputs", "exp")
-    assert record.read(folder).last.code["dirty"] is True
-    assert "+a = 2" in (folder / record.PATCH).read_text()
+    (tmp_path / "new.py").touch()
+    again = run(tmp_path / "outputs", "exp")
+    first, second = (launch.code for launch in record.read(again).launches)
+    assert first["changed"][0] == " M mine.py"
+    assert "?? new.py" in second["changed"]
+    patch = folder / first["patch"]
+    assert "+a = 2" in patch.read_text()
+    assert patch.stat().st_mode & 0o077 == 0, "what is not committed may be secret"
+    assert second["patch"] != first["patch"]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +198,106 @@ def test_a_name_of_no_run_is_answered_with_the_nearest(tmp_path):
     run(tmp_path, "exp")
     with pytest.raises(CheckpointError, match="exp/1"):
         runs.find(tmp_path, "exq/1")
+
+
+def test_two_launches_of_one_run_end_by_themselves(tmp_path, stage):
+    folder = numbers.claim(tmp_path / "runs" / "exp", "{}")
+    with kept(folder, "exp", {}), pytest.raises(ValueError), kept(folder, "exp", {}, [stage("lora", "a" * 10)]):
+        raise ValueError("the second one")
+    first, second = record.read(folder).launches
+    assert (first.state, second.state) == ("finished", "failed")
+    assert list(record.read(folder).stages) == ["lora"], "what one launch finished stays"
+
+
+def test_a_disk_that_cannot_be_written_costs_the_record_only(tmp_path, monkeypatch, caplog):
+    folder = numbers.claim(tmp_path / "runs" / "exp", "{}")
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.artifact, "write_text", full)
+    with pytest.raises(ValueError, match="the stage's own"), kept(folder, "exp", {}):
+        raise ValueError("the stage's own")
+    assert "record is not kept" in caplog.text
+
+
+def test_the_command_is_the_one_that_was_asked_for(tmp_path):
+    folder = numbers.claim(tmp_path / "runs" / "exp", "{}")
+    with kept(folder, "exp", {"name": "a b"}, config_dirs=["my conf"]):
+        pass
+    assert record.read(folder).last.command == "vlmrun '--config-dir=my conf' 'name=a b'"
+
+
+def test_keys_and_names_that_no_run_has_are_named(tmp_path):
+    run(tmp_path, "exp", seed=1)
+    with pytest.raises(ConfigError, match="no run has 'sead'"):
+        runs.main(["--where", "sead=1", "--output", str(tmp_path)])
+    with pytest.raises(CheckpointError, match="did you mean 'exp'"):
+        runs.main(["exq", "--output", str(tmp_path)])
+
+
+def test_the_number_of_a_removed_run_is_not_given_again(tmp_path):
+    run(tmp_path, "exp", seed=1)
+    run(tmp_path, "exp", seed=2)
+    runs.main(["remove", "exp/2", "--output", str(tmp_path)])
+    assert run(tmp_path, "exp", seed=3).name == "3"
+
+
+def test_removing_a_run_of_an_earlier_version_leaves_the_numbered_ones(tmp_path):
+    base = tmp_path / "runs" / "exp"
+    base.mkdir(parents=True)
+    (base / "config.yaml").write_text(json.dumps({"seed": 0}))
+    assert run(tmp_path, "exp", seed=0) == base
+    newer = run(tmp_path, "exp", seed=1)
+    runs._remove(tmp_path, base, record.read(base), force=False)
+    assert newer.is_dir()
+    assert record.read(base) is None
+
+
+def begun(root, name, key, **job):
+    """A stage that did not finish."""
+    folder = root / "stages" / f"{name}-{key}"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(job))
+    return folder
+
+
+def test_unfinished_stages_and_what_they_start_from_are_kept(tmp_path, stage):
+    base, data = stage("instruct", "a" * 10), stage("shapes", "d" * 10)
+    lora = begun(tmp_path, "lora", "b" * 10, parents={"instruct": str(base.folder)}, prepared=[str(data.folder)])
+    assert garbage.unused(tmp_path) == []
+    assert [one.folder for one in garbage.unused(tmp_path, unfinished=True)] == sorted([base.folder, data.folder, lora])
+
+
+def test_a_stage_that_a_run_names_by_its_path_is_kept(tmp_path, stage):
+    base = stage("instruct", "a" * 10)
+    run(tmp_path, "exp", stage={"lora": {"init_from": f"{base.folder}/weights"}})
+    assert garbage.unused(tmp_path) == []
+
+
+def test_links_and_folders_of_others_are_never_listed(tmp_path, stage):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "stages" / "mine").mkdir(parents=True)
+    (tmp_path / "stages" / "shared-aaaaaaaaaa").symlink_to(elsewhere)
+    assert garbage.unused(tmp_path) == []
+
+
+def test_a_parent_is_known_by_its_key_where_the_root_was_moved(tmp_path, stage):
+    base = stage("instruct", "a" * 10)
+    run(tmp_path, "exp", [stage("lora", "b" * 10, base)])
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    tmp_path.mkdir()
+    assert garbage.unused(moved) == []
+
+
+def test_a_stage_that_a_run_needs_by_now_is_kept(tmp_path, stage):
+    lora = stage("lora", "a" * 10)
+    (listed,) = garbage.unused(tmp_path)
+    run(tmp_path, "exp", [lora])
+    assert garbage.remove(tmp_path, listed, unfinished=False) is False
+    assert lora.folder.is_dir()
 
 
 def test_stages_of_removed_runs_are_freed_and_no_others(tmp_path, stage, capsys):
