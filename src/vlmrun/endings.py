@@ -7,7 +7,10 @@ whose cost can be counted before they are used: nothing is repeated that holds a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
+_Value = TypeVar("_Value")
 FIX = "the end of a layer's name, such as layers.0.*.q_proj"
 _LONGEST = 500  # characters
 _NAME = 64  # characters of a layer's name: the lengths that `*` may try
@@ -30,6 +33,16 @@ def fault(pattern: str) -> str | None:
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         return f"{pattern!r} cannot be compared with names of layers: {error}"
     return f"{pattern!r} has too many ways to match a name" if ways > _MOST else None
+
+
+def ends_as(pattern: str, layer: str) -> bool:
+    """Whether the end of a layer's name is what a pattern says, as PEFT matches them."""
+    return re.match(rf"(.*\.)?({pattern})$", layer) is not None
+
+
+def value(patterns: Mapping[str, _Value], layer: str, otherwise: _Value) -> _Value:
+    """The value of the first pattern that the end of a layer's name matches."""
+    return next((each for pattern, each in patterns.items() if ends_as(pattern, layer)), otherwise)
 
 
 class _Ways:

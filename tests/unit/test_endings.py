@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmrun import endings
-from vlmrun.config.schema import ends_as
+from vlmrun.endings import ends_as
 
 NAME = "model.layers.10.self_attn.q_proj"
 

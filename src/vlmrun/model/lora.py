@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vlmrun import endings, expressions
-from vlmrun.config.schema import Lora, ends_as
+from vlmrun.config.schema import Lora
 from vlmrun.errors import ConfigError, Problem, suggest
 from vlmrun.model import blocks, named_modules
 
@@ -134,7 +134,7 @@ def _check_patterns(module: nn.Module, lora: Lora, targets: Sequence[str]) -> No
         for pattern in getattr(lora, key):
             if what := endings.fault(pattern):
                 problems.append(Problem(what, f"{WHERE}.{key}", endings.FIX))
-            elif not any(ends_as(pattern, name) for name in adapted):
+            elif not any(endings.ends_as(pattern, name) for name in adapted):
                 fix = f"the end of a name must match, such as {adapted[0]}"
                 problems.append(Problem(f"{pattern!r} matches no layer with an adapter", f"{WHERE}.{key}", fix))
     if problems:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,7 +228,7 @@ class Adapter:
         return "embedding" in self._layers[name].get("A", "") or bool(self.config.get("fan_in_fan_out"))
 
     def _scale(self, layer: str, rank: int) -> float:
-        alpha = _by_pattern(self.config.get("alpha_pattern") or {}, layer, self.config["lora_alpha"])
+        alpha = endings.value(self.config.get("alpha_pattern") or {}, layer, self.config["lora_alpha"])
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _misfits(self, name: str, shape: Shape) -> Iterable[str]:
@@ -277,12 +276,6 @@ def fold(
         if change is not None:
             total = (change if alone else change.mul_(weight)).to(dtype).add_(total)
     return total
-
-
-def _by_pattern(patterns: dict[str, Any], layer: str, otherwise: Any) -> Any:
-    """The value of the first pattern that fits the end of a layer's name, as PEFT matches them."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
-    return next(found, otherwise)
 
 
 def _check_kind(config: dict[str, Any], folder: Path) -> None:
