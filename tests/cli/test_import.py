@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from vlmrun.cli.app import main
+from vlmrun.cli.train import compose
 
 TRAIN = """deepspeed --num_gpus 8 llava/train/train_mem.py --deepspeed ./zero2.json \\
     --model_name_or_path lmsys/vicuna-7b-v1.5 --version plain --data_path ./captions.json \\
@@ -350,6 +351,27 @@ def test_the_way_back_and_forth_again(here, capsys, recipe, family):
 def test_what_a_script_cannot_say_stands_in_its_head(here, capsys, override, said):
     assert main(["export-script", "llava15_7b", "--for", "llava", override]) == 0
     assert re.search(rf"^# not said by these flags: .*{re.escape(said)}", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family"),
+    [("llava15_7b_lora", "llava"), ("bunny_llama3_average", "bunny"), ("minicpm_v25_lora", "minicpm")],
+)
+def test_what_a_script_cannot_say_of_adapters_stands_in_its_head(here, capsys, recipe, family):
+    data = ("minicpm", "minicpm_eval") if family == "minicpm" else ()
+    given = [f"data.{name}.{key}=/x" for name in data for key in ("annotations", "images")]
+    run = compose([f"+recipe={recipe}", *given], [])
+    name = next(name for name, stage in run.stage.items() if getattr(stage, "lora", None) is not None)
+    asked = {
+        "tune.tower": "lora", "lora.dora": "true", "lora.rslora": "true", "lora.rank_pattern": "{q_proj: 2}",
+        "lora.alpha_pattern": "{q_proj: 2.0}", "tune.llm_last": "3", "tune.tower_last": "2",
+        "optim.optimizer": "adamw_8bit", "ema": "{decay: 0.9, every: 1, result: false}",
+    }  # fmt: skip
+    overrides = [f"++stage.{name}.{key}={value}" for key, value in asked.items()]
+    assert main(["export-script", recipe, "--for", family, *given, *overrides]) == 0
+    said = re.findall(r"^# not said by these flags: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    for key in asked:
+        assert any(line.startswith(f"stage.{name}.{key}: ") for line in said), key
 
 
 STATE = {

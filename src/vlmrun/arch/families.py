@@ -172,6 +172,13 @@ def having(column: str) -> list[str]:
     return sorted(name for name, row in FAMILIES.items() if getattr(row, column))
 
 
+def is_tied(config: dict[str, Any]) -> bool:
+    """Whether an LLM's output head is its input embedding, as its family's layout or its config.json says."""
+    known = llm(config)
+    config = config.get("text_config", config)
+    return known.tied if known is not None else config.get("tie_word_embeddings") is True
+
+
 def llm(config: dict[str, Any], n_added: int = 0) -> Llm | None:
     """Sizes of an LLM from its config.json; None when the family's layout is not known, or this one departs from it.
 

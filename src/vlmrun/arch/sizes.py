@@ -113,14 +113,7 @@ class Llm:
         Args:
             last: only the last blocks have some; None: all.
         """
-        adapted = self.adapted(lora)
-        lengths = sum(linear.n_out for linear in adapted) if lora.dora else 0
-        first = self.layers - min(last or self.layers, self.layers)
-        per_block = (
-            sum(lora.rank(_in_block(linear.name, block)) * (linear.n_in + linear.n_out) for linear in adapted)
-            for block in range(first, self.layers)
-        )
-        return sum(per_block) + (self.layers - first) * lengths
+        return _n_adapters(self.adapted(lora), lora, "model.layers", self.layers, last)
 
     def n_whole(self, lora: Lora) -> int:
         """Parameters of embedding and head that train whole beside the adapters."""
@@ -188,8 +181,7 @@ class Tower:
         """Parameters of adapters on the blocks that are run, or on the last of them."""
         every = isinstance(lora.targets, str)  # an expression: at most all of them
         adapted = [linear for linear in self.linears if every or linear.name in lora.targets]
-        per_block = sum(lora.r * (linear.n_in + linear.n_out) + lora.dora * linear.n_out for linear in adapted)
-        return min(last or self.blocks, self.blocks) * per_block
+        return _n_adapters(adapted, lora, "encoder.layers", self.blocks, last)
 
 
 def vit_block(hidden: int, intermediate: int) -> int:
@@ -232,10 +224,15 @@ class Shapes:
         return self.llm.n_parameters + self.tower.n_parameters + self.connector.n_parameters
 
 
-def _in_block(name: str, block: int) -> str:
-    """The usual name of a linear layer of a block, which patterns of ranks are tried on."""
-    half = "self_attn" if name in _ATTENTION else "mlp"
-    return f"model.layers.{block}.{half}.{name}"
+def _n_adapters(adapted: Sequence[Linear], lora: Lora, stem: str, blocks: int, last: int | None) -> int:
+    """Parameters of adapters in blocks whose layers have their usual names, which patterns of ranks are tried on."""
+    return sum(
+        lora.rank(f"{stem}.{block}.{'self_attn' if linear.name in _ATTENTION else 'mlp'}.{linear.name}")
+        * (linear.n_in + linear.n_out)
+        + lora.dora * linear.n_out
+        for block in range(blocks - min(last or blocks, blocks), blocks)
+        for linear in adapted
+    )
 
 
 def _places(name: str) -> list[str]:

@@ -99,6 +99,12 @@ def without_effect(run: RunConfig, env: Mapping[str, str]) -> list[str]:
     decided = [name for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_RESUME") if env.get(name)]
     asking = [name for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_NAME", "WANDB_RUN_GROUP") if env.get(name)]
     said = []
+    threads = env.get("OMP_NUM_THREADS")
+    if threads and threads != str(run.hardware.threads):
+        said.append(
+            f"OMP_NUM_THREADS={threads} has no effect: each rank has {run.hardware.threads} thread(s) "
+            f"(hardware.threads={threads if threads.isdecimal() and threads != '0' else 1})"
+        )
     if has_wandb and decided:
         said.append(f"{', '.join(decided)} has no effect: folder and id of a wandb run are those of its stage")
     if asking and not has_wandb:

@@ -66,21 +66,17 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
         yield from _vocabulary(run, facts, tokenizer)
     for name, stage in run.stage.items():
         if isinstance(stage, TrainStage) and stage.lora is not None and stage.tune.adapters:
-            yield from _saved_of_tied(run, facts, stage.lora.modules_to_save, f"stage.{name}.lora.modules_to_save")
+            yield from _saved_of_tied(run, stage.lora.modules_to_save, f"stage.{name}.lora.modules_to_save")
         if isinstance(stage, TrainStage) and stage.lora is not None and isinstance(stage.lora.targets, list):
             yield from _lora_targets(stage.lora.targets, facts, f"stage.{name}.lora.targets")
         elif isinstance(stage, TrainStage) and stage.lora is not None:
             yield from _lora_pattern(str(stage.lora.targets), facts, f"stage.{name}.lora.targets")
 
 
-def _saved_of_tied(run: RunConfig, llm: parts.LlmFacts, modules: list[str], where: str) -> Iterator[Problem]:
+def _saved_of_tied(run: RunConfig, modules: list[str], where: str) -> Iterator[Problem]:
     """An output head that is the input embedding cannot be saved beside an adapter as one of the two."""
     asked = [name for name in modules if name in _ENDS]
-    if not asked:
-        return
-    config, sizes = parts.config_of(run.model.llm), families.find(llm.family).sizes
-    made = None if sizes is None else sizes(config, llm.vocab_size)
-    if made.tied if made is not None else config.get("tie_word_embeddings"):
+    if asked and families.is_tied(parts.config_of(run.model.llm)):
         for name in asked:
             yield Problem(
                 f"{name!r} cannot be trained beside adapters: this LLM's output head is its embedding (tied)",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from vlmrun.checks import schedules
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import BenchmarkConfig, DataConfig, Reading, RunConfig, TrainStage
@@ -110,6 +111,8 @@ def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
                 f"{where}.optim.{given}",
                 f"more data or epochs, a smaller global_batch, or {where}.optim.{given}=0",
             )
+        elif stage.max_steps is None:  # else a problem without data
+            yield from schedules.unfit(stage.optim, steps, where)
 
 
 def usable(stage: TrainStage, run: RunConfig) -> dict[str, int] | None:

@@ -9,6 +9,8 @@ from vlmrun.config import derived
 from vlmrun.config.schema import Optim, RunConfig, TrainStage
 from vlmrun.errors import Problem
 
+UNFIT = "a shorter warm-up or cooldown, or more steps"
+
 
 def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
     optim = stage.optim
@@ -30,6 +32,8 @@ def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
             f"{where}.optim.{given_as}",
             f"raise max_steps or lower {given_as}",
         )
+    elif stage.max_steps is not None and not any(_warmup(optim, where)) and not any(_shape(optim, where)):
+        yield from unfit(optim, stage.max_steps, where)
     if stage.epochs is None and stage.max_steps is None:
         yield Problem("neither epochs nor max_steps says how long to train", f"{where}.epochs", f"{where}.epochs=1.0")
     if stage.epochs is None and stage.packing is not None:
@@ -42,6 +46,13 @@ def _schedule(stage: TrainStage, where: str) -> Iterator[Problem]:
             f"{what} never falls to a lowest rate", f"{where}.optim.{falls_to[0]}", f"{falls_to[0]}={neutral}"
         )
     yield from schedule(optim, f"{where}.optim")
+
+
+def unfit(optim: Optim, steps: int, where: str) -> Iterator[Problem]:
+    """A value of a schedule that does not fit a number of updates."""
+    found = derived.unfit(optim, steps)
+    if found is not None:
+        yield Problem(found[1], f"{where}.optim.{found[0]}", UNFIT)
 
 
 def schedule(optim: Optim, where: str) -> Iterator[Problem]:

@@ -11,14 +11,13 @@ from vlmrun.errors import Problem, VlmrunError
 
 
 def _is_tied(run: RunConfig) -> bool:
-    """As the LLM's config.json says; False where it is not here or of a family that is not known."""
+    """As the LLM's config.json says; False where it is not here or cannot be read."""
     if not config_files.is_told(run.model.llm):
         return False
     try:
-        llm = families.llm(config_files.config_of(run.model.llm))
-    except (VlmrunError, LookupError, TypeError, ValueError):  # a problem of its own
+        return families.is_tied(config_files.config_of(run.model.llm))
+    except (VlmrunError, LookupError, TypeError, ValueError, AttributeError):  # a problem of its own
         return False
-    return llm is not None and llm.tied
 
 
 def _rows(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:

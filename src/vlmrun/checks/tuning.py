@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmrun import expressions
+from vlmrun import endings, expressions, regular
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import Lora, RunConfig, TrainStage
-from vlmrun.errors import Problem
+from vlmrun.errors import Problem, VlmrunError
 
 _LORA = "{r: 128, alpha: 256.0, dropout: 0.05, targets: all-linear, bias: none, modules_to_save: []}"
 # Names of PEFT for what must be the same where an adapter is trained further.
@@ -49,17 +49,12 @@ def _lora(stage: TrainStage, where: str) -> Iterator[Problem]:
 def _shape(lora: Lora, where: str) -> Iterator[Problem]:
     if not lora.targets:
         yield Problem("LoRA has no targets", f"{where}.targets", "all-linear, or names such as [q_proj, v_proj]")
-    if isinstance(lora.targets, str):
-        yield from _expression(lora.targets, f"{where}.targets", "all-linear, a list of names, or a simpler expression")
+    if isinstance(lora.targets, str) and (what := expressions.fault(lora.targets)):
+        yield Problem(what, f"{where}.targets", "all-linear, a list of names, or a simpler expression")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(lora, key):
-            yield from _expression(pattern, f"{where}.{key}", "the end of a layer's name, such as layers.0.*.q_proj")
-
-
-def _expression(text: str, where: str, fix: str) -> Iterator[Problem]:
-    what = expressions.fault(text)
-    if what is not None:
-        yield Problem(what, where, fix)
+            if what := endings.fault(pattern):
+                yield Problem(what, f"{where}.{key}", endings.FIX)
 
 
 def _last(stage: TrainStage, where: str) -> Iterator[Problem]:
@@ -117,9 +112,14 @@ def _artifact(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem
     if file is None:
         return
     try:
+        regular.require(file, json=True)
         config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (VlmrunError, OSError, ValueError, RecursionError):
         return  # opening the artifact says what is wrong with it
+    if not isinstance(config, dict):
+        what = f"{file} holds no keys and values"
+        yield Problem(what, f"{where}.init_from", "write the model again, or start from another one")
+        return
     merge = f"vlmrun merge {stage.init_from} MERGED, and {where}.init_from=MERGED"
     if stage.tune.llm in ("full", "new_tokens"):
         yield Problem(f"{folder} has adapters that are not merged", f"{where}.init_from", merge)

@@ -92,6 +92,20 @@ def decay_end(optim: Optim, steps: int) -> int:
     return optim.decay_steps or steps
 
 
+def unfit(optim: Optim, steps: int) -> tuple[str, str] | None:
+    """A value of a schedule that does not fit this many updates: its name, and why. None: all do."""
+    warmup, end = warmup_steps(optim, steps), decay_end(optim, steps)
+    if warmup >= end and end < steps:
+        key = "decay_steps" if optim.decay_ratio is None else "decay_ratio"
+        return key, f"the warm-up takes {warmup} of {steps} steps, and the decay ends after {end}"
+    if optim.schedule == "wsd":
+        key, rounding = ("cooldown_ratio", 1) if optim.cooldown_steps is None else ("cooldown_steps", 0)
+        cooldown, left = cooldown_steps(optim, end), end - warmup
+        if cooldown > left + rounding:
+            return key, f"the cooldown takes {cooldown} steps, and the warm-up leaves {left} of {end}"
+    return None
+
+
 def is_due(every: Every, step: int, steps: int, epoch: Callable[[int], float]) -> bool:
     """Whether something happens after an update that is asked for every N updates, share of all updates, or epoch.
 

@@ -110,6 +110,11 @@ def write(model: Model, folder: Path, how: How) -> None:
         if connector:
             write_tensors(folder / CONNECTOR, model.part("connector").items())
             model.notes.append(f"the connector is beside it, in {CONNECTOR}/: plain peft does not read it")
+    if model.has("tower"):
+        model.notes.append(
+            "the vision tower stays behind: one that was trained beside the adapter is in the model without adapter "
+            "(--to hf_llava --without-adapter), not in this folder"
+        )
     digests = write_tensors(folder, named.items(), name=ADAPTER, hashed=True)
     artifact.write_json(folder / CONFIG, config)
     manifest.write(folder, "peft", model, digests)

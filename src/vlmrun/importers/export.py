@@ -14,6 +14,7 @@ from vlmrun.config.schema import AverageStage, MergeStage, RunConfig, TrainStage
 from vlmrun.errors import ConfigError, suggest
 from vlmrun.importers.export_flags import (
     WHOLE,
+    adapters,
     comment,
     common,
     deepspeed,
@@ -35,6 +36,7 @@ _NEUTRAL: dict[str, Any] = {
     "data_weights": None, "packing": None, "image_decode": "exact", "keep_best": None, "order": None,
     "loss": "micro_mean", "optim.tower_lr": None, "optim.decay_steps": None, "optim.warmup_from": 0.0,
     "optim.weight_decay_end": None, "offload_checkpoints": False, "compat.images": "upstream",
+    "tune.llm_last": None, "tune.tower_last": None, "ema": None, "optim.optimizer": "adamw",
 }  # fmt: skip
 
 
@@ -77,6 +79,9 @@ def _training(run: RunConfig, name: str, stage: TrainStage, family: str, unsaid:
             value = getattr(value, part)
         if value != neutral and not (key == "optim.tower_lr" and value == stage.optim.connector_lr):
             unsaid.append(f"stage.{name}.{key}: {value}")
+    adapters(stage, name, unsaid)
+    if stage.eval is not None and stage.eval.patience is not None:
+        unsaid.append(f"stage.{name}.eval.patience: {stage.eval.patience}")
     if len(stage.data) > 1:
         unsaid.append(f"stage.{name}.data: {', '.join(stage.data[1:])}, besides the first")
     if stage.eval is not None and family != "minicpm":

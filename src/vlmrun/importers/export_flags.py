@@ -74,6 +74,19 @@ def engine(stage: TrainStage, file: str) -> dict[str, Any]:
     }
 
 
+# Of adapters, what no flag says: neutral value of each.
+_ADAPTERS: dict[str, Any] = {"rslora": False, "dora": False, "rank_pattern": {}, "alpha_pattern": {}}
+
+
+def adapters(stage: TrainStage, name: str, unsaid: list[str]) -> None:
+    """Adds what is asked of a stage's adapters and no flag says, and adapters of the tower, for which there is none."""
+    if stage.tune.tower == "lora":
+        unsaid.append(f"stage.{name}.tune.tower: lora")
+    if stage.lora is not None and stage.tune.adapters:
+        values = {key: getattr(stage.lora, key) for key in _ADAPTERS}
+        unsaid += [f"stage.{name}.lora.{key}: {value}" for key, value in values.items() if value != _ADAPTERS[key]]
+
+
 def schedule(stage: TrainStage, unsaid: list[str]) -> dict[str, Any]:
     """Length, warm-up and shape."""
     optim = stage.optim
@@ -199,11 +212,10 @@ def _tuning(stage: TrainStage, family: str, unsaid: list[str]) -> dict[str, Any]
         flags["tune_mm_mlp_adapter"] = True
     if stage.tune.connector == "freeze":
         flags["freeze_mm_mlp_adapter"] = True
-    if stage.tune.tower == "full":
-        if family == "bunny":
-            flags["unfreeze_vision_tower"] = True
-        else:
-            unsaid.append("tune.tower: full")
+    if stage.tune.tower == "full" and family == "bunny":
+        flags["unfreeze_vision_tower"] = True
+    elif stage.tune.tower == "full":
+        unsaid.append("tune.tower: full")
     if stage.lora is not None and stage.tune.adapters:
         flags |= {"lora_enable": True, "lora_r": stage.lora.r, "lora_alpha": int(stage.lora.alpha)}
         flags |= {"lora_dropout": stage.lora.dropout, "lora_bias": stage.lora.bias}
@@ -227,6 +239,8 @@ def minicpm(run: RunConfig, stage: TrainStage, family: str, unsaid: list[str]) -
         "max_slice_nums": slices.max_slices if slices else 9,
     }  # fmt: skip
     if stage.lora is not None and stage.tune.adapters:
+        if stage.lora.modules_to_save != ["embed_tokens"]:  # which it does without being asked
+            unsaid.append(f"lora.modules_to_save {stage.lora.modules_to_save}")
         flags |= {"use_lora": True, "q_lora": stage.tune.llm == "qlora", "lora_r": stage.lora.r}
         flags |= {"lora_alpha": int(stage.lora.alpha), "lora_dropout": stage.lora.dropout, "lora_bias": stage.lora.bias}
         flags["lora_target_modules"] = stage.lora.targets

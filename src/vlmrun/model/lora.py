@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from vlmrun import expressions
-from vlmrun.config.schema import Lora, ends_as
+from vlmrun import endings, expressions
+from vlmrun.config.schema import Lora
 from vlmrun.errors import ConfigError, Problem, suggest
 from vlmrun.model import blocks, named_modules
 
@@ -129,19 +128,27 @@ def check_modules(llm: nn.Module, modules: Sequence[str], targets: Sequence[str]
 
 def _check_patterns(module: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
     """A pattern that matches no adapted layer would have no effect."""
-    adapted = [n for n in linear_layers(module)[0] if any(n == t or n.endswith(f".{t}") for t in targets)]
+    adapted = sorted(fitting(module, targets))
     problems = []
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(lora, key):
-            try:
-                matches = any(ends_as(pattern, name) for name in adapted)
-            except re.error as error:
-                raise ConfigError(f"{pattern!r} is no regular expression: {error}", f"{WHERE}.{key}") from error
-            if not matches:
+            if what := endings.fault(pattern):
+                problems.append(Problem(what, f"{WHERE}.{key}", endings.FIX))
+            elif not any(endings.ends_as(pattern, name) for name in adapted):
                 fix = f"the end of a name must match, such as {adapted[0]}"
                 problems.append(Problem(f"{pattern!r} matches no layer with an adapter", f"{WHERE}.{key}", fix))
     if problems:
         raise ConfigError(problems)
+
+
+def fitting(module: nn.Module, targets: Sequence[str]) -> set[str]:
+    """Names of the linear layers that PEFT puts adapters on when it is given these targets."""
+    return {name for name in linear_layers(module)[0] if any(name == t or name.endswith(f".{t}") for t in targets)}
+
+
+def adapted(module: nn.Module) -> set[str]:
+    """Names of the layers that carry adapters, as the plain model calls them."""
+    return {name.removesuffix(".lora_A") for name, _ in bare(module).named_modules() if name.endswith(".lora_A")}
 
 
 def linear_layers(module: Any) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vlmrun import endings
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError
 from vlmrun.model import blocks, named_modules, new_tokens, tower_adapter
@@ -94,6 +95,10 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     """Puts LoRA layers of an `adapter_config` into an LLM; their type is the LLM's."""
     from peft import LoraConfig, get_peft_model
 
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(key) or ():
+            if what := endings.fault(str(pattern)):
+                raise ConfigError(what, f"adapter_config.json: {key}", endings.FIX)
     made = LoraConfig(**{key: config[key] for key in KEPT if config.get(key) is not None})
     # One type for all parameters: ZeRO-3 partitions nothing else, and bf16 LoRA is what the engine would cast to.
     with warnings.catch_warnings():
@@ -144,15 +149,17 @@ def _tune_lora(vlm: VLM, tune: Tune, lora: Lora | None, seed: int) -> None:
     named_modules.prove_trained(vlm.llm, lora, WHERE)
 
 
-_SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+_SHAPE = ("r", "lora_alpha", "bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
 def _check_same_shape(llm: nn.Module, tune: Tune, lora: Lora) -> None:
     """An adapter that is trained further stays as it is; only dropout may change, being no part of its shape."""
     have, wanted = adapter_config(llm), adapters.config(llm, lora, last=tune.llm_last)
-    wanted["target_modules"] = sorted(wanted["target_modules"])
     saved = sorted(lora.modules_to_save) or None
     different = [key for key in _SHAPE if have[key] != wanted[key]]
+    # Not the lists of names: PEFT shortens a long one, so the same layers may be named otherwise.
+    if adapters.adapted(llm) != adapters.fitting(llm, wanted["target_modules"]):
+        different.append("target_modules")
     different += ["modules_to_save"] if have["modules_to_save"] != saved else []
     if different:
         raise ConfigError(

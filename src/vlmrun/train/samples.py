@@ -161,6 +161,10 @@ class Samples:
                 f"stage.{self.job.name}.optim.{given}",
                 f"give more data or epochs, a smaller global_batch, or {given}=0",
             )
+        unfit = derived.unfit(self.stage.optim, schedule.steps)
+        if unfit is not None:
+            where = f"stage.{self.job.name}.optim.{unfit[0]}"
+            raise ConfigError(unfit[1], where, "a shorter warm-up or cooldown, or more data or epochs")
         wanted, epochs, n = self.stage.max_steps, self.stage.epochs, schedule.steps
         if wanted is not None and epochs is not None and wanted > n:
             log.warning("max_steps %d are not reached: %g epoch(s) are %d; raise epochs", wanted, epochs, n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlmrun import artifact
+from vlmrun import artifact, endings
 from vlmrun.errors import CheckpointError, Problem
 from vlmrun.model import quantize
 from vlmrun.model.pretrained import read_json
@@ -229,7 +228,7 @@ class Adapter:
         return "embedding" in self._layers[name].get("A", "") or bool(self.config.get("fan_in_fan_out"))
 
     def _scale(self, layer: str, rank: int) -> float:
-        alpha = _by_pattern(self.config.get("alpha_pattern") or {}, layer, self.config["lora_alpha"])
+        alpha = endings.value(self.config.get("alpha_pattern") or {}, layer, self.config["lora_alpha"])
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _misfits(self, name: str, shape: Shape) -> Iterable[str]:
@@ -279,16 +278,15 @@ def fold(
     return total
 
 
-def _by_pattern(patterns: dict[str, Any], layer: str, otherwise: Any) -> Any:
-    """The value of the first pattern that fits the end of a layer's name, as PEFT matches them."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
-    return next(found, otherwise)
-
-
 def _check_kind(config: dict[str, Any], folder: Path) -> None:
     wrong = [key for key in ("layer_replication", "lora_bias", "trainable_token_indices") if config.get(key)]
     if config.get("peft_type", "LORA") != "LORA":
         wrong.append(f"peft_type {config['peft_type']}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            wrong.append(f"{key} {patterns!r}")
+        wrong += [f"{key}: {what}" for what in map(endings.fault, patterns) if what]
     if wrong or "lora_alpha" not in config:
         raise CheckpointError(
             f"this adapter cannot be used: {', '.join(wrong) or 'no lora_alpha'}",

@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from vlmrun.arch import config_files, towers
+from tests.pico import LLAMA
+from vlmrun.arch import config_files, families, towers
 from vlmrun.config.paths import read_config
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
@@ -142,3 +143,12 @@ def test_the_sizes_of_gpt2_and_its_kin_are_known_by_their_own_names():
         part(config={"model_type": "gpt2", "n_embd": 32, "n_positions": 256, "vocab_size": 512})
     )
     assert (facts.hidden_dim, facts.max_positions, facts.vocab_size) == (32, 256, 512)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "a family of the future"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_tied_where_the_config_says_so(family, tied):
+    """Of a family whose layout is known as of one whose is not, alone or as a part of a whole model."""
+    config = LLAMA | {"model_type": family, "vocab_size": 320, "tie_word_embeddings": tied}
+    assert families.is_tied(config) is tied
+    assert families.is_tied({"text_config": config}) is tied

@@ -110,6 +110,12 @@ def test_a_variable_without_effect_is_named():
     assert "WANDB_DIR has no effect" in shell({"WANDB_DIR": "t"}, ["wandb"])[1][0]
 
 
+def test_threads_of_the_shell_that_are_not_those_of_the_configuration_are_named():
+    assert "(hardware.threads=7)" in shell({"OMP_NUM_THREADS": "7"}, threads=2)[1][0]
+    assert "(hardware.threads=1)" in shell({"OMP_NUM_THREADS": "4,2"}, threads=2)[1][0]
+    assert shell({"OMP_NUM_THREADS": "2"}, threads=2) == ([], [])
+
+
 def test_fewer_gpus_than_ranks():
     assert shell({"CUDA_VISIBLE_DEVICES": "0,1"}, gpu="a100_80g", ranks_per_node=4)[0] == [
         "hardware.ranks_per_node=2, or show more GPUs"

@@ -61,6 +61,12 @@ def test_a_warm_up_as_long_as_the_run(run):
     assert said.startswith("stage.pretrain.optim.warmup_steps: all 25 update(s) that 100 samples make are warm-up")
 
 
+def test_a_cooldown_longer_than_the_data_make(run):
+    wsd = ("stage.pretrain.optim.schedule=wsd", "stage.pretrain.optim.cooldown_steps=1000")
+    (said,) = told(check(run([record(n) for n in range(100)], *wsd)))
+    assert said.startswith("stage.pretrain.optim.cooldown_steps: the cooldown takes 1000 steps, and the warm-up leaves")
+
+
 def test_a_connector_cannot_learn_from_text_alone(run):
     (said,) = told(check(run([record(n, None) for n in range(200)])))
     assert "the connector cannot learn: no record has an image" in said

@@ -108,6 +108,20 @@ RULES = {
         ["stage.lora2.init_from=lora", "stage.lora2.lora.r=3", "+stage.lora2.lora.dora=true"],
         "has adapters of another shape",
     ),
+    "pattern that backtracks": ("+stage.lora.lora.alpha_pattern={.*.*.*.*.*x: 2.0}", "too many ways to match a name"),
+    "cooldown longer than the rest": (
+        [
+            "stage.lora.max_steps=10",
+            "stage.lora.optim.schedule=wsd",
+            "stage.lora.optim.warmup_ratio=0.2",
+            "+stage.lora.optim.cooldown_steps=1000",
+        ],
+        "the cooldown takes 1000 steps, and the warm-up leaves 8 of 10",
+    ),
+    "decay within a share of warm-up": (
+        ["stage.lora.max_steps=10", "stage.lora.optim.warmup_ratio=0.5", "+stage.lora.optim.decay_steps=5"],
+        "the warm-up takes 5 of 10 steps, and the decay ends after 5",
+    ),
     "tower through adapters of no shape": ("stage.instruct.tune.tower=lora", "but tower_lora has no values"),
     "shape for a frozen tower": (
         "stage.lora.tower_lora={r: 4, alpha: 8.0, dropout: 0.0, targets: all-linear, bias: none, modules_to_save: []}",
@@ -137,7 +151,10 @@ RULES = {
         ],
         "an average of weights is not kept with offload=nvme",
     ),
-    "a pattern that is none": ("+stage.lora.lora.rank_pattern={*a: 4}", "is no regular expression"),
+    "a pattern that is none": (
+        "+stage.lora.lora.rank_pattern={*a: 4}",
+        "* repeats nothing | the end of a layer's name",
+    ),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
     "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),
@@ -156,7 +173,7 @@ RULES = {
     ),
     "lowest rate told twice": (
         ["stage.instruct.optim.min_lr=1e-5", "stage.instruct.optim.min_lr_ratio=0.1"],
-        "told as a rate and as a share",
+        "given as a rate and as a share",
     ),
     "lowest rate too high": ("stage.instruct.optim.min_lr=1.0", "the lowest rate 1 is above lr"),
     "lowest rate of a constant": (
@@ -318,7 +335,7 @@ RULES = {
         "+hardware.env.LD_PRELOAD=x.so",
         "hardware.env.LD_PRELOAD: LD_PRELOAD may not be set by a configuration | names of NCCL_",
     ),
-    "variable that loads code": ("+hardware.env.NCCL_NET_PLUGIN=x.so", "loads code or touches files"),
+    "variable that loads code": ("+hardware.env.NCCL_NET_PLUGIN=x.so", "loads code, opens files or connects"),
     "variable of ours": ("+hardware.env.OMP_NUM_THREADS=4", "OMP_NUM_THREADS is not set here | set hardware.threads"),
     "no hostfile": ("hardware.hostfile=nowhere", "nowhere cannot be read"),
     "average weights": ("stage.average.weights=[0.5,0.6]", "the weights sum to 1.1"),
@@ -450,3 +467,18 @@ def test_files_of_ones_own_data_must_exist(tmp_path):
         "stage.lora.data=[llava]",
     )
     assert len(problems) == 2, problems
+
+
+@pytest.mark.parametrize("content", ["null", '["r"]', "[" * 100_000, "{", "3"])
+def test_an_adapter_config_of_another_shape_is_no_traceback(tmp_path, content):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(content)
+    said = [text for text in found(f"stage.lora2.init_from={tmp_path}") if "holds no keys and values" in text]
+    assert len(said) == (content in ("null", '["r"]', "3"))
+
+
+def test_a_cooldown_may_take_all_that_the_warm_up_leaves():
+    wsd = ["stage.lora.max_steps=10", "stage.lora.optim.schedule=wsd", "stage.lora.optim.warmup_ratio=0.2"]
+    assert not any("cooldown" in text for text in found(*wsd, "+stage.lora.optim.cooldown_steps=8"))
+    assert not any("cooldown" in text for text in found(*wsd, "+stage.lora.optim.cooldown_ratio=0.8"))
+    assert any("cooldown" in text for text in found(*wsd, "+stage.lora.optim.cooldown_steps=9"))

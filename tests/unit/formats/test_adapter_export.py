@@ -25,6 +25,7 @@ def adapted(tmp_path_factory):
 def test_it_is_proven_and_comes_back(adapted, tmp_path, fits):
     summary = to(adapted, tmp_path / "out", "peft", fits=fits, prove=True)
     assert summary["proof"]["logits_apart"] < 1e-3
+    assert any("the vision tower stays behind" in note for note in summary["notes"])
     whole = fits != "llm"
     names = load_file(tmp_path / "out/adapter_model.safetensors")
     assert any(".multi_modal_projector." in name for name in names) == whole

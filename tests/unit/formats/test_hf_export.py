@@ -14,7 +14,7 @@ from vlmrun.config.schema import ModelConfig
 from vlmrun.data import templates
 from vlmrun.data.sample import Turn
 from vlmrun.errors import CheckpointError
-from vlmrun.formats import hf_llava, llava_text
+from vlmrun.formats import hf_llava, llava_text, verify
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import assemble
 from vlmrun.serve.dialogue import Dialogue
@@ -92,6 +92,22 @@ def test_an_export_that_answers_otherwise_is_thrown_away(tmp_path, model, monkey
         to(model, tmp_path / "hf", "hf_llava", prove=True)
     to(model, tmp_path / "hf", "hf_llava", prove=False)
     assert (tmp_path / "hf/config.json").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_a_choice_that_rounding_decides_may_differ(dtype):
+    """The logits of ids 1 and 2 are as close as given at place 1; elsewhere the same id is far ahead."""
+    limit = verify._ROUNDING[dtype] * 4.0
+    choices = torch.full((3, 5), -4.0)
+    choices[0, 3] = choices[1, 1] = choices[2, 3] = 4.0
+    here, there = torch.tensor([3, 2, 0]), torch.tensor([3, 1, 3])
+    choices[1, 2] = 4.0 - 1.9 * limit
+    assert verify.answered_alike(here, there, choices, dtype) == 1
+    assert verify.answered_alike(there, there, choices, dtype) == 3
+    choices[1, 2] = 4.0 - 2.1 * limit
+    for ours in (here, there[:2]):
+        with pytest.raises(CheckpointError, match="generated ids differ"):
+            verify.answered_alike(ours, there, choices, dtype)
 
 
 @pytest.mark.parametrize("name", sorted(templates.TEMPLATES))

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.pico import IMAGE_SIZE, N_PATCHES, pico_vlm
+from tests.pico import IMAGE_SIZE, LLAMA, N_PATCHES, pico_vlm
 from vlmrun.config.schema import Lora, Tune
 from vlmrun.errors import ConfigError
 from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import tune
+from vlmrun.model.vlm import VLM
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -171,3 +173,30 @@ def test_a_module_trains_whole_beside_the_adapters():
 def test_a_module_that_cannot_is_named(module, words):
     with pytest.raises(ConfigError, match=words):
         tune.apply(pico_vlm(), _tune(llm="lora"), _lora(modules_to_save=[module]))
+
+
+@pytest.mark.parametrize(
+    ("targets", "last"),
+    [(r"llm\..*\.self_attn\.(q|k|v|o)_proj", None), (["q_proj", "v_proj"], None), ("all-linear", 9)],
+)
+def test_an_adapter_on_many_layers_is_trained_further_by_the_same_values(targets, last):
+    """PEFT shortens a list of 20 names and more, so the names it keeps are not those it was given."""
+    many = LlamaConfig(vocab_size=320, **LLAMA | {"num_hidden_layers": 12})
+    vlm = VLM(LlamaForCausalLM(many), pico_vlm().tower, pico_vlm().connector)
+    asked = Tune(llm="lora", tower="freeze", connector="freeze", llm_last=last)
+    tune.apply(vlm, asked, _lora(targets=targets))
+    trained = _trained(vlm)
+    tune.apply(vlm, asked, _lora(targets=targets))
+    assert _trained(vlm) == trained
+    for other, n in (("all-linear", None), (["up_proj"], None), (targets, 8)):
+        with pytest.raises(ConfigError, match="adapter of another shape: target_modules"):
+            tune.apply(vlm, asked.model_copy(update={"llm_last": n}), _lora(targets=other))
+
+
+@pytest.mark.parametrize("pattern", [r"\p{L}+_proj", "([a-z_.0-9]+)*X"])
+def test_a_pattern_that_re_cannot_bear_is_refused_before_peft_sees_it(pattern):
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        tune.apply(pico_vlm(), _tune(llm="lora"), _lora(rank_pattern={pattern: 2}))
+    shape = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "alpha_pattern": {pattern: 2.0}}
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        tune.wrap(pico_vlm().llm, shape)

@@ -143,3 +143,18 @@ def test_every_connectors_count(name: str) -> None:
     assert found is not None
     how = Tune(llm="full", tower="freeze", connector="full" if name != "identity" else "freeze")
     assert counts.counts(found, how, None) == counted(model, how, None)
+
+
+def test_adapters_of_a_tower_have_ranks_by_pattern() -> None:
+    model = composed("model/llm=pico")
+    found, _ = planning.shapes(model)
+    assert found is not None
+    lora = LORA.model_copy(update={"targets": ["q_proj", "fc2"], "rank_pattern": {"layers.0.self_attn.q_proj": 3}})
+    how = Tune(llm="freeze", tower="lora", connector="freeze")
+    llm, tower = (published.config_of(getattr(model, part), part).values for part in ("llm", "tower"))
+    vlm = meta.vlm(model, llm, tower, 0)
+    with torch.device("meta"):
+        tune.apply(vlm, how, None, tower_lora=lora)
+    trained = sum(each.numel() for each in vlm.tower.parameters() if each.requires_grad)
+    assert found.tower.n_adapter(lora) == trained
+    assert found.tower.n_adapter(lora) != found.tower.n_adapter(lora.model_copy(update={"rank_pattern": {}}))

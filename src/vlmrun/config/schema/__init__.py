@@ -65,7 +65,7 @@ from vlmrun.config.schema.train import (
     Packing,
     TrainStage,
 )
-from vlmrun.config.schema.tune import Lora, Quant, Tune, Tuning, ends_as
+from vlmrun.config.schema.tune import Lora, Quant, Tune, Tuning
 
 __all__ = [
     "RUN_NAME",
@@ -136,5 +136,4 @@ __all__ = [
     "UserStage",
     "Volatile",
     "Weights",
-    "ends_as",
 ]

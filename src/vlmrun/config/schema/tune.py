@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vlmrun import endings
 from vlmrun.config.marks import Neutral
 from vlmrun.config.schema.base import Factor, Node, Positive
 
@@ -60,12 +60,7 @@ class Lora(Node):
 
     def rank(self, layer: str) -> int:
         """The rank of a layer: that of the first pattern that matches the end of its name, as PEFT decides it."""
-        return next((r for pattern, r in self.rank_pattern.items() if ends_as(pattern, layer)), self.r)
-
-
-def ends_as(pattern: str, layer: str) -> bool:
-    """Whether the end of a layer's name is what a pattern of PEFT says."""
-    return re.match(rf"(.*\.)?({pattern})$", layer) is not None
+        return endings.value(self.rank_pattern, layer, self.r)
 
 
 class Quant(Node):
