@@ -106,11 +106,17 @@ def test_every_launcher_trains_as_one_process_does(vlmrun, tmp_path):
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_an_error_of_a_rank_keeps_its_text_and_exit_code_through_torchrun(vlmrun, tmp_path):
-    (tmp_path / "own.json").write_text('[{"id": "x", "conversations": []}]')
+    records = []
+    for n in range(8):  # what a look at files does not find: images that cannot be decoded
+        (tmp_path / f"{n}.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+        records.append({"id": str(n), "image": f"{n}.png", "conversations": turns})
+    (tmp_path / "own.json").write_text(json.dumps(records))
     done = vlmrun(
         "name=bad", "model=micro", "data=[llava]", "stage=[pretrain]", "stage.pretrain.data=[llava]",
         f"data.llava.annotations={tmp_path}/own.json", f"data.llava.images={tmp_path}",
         "stage.pretrain.global_batch=4", "stage.pretrain.micro_batch=2", *TWO, "hardware.launcher=torchrun",
+        "stage.pretrain.optim.warmup_ratio=0",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     assert "own.json" in done.stderr

@@ -56,4 +56,5 @@ def test_what_an_earlier_version_made_is_reused_resumed_merged_and_averaged(file
         assert norms(folder) == pytest.approx(made["norms"], rel=1e-4), name  # another CPU rounds otherwise
     after = (stages / unfinished / "metrics.jsonl").read_text().splitlines()
     assert len(after) == 4
-    assert after[:3] == before  # with their times: the first steps were not trained again
+    kept = [{name: value for name, value in json.loads(row).items() if name != "lrs"} for row in after]
+    assert kept[:3] == [json.loads(row) for row in before]  # with their times: the first steps were not trained again

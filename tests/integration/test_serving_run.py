@@ -102,7 +102,7 @@ def test_a_checkpoint_of_training_is_talked_to(tiny_run, tmp_path):
     assert found.parent.parent == stage
     with store.snapshot(found) as copy:
         shutil.rmtree(found)
-        checkpoint = Served("x", open_model(copy), describe(copy)["image_aspect"])
+        checkpoint = Served("x", open_model(copy), describe(copy, store.came_as(copy))["image_aspect"])
     finished = Served("y", open_model(tiny_run.stage("lora")), describe(tiny_run.stage("lora"))["image_aspect"])
     assert answer(checkpoint, "What color is it?") == answer(finished, "What color is it?")  # the last step's
     assert not list(stage.glob(".served-*"))

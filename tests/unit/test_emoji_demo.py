@@ -13,7 +13,7 @@ from examples.emoji.efficientnet import EfficientNetLite0, Layers
 from tests.conftest import ROOT
 from vlmrun.cli import train
 from vlmrun.data import lint
-from vlmrun.data.images import opening as images
+from vlmrun.data.images import loading as images
 from vlmrun.data.images.finding import ImageFolder
 
 N = 8

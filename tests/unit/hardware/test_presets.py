@@ -44,5 +44,5 @@ def test_a_preset_is_as_the_guide_says_and_runs_on_its_gpu(name, monkeypatch):
     assert found.env == (shut if "NCCL without P2P and InfiniBand" in besides else {})
     assert (found.launcher == "inline") == ("one process" in besides)
     monkeypatch.setattr("vlmrun.arch.attention.find_spec", lambda _name: True)
-    run = RunConfig.model_construct(hardware=found, only=[], stage={})
+    run = RunConfig.model_construct(hardware=found, only=[], stage={}, tracking=[])
     assert table.problems(hardware.RULES, run) == []
