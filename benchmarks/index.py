@@ -36,9 +36,9 @@ import logging
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import index, reading
 data = DataConfig(format="llava", split=None, fields=None, annotations=str(file), images=str(folder / "pictures"),
-                  on_error="fail", prepare=None, about=None)
+                  image_roots=[], image_megapixels=64.0, ignore_keys=[], on_error="fail", prepare=None, about=None)
 # The pictures of a benchmark do not exist; looking for them costs one call each, as for a real one.
-reading._Pictures._missing = lambda self, name, suggesting: None if (self._root / name).is_file() else None
+reading.ImageCheck._problem = lambda self, name, suggesting: None if (self._folder.root / name).is_file() else None
 before, began = memory(), time.perf_counter()
 if sys.argv[3] == "make":
     index.write(folder / "index", [("d", str(file), reading.usable(data, []))])

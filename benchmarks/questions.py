@@ -83,6 +83,7 @@ def _ways(folder: Path, questions: Path, tokens: int) -> dict[str, Callable[[int
 
     from vlmrun.data.encoder import Encoder
     from vlmrun.data.formats import vqa
+    from vlmrun.data.images.finding import ImageFolder
     from vlmrun.data.images.transform import ImageTransform
     from vlmrun.data.prompts import Prompts
     from vlmrun.data.templates import Template
@@ -99,7 +100,7 @@ def _ways(folder: Path, questions: Path, tokens: int) -> dict[str, Callable[[int
         image_transform=ImageTransform(loaded.preprocessor, None), image_tokens=vlm.image_tokens, slices=None,
     )  # fmt: skip
     prompts = Prompts(encoder)
-    asked = [Asked(sample, folder / "images", "own") for sample in vqa.read(questions)]  # type: ignore[arg-type]
+    asked = [Asked(sample, ImageFolder(folder / "images"), "own") for sample in vqa.read(questions)]  # type: ignore[arg-type]
 
     def evaluate(number: int) -> list[str]:
         asker = Asker(vlm, prompts, BATCH, tokens)
