@@ -18,7 +18,7 @@ from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
 _EXAMPLES = """\
-vlmrun diff lora-1f0c5d8a2e lora-9bd21c7f40       two stages
+vlmrun diff lora-f6f00a4c58 lora2-9bdc974ce4       two stages
 vlmrun diff eval_merge eval_average --answers 20  and answers that changed
 vlmrun diff smoke outputs/sweeps/2026-11-28_10-00-00/2 --json
 """

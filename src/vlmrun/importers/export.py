@@ -15,17 +15,15 @@ from vlmrun.errors import ConfigError, suggest
 from vlmrun.importers.export_flags import (
     WHOLE,
     adapters,
-    comment,
     common,
     deepspeed,
     engine,
-    flag,
     folder,
     llava,
     minicpm,
     schedule,
-    word,
 )
+from vlmrun.importers.shell_words import comment, flag, word
 
 FAMILIES = ("llava", "bunny", "minicpm")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 from vlmrun.config import derived
@@ -25,22 +24,6 @@ WHOLE = "openbmb/MiniCPM-Llama3-V-2_5"
 def folder(run: RunConfig, stage: str) -> str:
     """Where a stage's command writes; what is no stage of the run is a path itself."""
     return f"./checkpoints/{run.name}-{stage}" if stage in run.stage else stage
-
-
-def word(value: Any) -> str:
-    """A value as one word of a command, whatever characters it has."""
-    text = str(value) if not isinstance(value, float) else repr(value)
-    return shlex.quote(text)
-
-
-def flag(name: str, value: Any) -> str:
-    """One flag, quoted."""
-    return f"--{name} {word(value)}"
-
-
-def comment(text: str) -> str:
-    """A comment of one line."""
-    return "# " + "".join(char if char.isprintable() else " " for char in text)
 
 
 def deepspeed(stage: TrainStage) -> dict[str, Any]:
