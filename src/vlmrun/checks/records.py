@@ -60,7 +60,7 @@ def _records(run: RunConfig) -> Iterator[Problem]:
             continue
         if found.usable == 0 and found.rejected == 0:
             yield Problem(f"{data.annotations} has no record", f"data.{name}.annotations", "a file that has records")
-        elif found.rejected and (data.on_error == "fail" or found.usable == 0):
+        elif _stops(data, found):
             total = found.usable + found.rejected
             for rejected in found.first:
                 yield Problem(rejected.what, f"data.{name}: {rejected.problem.where}", rejected.fix)
@@ -69,6 +69,11 @@ def _records(run: RunConfig) -> Iterator[Problem]:
                 f"data.{name}",
                 f"{_lint(data)} lists them; data.{name}.on_error=skip leaves them out",
             )
+
+
+def _stops(data: DataConfig, found: Counted) -> bool:
+    """Whether records that cannot be used stop the run."""
+    return found.rejected > 0 and (data.on_error == "fail" or found.usable == 0)
 
 
 def _lint(data: DataConfig) -> str:
@@ -82,6 +87,8 @@ def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     counted = _all(stage, run)
     if counted is None:
         return
+    if any(_stops(run.data[name], found) for name, found in zip(stage.data, counted, strict=True)):
+        return  # too few, because records are wrong: which is what stops the run, and is said of each
     seeing = [part for part in ("tower", "connector") if getattr(stage.tune, part) != "freeze"]
     if seeing and not any(found.with_images for found in counted):
         yield Problem(
