@@ -1,5 +1,9 @@
-"""Other projects that tests compare with, whose pins clash with ours: `make setup` puts them into .venv/oracles."""
+"""Other projects that tests compare with, whose pins clash with ours: `make setup` puts them into .venv/oracles.
 
+They are importable only inside `importable()`: among them is a plugin that Hydra would find and load.
+"""
+
+import contextlib
 import sys
 
 from tests.conftest import ROOT
@@ -12,7 +16,11 @@ def has(package):
     return (FOLDER / package.replace(".", "/")).is_dir()
 
 
-def add():
-    """Lets this process import them, behind everything of our own."""
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
+@contextlib.contextmanager
+def importable():
+    """Lets this process import them for a while, behind everything of our own."""
+    sys.path.append(str(FOLDER))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(FOLDER))

@@ -15,7 +15,13 @@ GO = ["stage.pretrain.epochs=6", "stage.pretrain.save_steps=2"]  # twelve steps 
 
 
 def test_numbers_that_are_lost_stop_the_run_before_they_are_saved(own_data, pretrain, tmp_path):
-    done = pretrain(own_data, *GO, "stage.pretrain.optim.lr=1e6", "stage.pretrain.optim.max_grad_norm=0")
+    done = pretrain(
+        own_data,
+        *GO,
+        "stage.pretrain.optim.lr=1e6",
+        "stage.pretrain.optim.weight_decay=1e6",
+        "stage.pretrain.optim.max_grad_norm=0",
+    )
     assert done.returncode == 1, done.stderr
     assert "is not finite: training stops before it is saved" in done.stderr
     assert "samples: " in done.stderr

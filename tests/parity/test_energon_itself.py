@@ -15,8 +15,15 @@ from vlmrun.data.prepare.write_shards import Layout, write
 from vlmrun.data.shards import metadata
 from vlmrun.data.shards.order import Loading, rank_batches
 
-oracles.add()
-energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not in .venv/oracles")
+with oracles.importable():
+    energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not in .venv/oracles")
+
+
+@pytest.fixture(autouse=True)
+def _importable():
+    """The loader imports more when it is used."""
+    with oracles.importable():
+        yield
 
 
 @pytest.fixture(scope="module")
