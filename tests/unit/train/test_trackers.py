@@ -1,4 +1,5 @@
 import struct
+import time
 
 import pytest
 
@@ -106,6 +107,10 @@ def test_variables_that_users_know_choose_project_and_folder(job, monkeypatch, t
     tracker.track(_row(1))
     tracker.close()
     (file,) = services._unsynced(job.path / "logs" / "wandb")
+    for _ in range(60):  # wandb's own process writes the file
+        if _logged(file)[0] is not None:
+            break
+        time.sleep(0.5)
     assert _logged(file)[0][1] == "of-mine"
     monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path / "curves"))
     found = trackers.open_trackers(job.model_copy(update={"tracking": ["tensorboard"]}), 1, 4, 0, [])
