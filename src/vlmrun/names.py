@@ -9,6 +9,7 @@ METRICS = "metrics.jsonl"  # a row for each update
 HELD_OUT = "eval.jsonl"  # a row for each evaluation during training
 SAMPLES = "samples.jsonl"  # answers that were generated then
 SCORES = "scores.json"  # of a finished model
+MARKS = "marks.jsonl"  # how each answer to a benchmark was read
 ANSWERS = "answers.jsonl"
 SHUFFLED = "answers_shuffled.jsonl"  # to the same questions, each about another image
 SKIPPED = "skipped.jsonl"  # records that could not be used, each with its reason

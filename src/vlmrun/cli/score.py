@@ -17,6 +17,7 @@ from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.errors import ConfigError, DataError
 from vlmrun.eval import answers_file, benchmarks, questions, scoring, submit
+from vlmrun.names import MARKS, SCORES
 from vlmrun.report import benchmarks as report
 from vlmrun.report import tables
 
@@ -64,8 +65,8 @@ def score(arguments: list[str]) -> int:
         marks += lines
     if options.out:
         folder = Path(options.out).expanduser()
-        artifact.write_json(folder / "scores.json", {"benchmarks": cards})
-        artifact.write_text(folder / "marks.jsonl", "".join(json.dumps(line) + "\n" for line in marks))
+        artifact.write_json(folder / SCORES, {"benchmarks": cards})
+        artifact.write_text(folder / MARKS, "".join(json.dumps(line) + "\n" for line in marks))
     if options.json:
         sys.stdout.write(json.dumps({"benchmarks": cards}, indent=2) + "\n")
     else:
@@ -147,7 +148,7 @@ def _names(sets: Sequence[str] | dict[str, Any]) -> str:
 
 def _protocols(folder: Path) -> dict[str, Any]:
     try:
-        held = json.loads((folder / "scores.json").read_text("utf-8")).get("benchmarks") or {}
+        held = json.loads((folder / SCORES).read_text("utf-8")).get("benchmarks") or {}
     except (OSError, ValueError):
         return {}
     return {name: card["protocol"] for name, card in held.items()}

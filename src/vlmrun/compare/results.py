@@ -13,9 +13,8 @@ from vlmrun.compare.values import ABSENT
 from vlmrun.eval import protocol, scoring, statistics
 from vlmrun.eval.statistics import Interval, Paired
 from vlmrun.eval.vqa import UNSEEN, is_match
-from vlmrun.names import ANSWERS, SCORES
+from vlmrun.names import ANSWERS, MARKS, SCORES
 
-_MARKS = "marks.jsonl"
 _NEVER_EQUAL = ("seconds", "data_wait")  # of no two runs
 _Id = tuple[str, str]
 
@@ -76,7 +75,7 @@ def compare(stage: str, first: Made, second: Made) -> Results:
     shared = [id for id in rows[0] if id in rows[1]]
     clusters = {_joined(id): row.get("image") or _joined(id) for id, row in rows[0].items()}
     scores = _json(first.folder / SCORES), _json(second.folder / SCORES)
-    sides = list(_rows(first.folder / _MARKS)), list(_rows(second.folder / _MARKS))
+    sides = list(_rows(first.folder / MARKS)), list(_rows(second.folder / MARKS))
     files = [{name: file.sha256 for name, file in made.artifact.files.items()} for made in (first, second)]
     return Results(
         stage=stage,

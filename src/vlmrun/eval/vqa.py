@@ -32,15 +32,26 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
     control = [row for row in control if row["expected"]]
     by_split = _groups(answers, "split")
     control_by_split = _groups(control, "split")
+    splits = {name: _group(rows, control_by_split.get(name, [])) for name, rows in sorted(by_split.items())}
     return {
         "n_questions": len(answers) + unscored,
         **({"n_without_answer": unscored} if unscored else {}),
-        "seen": _group(
-            [row for row in answers if row["split"] != UNSEEN], [row for row in control if row["split"] != UNSEEN]
-        ),
-        "unseen": _group(by_split.get(UNSEEN, []), control_by_split.get(UNSEEN, [])),
-        "splits": {name: _group(rows, control_by_split.get(name, [])) for name, rows in sorted(by_split.items())},
+        "seen": _seen(answers, control, splits),
+        "unseen": splits.get(UNSEEN),
+        "splits": splits,
     }
+
+
+def _seen(
+    answers: Sequence[Row], control: Sequence[Row], splits: Mapping[str, dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    """All splits but `unseen` as one group; where there is one such split, that: an interval takes a second."""
+    names = [name for name in splits if name != UNSEEN]
+    if len(names) == 1:
+        return splits[names[0]]
+    return _group(
+        [row for row in answers if row["split"] != UNSEEN], [row for row in control if row["split"] != UNSEEN]
+    )
 
 
 def is_match(row: Row) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _MAX = 200_000
 
@@ -28,7 +31,7 @@ def read_snippet(source: str) -> list[Found]:
     if tree is None:
         return []
     nodes = list(ast.walk(tree))
-    names = _strings(nodes)
+    names = _given(nodes, _text)
     try:
         found = [_merge(nodes, names), _average(nodes, names)]
     except RecursionError:  # sums of a thousand terms
@@ -36,14 +39,14 @@ def read_snippet(source: str) -> list[Found]:
     return [one for one in found if one is not None]
 
 
-def _strings(nodes: list[ast.AST]) -> dict[str, str]:
-    """Names that are given a text."""
-    found: dict[str, str] = {}
+def _given(nodes: list[ast.AST], value: Callable[[ast.expr, dict[str, T]], T | None]) -> dict[str, T]:
+    """Names that are given a value of one kind: what `value` makes of an expression and of the names so far."""
+    found: dict[str, T] = {}
     for node in nodes:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            text = _text(node.value, found)
-            if text is not None:
-                found[node.targets[0].id] = text
+            known = value(node.value, found)
+            if known is not None:
+                found[node.targets[0].id] = known
     return found
 
 
@@ -106,7 +109,7 @@ def _merge(nodes: list[ast.AST], names: dict[str, str]) -> Found | None:
 
 
 def _average(nodes: list[ast.AST], names: dict[str, str]) -> Found | None:
-    loaded, numbers = _loaded(nodes, names), _numbers(nodes)
+    loaded, numbers = _loaded(nodes, names), _given(nodes, _number)
     for node in nodes:
         if isinstance(node, ast.BinOp):
             terms = _terms(node, numbers, 1.0)
@@ -137,17 +140,6 @@ def _loaded(nodes: list[ast.AST], names: dict[str, str]) -> dict[str, str]:
         if _called(value, "state_dict") and isinstance(source, ast.Name) and source.id in loaded:
             loaded[target] = loaded[source.id]
     return loaded
-
-
-def _numbers(nodes: list[ast.AST]) -> dict[str, float]:
-    """Names that are given a number."""
-    found: dict[str, float] = {}
-    for node in nodes:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            number = _number(node.value, found)
-            if number is not None:
-                found[node.targets[0].id] = number
-    return found
 
 
 def _number(node: ast.expr, numbers: dict[str, float]) -> float | None:

@@ -9,11 +9,11 @@ from typing import IO, Any
 
 from markupsafe import Markup
 
+from vlmrun.names import SCORES
 from vlmrun.report import html as page
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
-_SCORES = "scores.json"
 _TITLES = ("benchmark", "score", "95 % interval", "upstream's reading", "shuffled", "answered", "doubtful", "protocol",
            "published")  # fmt: skip
 _STYLES = ("", "right", "", "right", "right", "right", "right", "", "")
@@ -65,7 +65,7 @@ def _exact_match(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _scores(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / _SCORES).read_text("utf-8"))
+        found = json.loads((folder / SCORES).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -30,7 +30,7 @@ from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
 from vlmrun.formats.load import describe, load
 from vlmrun.model.parts import Loaded
-from vlmrun.names import ANSWERS, SCORES, SHUFFLED, SKIPPED
+from vlmrun.names import ANSWERS, MARKS, SCORES, SHUFFLED, SKIPPED
 from vlmrun.outcome import Result
 from vlmrun.train import dist
 from vlmrun.weights.reader import DTYPES
@@ -38,7 +38,6 @@ from vlmrun.weights.reader import DTYPES
 log = logs.get(__name__)
 
 BLIND = "answers_blind.jsonl"
-MARKS = "marks.jsonl"
 UPSTREAM = "upstream"  # answers of benchmarks as the original scripts write them
 _PICTURES = "pictures"  # of sets that hold them in base64
 

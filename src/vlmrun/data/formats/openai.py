@@ -7,7 +7,7 @@ joined with line breaks. `weight: 0` in a message keeps its answer from being tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from vlmrun.data.sample import IMAGE_TAG, Rejected, Role, Sample, Turn
 from vlmrun.errors import DataError, suggest
 
 log = logs.get(__name__)
+
+# record, file and place in it, keys to drop -> sample
+Parse = Callable[[Any, tuple[str, int], Sequence[str]], Sample | Rejected]
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _KEYS = ("id", "messages", "images", "image", "system", "parallel_tool_calls")
@@ -32,7 +35,7 @@ def read(path: Path, *, ignore_keys: Sequence[str] = ()) -> Iterator[Sample | Re
     Args:
         ignore_keys: keys of records that are dropped.
     """
-    yield from with_tags(path, records(path), lambda record, source: parse(record, source, ignore_keys))
+    yield from with_tags(path, parse, ignore_keys)
 
 
 def parse(record: Any, source: tuple[str, int], ignore_keys: Sequence[str] = ()) -> Sample | Rejected:
@@ -45,13 +48,11 @@ def parse(record: Any, source: tuple[str, int], ignore_keys: Sequence[str] = ())
         return turns.rejection(id, source, error)
 
 
-def with_tags(
-    path: Path, found: Iterable[tuple[int, Any]], parse: Callable[[Any, tuple[str, int]], Sample | Rejected]
-) -> Iterator[Sample | Rejected]:
-    """Parsed records; says at the end in how many tags were put before the first question."""
+def with_tags(path: Path, parse: Parse, ignore_keys: Sequence[str]) -> Iterator[Sample | Rejected]:
+    """A file's records, parsed; says at the end in how many tags were put before the first question."""
     n_added = 0
-    for index, record in found:
-        sample = record if isinstance(record, Rejected) else parse(record, (str(path), index))
+    for index, record in records(path):
+        sample = record if isinstance(record, Rejected) else parse(record, (str(path), index), ignore_keys)
         if isinstance(sample, Sample) and sample.images:
             n_added += not _has_tag(record)
         yield sample

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun.data.formats import llava, turns, values
-from vlmrun.data.formats.base import records
 from vlmrun.data.formats.openai import named_images, with_tags
 from vlmrun.data.sample import Rejected, Sample
 from vlmrun.errors import DataError
@@ -25,7 +24,7 @@ def read(path: Path, *, ignore_keys: Sequence[str] = ()) -> Iterator[Sample | Re
     Args:
         ignore_keys: keys of records that are dropped.
     """
-    yield from with_tags(path, records(path), lambda record, source: parse(record, source, ignore_keys))
+    yield from with_tags(path, parse, ignore_keys)
 
 
 def parse(record: Any, source: tuple[str, int], ignore_keys: Sequence[str] = ()) -> Sample | Rejected:
