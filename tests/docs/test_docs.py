@@ -308,7 +308,8 @@ def smoke_keys():
 
 def test_the_lines_shown_in_the_readme_are_the_ones_printed(shown, tiny_run):
     """Line by line but for keys and numbers; of the last table also no path."""
-    printed = [_without_values(_without_overrides(line, tiny_run)) for line in tiny_run.stderr.splitlines()]
+    lines = [*tiny_run.stderr.splitlines(), *tiny_run.stdout.splitlines()]
+    printed = [_without_values(_without_overrides(line, tiny_run)) for line in lines]
     missing = [line for line in shown.splitlines() if line != "..." and _without_values(line) not in printed]
     assert not missing, missing
     kinds = list(_table(tiny_run.stderr))
@@ -327,6 +328,7 @@ def _without_values(line):
     if re.match(r"(llm|tower|connector|all) ", line):
         return " ".join(line.split())  # part, tuning, parameters, trainable: these are compared
     line = re.sub(r"-[0-9a-f]{10}\b", "-KEY", re.sub(r"/\S+/(?=outputs/runs)", "", line))
+    line = re.sub(r"\b\d+/\d+\b", "N", re.sub(r"\b[0-9a-f]{12}$", "ID", line))  # answered, protocol
     words = re.sub(r"outputs/stages/\w+-KEY$|\bartifact$", "", line).split()
     return " ".join("N" if re.fullmatch(r"[\d.,]+%?", word) else word for word in words if not _is_cell(words, word))
 
