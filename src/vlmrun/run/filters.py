@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from vlmrun.compare.values import ABSENT
 from vlmrun.errors import ConfigError
 from vlmrun.run.record import Record
 
@@ -23,7 +24,6 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 _CONDITION = re.compile(r"([\w.\-/@]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*)", re.DOTALL)
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Condition:
 
     def is_about(self, record: Record) -> bool:
         """Whether a run has the key at all."""
-        return value_of(record, self.key) is not _ABSENT
+        return value_of(record, self.key) is not ABSENT
 
     def holds(self, record: Record) -> bool:
         """Whether a run has the value; one that has no such key does not, whatever is compared."""
         found = value_of(record, self.key)
         try:
-            return found is not _ABSENT and bool(_COMPARED[self.compare](_number(found), self.value))
+            return found is not ABSENT and bool(_COMPARED[self.compare](_number(found), self.value))
         except TypeError:  # a word is neither more nor less than a number
             return False
 
@@ -70,7 +70,7 @@ def value_of(record: Record, key: str) -> Any:
         if not isinstance(found, dict) or part not in found:
             stage, _, number = key.partition(".")
             made = record.stages.get(stage)
-            return made.numbers.get(number, _ABSENT) if made is not None else _ABSENT
+            return made.numbers.get(number, ABSENT) if made is not None else ABSENT
         found = found[part]
     return found
 
