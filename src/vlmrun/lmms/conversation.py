@@ -18,7 +18,7 @@ _LONGEST = 1024  # tokens of an answer whose task gives no bound, as lmms-eval's
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns with an image tag for every image."""
+    """Turns with an image tag for every image; images as the task has them."""
 
     turns: tuple[Turn, ...]
     images: tuple[Image.Image, ...]
@@ -110,4 +110,4 @@ def wanted(asked: Mapping[str, Any], where: str) -> Wanted:
 def _image(visual: Any, where: str) -> Image.Image:
     if not isinstance(visual, Image.Image):
         raise DataError(f"the task shows a {type(visual).__name__}, not an image", where, "a task of images and text")
-    return visual.convert("RGB")
+    return visual

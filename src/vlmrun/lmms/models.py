@@ -14,6 +14,7 @@ import torch
 from lmms_eval.api.model import lmms
 
 from vlmrun import store
+from vlmrun.data.images import seeing
 from vlmrun.errors import ConfigError, DataError, VlmrunError
 from vlmrun.formats.load import describe
 from vlmrun.lmms import conversation
@@ -21,7 +22,7 @@ from vlmrun.lmms.conversation import Conversation
 from vlmrun.serve.dialogue import REMEMBERED
 from vlmrun.serve.engine import Engine, Progress, Question
 from vlmrun.serve.opening import open_model
-from vlmrun.serve.served import Served
+from vlmrun.serve.served import Prompt, Served
 
 
 class _Model(lmms):
@@ -58,7 +59,9 @@ class _Model(lmms):
             raise ConfigError("several processes of lmms-eval cannot share a model of vlmrun", "WORLD_SIZE", fix)
         folder = store.find(Path(output), artifact)
         loaded = open_model(folder, dtype=dtype, attention=attention, bits=None if bits is None else int(bits))
-        self.model = Served(artifact, loaded, describe(folder)["image_aspect"])
+        described = describe(folder, store.came_as(folder))
+        view = seeing.view_of(described.get("image_background"))
+        self.model = Served(artifact, loaded, described["image_aspect"], view=view)
         self.engine = Engine(batch=int(batch_size) if str(batch_size).isdigit() else 1, remembered=REMEMBERED)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -75,8 +78,7 @@ class _Model(lmms):
                     raise DataError(news.problems[0].what, where, news.problems[0].fix)
                 answers[place] += news.text
 
-            prompt = self.model.conversation(asked.turns, [self.model.picture(image) for image in asked.images])
-            self.engine.submit(Question(self.model, prompt, how.sampling, how.max_tokens, tell, how.stop))
+            self.engine.submit(Question(self.model, self._prompt(asked), how.sampling, how.max_tokens, tell, how.stop))
             while len(self.engine.waiting) >= self.engine.batch:
                 self.engine.step()
         while self.engine.busy:
@@ -101,7 +103,7 @@ class _Model(lmms):
 
     def _likelihood(self, asked: Conversation, continuation: str) -> tuple[float, bool]:
         model = self.model
-        prompt = model.conversation(asked.turns, [model.picture(image) for image in asked.images])
+        prompt = self._prompt(asked)
         start = model.template.answer_start
         ids = model.prompts.encoder.tokenizer(start + continuation.strip(), add_special_tokens=False)["input_ids"]
         new = torch.tensor([ids], device=model.device)
@@ -109,6 +111,11 @@ class _Model(lmms):
         logits = model.llm(inputs_embeds=embeds).logits[0, -len(ids) - 1 : -1].float()
         chances = logits.log_softmax(-1).gather(1, new[0].unsqueeze(1))
         return float(chances.sum()), bool((logits.argmax(-1) == new[0]).all())
+
+    def _prompt(self, asked: Conversation) -> Prompt:
+        """Images are seen as in training and by `vlmrun chat`."""
+        shown = [self.model.picture(seeing.to_rgb(image, self.model.view)) for image in asked.images]
+        return self.model.conversation(asked.turns, shown)
 
     def _doc(self, number: int, task: str, split: str) -> Any:
         return self.task_dict[task][split][number]
