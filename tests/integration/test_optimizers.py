@@ -48,7 +48,7 @@ def compiled():
     """DeepSpeed's CPU Adam, compiled once and before ranks wait for each other."""
     if shutil.which("g++") is None or shutil.which("ninja") is None:
         pytest.skip("it is compiled at its first use")
-    load = "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load(verbose=False)"
+    load = "from vlmrun.train import cpu_adam; cpu_adam.compiled()"
     subprocess.run([sys.executable, "-c", load], env=os.environ | {"DS_ACCELERATOR": "cpu"}, check=True)
 
 

@@ -18,7 +18,7 @@ from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import Compat, Optim
 from vlmrun.names import PARTS
-from vlmrun.train import dist
+from vlmrun.train import cpu_adam, dist
 
 log = logs.get(__name__)
 
@@ -93,11 +93,10 @@ def optimizer(found: list[Group], optim: Optim) -> torch.optim.Optimizer:
         return torch.optim.AdamW(described, betas=(first, second), eps=optim.eps, fused=True)
     if optim.optimizer == "cpu_adam":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
-        from deepspeed.ops.op_builder import CPUAdamBuilder
 
         log.info("DeepSpeed's CPU Adam is compiled at its first use, which takes minutes")
         with dist.main_first():
-            CPUAdamBuilder().load(verbose=False)
+            cpu_adam.compiled()
         made = DeepSpeedCPUAdam(described, lr=optim.lr, betas=(first, second), eps=optim.eps, adamw_mode=True)
         return cast("torch.optim.Optimizer", made)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
