@@ -29,6 +29,8 @@ STAGE: dict[str, Any] = {
     "init_from": None,
     "data": ["shapes"],
     "data_weights": None,
+    "max_samples": None,
+    "until_loss": None,
     "group_by_modality_length": False,
     "order": None,
     "packing": None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from vlmrun import artifact, graph, kinds, logs
-from vlmrun.checks import environment, records, rules, table
+from vlmrun.checks import environment, rates, records, rules, table
 from vlmrun.checks import hardware as hardware_checks
 from vlmrun.cli import next_commands
 from vlmrun.cluster import leader
@@ -20,6 +20,8 @@ from vlmrun.config import compose as composing
 from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.config.validate import validate
+from vlmrun.doctor import evidence
+from vlmrun.doctor import rules as diagnosis
 from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
@@ -105,7 +107,7 @@ def check(arguments: list[str]) -> int:
 
 def _warnings(config: RunConfig) -> list[str]:
     ignored = environment.without_effect(config, os.environ)
-    return [*planning.warnings(config), *records.unread(config), *ignored]
+    return [*planning.warnings(config), *rates.warnings(config), *records.unread(config), *ignored]
 
 
 def _fault(point: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError | None:
@@ -157,8 +159,8 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     config = compose(overrides, config_dirs)
     graph.require(rules.check(config))
     node = nodes.here(config.hardware, os.environ)
-    for ignored in environment.without_effect(config, os.environ):
-        log.warning("%s", ignored)
+    for warning in [*environment.without_effect(config, os.environ), *rates.warnings(config)]:
+        log.warning("%s", warning)
     planned = pipeline.prepare(config, folder)
     if node.rank > 0:
         pipeline.train_along(planned, node)
@@ -180,12 +182,23 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         run_page.write(planned.folder, config.name, planned.outcomes)
     report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
     log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
+    if not nothing:
+        _warn_of_faults(planned)
     commands = next_commands.lines(planned, overrides, config_dirs)
     if folder is None and commands:  # a point of a sweep is followed by the next point
         log.info("next:")
         for command in commands:
             log.info("  %s", command)
     return planned
+
+
+def _warn_of_faults(made: pipeline.Run) -> None:
+    """What points to a model that has not learned, in a few lines."""
+    said = diagnosis.messages(evidence.read([outcome.folder for outcome in made.outcomes]))
+    for line in said:
+        log.warning("%s", line)
+    if said:
+        log.warning("causes, and what to try: vlmrun doctor %s", os.path.relpath(made.folder))
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data.formats import reader
 from vlmrun.data.formats.base import records as all_records
@@ -156,17 +157,27 @@ class Samples:
 
 
 def together(
-    sources: Sequence[Source], weights: Sequence[float] | None, *, per_picture: int, tiles: int, max_length: int
+    sources: Sequence[Source],
+    weights: Sequence[float] | None,
+    *,
+    per_picture: int,
+    tiles: int,
+    max_length: int,
+    most: int | None = None,
 ) -> Samples:
     """All sources of a stage.
 
     Args:
         per_picture: image tokens of an image.
         tiles: that an image is cut into, the whole one included.
+        most: records of all sources that are trained on (`max_samples`); None: all.
     """
     told = [one.records for one in sources if one.records is not None]
     n_records = told if len(told) == len(sources) else [1] * len(sources)
-    shares = [round(n * weight) for n, weight in zip(n_records, weights or [1.0] * len(sources), strict=True)]
+    shares = [
+        round(n * weight)
+        for n, weight in zip(derived.first_of(n_records, most), weights or [1.0] * len(sources), strict=True)
+    ]
     n = sum(shares)
 
     def mean(values: Sequence[float]) -> float:

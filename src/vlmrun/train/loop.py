@@ -41,7 +41,7 @@ def run(engine: Engine, plan: Plan) -> int:
     overflows = 0
     plan.evaluate(plan.done)
     finished = plan.done
-    if finished and plan.is_over(finished):
+    if finished and plan.is_over(finished, plan.loss):
         return finished
     with noting_signals() as asked, _sealing(plan.saver), contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()
@@ -67,7 +67,7 @@ def run(engine: Engine, plan: Plan) -> int:
             if not totals.overflow:
                 plan.updated(finished)
             _keep(plan, finished, totals)
-            if plan.is_over(finished):
+            if plan.is_over(finished, totals.loss):
                 break
             heartbeat.beat("data")
             asked_for = time.perf_counter()
@@ -91,7 +91,7 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
     is_best = plan.evaluate(finished)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.
     due = derived.is_due(plan.stage.save_steps, finished, plan.steps, plan.epoch)
-    if finished == plan.steps or plan.is_over(finished) or is_best or due or totals.save:
+    if finished == plan.steps or plan.is_over(finished, totals.loss) or is_best or due or totals.save:
         plan.saver.save(finished)
     if totals.save:
         plan.saver.finish()

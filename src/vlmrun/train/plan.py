@@ -27,7 +27,9 @@ class Plan:
         evaluate: evaluates the model after N finished steps on held-out data, if that is due; true when it is the best
             one so far, which has to be kept.
         updated: called after N finished steps when the last one changed the weights.
-        is_over: whether training ends after N finished steps, before all of them (`eval.patience`).
+        is_over: whether training ends after N finished steps, before all of them (`eval.patience`, `until_loss`), given
+            the loss of the last one.
+        loss: of the last of the steps that are done.
         skipped: takes samples that were left out while loading.
     """
 
@@ -44,4 +46,5 @@ class Plan:
     trackers: list[Tracker] = field(default_factory=list)
     weight_decay: Callable[[int], float] | None = None
     updated: Callable[[int], None] = lambda finished: None
-    is_over: Callable[[int], bool] = lambda finished: False
+    is_over: Callable[[int, float | None], bool] = lambda finished, loss: False
+    loss: float | None = None

@@ -138,6 +138,7 @@ class _Run:
             evaluate=self._evaluate,
             updated=self.ema.update if self.ema is not None else (lambda finished: None),
             is_over=self.evaluations.is_over,
+            loss=self._last_loss(),
             skipped=self.samples.list_skipped,
             trackers=self.trackers,
         )
@@ -147,6 +148,12 @@ class _Run:
         finally:
             for tracker in self.trackers:
                 tracker.close()
+
+    def _last_loss(self) -> float | None:
+        """Of the step that the run resumes after. A collective."""
+        rows = read(self.job.path / METRICS) if dist.is_main() and self.stage.until_loss is not None else ()
+        found: float | None = dist.broadcast_object({row.step: row.loss for row in rows}.get(self.done))
+        return found
 
     def prove(self) -> None:
         """Makes sure that the last checkpoint can be read back, then takes the model that is to be the result."""
