@@ -31,6 +31,7 @@ STAGE: dict[str, Any] = {
     "data_weights": None,
     "max_samples": None,
     "until_loss": None,
+    "record_losses": False,
     "group_by_modality_length": False,
     "order": None,
     "packing": None,

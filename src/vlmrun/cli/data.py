@@ -1,4 +1,4 @@
-"""`vlmrun data show | lint | prepare`: what is trained, seen before it is trained."""
+"""`vlmrun data show | lint | ledger | prepare`: what is trained, seen before and after."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, back, graph, logs
-from vlmrun.cli import data_convert, help, train
+from vlmrun.cli import data_convert, help, ledger, train
 from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
@@ -25,7 +25,7 @@ from vlmrun.inspect import sizes
 from vlmrun.run import pipeline
 
 FOUND_PROBLEMS = DataError.exit_code
-_ACTIONS = ("show", "lint", "prepare", "convert")
+_ACTIONS = ("show", "lint", "ledger", "prepare", "convert")
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"no verb `data {action}`", "command line", suggest(action, _ACTIONS, noun="verbs"))
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return {"show": show, "lint": lint, "prepare": prepare, "convert": data_convert.main}[action](rest)
+    verbs = {"show": show, "lint": lint, "ledger": ledger.main, "prepare": prepare, "convert": data_convert.main}
+    return verbs[action](rest)
 
 
 def show(arguments: list[str]) -> int:

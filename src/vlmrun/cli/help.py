@@ -112,6 +112,7 @@ usage: vlmrun data ACTION ...       vlmrun data ACTION --help says more
   show OVERRIDES [INDEX]            one sample as the model will see it
   lint OVERRIDES                    what is wrong with all data of a run
   lint FILE --images DIR            the same of one annotation file
+  ledger STAGE                      which records were trained on, what was lost
   convert FILE OUTPUT --to minicpm  LLaVA JSON to MiniCPM-V JSON (llava: back)
   convert FILE FOLDER --to wds      LLaVA JSON and images to tar shards
   convert FOLDER FOLDER --from wds  tar shards to LLaVA JSON and images

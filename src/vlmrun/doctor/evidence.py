@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from vlmrun import artifact
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig, EvaluateStage, TrainStage
+from vlmrun.data import ledger_rows
 from vlmrun.errors import CheckpointError
 from vlmrun.eval import statistics
 from vlmrun.eval.statistics import Interval
 from vlmrun.eval.vqa import is_match
-from vlmrun.names import ANSWERS, HELD_OUT, METRICS, MODEL, SCORES, SHUFFLED, WEIGHTS
+from vlmrun.names import ANSWERS, HELD_OUT, LEDGER, METRICS, MODEL, SCORES, SHUFFLED, WEIGHTS
 
 Rows = Sequence[dict[str, Any]]
 _ANSWERED = ("expected", "answer", "question_id", "data")
@@ -39,6 +40,13 @@ class Training:
     summary: dict[str, Any]
     rows: Rows
     held_out: Rows
+
+    @cached_property
+    def cut(self) -> tuple[int, int]:
+        """Records whose end was cut off, of those that were used."""
+        file = self.job.path / LEDGER
+        used = [bool(row.get("truncated")) for row in ledger_rows.read(file) if row["used"]] if file.is_file() else []
+        return sum(used), len(used)
 
     @cached_property
     def losses(self) -> list[float]:

@@ -17,6 +17,7 @@ _FALLS = 0.92
 _RISES, _RISES_BY = 1.5, 0.2
 _MOST = 0.5  # of the updates
 _SKIPPED = 0.05
+_CUT = 0.1
 
 
 def _rate(case: Case) -> Iterator[Finding]:
@@ -96,6 +97,14 @@ def _skipped(case: Case) -> Iterator[Finding]:
             yield Finding(one.name, what, f"vlmrun data ledger {one.name} --lost says which and why", 0.5)
 
 
+def _truncated(case: Case) -> Iterator[Finding]:
+    for one in case.trainings:
+        cut, used = one.cut
+        if cut > _CUT * max(used, 1):
+            what = f"{cut:,} of {used:,} records were cut off at model.max_length, where their answers are"
+            yield Finding(one.name, what, f"a larger model.max_length; vlmrun data ledger {one.name} --lost", 0.6)
+
+
 def _by_heart(case: Case) -> Iterator[Finding]:
     """Held-out loss rises while the training loss falls."""
     for one in case.trainings:
@@ -126,5 +135,6 @@ RULES = (
     Rule("few-updates", "Fewer than 200 updates were made, and the loss is not low.", _few),
     Rule("few-supervised", "Less than one token of a sample was supervised, on average.", _supervised),
     Rule("lost-records", "More than one record in twenty could not be used.", _skipped),
+    Rule("cut-records", "More than one record in ten was cut off at model.max_length.", _truncated),
     Rule("by-heart", "The held-out loss rose while the training loss fell.", _by_heart),
 )

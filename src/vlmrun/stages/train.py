@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmrun.config.job import StageJob
-from vlmrun.names import HELD_OUT, METRICS, SAMPLES, SKIPPED, WEIGHTS
+from vlmrun.names import HELD_OUT, LEDGER, METRICS, SAMPLES, SKIPPED, WEIGHTS
 from vlmrun.outcome import Result
 from vlmrun.train import setup
 from vlmrun.train.log import data_wait
@@ -35,5 +35,5 @@ def execute(job: StageJob) -> Result | None:
     if trained.stopped:
         summary["stopped_early"] = True
     roots = [WEIGHTS, METRICS]
-    roots += [name for name in (SKIPPED, HELD_OUT, SAMPLES) if (job.path / name).is_file()]
+    roots += [name for name in (SKIPPED, LEDGER, HELD_OUT, SAMPLES) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

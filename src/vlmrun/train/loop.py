@@ -132,8 +132,9 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
     if totals.overflow:
         message = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
         log.info(message, row.step, row.loss_scale or 1.0)
-    for batch in micro_batches:
+    for batch, losses in zip(micro_batches, totals.losses, strict=True):
         plan.skipped(batch["skipped"])
+        plan.used(row.step, batch["uses"], losses)
     if totals.empty:
         log.warning("step %d: micro batches without supervised tokens teach nothing: %s", row.step, shown(totals.empty))
     for tracker in plan.trackers:

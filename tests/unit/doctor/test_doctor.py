@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -92,6 +93,16 @@ def test_records_that_were_lost_and_data_known_by_heart(trained):
     assert found(Case((lost,), ())) == {"lost-records"}
     held_out = [{"step": n, "loss": loss} for n, loss in ((50, 0.5), (100, 0.4), (300, 0.9))]
     assert found(Case((dataclasses.replace(lost, summary={}, held_out=held_out),), ())) == {"by-heart"}
+
+
+def test_records_that_were_cut_off(trained):
+    one = trained(GOOD)
+    with gzip.open(one.job.path / "ledger.jsonl.gz", "wt") as file:
+        for number in range(10):
+            file.write(json.dumps({"used": 1, "truncated": number < 2}) + "\n")
+        file.write(json.dumps({"used": 0, "truncated": True}) + "\n")
+    assert one.cut == (2, 10)
+    assert found(Case((one,), ())) == {"cut-records"}
 
 
 def test_signs_of_answers(trained, asked):

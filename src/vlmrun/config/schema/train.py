@@ -197,6 +197,7 @@ class TrainStage(StageNode):
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key with keep_best or patience
     keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
     log_steps: Annotated[Positive, Volatile]
+    record_losses: Annotated[bool, Neutral(False), Volatile]  # the ledger of records has their losses too
     workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank
     prefetch: Annotated[Few, Volatile]  # micro batches that each of them makes ahead
     seed: Seed
