@@ -29,6 +29,7 @@ VERBS = {
     "ls": "vlmrun.cli.ls:main",
     "runs": "vlmrun.cli.runs:main",
     "diff": "vlmrun.cli.diff:main",
+    "replay": "vlmrun.cli.replay:main",
     "doctor": "vlmrun.cli.doctor:main",
     "gc": "vlmrun.cli.gc:main",
     "chat": "vlmrun.cli.chat:main",

@@ -25,6 +25,7 @@ results
   ls [ARTIFACT]         finished stages; of one: where it came from
   runs [NAME]           what was run, and what came of it
   diff A B              what changed between two runs, and what came of it
+  replay RUN            run it again and compare every digest
   doctor RUN            why a model does not learn: the likeliest causes
   gc                    free the room of stages no run needs
 models
