@@ -22,6 +22,7 @@ from vlmrun.checks import (
     sweeps,
     table,
     tied,
+    tracking,
     training,
     tuning,
     values,
@@ -51,6 +52,7 @@ RULES: tuple[Rule, ...] = (
     *hardware.RULES,
     *vision.RULES,
     *quantized.RULES,
+    *tracking.RULES,
 )
 
 

@@ -17,7 +17,7 @@ from vlmrun.errors import CheckpointError, suggest
 _CONFIG = "config.yaml"
 _STAGES = "stages"
 # Of a stage's job: places on this machine, and names of what `parents` compares by key.
-_PLACES = ("key", "folder", "run", "parents", "prepared")
+_PLACES = ("key", "folder", "run", "parents", "prepared", "composed")
 
 
 @dataclass(frozen=True)
