@@ -84,11 +84,19 @@ def source(name: str, data: DataConfig, known: Known) -> Source:
             return Source(name, n, text, pictures, most, said)
     told = {
         "--records": known.records.get(name),
-        "about.records": data.about.records if data.about is not None else None,
+        _published(data): data.about.records if data.about is not None else None,
         "prepare.n_train": _drawn(data),
     }
     by, records = next(((by, n) for by, n in told.items() if isinstance(n, int)), ("not known how many records", None))
     return Source(name, records, assumed, 1.0, 1, f"{by}; {assumption}")
+
+
+def _published(data: DataConfig) -> str:
+    """Where a published number of records comes from."""
+    about = data.about
+    if about is None or not about.rounded:
+        return "about.records"
+    return f"about {about.records:,} records, as its name says (about.records)"
 
 
 def _drawn(data: DataConfig) -> int | None:
