@@ -38,7 +38,7 @@ def test_points_of_joblib_share_what_they_share_and_one_that_fails_stops_no_othe
     assert len(list((tmp_path / "outputs" / "stages").iterdir())) == 2
     points = [json.loads((folder / str(n) / "point.json").read_text()) for n in range(2)]
     assert sorted(item["reused"] for point in points for item in point["outcomes"]) == [False, False, True, True]
-    assert "sweep of 3 trials, 1 failed" in done.stderr
+    assert "sweep of 3 trials, 1 failed" in done.stdout
     assert (folder / "0" / "report.html").is_file()
 
 

@@ -181,14 +181,15 @@ def carry_out(
     if not nothing:
         run_page.write(planned.folder, config.name, planned.outcomes)
     report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
-    log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
-    if not nothing:
+    if nothing:
+        log.info("nothing to do: every stage was finished")
+    else:
         _warn_of_faults(planned)
+    sys.stdout.write(f"report: {report}\n")
     commands = next_commands.lines(planned, *command)
     if folder is None and commands:  # a point of a sweep is followed by the next point
-        log.info("next:")
-        for line in commands:
-            log.info("  %s", line)
+        sys.stdout.write("next:\n" + "".join(f"  {line}\n" for line in commands))
+    sys.stdout.flush()
     return planned
 
 

@@ -99,6 +99,10 @@ def test_a_resumed_offline_run_is_complete_by_itself_and_hides_nothing(job):
     second.close()
     (left,) = services._unsynced(folder)
     assert left != before, "the earlier one has no rows of its own: `wandb sync --sync-all` passes over it"
+    for _ in range(60):  # wandb's own process writes the file
+        if _logged(left)[2] and _logged(before)[0] is not None:
+            break
+        time.sleep(0.5)
     run, losses, scores = _logged(left)
     assert losses == [1, 2, 3, 4, 5, 6, 7]
     assert scores == [0, 2, 7]
