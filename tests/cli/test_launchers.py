@@ -86,7 +86,7 @@ def test_every_launcher_trains_as_one_process_does(vlmrun, tmp_path):
         folder.mkdir()
         done = vlmrun(*TINY, *ONLY, *extra, cwd=folder)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == ""
+        assert done.stdout.startswith("smoke: ")  # the table, and nothing of the ranks before it
         assert "Traceback" not in done.stderr
         curves[name] = losses(folder)
     for name in ("nodes", "srun"):

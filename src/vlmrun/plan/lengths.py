@@ -94,7 +94,7 @@ def source(name: str, data: DataConfig, known: Known) -> Source:
 def _published(data: DataConfig) -> str:
     """Where a published number of records comes from."""
     about = data.about
-    if about is None or not about.rounded:
+    if about is None or about.records is None or not about.rounded:
         return "about.records"
     return f"about {about.records:,} records, as its name says (about.records)"
 
