@@ -64,6 +64,8 @@ def train(job: StageJob) -> Trained | None:
         run.train()
         run.prove()
         run.export()
+        if loaded.vlm.tower_cache is not None:
+            loaded.vlm.tower_cache.close()
         dist.barrier()
         if dist.is_main():
             shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
