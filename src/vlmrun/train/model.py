@@ -95,6 +95,12 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     return loaded
 
 
+def release(loaded: Loaded) -> None:
+    """Closes what training kept open beside the model."""
+    if loaded.vlm.tower_cache is not None:
+        loaded.vlm.tower_cache.close()
+
+
 def _cut_as_asked(loaded: Loaded, tiles: Tiles | Slices | None) -> None:
     """Slices have no weights: this run's hold, whatever the model was trained with before."""
     if isinstance(tiles, Slices) and not isinstance(loaded.model.tiles, Tiles):

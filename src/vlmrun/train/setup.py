@@ -64,8 +64,7 @@ def train(job: StageJob) -> Trained | None:
         run.train()
         run.prove()
         run.export()
-        if loaded.vlm.tower_cache is not None:
-            loaded.vlm.tower_cache.close()
+        model.release(loaded)
         dist.barrier()
         if dist.is_main():
             shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
