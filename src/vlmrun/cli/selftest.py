@@ -31,7 +31,7 @@ vlmrun selftest --list             what there is, and what this machine lacks
 def main(arguments: list[str]) -> int:
     """Runs the checks; 0 when none failed."""
     about = (
-        "Short trainings of the micro model on this machine, each compared with plain PyTorch on its CPU. What is "
+        "Short training runs of the micro model on this machine, each compared with plain PyTorch on its CPU. What is "
         "missing is skipped by name, and never counted as passed. Offline, minutes."
     )
     parser = new_parser("selftest", about, _EXAMPLES)
@@ -84,6 +84,6 @@ def _described(machine: Machine) -> str:
 
 def _line(outcome: Outcome) -> str:
     off = "" if outcome.off is None else f"off by {outcome.off:.1e}, allowed {outcome.check.tolerance:g}"
-    told = outcome.why or off
+    why = outcome.why or off
     seconds = "" if outcome.state == "skipped" else f"{outcome.seconds:.1f} s"
-    return f"{outcome.state:<8}{outcome.check.name:<38}{seconds:>8}  {told}".rstrip()
+    return f"{outcome.state:<8}{outcome.check.name:<38}{seconds:>8}  {why}".rstrip()
