@@ -9,8 +9,8 @@ its workers from. A process forked by the nest is the child of who asked for it:
 for that moment the reaper of orphans (PR_SET_CHILD_SUBREAPER).
 
 Everything else is executed as ever: other programs and modules, `serve` (whose children are counted), terminals, and
-environments that differ in a variable which modules may have read when they were imported. With VLMRUN_TESTS_EXEC=1 all
-are.
+environments that differ in a variable which modules may have read when they were imported. So is all of it where the
+environment has VLMRUN_TESTS_EXEC: for one command, or for the whole suite.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ class Nest:
         *ids, umask, prepare, _ = ids
         known = prepare is None or prepare.__module__.startswith("vlmrun.")
         plain = close and group == -1 and umask == -1 and all(one is None for one in ids) and known
-        if module not in MODULES or arguments[:1] == ["serve"] or not plain or EXEC in os.environ:
+        if module not in MODULES or arguments[:1] == ["serve"] or not plain:
             return None
         pairs = dict(os.environ)
         if environment is not None:
             pairs = dict(os.fsdecode(pair).split("=", 1) for pair in environment)
         terminal = any(one != -1 and os.isatty(one) for one in (stdout, stderr))
-        if _differ(pairs, self.environment) or terminal or len("\0".join(words).encode()) >= _ROOM:
+        if EXEC in pairs or _differ(pairs, self.environment) or terminal or len("\0".join(words).encode()) >= _ROOM:
             return None
         return Request(
             flags,
@@ -165,6 +165,7 @@ def _build() -> Nest:
         command = [sys.executable, "-P", __file__, str(theirs.fileno()), _ROOM * "."]
         quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
         os.posix_spawn(sys.executable, command, environment, file_actions=quiet)
+    atexit.register(ours.close)  # which ends it
     return Nest(ours, environment)
 
 
