@@ -124,6 +124,13 @@ def line(asked: Asked, answer: str) -> dict[str, Any]:
     return row
 
 
+def until_stop(text: str, stops: Sequence[str]) -> str:
+    """An answer up to the first of a set's own stop strings."""
+    for stop in stops:
+        text = text.split(stop, 1)[0]
+    return text.strip()
+
+
 def key_of(row: dict[str, Any]) -> Key:
     """The key of a row of answers.jsonl."""
     return row["data"], row["question_id"], int(row.get("draw", 0))

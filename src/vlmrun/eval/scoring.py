@@ -81,7 +81,9 @@ def _interval(
         found = statistics.interval([mark.score for mark in marks], clusters)
     else:
         pairs = list(zip(rows, marks, strict=True))
-        found = statistics.grouped(lambda kept: metric.summary([pairs[at] for at in kept], "strict")["value"], clusters)
+        found = statistics.grouped(
+            lambda kept: metric.summary([pairs[at] for at in kept], "strict")["value"], clusters, most=metric.scale
+        )
     return None if found is None else [found.low, found.high]
 
 
