@@ -39,6 +39,7 @@ class _Given:
     Args:
         lines: of its answers; None: all of the file's.
         spoken: the protocol they were made under; None: another program's.
+        run: that they belong to.
     """
 
     name: str
@@ -46,6 +47,7 @@ class _Given:
     path: Path
     lines: str | None
     spoken: dict[str, Any] | None
+    run: str = ""
 
 
 def score(arguments: list[str]) -> int:
@@ -60,7 +62,7 @@ def score(arguments: list[str]) -> int:
         rows = questions.read(given.config)
         problems = answers_file.Problems()
         answered = answers_file.match(rows, answers_file.read(given.path, problems, given.lines), problems)
-        card, lines = scoring.card(given.name, given.config, answered, given.spoken)
+        card, lines = scoring.card(given.name, given.config, answered, given.spoken, given.run)
         cards[given.name] = {**card, "problems": problems.to_dict()}
         marks += lines
     if options.out:
@@ -139,7 +141,7 @@ def _given(options: argparse.Namespace) -> Iterator[_Given]:
     if not sets or not set(chosen) <= set(sets):
         raise DataError(f"the stage answered no benchmark {options.benchmark or ''}".strip(), str(folder), _names(sets))
     for name in chosen:
-        yield _Given(name, sets[name], folder / _ANSWERS, name, spoken.get(name))
+        yield _Given(name, sets[name], folder / _ANSWERS, name, spoken.get(name), job.run)
 
 
 def _names(sets: Sequence[str] | dict[str, Any]) -> str:

@@ -38,11 +38,13 @@ def card(
     config: BenchmarkConfig,
     rows: Sequence[Answered],
     spoken: Mapping[str, Any] | None = None,
+    run: str = "",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores of one benchmark, and a line for every question with how its answer was read.
 
     Args:
         spoken: the protocol; None: of answers that another program made.
+        run: the recipe whose published number is shown; without one of that name all are.
     """
     metric = metric_of(config)
     strict, of_strict = _read(metric, rows, "strict")
@@ -67,9 +69,15 @@ def card(
         "categories": _categories(rows, strict),
         "confusion": _confusion(rows, strict),
         "note": config.note,
-        "published": config.published,
+        **published(config, run),
     }
     return found, lines
+
+
+def published(config: BenchmarkConfig, run: str) -> dict[str, Any]:
+    """Published numbers of a set, of one recipe alone where it has one, and the number of ours that they belong to."""
+    known = config.published
+    return {"published": {run: known[run]} if run in known else known, "published_of": config.published_of}
 
 
 def _interval(

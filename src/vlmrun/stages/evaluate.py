@@ -89,7 +89,11 @@ def _scored(
         scores["protocol"] = protocol.of_questions(
             template=encoder.template.name, image_aspect=encoder.aspect, max_new_tokens=asker.max_new_tokens
         )
-    made, marks = cards.make(found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect)
+    made, marks = cards.make(
+        found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect, run=job.run
+    )
+    if elsewhere := cards.unscored(found, answers, job.run):
+        scores["unscored"] = elsewhere
     if made:
         scores["benchmarks"] = made
         artifact.write_text(job.path / MARKS, "".join(json.dumps(mark) + "\n" for mark in marks))

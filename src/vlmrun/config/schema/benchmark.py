@@ -62,7 +62,8 @@ class BenchmarkConfig(DataConfig):
     metric: Annotated[str, AfterValidator(_named)] | None
     submission: Literal["vqav2", "vizwiz", "gqa", "mm_vet", "seed", "mmbench", "docvqa", "mme"] | None
     blind_control: bool  # ask again without the images
-    published: Annotated[dict[str, float], Volatile]  # model -> its published number, shown beside ours
+    published: Annotated[dict[str, float], Volatile]  # recipe -> its published number, shown beside ours
+    published_of: Annotated[str | None, Volatile]  # the number of ours that they compare with; null: the score
     note: Annotated[str | None, Volatile]  # shown beside a score
 
 
