@@ -58,7 +58,7 @@ def score(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     cards: dict[str, Any] = {}
     marks: list[dict[str, Any]] = []
-    for given in _given(options):
+    for given in _scored(options):
         rows = questions.read(given.config)
         problems = answers_file.Problems()
         answered = answers_file.match(rows, answers_file.read(given.path, problems, given.lines), problems)
@@ -93,6 +93,13 @@ def submit_(arguments: list[str]) -> int:
         sys.stdout.write(f"{each.name}: {tables.shown(path)}, {counts}\n")
         _tell(problems.to_dict(), sys.stderr.write)
     return 0
+
+
+def _scored(options: argparse.Namespace) -> list[_Given]:
+    """What is scored here; of a stage all sets but those that a server or a judge scores."""
+    given = list(_given(options))
+    kept = [each for each in given if each.config.metric is not None]
+    return kept or given  # the first says that it is scored elsewhere
 
 
 def show(cards: dict[str, Any]) -> None:

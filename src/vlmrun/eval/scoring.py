@@ -85,7 +85,7 @@ def _interval(
 ) -> list[float] | None:
     """95 % of `value`, images drawn as wholes: a bootstrap of a mean, the grouped jackknife of any other score."""
     clusters = [row.image or row.id for row in rows]
-    if value == mean(mark.score for mark in marks):
+    if metric.scale == 1.0 and value == mean(mark.score for mark in marks):
         found = statistics.interval([mark.score for mark in marks], clusters)
     else:
         pairs = list(zip(rows, marks, strict=True))

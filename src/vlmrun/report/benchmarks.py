@@ -14,10 +14,11 @@ from vlmrun.report import html as page
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
-_TITLES = ("benchmark", "score", "95 % interval", "upstream's reading", "shuffled", "answered", "doubtful", "protocol",
-           "published")  # fmt: skip
-_STYLES = ("", "right", "", "right", "right", "right", "right", "", "")
+_TITLES = ("benchmark", "score", "95 % interval", "upstream's reading", "shuffled", "blind", "answered", "doubtful",
+           "protocol", "published")  # fmt: skip
+_STYLES = ("", "right", "", "right", "right", "right", "right", "right", "", "")
 _MOST_LABELS = 12
+_MOST_RECIPES = 3
 
 
 def cards(folder: Path) -> dict[str, dict[str, Any]]:
@@ -60,6 +61,7 @@ def _exact_match(folder: Path) -> dict[str, dict[str, Any]]:
             "value": group["accuracy"],
             "interval": group.get("interval"),
             "shuffled": group.get("shuffled"),
+            "blind": group.get("blind"),
             "n_questions": group["n_questions"],
             "n_answered": group["n_questions"],
             "protocol": held.get("protocol"),
@@ -102,10 +104,11 @@ def _line(name: str, card: dict[str, Any]) -> list[str]:
     upstream = card.get("upstream") or {}
     return [
         name,
-        f"by its {card['by']}" if card.get("by") else text(card["value"], scale),
+        f"by its {card['by']}" if card.get("by") else text(card["value"], scale) or "not defined",
         " .. ".join(text(bound, scale) for bound in bounds),
         text(upstream.get("value"), scale) or ("ends without a score" if upstream.get("stops") else ""),
         text(card.get("shuffled"), scale),
+        text(card.get("blind"), scale),
         f"{card.get('n_answered')}/{card.get('n_questions')}",
         str(card.get("n_doubtful", "")),
         str((card.get("protocol") or {}).get("id", "")),
@@ -116,6 +119,8 @@ def _line(name: str, card: dict[str, Any]) -> list[str]:
 def _published(card: Mapping[str, Any], scale: float) -> str:
     """What is published; behind the number of ours that it compares with, where that is not the score."""
     numbers = [f"{recipe} {number:g}" for recipe, number in (card.get("published") or {}).items()]
+    if len(numbers) > _MOST_RECIPES:
+        numbers = [*numbers[: _MOST_RECIPES - 1], f"{len(numbers) - _MOST_RECIPES + 1} more in {SCORES}"]
     name = card.get("published_of")
     ours = text((card.get("strict") or {}).get(name), scale) if name else ""
     return "; ".join([*([f"{name} {ours}"] if ours and numbers else []), *numbers])

@@ -58,7 +58,7 @@ def execute(job: StageJob) -> Result | None:
         controls: dict[str, tuple[str, list[Asked]]] = {}
         if job.stage.shuffle_control:
             controls["shuffled"] = (SHUFFLED, with_other_pictures(found, job.stage.seed))
-        if blind := without_pictures(found):
+        if blind := without_pictures(found, every=job.stage.blind_control):
             controls["blind"] = (BLIND, blind)
         with progress("answers") as report:
             answers = asker.predict(found, job.path / ANSWERS, report)
@@ -83,7 +83,7 @@ def _scored(
 ) -> Result:
     plain = {one.data for one in found if one.benchmark is None}
     rows, shuffled = ([row for row in each if row["data"] in plain] for each in (answers, others.get("shuffled", [])))
-    scores = score(rows, shuffled)
+    scores = score(rows, shuffled, [row for row in others.get("blind", []) if row["data"] in plain])
     encoder = asker.prompts.encoder
     if plain:
         scores["protocol"] = protocol.of_questions(
@@ -211,4 +211,13 @@ def _tell(scores: dict[str, Any]) -> None:
             n_questions = group["n_questions"]
             log.info("%s: %s of %d (chance %s, shuffled %s)", label, accuracy, n_questions, chance, shuffled)
     for name, card in scores.get("benchmarks", {}).items():
-        log.info("%s: %s, 95 %% %s, protocol %s", name, card["value"], card["interval"], card["protocol"]["id"])
+        log.info("%s: %s, protocol %s", name, _told(card), card["protocol"]["id"])
+
+
+def _told(card: dict[str, Any]) -> str:
+    """A score with its interval, in per cent or in its own points."""
+    bounds = [card["value"], *(card["interval"] or ())]
+    if card["value"] is None:
+        return "not defined for these answers"
+    value, *ends = (f"{100 * each:.1f}" if card["scale"] == 1.0 else f"{each:.1f}" for each in bounds)
+    return value + (f", 95 % {ends[0]} to {ends[1]}" if ends else "")
