@@ -12,30 +12,18 @@ from typing import Any
 
 from benchmarks.measure import Table, parser, run, show, vlmrun
 
-_WORDS = [
-    "red",
-    "blue",
-    "green",
-    "stop",
-    "15",
-    "1999",
-    "yes",
-    "no",
-    "the",
-    "a",
-    "two",
-    "exit",
-    "left",
-    "right",
-    "Yes.",
-    "A",
-]
+_WORDS = ["red", "blue", "stop", "15", "1999", "yes", "no", "the", "a", "two", "exit", "left", "right", "Yes.", "A"]
 _CHOICES = {"A": "red", "B": "blue", "C": "green", "D": "two"}
 # metric -> what a question of it holds besides its text, from a drawn word
 _METRICS: dict[str, Any] = {
     "exact": lambda word: {"answer": word},
     "vqa": lambda word: {"answers": [word] * 6 + ["red"] * 4},
-    "gqa": lambda word: {"answer": word, "types": {}, "isBalanced": True},
+    "gqa": lambda word: {
+        "answer": word,
+        "types": {"structural": "query", "semantic": "obj"},
+        "question": "What?",
+        "isBalanced": True,
+    },
     "pope": lambda word: {"answer": "yes" if word < "m" else "no"},
     "mmbench": lambda word: {"answer": "ABCD"[len(word) % 4], **_CHOICES},
     "anls": lambda word: {"answers": [word, "exit"]},
