@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import nest
 from tests.conftest import ROOT, TINY
 from vlmrun import artifact
 
@@ -199,7 +200,8 @@ def _listening(folder):
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_ranks_of_one_node_are_reachable_from_this_machine_only(tmp_path, launcher):
     command = [sys.executable, "-m", "vlmrun", *TINY, *ONLY, *TWO, f"hardware.launcher={launcher}"]
-    environment = os.environ | {"VLMRUN_OUTPUT": str(tmp_path)}
+    # Executed, since what a process sets itself is not in what the system shows of its environment.
+    environment = os.environ | {"VLMRUN_OUTPUT": str(tmp_path), nest.EXEC: "1"}
     found = set()
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
         while run.poll() is None:

@@ -17,7 +17,7 @@ from vlmrun.cluster.node import Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig, DataConfig, HardwareConfig, RunConfig
-from vlmrun.errors import CheckpointError
+from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.graph import Planned
 from vlmrun.outcome import Outcome
 from vlmrun.run import identity, launch
@@ -47,7 +47,17 @@ class Run:
         return {**self.keys, "the hardware": self.config.hardware.model_dump_json()}
 
     def stage_folder(self, name: str) -> Path:
-        """The folder of one of the run's stages."""
+        """The folder of one of the run's stages.
+
+        Raises:
+            ConfigError: for a stage without a key.
+        """
+        if name not in self.keys:
+            raise ConfigError(
+                f"stage {name!r}, or one that it starts from, reads a file that is not here",
+                f"stage.{name}",
+                "vlmrun check with the same overrides, but without only, names the file",
+            )
         return store.folder(self.root, name, self.keys[name])
 
 

@@ -67,6 +67,7 @@ def train(job: StageJob, benchmarks: Questions | None = None) -> Trained | None:
         run.train()
         run.prove()
         run.export()
+        model.release(loaded)
         dist.barrier()
         if dist.is_main():
             shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted

@@ -167,6 +167,8 @@ class TrainStage(StageNode):
     image_background: Annotated[Color, Neutral("#ffffff"), Volatile(unless=_seen)]  # behind transparent images
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
+    # folder for features of a frozen tower, shared by ranks and runs
+    tower_cache: Annotated[str | None, Neutral(None), Volatile]
     tune: Tune
     lora: Lora | None
     tower_lora: Annotated[Lora | None, Neutral(None)]  # of tune.tower: lora; null: as lora
