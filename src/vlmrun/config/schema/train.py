@@ -193,7 +193,9 @@ class TrainStage(StageNode):
     save_total_limit: Annotated[Positive, Volatile]
     save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training continues
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key with keep_best or patience
-    keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
+    keep_best: (
+        str | None
+    )  # by what the best evaluation's model is the result: loss, exact_match, a benchmark; null: last
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank
     prefetch: Annotated[Few, Volatile]  # micro batches that each of them makes ahead
