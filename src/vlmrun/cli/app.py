@@ -32,6 +32,7 @@ VERBS = {
     "replay": "vlmrun.cli.replay:main",
     "doctor": "vlmrun.cli.doctor:main",
     "gc": "vlmrun.cli.gc:main",
+    "selftest": "vlmrun.cli.selftest:main",
     "chat": "vlmrun.cli.chat:main",
     "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",

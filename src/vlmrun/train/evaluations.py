@@ -13,7 +13,7 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.data.sampler import Schedule
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import Tracker
-from vlmrun.train.scores import By, Record
+from vlmrun.train.scores import Record
 
 log = logs.get(__name__)
 
@@ -56,7 +56,7 @@ class Evaluations:
         if self._evaluator is None:
             return None
         score, _ = self._evaluator.evaluate(self._schedule.steps)
-        log.info("%s  averaged weights: held-out loss %.4f", self._name, score.loss)
+        log.info("%s  averaged weights: %s", self._name, score.line.partition(": ")[2])
         return asdict(score)
 
     def is_over(self, finished: int, loss: float | None) -> bool:
@@ -74,10 +74,11 @@ class Evaluations:
         if self._reached:
             return f"the loss is below {self._stage.until_loss:g} (until_loss)"
         assert self._stage.eval is not None
-        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {_CALLED[self._by]}"
+        called = _CALLED.get(self._by, f"score of {self._by}")
+        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {called}"
 
     @property
-    def _by(self) -> By:
+    def _by(self) -> str:
         return self._stage.keep_best or "loss"
 
     def _is_due(self, finished: int) -> bool:
