@@ -1,4 +1,4 @@
-"""Rules about services that get the numbers of trainings: what each has a place for, and what has to be installed."""
+"""Rules about services that get the numbers of a training: what each has a place for, and what has to be installed."""
 
 from __future__ import annotations
 
