@@ -42,7 +42,8 @@ MODULES = ("vlmrun", "vlmrun.cli", "vlmrun.worker", "vlmrun.torchrun", "deepspee
 PRELOADED = (
     "deepspeed", "hydra._internal.hydra", "peft", "psutil", "torch.distributed.run",
     "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama",
-    "vlmrun.cli.app", "vlmrun.cli.train", "vlmrun.stages.evaluate", "vlmrun.stages.merge", "vlmrun.stages.average", "vlmrun.stages.train",
+    "vlmrun.cli.app", "vlmrun.cli.train", "vlmrun.stages.evaluate", "vlmrun.stages.merge",
+    "vlmrun.stages.average", "vlmrun.stages.train",
 )  # fmt: skip
 # Read when they are used, never at import: a process whose environment differs in these alone may be forked.
 _READ_LATE = (
