@@ -21,6 +21,7 @@ from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, DataError, Problem
+from vlmrun.names import RUN_CONFIG
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
 
@@ -166,7 +167,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     if folder is None:
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
-        artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
+        artifact.write_text(planned.folder / RUN_CONFIG, _text(config))
     with record.kept(planned.folder, config, (overrides, config_dirs), lambda: planned.outcomes):
         try:
             with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
