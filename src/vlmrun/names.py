@@ -1,9 +1,12 @@
-"""Names of the parts of a model, and of the files in a stage's folder. A leaf: it imports nothing."""
+"""Names of the parts of a model, and of the files in the folders of stages and runs. A leaf: it imports nothing."""
 
 PARTS = ("llm", "tower", "connector")
 
 WEIGHTS = "weights"  # the folder of a model; in it a folder for each part
 MODEL = "model.json"  # describes the model whose weights lie beside it
+
+RUN_CONFIG = "config.yaml"  # of a run: what was composed
+LATEST = "latest"  # the link to the newest run of a name
 
 METRICS = "metrics.jsonl"  # a row for each update
 HELD_OUT = "eval.jsonl"  # a row for each evaluation during training

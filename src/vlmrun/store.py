@@ -14,7 +14,7 @@ from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.config import hub, paths
 from vlmrun.errors import CheckpointError, suggest
-from vlmrun.names import MODEL, WEIGHTS
+from vlmrun.names import LATEST, MODEL, RUN_CONFIG, WEIGHTS
 
 log = logs.get(__name__)
 
@@ -67,6 +67,14 @@ def find(root: Path, reference: str, *, training: bool = False, asked: bool = Fa
     require_trusted(root, found, asked=asked)
     require_unchanged(found)
     return found
+
+
+def find_run(root: Path, reference: str) -> Path | None:
+    """The folder of a run by `NAME` (its newest), `NAME/NUMBER` or folder; None: there is none."""
+    base = root / "runs" / reference
+    named = () if ".." in Path(reference).parts else (base / LATEST, base)
+    places = (*named, Path(reference).expanduser())
+    return next((place.resolve() for place in places if (place / RUN_CONFIG).is_file()), None)
 
 
 def require_trusted(root: Path, folder: Path, *, asked: bool = False) -> None:

@@ -94,10 +94,6 @@ def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
         )
     if stage.tune.llm == "qlora":
         yield Problem("fsdp cannot cut packed weights", f"{where}.engine", f"{where}.engine=deepspeed, {where}.zero=2")
-    if stage.tune.llm == "new_tokens":
-        yield Problem(
-            "fsdp cuts the embedding whose rows are to be trained", f"{where}.engine", f"{where}.engine=deepspeed"
-        )
     if stage.offload == "nvme":
         yield Problem("fsdp offloads to host memory only", f"{where}.offload", f"{where}.offload=cpu")
     if stage.compat.fp16_tower:

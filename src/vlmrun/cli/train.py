@@ -22,6 +22,7 @@ from vlmrun.config.validate import validate
 from vlmrun.doctor import evidence
 from vlmrun.doctor import rules as diagnosis
 from vlmrun.errors import ConfigError, DataError, Problem
+from vlmrun.names import RUN_CONFIG
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
 
@@ -166,7 +167,7 @@ def carry_out(
     if folder is None:
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
-        artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
+        artifact.write_text(planned.folder / RUN_CONFIG, _text(config))
     with record.kept(planned.folder, config, command, lambda: planned.outcomes):
         try:
             with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:

@@ -23,7 +23,16 @@ from vlmrun.config.catalog import search_path as search_path
 from vlmrun.errors import Problem, closest, suggest
 
 # What Hydra raises when it refuses an override: ValueError for `group=null`, the others where it did not expect one.
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, TypeError, AttributeError, LookupError)
+_REFUSALS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OSError,
+)  # a name too long for a file
 _MOST_LISTED = 8
 
 

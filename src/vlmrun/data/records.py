@@ -14,8 +14,8 @@ from vlmrun.config.schema import DataConfig
 from vlmrun.data import index
 from vlmrun.data.compat import settings as compat
 from vlmrun.data.dataset import Dataset, Source
-from vlmrun.data.encode import misfit
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.fits import misfit
 from vlmrun.data.images.finding import folder_of
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample

@@ -44,8 +44,8 @@ class Compat(Node):
     quantised_head: bool  # qlora: the output head in 4 or 8 bits as well
     # Pai-Megatron-Patch: a sample whose key contains llava is asked its image alone; 4: shards are part of keys
     llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
-    # take images as `convert("RGB")` leaves them: transparency and EXIF orientation dropped, 16-bit gray clipped to
-    # white. In keys null is what counts, through `image_background`
+    # take images as `convert("RGB")` leaves them: transparency, EXIF orientation and color profiles dropped, gray of
+    # 16 bits clipped to white. In keys null is what counts, through `image_background`
     images: Annotated[Literal["upstream"] | None, Neutral("upstream"), Volatile]
 
 
