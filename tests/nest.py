@@ -44,14 +44,14 @@ MODULES = (
 # Imported before anything is forked: neither the modules above, which run as __main__, nor what starts threads.
 PRELOADED = (
     "deepspeed", "hydra._internal.hydra", "peft", "psutil", "torch.distributed.run",
-    "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama", "vlmrun.cli.app", "vlmrun.cli.train",
-    "vlmrun.stages.evaluate", "vlmrun.stages.merge", "vlmrun.stages.average", "vlmrun.stages.train",
+    "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama", "vlmrun.cli.app",
+    "vlmrun.cli.train", "vlmrun.stages.evaluate", "vlmrun.stages.merge", "vlmrun.stages.average", "vlmrun.stages.train",
 )  # fmt: skip
 # Read when they are used, never at import: a process whose environment differs in these alone may be forked.
 _READ_LATE = (
     "CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "GROUP_", "HF_HUB_DISABLE_TELEMETRY", "LOCAL_", "MASTER_", "NCCL_",
     "NODE_RANK", "OLDPWD", "PATH", "PWD", "PYTEST_", "RANK", "ROLE_", "TORCHELASTIC_",
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "VLMRUN_", "WANDB_MODE", "WORLD_SIZE", "CROSS_",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "VLMRUN_", "WANDB_MODE", "WORLD_SIZE",
 )  # fmt: skip
 _MOST = 1 << 17  # bytes of a request
 _ROOM = 12_000  # bytes of the command line that `ps` shows of a process
