@@ -5,8 +5,8 @@
 `subprocess` starts `python -m vlmrun.cli ...` and the processes which that starts (workers, launchers, their ranks) as
 it always does, with its own argv, environment, folder, pipes, locks, session and exit code. Only exec is left out: the
 process is forked from a server, the nest, which has done nothing but import. `ps` shows its command line. A command
-gets a nest of its own to start its workers from. What the nest forks is the child of who asked for it: the nest forks
-twice, and who asks is for that moment the reaper of orphans (PR_SET_CHILD_SUBREAPER).
+gets a nest of its own to start its workers from. A process forked by the nest is the child of who asked for it: the
+nest forks twice, and who asks is for that moment the reaper of orphans (PR_SET_CHILD_SUBREAPER).
 
 Everything else is executed as ever: other programs and modules, `serve` (whose children are counted), terminals, and
 environments that differ in a variable which modules may have read when they were imported. So is all of it where the
@@ -44,14 +44,16 @@ MODULES = (
 # Imported before anything is forked: neither the modules above, which run as __main__, nor what starts threads.
 PRELOADED = (
     "deepspeed", "hydra._internal.hydra", "peft", "psutil", "torch.distributed.run",
-    "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama", "vlmrun.cli.app",
-    "vlmrun.cli.train", "vlmrun.stages.evaluate", "vlmrun.stages.merge", "vlmrun.stages.average", "vlmrun.stages.train",
+    "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama",
+    "vlmrun.cli.app", "vlmrun.cli.train", "vlmrun.stages.evaluate", "vlmrun.stages.merge",
+    "vlmrun.stages.average", "vlmrun.stages.train",
 )  # fmt: skip
 # Read when they are used, never at import: a process whose environment differs in these alone may be forked.
 _READ_LATE = (
     "CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "GROUP_", "HF_HUB_DISABLE_TELEMETRY", "LOCAL_", "MASTER_", "NCCL_",
     "NODE_RANK", "OLDPWD", "PATH", "PWD", "PYTEST_", "RANK", "ROLE_", "TORCHELASTIC_",
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "VLMRUN_", "WANDB_MODE", "WORLD_SIZE",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "VLMRUN_", "WANDB_MODE",
+    "WORLD_SIZE", "CROSS_",
 )  # fmt: skip
 _MOST = 1 << 17  # bytes of a request
 _ROOM = 12_000  # bytes of the command line that `ps` shows of a process
@@ -146,7 +148,12 @@ def _adopting() -> Iterator[None]:
 
 
 def settle() -> None:
-    """Builds a nest at the first command that is started, and starts it and all later ones from there."""
+    """Builds a nest at the first command that is started, and starts it and all later ones from there.
+
+    It takes the place of a private function of `subprocess`: elsewhere than where that is known, nothing is changed.
+    """
+    if sys.platform != "linux" or sys.version_info[:2] not in ((3, 11), (3, 12)):
+        return
     found: list[Nest] = []
 
     def fork_exec(*given: Any) -> int:
@@ -256,7 +263,7 @@ def _become(request: Request, files: list[int]) -> None:
 
 
 def _show(words: list[str]) -> None:
-    """Makes this the command line that `ps` and `pgrep` see, where the nest's own was."""
+    """Makes this the command line that `ps` and `pgrep` see, in the place of the one the nest was executed with."""
     first, end = (int(word) for word in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
     text = "\0".join(words).encode() + b"\0"
     ctypes.memmove(first, text.ljust(end - first, b"\0"), end - first)
