@@ -1,4 +1,4 @@
-"""Who computes the answers: our engine, or vLLM or SGLang where one is installed, if it takes the model and answers alike.
+"""Who computes the answers: our engine, or vLLM or SGLang where one is installed and answers as we do.
 
 Both serve a folder of `vlmrun convert ARTIFACT OUT --to hf_llava` and nothing else of ours: they have LLaVA and
 LLaVA-NeXT in Hugging Face's form, but no Bunny, no dense connector, no adapters of ours. Free of torch.
