@@ -36,7 +36,8 @@ if given.config:
 if key:
     os.environ["VLMRUN_API_KEY"] = key
 folder = os.environ.get("STAND_IN_SERVES", given.folder)
-arguments = ["--engine=own", "--host=" + given.host, "--port=" + given.port, *("--alias=" + m + "=" + name for m in more)]
+aliases = ["--alias=" + other + "=" + name for other in more]
+arguments = ["--engine=own", "--host=" + given.host, "--port=" + given.port, *aliases]
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its own "serving at" is not what is waited for
 os.execv(sys.executable, [sys.executable, "-m", "vlmrun.cli", "serve", name + "=" + folder, *arguments])
 """

@@ -116,6 +116,22 @@ def answers(driver, side=0):
     return [row.text for row in driver.find_elements(By.CSS_SELECTOR, f"#chat{side} .bot.message")]
 
 
+def edit(driver, number, text):
+    """Asks one of the questions in other words."""
+    find = driver.find_elements
+    until(lambda: find(By.CSS_SELECTOR, "#chat0 button[title=Edit], #chat0 button[aria-label=Edit]"))
+    script = (
+        "document.querySelectorAll('#chat0 button[title=Edit], #chat0 button[aria-label=Edit]')[arguments[0]].click()"
+    )
+    driver.execute_script(script, number)
+    (box,) = until(lambda: find(By.CSS_SELECTOR, "#chat0 textarea"))
+    box.clear()
+    box.send_keys(text)
+    driver.execute_script(
+        "document.querySelector('#chat0 button[title=Submit], #chat0 button[aria-label=Submit]').click()"
+    )
+
+
 def rows(log, kind):
     if not log.exists():
         return []
@@ -175,6 +191,10 @@ def test_a_conversation(page, browse, picture):
     ask(driver, "Sure?")
     until(lambda: len(rows(log, "chat")) == 4)
     assert len(rows(log, "chat")[3]["state"]["messages"]) == 4
+    edit(driver, 0, "Is it red?")
+    until(lambda: len(rows(log, "chat")) == 5)
+    assert rows(log, "chat")[4]["state"]["messages"][0] == ["user", "Is it red?"]
+    assert len(rows(log, "chat")[4]["state"]["messages"]) == 2, "what came after the edited question is forgotten"
     press(driver, "clear")
     until(lambda: not answers(driver))
     check_quiet(driver)
