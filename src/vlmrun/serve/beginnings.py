@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from vlmrun.serve import rows
+from vlmrun.serve.question import Question
 from vlmrun.serve.remembered import Features, common
-
-if TYPE_CHECKING:
-    from vlmrun.serve.engine import Question
 
 _TOKENS = 512  # of prompts in one pass: more make those wait whose answers are under way, and gain nothing
 _PADDED = 1.25  # times what each would compute alone

@@ -91,7 +91,7 @@ OTHERS = {
 def choose(
     options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str]
 ) -> tuple[Other | None, str]:
-    """Whom to hand over to, None: nobody; and the reason in a sentence.
+    """Which engine to hand over to, None: ours answers; and the reason in a sentence.
 
     Raises:
         LaunchError: when an engine was asked for by name and cannot be taken.

@@ -17,9 +17,10 @@ from vlmrun.data.images.opening import MOST_PIXELS
 from vlmrun.data.images.seeing import color
 from vlmrun.errors import DataError, VlmrunError
 from vlmrun.serve import messages
-from vlmrun.serve.engine import Engine, Progress, Question
+from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Ask, Cancel, Failed, News, Plan, Ready, Usage
 from vlmrun.serve.opening import open_models
+from vlmrun.serve.question import Progress, Question
 from vlmrun.serve.sampling import Chosen
 from vlmrun.serve.served import Served
 

@@ -15,8 +15,9 @@ from tests.pico import pico_loaded
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.serve import rows
-from vlmrun.serve.engine import Engine, Question
+from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Sampling
+from vlmrun.serve.question import Question
 from vlmrun.serve.remembered import Prefixes, common
 from vlmrun.serve.served import Served, question
 
