@@ -9,6 +9,7 @@ from vlmrun.checks import (
     converting,
     data,
     engines,
+    families,
     hardware,
     llm,
     merging,
@@ -33,6 +34,7 @@ from vlmrun.errors import Problem
 
 RULES: tuple[Rule, ...] = (
     *run.RULES,
+    *families.RULES,
     *llm.RULES,
     *tied.RULES,
     *data.RULES,
