@@ -46,14 +46,14 @@ def require(config: Any, attention: str, where: str) -> None:
 
     name = config.model_type
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if kind is None:
-        raise ConfigError(f"transformers has no causal language model of the type {name!r}", where, _ANOTHER)
     if "vision_config" in config.to_dict():
         raise ConfigError(
             f"{name} is a whole VLM, not a language model alone",
             where,
             "take the language model out of it: vlmrun convert FOLDER OUT --to hf",
         )
+    if kind is None:
+        raise ConfigError(f"transformers has no causal language model of the type {name!r}", where, _ANOTHER)
     for method, doing in (("forward", "reads"), ("prepare_inputs_for_generation", "continues")):
         if "inputs_embeds" not in inspect.signature(getattr(kind, method)).parameters:
             raise ConfigError(
