@@ -27,6 +27,7 @@ from vlmrun.plan import run as planning
 from vlmrun.train import audit
 
 FAMILIES = sorted(set(families.FAMILIES) - {"minicpm"})  # minicpm is held as granite
+DENSE = [name for name in FAMILIES if not families.find(name).experts]
 BUFFERS = ("layer_scalar", "e_score_correction_bias")  # of Gemma 4 and DeepSeek: kept in files, and never trained
 # Adapters of DeepSeek's other layers would be put on every expert.
 TARGETS = {"deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]}
@@ -99,6 +100,24 @@ def test_pretraining_has_the_loss_of_plain_transformers_and_moves_the_connector_
     assert made[0, 0] == after.logits[0, -1].argmax()
 
 
+@pytest.mark.parametrize("family", DENSE)
+def test_all_of_it_trains_and_is_saved(family, folders, tmp_path):
+    loaded = assembled(folders(family), family)
+    tune.apply(loaded.vlm, Tune(llm="full", tower="freeze", connector="full"), None)
+    ids, pixels, labels = batch()
+    before = loaded.vlm(ids, torch.ones_like(ids), pixels, labels).loss
+    before.backward()
+    with torch.no_grad():
+        for name, parameter in loaded.vlm.llm.named_parameters():
+            assert parameter.grad is not None, name
+            parameter -= 1e-4 * parameter.grad
+    trained = logits(loaded)
+    again = load(save(tmp_path / "full", loaded, "llm"), dtype=torch.float32, attention=attention(family))
+    assert torch.equal(logits(again), trained)
+    with torch.no_grad():
+        assert loaded.vlm(ids, torch.ones_like(ids), pixels, labels).loss < before
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_are_merged_and_the_llm_is_read_by_plain_transformers(family, folders, tmp_path):
     loaded = assembled(folders(family), family)
@@ -135,7 +154,7 @@ def test_the_plan_counts_what_the_trainer_does_and_the_files_hold(family, folder
     assert sum(n for name, n in held.items() if not name.endswith(BUFFERS)) == found.llm.n_parameters
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if not families.find(name).experts])
+@pytest.mark.parametrize("family", DENSE)
 def test_adapters_learn_on_packed_weights(family, folders):
     pytest.importorskip("bitsandbytes")
     folder = folders(family, **WIDE, **({"head_dim": 16} if "head_dim" in TINY[family] else {}))
