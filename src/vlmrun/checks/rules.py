@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vlmrun.checks import (
     benchmarks,
+    caches,
     converting,
     data,
     engines,
@@ -52,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     *converting.RULES,
     *hardware.RULES,
     *vision.RULES,
+    *caches.RULES,
     *quantized.RULES,
 )
 

@@ -30,6 +30,7 @@ VERBS = {
     "runs": "vlmrun.cli.runs:main",
     "diff": "vlmrun.cli.diff:main",
     "gc": "vlmrun.cli.gc:main",
+    "selftest": "vlmrun.cli.selftest:main",
     "chat": "vlmrun.cli.chat:main",
     "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",

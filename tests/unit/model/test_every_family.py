@@ -65,9 +65,9 @@ def plain(folder: Path, family: str) -> Any:
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, pixels and labels of two samples with an image each."""
+    """Ids, pixels and labels of two samples with an image each; no padding, whose rows are zeros in some families."""
     ids = torch.tensor(
-        [[0, 7, *[IMAGE_TOKEN] * N_PATCHES, 9, 10, 11, 4], [0, *[IMAGE_TOKEN] * N_PATCHES, 8, 12, 13, 14, 4]]
+        [[5, 7, *[IMAGE_TOKEN] * N_PATCHES, 9, 10, 11, 4], [5, *[IMAGE_TOKEN] * N_PATCHES, 8, 12, 13, 14, 4]]
     )
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     return ids, pixels, ids.masked_fill(ids == IMAGE_TOKEN, -100)
