@@ -29,7 +29,7 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from scripts import make_reference
+from scripts import families_page, make_reference
 from tests.conftest import ROOT
 from vlmrun import graph
 from vlmrun.cli import app
@@ -416,6 +416,7 @@ def test_stage_files_named_in_the_readme_are_made(tiny_run):
 
 def test_the_configuration_reference_is_not_stale():
     assert make_reference.render() == make_reference.PAGE.read_text(), "run: python scripts/make_reference.py"
+    assert families_page.render() == families_page.PAGE.read_text(), "run: python scripts/make_reference.py"
     assert make_reference.render_rules() == make_reference.RULES_PAGE.read_text(), (
         "run: python scripts/make_reference.py"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmrun import regular
 from vlmrun.arch import families
-from vlmrun.arch.families import LLAMA_LAYERS
+from vlmrun.arch.family import LLAMA_LAYERS
 from vlmrun.config.paths import locate, read_config
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError

@@ -74,7 +74,13 @@ def _groups(run: RunConfig) -> Iterator[Problem]:
             "hardware.sequence_parallel",
             "hardware.sequence_parallel=1",
         )
-    window = shape.get("sliding_window")
+    if sequence > 1 and family.beside is not None:
+        yield Problem(
+            f"{family.name} looks at other positions through {family.beside} as well, which ranks cannot share",
+            "hardware.sequence_parallel",
+            "hardware.sequence_parallel=1",
+        )
+    window = shape.get("sliding_window", family.window)
     if sequence > 1 and window and shape.get("use_sliding_window", True) and window < run.model.max_length:
         yield Problem(
             f"the LLM attends to the last {window} tokens only, which sequence_parallel does not do",

@@ -10,6 +10,7 @@ from vlmrun.checks import (
     converting,
     data,
     engines,
+    families,
     hardware,
     llm,
     merging,
@@ -35,6 +36,7 @@ from vlmrun.errors import Problem
 
 RULES: tuple[Rule, ...] = (
     *run.RULES,
+    *families.RULES,
     *llm.RULES,
     *tied.RULES,
     *data.RULES,
