@@ -81,7 +81,7 @@ def _nothing(root: Path, reference: str) -> CheckpointError:
 
 
 def _run(reference: str, folder: Path) -> Side:
-    folder = Path(os.path.relpath((folder / _CONFIG).resolve().parent))  # a name leads to the newest of its numbers
+    folder = Path(os.path.relpath(folder))  # shown as people read it
     try:
         values = yaml.safe_load((folder / RUN_CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
