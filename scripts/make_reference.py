@@ -35,6 +35,7 @@ OPTIONS = ROOT / "src" / "vlmrun" / "cli" / "completion" / "options.json"
 # Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
 NODES = {
     "RunConfig": ("", "config.yaml"),
+    "Service": ("tracking.SERVICE", ""),
     "ModelConfig": ("model", "model/_vlm.yaml"),
     "Target": ("model.llm, model.tower, model.connector, data.NAME.prepare", ""),
     "Tiles": ("model.tiles", ""),

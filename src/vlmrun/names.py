@@ -12,6 +12,7 @@ SCORES = "scores.json"  # of a finished model
 MARKS = "marks.jsonl"  # how each answer to a benchmark was read
 ANSWERS = "answers.jsonl"
 SHUFFLED = "answers_shuffled.jsonl"  # to the same questions, each about another image
+LEDGER = "ledger.jsonl.gz"  # a row for each record: how often it was trained on, and what was lost of it
 SKIPPED = "skipped.jsonl"  # records that could not be used, each with its reason
 POINTS = "points.jsonl"  # a row for each average that a search tried
 BEST = "best.json"  # the one whose weights it kept

@@ -113,6 +113,8 @@ def _find(root: Path, reference: str, *, training: bool) -> Path:
     known = artifacts(root)
     matches = [where for where, item in known if reference in (item.name, f"{item.name}-{item.key}", item.key)]
     if matches:
+        if len(matches) > 1:
+            log.warning("%s: %s, the newest of %d stages of this name", reference, matches[-1].name, len(matches))
         return matches[-1]
     found = newest_checkpoint(root, reference) if training else None
     if found is not None:

@@ -318,7 +318,7 @@ def test_the_lines_shown_in_the_readme_are_the_ones_printed(shown, tiny_run):
     printed = [_without_values(_without_overrides(line, tiny_run)) for line in lines]
     missing = [line for line in shown.splitlines() if line != "..." and _without_values(line) not in printed]
     assert not missing, missing
-    kinds = list(_table(tiny_run.stderr))
+    kinds = list(_table(tiny_run.stdout))
     assert list(_table(shown)) == kinds
 
 

@@ -23,6 +23,7 @@ from vlmrun.checks import (
     sweeps,
     table,
     tied,
+    tracking,
     training,
     tuning,
     values,
@@ -53,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     *vision.RULES,
     *caches.RULES,
     *quantized.RULES,
+    *tracking.RULES,
 )
 
 

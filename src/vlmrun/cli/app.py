@@ -29,6 +29,8 @@ VERBS = {
     "ls": "vlmrun.cli.ls:main",
     "runs": "vlmrun.cli.runs:main",
     "diff": "vlmrun.cli.diff:main",
+    "replay": "vlmrun.cli.replay:main",
+    "doctor": "vlmrun.cli.doctor:main",
     "gc": "vlmrun.cli.gc:main",
     "selftest": "vlmrun.cli.selftest:main",
     "chat": "vlmrun.cli.chat:main",

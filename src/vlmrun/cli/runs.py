@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vlmrun import kinds
+from vlmrun import kinds, logs
 from vlmrun.cli.options import new_parser, output_option
 from vlmrun.errors import CheckpointError, ConfigError, LaunchError, suggest
 from vlmrun.report import tables
@@ -18,6 +18,8 @@ from vlmrun.report.run_table import loss_text, number, share_text
 from vlmrun.report.tables import Column, Grid
 from vlmrun.run import filters, numbers, record
 from vlmrun.run.record import Record
+
+log = logs.get(__name__)
 
 _STATES = ("running", "finished", "failed", "stopped", "interrupted")
 _EXAMPLES = """\
@@ -71,6 +73,9 @@ def find(root: Path, reference: str) -> tuple[Path, Record]:
         place = folder.resolve()
         found = record.read(place)
         if found is not None:
+            known = numbers.numbered(place.parent) if folder.name == numbers.LATEST else []
+            if len(known) > 1:
+                log.warning("%s: %s, the newest of %d runs of this name", reference, label(root, place), len(known))
             return place, found
     raise _unknown(root, reference)
 
@@ -82,7 +87,7 @@ def _unknown(root: Path, reference: str) -> CheckpointError:
 
 def label(root: Path, folder: Path) -> str:
     """A run as it is called: `NAME/NUMBER`, or the folder of a sweep's point."""
-    place = os.path.relpath(folder, root)
+    place = os.path.relpath(folder, root.resolve() if folder.is_absolute() else root)
     return place.removeprefix("runs" + os.sep)
 
 

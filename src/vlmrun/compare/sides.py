@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vlmrun.errors import CheckpointError, suggest
 _CONFIG = "config.yaml"
 _STAGES = "stages"
 # Of a stage's job: places on this machine, and names of what `parents` compares by key.
-_PLACES = ("key", "folder", "run", "parents", "prepared")
+_PLACES = ("key", "folder", "run", "parents", "prepared", "composed")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def _nothing(root: Path, reference: str) -> CheckpointError:
 
 
 def _run(reference: str, folder: Path) -> Side:
+    folder = Path(os.path.relpath((folder / _CONFIG).resolve().parent))  # a name leads to the newest of its numbers
     try:
         values = yaml.safe_load((folder / _CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -37,6 +37,8 @@ class Head:
 
     def __init__(self, llm: nn.Module, kind: Kind = "plain", chunk: int = 1) -> None:
         self.chunk = chunk
+        self.listens = False  # whether `losses` is wanted
+        self.losses: Tensor | None = None  # of every supervised token of the last batch, in fp32, one after another
         self.tail = None if kind == "plain" else find_tail(llm)
         self.kind: Kind = "plain" if self.tail is None else kind
         if self.kind != kind:
@@ -54,6 +56,7 @@ class Head:
             logits = llm(**inputs, use_cache=False).logits
             logits = logits.reshape(*labels.shape, -1)  # [B, L, V]; rows may have become one (`packed_rows.inputs`)
             losses = token_losses(logits, labels)  # [n_supervised]
+            self.losses = losses.detach() if self.listens else None
             # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
             return losses.sum() if losses.numel() else logits.sum().float() * 0.0, logits
         # [B, L, D] -> the supervised positions' [n_supervised, D] and [n_supervised]
@@ -64,7 +67,9 @@ class Head:
             return head(hidden), None
 
     def _chunked(self, head: nn.Linear, hidden: Tensor, targets: Tensor, tail: Tail) -> Tensor:
-        how = Chunks(self.chunk, tail, torch.is_grad_enabled())
+        size = (len(hidden),)
+        self.losses = torch.empty(size, dtype=torch.float32, device=hidden.device) if self.listens else None
+        how = Chunks(self.chunk, tail, torch.is_grad_enabled(), self.losses)
         total = chunked_loss(hidden, head.weight, head.bias, targets, how)
         return total
 

@@ -63,7 +63,7 @@ class Samples:
         self.job, self.stage, self.loaded = job, stage, loaded
         self.template = template_of(job.model, stage)
         self.encoder = self._encoder()
-        self.dataset = self._open(stage.data, job.path / INDEX)
+        self.dataset = self._open(stage.data, job.path / INDEX, stage.max_samples)
         self._check_images()
         self.collator = self._collator()
         self.schedule = self._schedule()
@@ -120,10 +120,12 @@ class Samples:
         preparation = json.dumps([*known, *asked], sort_keys=True)
         return PictureCache(Path(stage.image_cache).expanduser(), preparation)
 
-    def _open(self, names: list[str], folder: Path) -> Dataset:
+    def _open(self, names: list[str], folder: Path, first: int | None = None) -> Dataset:
         skipped = self.job.path / SKIPPED
         with dist.main_first():  # it reads the annotation files; the others open the index it made
-            return open_datasets(self.job.data, names, encoder=self.encoder, skipped=skipped, folder=folder)
+            return open_datasets(
+                self.job.data, names, encoder=self.encoder, skipped=skipped, folder=folder, first=first
+            )
 
     def _collator(self) -> Collator:
         tokenizer, quirks, vlm = self.loaded.tokenizer, self.stage.compat, self.loaded.vlm
