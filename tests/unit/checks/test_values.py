@@ -54,7 +54,7 @@ RULES = {
             "model/llm=pico_mpt",
             "hardware.attention=eager",
         ],
-        "not known to stay apart in mpt | stage.pretrain.packing=null; known: gemma, gemma2",
+        "not known to stay apart in mpt | stage.pretrain.packing=null; known: cohere2, deepseek_v3",
     ),
     "liger on a CPU": ("stage.pretrain.loss_head=liger", "liger needs a GPU | stage.pretrain.loss_head=chunked"),
     "liger in fp16": (
@@ -419,7 +419,7 @@ def test_a_wrong_type_is_one_problem(name):
     ],
 )
 def test_a_damaged_file_is_one_problem(tmp_path, file, content, text):
-    sizes = {"model_type": "own", "hidden_size": 64, "vocab_size": 600}
+    sizes = {"model_type": "starcoder2", "hidden_size": 64, "vocab_size": 600}
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     (tmp_path / file).write_text(content)
     (problem,) = found(f"model.llm.path={tmp_path}")
