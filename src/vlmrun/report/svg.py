@@ -10,6 +10,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from vlmrun.report import html as page
+from vlmrun.report.run_table import loss_text
 
 Point = tuple[float, float]
 
@@ -56,7 +57,7 @@ class _Frame:
 def curve(
     points: Sequence[tuple[float, float | None]], label: str, held_out: Sequence[tuple[float, float | None]] = ()
 ) -> Markup:
-    """A loss curve: raw values faintly, a smoothed line over them, the last smoothed value in words.
+    """A loss curve: raw values faintly, a smoothed line over them, the loss of the last step in figures.
 
     Args:
         points: (step, loss); a loss that is None or not finite leaves a gap.
@@ -77,10 +78,11 @@ def curve(
     parts += [
         _circle("tried-dot", frame.across(x), frame.up(y), 3, f"held-out loss {y:#.3g} at step {x:g}") for x, y in tried
     ]
+    last = loss_text(_unbroken(points)[-1][-1][1])  # of one step, as the table and the log have it
     x, y = smooth[-1]
     parts.append(_circle("dot", frame.across(x), frame.up(y), 3.5))
-    parts.append(_text("value", frame.across(x) + 8, frame.up(y) + 4, f"{y:#.3g}"))
-    return _svg(_WIDTH, _HEIGHT, f"loss of {label} by step, last {y:#.3g}", parts)
+    parts.append(_text("value", frame.across(x) + 8, frame.up(y) + 4, last))
+    return _svg(_WIDTH, _HEIGHT, f"loss of {label} by step, last {last}", parts)
 
 
 def trend(points: Sequence[Point], across: str, best: float) -> Markup:
