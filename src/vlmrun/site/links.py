@@ -30,6 +30,11 @@ def data(page: str) -> str:
     return page.removesuffix(".html") + ".js"
 
 
+def data_id(page: str) -> str:
+    """What scripts call the data of a page: its address from the site's folder."""
+    return href("", data(page))
+
+
 def href(page: str, target: str) -> str:
     """From one page to another place below the site's folder, or above it (`../runs/...`)."""
     return quote(posixpath.relpath(target, posixpath.dirname(page) or "."), safe="/.-_~")
