@@ -17,7 +17,9 @@ vlmrun site --output /data/outputs
 
 def main(arguments: list[str]) -> int:
     """Writes the site and prints the path of its first page."""
-    parser = new_parser("site", "One site for all runs, stages and sweeps, to open in a browser; no network.", _EXAMPLES)
+    parser = new_parser(
+        "site", "One site for all runs, stages and sweeps, to open in a browser; no network.", _EXAMPLES
+    )
     output_option(parser)
     options = parser.parse_args(arguments)
     built = build.build(Path(options.output))

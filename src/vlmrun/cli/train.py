@@ -23,6 +23,7 @@ from vlmrun.config.validate import validate
 from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
+from vlmrun.site import keep
 
 log = logs.get(__name__)
 
@@ -167,9 +168,13 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
         artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
-    with record.kept(planned.folder, config, (overrides, config_dirs), lambda: planned.outcomes):
+    kept = record.kept(planned.folder, config, (overrides, config_dirs), lambda: planned.outcomes)
+    with keep.kept(planned.root), kept:
         try:
-            with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
+            with (
+                keep.kept(planned.root),
+                leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others,
+            ):
                 pipeline.execute(planned, others)
         finally:
             if planned.outcomes:

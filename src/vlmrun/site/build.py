@@ -60,7 +60,7 @@ def build(root: Path) -> Built:
     place.mkdir(exist_ok=True)
     with locks.alone(place):
         state = lines.read_json(place / _STATE)
-        known = state.get("code") == _code() and state or {}
+        known = (state.get("code") == _code() and state) or {}
         found = finding.look(root.resolve(), known.get("rows") or {})
         built = Built(place / links.HOME, problems=found.problems)
         before, after = known.get("pages") or {}, dict[str, str]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from vlmrun.run.record import Record
 from vlmrun.site import lineage, lines, links, pages, stage_page
 from vlmrun.site.found import Found, Row, read_artifact
 
-_FILES = (record.NAME, numbers.CONFIG, run_page.NAME)
+_FILES = (record.NAME, numbers.CONFIG)
 
 
 def make(found: Found, row: Row, one: Record) -> tuple[str, str]:
@@ -98,7 +99,7 @@ def _facts(row: Row, one: Record) -> list[tuple[str, Any]]:
 def _differences(answered: Sequence[Outcome]) -> Markup:
     """Each evaluation against the one before it, on the questions that both answered."""
     rows = []
-    for first, second in zip(answered, answered[1:], strict=False):
+    for first, second in itertools.pairwise(answered):
         try:
             found = results.compare("", _made(first), _made(second))
         except (AttributeError, KeyError, OSError, TypeError, ValueError):
@@ -131,7 +132,9 @@ def _lineage(found: Found, row: Row, page: str) -> Markup:
         known = stage_page.box(found, each["id"], page)
         if known is not None:
             boxes[each["id"]] = known
-    return html.section("Lineage", "A box leads to its stage.", html.card("", lineage.draw(boxes))) if boxes else Markup()
+    return (
+        html.section("Lineage", "A box leads to its stage.", html.card("", lineage.draw(boxes))) if boxes else Markup()
+    )
 
 
 def _compare(page: str) -> Markup:

@@ -46,7 +46,7 @@ def make(found: Found, name: str, users: Sequence[Row]) -> tuple[str, str]:
     sections = [
         *_problems(name, found, curve, answers),
         pages.facts(_facts(found, name, made, job)),
-        charts([name], curve["n_rows"], _fallback(data["name"], curve)),
+        charts([name], curve["n_rows"], _fallback(str(data["name"]), curve)),
         *(run_page.results(outcomes)[2:] if made else ()),  # without the facts and the table, which are above
         asked([name], answers["n"], run_page.pictures(outcomes)),
         _origin(found, name, made, page),

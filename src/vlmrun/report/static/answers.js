@@ -18,10 +18,10 @@ vlmrun.answers = (() => {
       wrong ? make("img", { src: wrong, alt: "the other image", class: "small", title: "the other image", style: "width: 48px; height: 48px" }) : null);
   }
   // items: [{id, name}]; several are compared two at a time
-  async function draw(mount, items) {
+  async function draw(mount, items, start = []) {
     const pick = (title, start) => { const found = choice(title, items.map(({ name }, place) => [place, name]), () => change());
       found.lastElementChild.value = start; return found; };
-    const first = pick("Before", Math.max(0, items.length - 2)), second = pick("After", items.length - 1);
+    const first = pick("Before", start[0] ?? Math.max(0, items.length - 2)), second = pick("After", start[1] ?? items.length - 1);
     const which = choice("Show", [["all"], ["wrong", "wrong only"], ["right", "right only"], ["changed", "changed only"], ["better"], ["worse"]], () => filter());
     const category = choice("Category", [["", "all"]], () => filter());
     const word = make("input", { type: "search", placeholder: "question or answer", oninput: () => filter() });

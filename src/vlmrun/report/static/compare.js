@@ -37,7 +37,9 @@ if (document.getElementById("comparison")) (() => {
   const points = value => `${value < 0 ? "−" : "+"}${Math.abs(100 * value).toFixed(1)}`;
   function number(key, value) {
     if (typeof value !== "number") return String(value ?? "");
-    return /^accuracy|^chance$|^shuffled$/.test(key) ? `${(100 * value).toFixed(1)}%` : vlmrun.charts.text(value);
+    if (/^accuracy|^chance$|^shuffled$/.test(key)) return `${(100 * value).toFixed(1)}%`;
+    if (/loss$/.test(key)) return value && Math.abs(value) < 1e-3 ? value.toExponential(1) : value.toFixed(4);  // as tables have it
+    return Number.isInteger(value) ? value.toLocaleString("en") : vlmrun.charts.text(value);
   }
   async function show() {
     const ids = chosen();
@@ -50,8 +52,9 @@ if (document.getElementById("comparison")) (() => {
     const keys = [...new Set(configs.flatMap(Object.keys))].filter(key => new Set(configs.map(config => config[key])).size > 1);
     const stages = [...new Set(runs.flatMap(run => Object.keys(run.stages)))];
     const parts = [card("Values that differ", keys.length ? "" : "None.", ...(keys.length ? [table(["key", ...names], keys.map(key => [key, ...configs.map(config => config[key] ?? "–")]))] : []))];
-    const rows = [];
+    const rows = [], shared = [];
     for (const stage of stages) {
+      if (runs.length > 1 && runs.every(run => run.stages[stage]?.id === runs[0].stages[stage]?.id)) { shared.push(stage); continue; }
       const evaluated = runs.some(run => "accuracy" in (run.stages[stage]?.numbers ?? {}));
       const data = evaluated ? await Promise.all(runs.map(run => run.stages[stage] ? load(run.stages[stage].id).catch(() => null) : null)) : [];
       for (const key of [...new Set(runs.flatMap(run => Object.keys(run.stages[stage]?.numbers ?? {})))]) {
@@ -67,7 +70,8 @@ if (document.getElementById("comparison")) (() => {
         })]);
       }
     }
-    parts.push(card("Numbers", "Accuracies with 95 % intervals [in per cent]. After them: the difference from the first run in points, on questions that both answered, with its 95 % interval by the normal approximation over images; vlmrun diff draws images instead and can differ in the last digit.", table(["number", ...names], rows)));
+    const common = shared.length ? `Shared by all, and left out: ${shared.join(", ")}. ` : "";
+    parts.push(card("Numbers", common + "Accuracies with 95 % intervals [in per cent]. After them: the difference from the first run in points, on questions that both answered, with its 95 % interval by the normal approximation over images; vlmrun diff draws images instead and can differ in the last digit.", table(["number", ...names], rows)));
     $("comparison").replaceChildren(...parts);
     const trained = stages.filter(stage => runs.some(run => "steps" in (run.stages[stage]?.numbers ?? {}) || run.stages[stage]?.kind === "train"));
     if (trained.length) curves(runs, trained);
@@ -75,7 +79,8 @@ if (document.getElementById("comparison")) (() => {
     if (answered.length) {
       const mount = make("div");
       $("comparison").append(card("Answers", "Two evaluations side by side on the same image.", mount));
-      vlmrun.answers.draw(mount, answered);
+      const last = run => answered.findLastIndex(({ name }) => name.startsWith(`${run.label} `));
+      vlmrun.answers.draw(mount, answered, [last(runs[0]), last(runs.at(-1))]);
     }
   }
   function curves(runs, stages) {
