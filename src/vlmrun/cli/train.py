@@ -187,9 +187,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
     commands = next_commands.lines(planned, overrides, config_dirs)
     if folder is None and commands:  # a point of a sweep is followed by the next point
-        log.info("next:")
-        for command in commands:
-            log.info("  %s", command)
+        log.info("next:\n%s", "\n".join(f"  {command}" for command in commands))
     return planned
 
 
