@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: docs-site fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-site test-serving demo micro clean test-import
+.PHONY: docs-site fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-site bench-score bench-tower-cache gpu gpu-wheels test-serving demo micro clean test-import
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -41,7 +41,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-site
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-site bench-score bench-tower-cache
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -72,12 +72,36 @@ bench-questions: $(VENV)/ready
 bench-site: $(VENV)/ready
 	$(BIN)/python -m benchmarks.site
 
+bench-score: $(VENV)/ready
+	$(BIN)/python -m benchmarks.score
+
+bench-tower-cache: $(VENV)/ready
+	$(BIN)/python -m benchmarks.tower_cache
+
 bench-serving: $(VENV)/ready
 	$(BIN)/python -m benchmarks.serving
 
 # The server under 2,000 requests of each kind; `make test` sends 200.
 test-serving: $(VENV)/ready
 	VLMRUN_MANY_REQUESTS=2000 $(BIN)/pytest tests/integration/test_serving.py
+
+# On a machine with an NVIDIA GPU, online or not: with GPU_PYTHON, which has torch, and the wheels of .whl where they lie.
+GPU_PYTHON ?= $(shell test -d .whl && command -v python3 || echo $(BIN)/python)
+GPU_PATH := $(CURDIR)/.gpu-site:$(CURDIR)/src:$(CURDIR)
+
+gpu:
+	test -d .whl || $(MAKE) setup
+	test ! -d .whl || $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target .gpu-site .whl/*.whl
+	PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m vlmrun selftest --gpu --json gpu-selftest.json
+	PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest -q -m gpu tests
+	PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m benchmarks.gpu --json gpu-benchmark.json
+
+# Once, where there is a network: what a machine without one lacks. Two packages come as source only.
+gpu-wheels: $(VENV)/ready
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir .whl $$(grep -E '^(deepspeed|antlr4)' constraints/gpu.txt)
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  --dest .whl $$(grep -E '^[a-z]' constraints/gpu.txt | grep -vE '^(deepspeed|antlr4)')
 
 test-import: $(VENV)/ready
 	VLMRUN_IMPORT_MUTANTS=2000 $(BIN)/pytest -s tests/unit/importers/test_fuzz.py

@@ -43,7 +43,7 @@ def write(folder: Path, n_bytes: int, *, seed: int = 0, one_tensor: bool = False
     _json(folder / "llm/config.json", _llm_config(shapes))
     _json(folder / "tower/config.json", _TOWER)
     _json(folder / "tower/preprocessor_config.json", _PICTURES)
-    _tokenizer(folder / "llm")
+    write_tokenizer(folder / "llm")
     description = {"format": "vlmrun-1", "model": _MODEL, "image_aspect": "square", "dtype": "bf16"}
     _json(folder / "model.json", description | {"template": _template(), "adapter": None, "quantized": None})
     return shapes
@@ -133,7 +133,8 @@ def _tensors(folder: Path, shapes: Shapes, seed: int) -> None:
             writer.write(name, random(shape, torch.Generator().manual_seed(1000 * seed + number)))
 
 
-def _tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """One token for each byte."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

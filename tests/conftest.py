@@ -14,11 +14,15 @@ from unittest import mock
 
 import pytest
 
+from tests import nest
+
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.pop("VLMRUN_OUTPUT", None)
+
+nest.settle()
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +61,7 @@ Vlmrun = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_vlmrun(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The real command in a real process."""
+    """The real command in a real process; `tests/nest.py` says what the process is spared."""
     return subprocess.run(
         [sys.executable, "-m", "vlmrun.cli", *arguments],
         cwd=cwd,

@@ -190,6 +190,11 @@ def test_stages_that_only_leaves_out_are_not_judged(vlmrun):
     wrong = ["check", "+recipe=smoke", "stage.lora.micro_batch=5"]
     assert vlmrun(*wrong).returncode == 2
     assert vlmrun(*wrong, "only=[pretrain]").returncode == 0
+    # Nor where the place that is named is the hardware's: adapters are not cut into pieces.
+    shared = ["check", "+recipe=smoke", "hardware.ranks_per_node=2", "hardware.tensor_parallel=2"]
+    shared += ["hardware.launcher=torchrun"]
+    assert vlmrun(*shared).returncode == 2
+    assert vlmrun(*shared, "only=[pretrain]", "stage.pretrain.zero=1").returncode == 0
 
 
 def test_a_launcher_sets_nodes_and_calls_vlmrun_with_what_it_is_given():

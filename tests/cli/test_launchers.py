@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import nest
 from tests.conftest import ROOT, TINY
 from vlmrun import artifact
 
@@ -105,6 +106,31 @@ def test_every_launcher_trains_as_one_process_does(vlmrun, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
+def test_an_evaluation_is_shared_by_the_ranks_of_all_nodes(vlmrun, tiny_run, tmp_path):
+    asked = [*TINY, "only=[shapes,eval_instruct]", "stage.eval_instruct.max_samples=null"]
+    asked += [f"stage.eval_instruct.init_from={tiny_run.stage('instruct')}"]
+
+    def answers(name):
+        (stage,) = (tmp_path / name / "outputs" / "stages").glob("eval_instruct-*")
+        assert artifact.read(stage) is not None
+        return {file: (stage / file).read_bytes() for file in ("answers.jsonl", "answers_shuffled.jsonl")}
+
+    for name in ("one", "nodes", "srun"):
+        (tmp_path / name).mkdir()
+    done = vlmrun(*asked, cwd=tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    first, second = on_two_nodes(tmp_path / "nodes", *asked, "hardware.launcher=torchrun", *TWO)
+    assert "node 1: starts its ranks of eval_instruct" in second
+    assert "scores" in first
+    assert second.count("exact match") == 0
+    logs = sorted((tmp_path / "nodes" / "outputs" / "stages").glob("eval_instruct-*/logs/rank-*.log"))
+    assert [log.name for log in logs] == [f"rank-{rank}.log" for rank in range(4)]
+    on_srun(vlmrun, tmp_path / "srun", *asked)
+    assert answers("nodes") == answers("one") == answers("srun")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_an_error_of_a_rank_keeps_its_text_and_exit_code_through_torchrun(vlmrun, tmp_path):
     records = []
     for n in range(8):  # what a look at files does not find: images that cannot be decoded
@@ -174,7 +200,8 @@ def _listening(folder):
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_ranks_of_one_node_are_reachable_from_this_machine_only(tmp_path, launcher):
     command = [sys.executable, "-m", "vlmrun", *TINY, *ONLY, *TWO, f"hardware.launcher={launcher}"]
-    environment = os.environ | {"VLMRUN_OUTPUT": str(tmp_path)}
+    # Executed, since what a process sets itself is not in what the system shows of its environment.
+    environment = os.environ | {"VLMRUN_OUTPUT": str(tmp_path), nest.EXEC: "1"}
     found = set()
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
         while run.poll() is None:

@@ -44,7 +44,7 @@ from vlmrun.run import identity, plugins, sweep
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Blocks that may stay unexecuted; one more needs a good reason and a change here.
-MOST_NOT_RUN = 7
+MOST_NOT_RUN = 3
 AS_THEY_ARE = ("--help", "--version")
 # Verbs that start no process; some load torch, which is then loaded once for all of them.
 HERE = ("check", "recipes", "ls", "nodes", "plan", "data", "average", "merge", "--help", "--version")
@@ -126,6 +126,12 @@ class Done:
     stderr: str
 
 
+def _with_keys(command, folder):
+    """Stage folders as the tiny run calls them: what makes it small is in their keys."""
+    stages = folder / "outputs" / "runs" / "smoke" / "stages"
+    return re.sub(r"\boutputs/stages/(\w+)-[0-9a-f]{10}\b", lambda named: str((stages / named[1]).resolve()), command)
+
+
 @cache
 def _run(command, folder):
     """Runs a command line; one that several pages give runs once, since none of them writes anything."""
@@ -189,7 +195,7 @@ def _as_marked(place, block, command):
     expected = int(marked[1]) if marked else 0
     codes = set()
     for text in _instead(command):
-        done = _run(text, place)
+        done = _run(_with_keys(text, place), place)
         said = f"{text}\n{done.stdout}{done.stderr}"
         assert done.returncode in (0, expected), said
         assert "Traceback" not in said

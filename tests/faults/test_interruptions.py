@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from tests import nest
 from tests.conftest import TINY, run_vlmrun
 from tests.faults.conftest import arguments
 from vlmrun import artifact
@@ -44,7 +45,8 @@ def wait_for_step(folder, step, process):
 
 
 def workers_of(process):
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    ours = ["pgrep", "-P", str(process.pid), "-f", "vlmrun"]  # not its nest
+    listed = subprocess.run(ours, capture_output=True, text=True, check=False)
     return [int(line) for line in listed.stdout.split()]
 
 
@@ -151,8 +153,9 @@ def test_killing_the_parent_leaves_nobody_behind(own_data, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_ctrl_c_outside_training_is_told_without_a_traceback(tmp_path):
+def test_ctrl_c_outside_training_is_told_without_a_traceback(tmp_path, monkeypatch):
     command = [*TINY, "only=[pretrain,eval_pretrain]", "stage.eval_pretrain.max_new_tokens=900"]
+    monkeypatch.setenv(nest.EXEC, "1")
     # While its modules load, and while it answers.
     for sign, wait in (("job.json", 0.7), ("*answers*", 0.0)):
         process = subprocess.Popen(

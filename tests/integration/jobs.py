@@ -37,6 +37,7 @@ STAGE: dict[str, Any] = {
     "image_background": "#ffffff",
     "image_decode": "exact",
     "image_cache": None,
+    "tower_cache": None,
     "tune": {"llm": "full", "tower": "freeze", "connector": "full"},
     "lora": None,
     "tower_lora": None,

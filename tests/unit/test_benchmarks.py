@@ -49,6 +49,20 @@ def test_startup(tmp_path):
     assert [row["target"][:6].rstrip(" s:") for row in rows if row["target"]] == ["< 0.2", "< 0.7", "< 0.7", "< 2"]
 
 
+def test_gpu(tmp_path):
+    _, rows = _quick("gpu", tmp_path / "figures.json")
+    assert [(row["model"], row["stage"]) for row in rows] == [("tiny", "pretrain"), ("tiny", "lora")]
+    assert all(row["tokens/s"] > 0 for row in rows)
+
+
+def test_tower_cache(tmp_path):
+    from benchmarks.tower_cache import EMPTY, NEXT, WITHOUT
+
+    printed, rows = _quick("tower_cache", tmp_path / "figures.json")
+    assert [row["run"] for row in rows] == [WITHOUT, EMPTY, NEXT]
+    assert "equal to the last bit" in printed
+
+
 def test_overhead(tmp_path):
     from benchmarks.overhead import BARE, CONTENDERS
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from vlmrun import build, signature
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import BenchmarkConfig, RunConfig
-from vlmrun.errors import Problem
+from vlmrun.config.schema import BenchmarkConfig, RunConfig, TrainStage
+from vlmrun.errors import Problem, suggest
 
+_PLAIN = ("loss", "exact_match")  # what evaluations on other data give
 _CHOICES = ("choices", "mmbench", "rounds", "mmmu")  # prompts whose options are known by letter
 
 
@@ -73,6 +74,40 @@ def _generation(data: BenchmarkConfig, where: str) -> Iterator[Problem]:
         )
 
 
+def _meanwhile(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    """Benchmarks that a training is asked: who chooses by one needs it, and answers are greedy there."""
+    held_out = stage.eval
+    if held_out is None:
+        return
+    sets = {name: data for name in held_out.data if isinstance(data := run.data.get(name), BenchmarkConfig)}
+    for name, data in sets.items():
+        how = data.generation
+        if data.metric is None:
+            yield Problem(
+                f"{name} is scored by its server or by a judge, not during training",
+                f"{where}.eval.data",
+                "name sets with a metric",
+            )
+        elif how.temperature > 0 or how.num_beams > 1 or how.likelihood or how.second is not None:
+            yield Problem(
+                f"{name} is asked during training, where answers are greedy and in one pass",
+                f"data.{name}.generation",
+                "temperature=0, num_beams=1, likelihood=false and second=null, or ask it in an evaluate stage",
+            )
+    only_sets = len(sets) == len(held_out.data)
+    by = stage.keep_best or "loss"
+    chosen = stage.keep_best is not None or held_out.patience is not None
+    if chosen and by not in sets and (by not in _PLAIN or only_sets):
+        known = [*sets, *(() if only_sets else _PLAIN)]
+        yield Problem(f"evaluations give no {by} to choose by", f"{where}.keep_best", suggest(by, known, noun="scores"))
+    if only_sets and held_out.generate:
+        yield Problem(
+            "generate is of held-out data that are no benchmarks, and there are none",
+            f"{where}.eval.generate",
+            f"{where}.eval.generate=0: every question of a benchmark is answered",
+        )
+
+
 RULES = (
     Rule("generation", "The values by which a benchmark's answers are generated all have an effect together.",
          ("data.*.generation", "data.*.prompt"), _values),
@@ -80,4 +115,6 @@ RULES = (
          ("data.*.metric",), _metric, here=True),
     Rule("expected answers", "The expected answers of benchmarks that are read are there.",
          ("data.*.gold",), _gold, here=True),
+    Rule("benchmarks during training", "A training is asked benchmarks greedily, and chooses by a score they give.",
+         ("stage.*.eval", "stage.*.keep_best", "data.*.generation"), _meanwhile, of=(TrainStage,)),
 )  # fmt: skip

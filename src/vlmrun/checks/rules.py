@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vlmrun.checks import (
     benchmarks,
+    caches,
     converting,
     data,
     engines,
@@ -50,6 +51,7 @@ RULES: tuple[Rule, ...] = (
     *converting.RULES,
     *hardware.RULES,
     *vision.RULES,
+    *caches.RULES,
     *quantized.RULES,
 )
 

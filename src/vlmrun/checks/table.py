@@ -70,7 +70,7 @@ def _found_by(rule: Rule, run: RunConfig) -> Iterator[Problem]:
         yield from rule.find(run)
         return
     for name, stage in run.stage.items():
-        if isinstance(stage, rule.of):
+        if isinstance(stage, rule.of) and not (run.only and name not in run.only):
             where = f"stage.{name}"
             asked: tuple[Any, ...] = (stage, where) if rule.alone else (stage, run, where)
             yield from rule.find(*asked)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
-from vlmrun.config.schema import RunConfig, TrainStage
+from vlmrun.config.schema import EvaluateStage, RunConfig, TrainStage
 from vlmrun.errors import Problem, suggest
 
 
@@ -132,7 +132,7 @@ def _batch(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     )
 
 
-def _one_process(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+def _one_process(stage: TrainStage | EvaluateStage, run: RunConfig, where: str) -> Iterator[Problem]:
     hardware = run.hardware
     ranks = derived.ranks(hardware)
     if hardware.launcher == "inline" and ranks > 1:
@@ -141,7 +141,7 @@ def _one_process(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Prob
             "hardware.launcher",
             "hardware.launcher=torchrun",
         )
-    if stage.engine == "plain" and ranks > 1:
+    if isinstance(stage, TrainStage) and stage.engine == "plain" and ranks > 1:
         yield Problem("engine plain is one process", f"{where}.engine", f"{where}.engine=deepspeed")
 
 
@@ -180,7 +180,8 @@ RULES = (
     Rule("even-batch", "The global batch is a multiple of micro batch x ranks.",
          ("stage.*.global_batch", "stage.*.micro_batch", "hardware"), _batch, of=_TRAIN),
     Rule("one-process", "The plain engine and the inline launcher run on one rank.",
-         ("stage.*.engine", "hardware.launcher", "hardware.ranks_per_node", "hardware.nodes"), _one_process, of=_TRAIN),
+         ("stage.*.engine", "hardware.launcher", "hardware.ranks_per_node", "hardware.nodes"), _one_process,
+         of=(TrainStage, EvaluateStage)),
     Rule("zero-stage", "DeepSpeed trains in bf16 at ZeRO 1 or more, and quantized weights below ZeRO-3.",
          ("stage.*.zero", "stage.*.tune.llm", "hardware.precision"), _zero, of=_TRAIN),
     Rule("adapters-have-a-base", "Adapters are trained on an LLM that is read from a folder or comes from a stage.",

@@ -32,6 +32,7 @@ VERBS = {
     "watch": "vlmrun.cli.watch:main",
     "diff": "vlmrun.cli.diff:main",
     "gc": "vlmrun.cli.gc:main",
+    "selftest": "vlmrun.cli.selftest:main",
     "chat": "vlmrun.cli.chat:main",
     "serve": "vlmrun.cli.serve:main",
     "convert": "vlmrun.cli.convert:main",

@@ -72,7 +72,13 @@ def _stage(found: Results, n_answers: int) -> None:
     if found.same:
         sys.stdout.write(f"\n{found.stage}: the same result, file by file\n")
         return
-    lines = [[each.name, *_numbers(each), _difference(each)] for each in found.numbers]
+    apart = {name: each["protocol"] for name, each in found.benchmarks.items() if not each["comparable"]}
+    for name, differences in {**({"accuracy": found.protocol} if found.protocol else {}), **apart}.items():
+        sys.stdout.write(f"\n{found.stage}, {name}: not comparable, the protocols differ: {'; '.join(differences)}\n")
+    lines = [
+        [each.name, *_numbers(each), "not comparable" if each.name in apart else _difference(each)]
+        for each in found.numbers
+    ]
     _table(found.stage, ("number", *_ALIKE, "difference"), lines)
     for line in _verdicts(found):
         sys.stdout.write(f"{line}\n")
@@ -84,9 +90,7 @@ def _stage(found: Results, n_answers: int) -> None:
 
 
 def _verdicts(found: Results) -> Iterator[str]:
-    if found.protocol:
-        yield f"not comparable, the protocols differ: {'; '.join(found.protocol)}"
-    elif found.paired is not None:
+    if found.paired is not None and not found.protocol:
         bounds = found.paired.interval
         between = f" (95 % {bounds.low:+.1%} .. {bounds.high:+.1%})" if bounds else ""
         yield (
@@ -95,7 +99,6 @@ def _verdicts(found: Results) -> Iterator[str]:
         )
     for name, both_ways in found.benchmarks.items():
         if not both_ways["comparable"]:
-            yield f"{name}: not comparable; {'; '.join(both_ways['protocol'])}"
             continue
         paired = both_ways["paired"]
         tested = f", p = {paired['p_value']:.3g} on {paired['n_questions']:,} questions" if paired else ""

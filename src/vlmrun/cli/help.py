@@ -14,6 +14,7 @@ a run
   -m OVERRIDES          a sweep: key=a,b runs every combination
   OVERRIDES --cfg job   print the composed run and stop
   nodes OVERRIDES | sh  the same on every node of hardware.hostfile, over ssh
+  selftest [--gpu]      whether every engine and kernel here computes right
 where to start
   init DIR              a project of your own, for your data, that runs as it is
   recipes [WORD]        published recipes; of one: its values and its data

@@ -146,4 +146,5 @@ def _stage(one: Any) -> dict[str, Any]:
         "suggestions": [asdict(suggestion) for suggestion in one.suggestions],
         "work": asdict(work) if work is not None else None,
         "disk": {f"{name}_bytes": n_bytes for name, n_bytes in asdict(one.disk).items()},
+        "features": None if one.features is None else asdict(one.features) | {"pays": one.features.pays},
     }

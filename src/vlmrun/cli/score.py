@@ -39,6 +39,7 @@ class _Given:
     Args:
         lines: of its answers; None: all of the file's.
         spoken: the protocol they were made under; None: another program's.
+        run: that they belong to.
     """
 
     name: str
@@ -46,6 +47,7 @@ class _Given:
     path: Path
     lines: str | None
     spoken: dict[str, Any] | None
+    run: str = ""
 
 
 def score(arguments: list[str]) -> int:
@@ -56,11 +58,11 @@ def score(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     cards: dict[str, Any] = {}
     marks: list[dict[str, Any]] = []
-    for given in _given(options):
+    for given in _scored(options):
         rows = questions.read(given.config)
         problems = answers_file.Problems()
         answered = answers_file.match(rows, answers_file.read(given.path, problems, given.lines), problems)
-        card, lines = scoring.card(given.name, given.config, answered, given.spoken)
+        card, lines = scoring.card(given.name, given.config, answered, given.spoken, given.run)
         cards[given.name] = {**card, "problems": problems.to_dict()}
         marks += lines
     if options.out:
@@ -91,6 +93,13 @@ def submit_(arguments: list[str]) -> int:
         sys.stdout.write(f"{each.name}: {tables.shown(path)}, {counts}\n")
         _tell(problems.to_dict(), sys.stderr.write)
     return 0
+
+
+def _scored(options: argparse.Namespace) -> list[_Given]:
+    """What is scored here; of a stage all sets but those that a server or a judge scores."""
+    given = list(_given(options))
+    kept = [each for each in given if each.config.metric is not None]
+    return kept or given  # the first says that it is scored elsewhere
 
 
 def show(cards: dict[str, Any]) -> None:
@@ -139,7 +148,7 @@ def _given(options: argparse.Namespace) -> Iterator[_Given]:
     if not sets or not set(chosen) <= set(sets):
         raise DataError(f"the stage answered no benchmark {options.benchmark or ''}".strip(), str(folder), _names(sets))
     for name in chosen:
-        yield _Given(name, sets[name], folder / _ANSWERS, name, spoken.get(name))
+        yield _Given(name, sets[name], folder / _ANSWERS, name, spoken.get(name), job.run)
 
 
 def _names(sets: Sequence[str] | dict[str, Any]) -> str:

@@ -145,10 +145,8 @@ def _list_stages(config: RunConfig) -> None:
 
 def _idle(config: RunConfig, item: graph.Planned) -> str:
     """How many of the given ranks a stage leaves idle, in words; nothing of one that uses all."""
-    kind, hardware = kinds.of(item.stage), config.hardware
-    n_given = hardware.nodes * hardware.ranks_per_node
-    n_used = n_given if kind.trains else hardware.ranks_per_node if kind.shares else 1
-    return f", on {n_used} of {n_given} ranks" if n_used < n_given else ""
+    n_given = config.hardware.nodes * config.hardware.ranks_per_node
+    return "" if n_given == 1 or kinds.of(item.stage).shares else f", on 1 of {n_given} ranks"
 
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
@@ -162,7 +160,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
         log.warning("%s", ignored)
     planned = pipeline.prepare(config, folder)
     if node.rank > 0:
-        pipeline.train_along(planned, node)
+        pipeline.work_along(planned, node)
         return planned
     if folder is None:
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))

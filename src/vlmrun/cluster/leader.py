@@ -1,7 +1,7 @@
 """Several nodes, one run: node 0 leads, the others start their ranks of a job when it says so.
 
 Every node runs the same command, on a shared file system. Node 0 alone takes locks, writes files and decides what is
-reused; prepare, merge, average and evaluate happen there. The others connect to it (`nodes.Node`), show that they see
+reused; prepare, merge and average happen there. The others connect to it (`nodes.Node`), show that they see
 the same files and would run the same stages, and then wait. Everything is said in lines of JSON:
 
     follower -> leader   {"node": 1, "host": ..., "version": ..., "keys": {stage: key}}

@@ -50,7 +50,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
                 config = hydra_compose("config", overrides=[*extra, *remaining], return_hydra_config=True)
                 break
             except _REFUSALS as error:
-                index, cause = _first_failing(extra, remaining)
+                index, cause = _first_failing(extra, remaining, error)
                 if cause is None:  # conf/ itself does not compose
                     return Composed({}, [*problems, Problem(_first_line(error), "composition")])
                 problem, instead = _explain(cause, remaining[index], extra, remaining[:index])
@@ -91,14 +91,20 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _first_failing(extra: list[str], overrides: list[str]) -> tuple[int, Exception | None]:
-    """The first override that cannot be composed with those before it, and Hydra's error about it."""
-    for index in range(-1, len(overrides)):
+def _first_failing(extra: list[str], overrides: list[str], error: Exception) -> tuple[int, Exception | None]:
+    """An override that cannot be composed with those before it, which can, and Hydra's error about it.
+
+    Found by halves, from `error` of all overrides: a composition takes a fifth of a second.
+    """
+    composes, fails = -1, len(overrides)  # how many of them, from the left
+    while fails - composes > 1:
+        middle = (composes + fails) // 2
         try:
-            hydra_compose("config", overrides=[*extra, *overrides[: index + 1]])
-        except _REFUSALS as error:
-            return index, error if index >= 0 else None
-    raise AssertionError("composition failed with all overrides, so it fails with a prefix of them")
+            hydra_compose("config", overrides=[*extra, *overrides[:middle]])
+            composes = middle
+        except _REFUSALS as refusal:
+            fails, error = middle, refusal
+    return fails - 1, error if fails else None
 
 
 def _explain(error: Exception, culprit: str, extra: list[str], before: list[str]) -> tuple[Problem, str | None]:

@@ -124,6 +124,13 @@ def line(asked: Asked, answer: str) -> dict[str, Any]:
     return row
 
 
+def until_stop(text: str, stops: Sequence[str]) -> str:
+    """An answer up to the first of a set's own stop strings."""
+    for stop in stops:
+        text = text.split(stop, 1)[0]
+    return text.strip()
+
+
 def key_of(row: dict[str, Any]) -> Key:
     """The key of a row of answers.jsonl."""
     return row["data"], row["question_id"], int(row.get("draw", 0))
@@ -153,11 +160,12 @@ def with_other_pictures(questions: Sequence[Asked], seed: int) -> list[Asked]:
     return [turned[asked.key] for asked in questions if asked.key in turned]
 
 
-def without_pictures(questions: Sequence[Asked]) -> list[Asked]:
-    """Questions of benchmarks that want a blind control, without their images."""
+def without_pictures(questions: Sequence[Asked], *, every: bool) -> list[Asked]:
+    """Questions without their images: every one that has some, or those of benchmarks that want a blind control."""
     found = []
     for asked in questions:
-        if asked.benchmark is None or not asked.benchmark.config.blind_control or not asked.question.images:
+        wanted = every or (asked.benchmark is not None and asked.benchmark.config.blind_control)
+        if not wanted or not asked.question.images:
             continue
         turns = tuple(
             replace(turn, text=turn.text.replace(IMAGE_TAG, "").lstrip("\n")) for turn in asked.question.turns

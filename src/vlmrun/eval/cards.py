@@ -22,11 +22,13 @@ def make(
     *,
     template: str,
     image_aspect: str,
+    run: str = "",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A card for every benchmark that is scored here, and a line for every answer with how it was read.
 
     Args:
         controls: answers to the same questions with other images (`shuffled`) or without (`blind`).
+        run: the run's name, for the number that is published of a recipe.
     """
     texts = _texts(answers)
     cards: dict[str, Any] = {}
@@ -36,12 +38,29 @@ def make(
         if config.metric is None:
             continue
         spoken = protocol.describe(config, template=template, image_aspect=image_aspect)
-        card, marks = scoring.card(name, config, _answered(part, texts), spoken)
+        card, marks = scoring.card(name, config, _answered(part, texts), spoken, run)
         for control, rows in controls.items():
             card[control] = _control(config, part, _texts(rows))
         cards[name] = {**card, "problems": {}}
         lines += marks
     return cards, lines
+
+
+def unscored(asked: Sequence[Asked], answers: Rows, run: str) -> dict[str, Any]:
+    """The sets that are scored elsewhere: how many of their questions are answered, and what is published of them."""
+    texts = _texts(answers)
+    found = {}
+    for name, part in groups([one for one in asked if one.benchmark is not None], lambda one: one.data).items():
+        config = _config(part[0])
+        if config.metric is None:
+            found[name] = {
+                "by": "judge" if config.submission is None else "server",
+                "n_questions": len(part),
+                "n_answered": sum(one.key in texts for one in part),
+                "note": config.note,
+                **scoring.published(config, run),
+            }
+    return found
 
 
 def _config(asked: Asked) -> BenchmarkConfig:

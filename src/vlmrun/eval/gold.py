@@ -49,16 +49,28 @@ def _complete(row: Row, config: BenchmarkConfig) -> Row:
     fields = dict(row.fields)
     if isinstance(fields.get("answer"), list) and config.metric in _ANY_OF:
         fields.setdefault("answers", fields.pop("answer"))
+    if fields.get("answers") is not None and not isinstance(fields["answers"], list | dict):
+        fields["answers"] = [fields["answers"]]
     if isinstance(fields.get("answers"), list):
-        fields["answers"] = [each["answer"] if isinstance(each, dict) else each for each in fields["answers"]]
+        fields["answers"] = [each.get("answer") if isinstance(each, dict) else each for each in fields["answers"]]
     _check_types(row, fields, config)
     metric = metrics.of(config.metric or "exact")
+    any_of = config.metric not in metrics.METRICS or config.metric in _ANY_OF
     missing = [
-        key for key in metric.needs if fields.get(key) is None and not (key == "answer" and fields.get("answers"))
+        key
+        for key in metric.needs
+        if fields.get(key) is None and not (any_of and key == "answer" and fields.get("answers"))
     ]
     if missing:
         what = f"question {row.id} has no {' and no '.join(missing)}, which metric {config.metric} compares with"
         raise DataError(what, config.annotations, "set gold, keys.answer, or metric=null for a set without answers")
+    wrong = metric.wrong(fields)
+    if wrong is not None:
+        raise DataError(
+            f"question {row.id}: {wrong}",
+            config.annotations,
+            f"correct it, or another metric than {config.metric}",
+        )
     return replace(row, fields=fields)
 
 

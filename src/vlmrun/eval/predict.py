@@ -19,7 +19,7 @@ from vlmrun.data.dataset import Item
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.reading import list_skipped
 from vlmrun.errors import DataError
-from vlmrun.eval.asked import Asked, Key, batches, greedy, key_of, line
+from vlmrun.eval.asked import Asked, Key, batches, greedy, key_of, line, until_stop
 from vlmrun.eval.features import Pictures, Seen
 from vlmrun.eval.metrics.options import LETTERS
 from vlmrun.ids import IGNORE
@@ -92,7 +92,7 @@ class Asker:
                     handle.flush()
                     report(done, total)
         self.ranks.barrier()
-        rows = _joined(questions, parts)
+        rows = _joined(questions, parts, self.ranks.world)
         self.ranks.barrier()  # rank 0 removes the parts, which a slower rank still reads
         if self.ranks.rank == 0:
             left_out = [row for row in rows if "skipped" in row]
@@ -138,13 +138,13 @@ class Asker:
             return [self._likeliest(item, named) for item, named in zip(items, letters, strict=True)]
         if how.temperature > 0:
             torch.manual_seed(_seed(self.seed, batch[0]))
-        texts = [_stopped(text, how.stop) for text in self._generate(items, how, how.max_new_tokens)]
+        texts = [until_stop(text, how.stop) for text in self._generate(items, how, how.max_new_tokens)]
         if how.second is None:
             return texts
         longer = [
             (self._continued(item, text + how.second), seen) for (item, seen), text in zip(items, texts, strict=True)
         ]
-        seconds = [_stopped(text, how.stop) for text in self._generate(longer, how, how.second_tokens)]
+        seconds = [until_stop(text, how.stop) for text in self._generate(longer, how, how.second_tokens)]
         return [f"{text}\n The answer is {second}" for text, second in zip(texts, seconds, strict=True)]
 
     def _continued(self, item: Item, text: str) -> Item:
@@ -197,12 +197,6 @@ def _sampling(how: Generation) -> dict[str, Any]:
     return {"num_beams": how.num_beams}
 
 
-def _stopped(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text.strip()
-
-
 def _seed(seed: int, asked: Asked) -> int:
     """A seed for one answer."""
     text = json.dumps([seed, *asked.key])
@@ -234,9 +228,10 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _joined(questions: Sequence[Asked], parts: Path) -> list[dict[str, Any]]:
-    """The rows of all ranks in the questions' order."""
-    found = {key_of(row): row for file in sorted(parts.glob("rank-*.jsonl")) for row in _read(file)}
+def _joined(questions: Sequence[Asked], parts: Path, world: int) -> list[dict[str, Any]]:
+    """The rows of all ranks in the questions' order. Files are named, not listed: lists of a shared folder are late."""
+    files = [parts / f"rank-{rank}.jsonl" for rank in range(world)]
+    found = {key_of(row): row for file in files for row in _read(file)}
     missing = [asked for asked in questions if asked.key not in found]
     if missing:
         what = f"{len(missing)} of {len(questions)} questions have no answer, such as {missing[0].question.id}"

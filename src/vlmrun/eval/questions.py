@@ -41,7 +41,7 @@ def read(config: BenchmarkConfig, *, need_gold: bool = True) -> list[Row]:
         except DataError as error:
             problems += [Problem(f"cannot be asked: {each.what}", where, each.fix) for each in error.problems]
             continue
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             fix = suggest(str(error).strip("'"), fields, noun="columns")
             problems.append(Problem(f"cannot be asked: {error}", where, fix))
             continue

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_LEAST_BASE64 = 200  # characters; a shorter cell is a file name
+_LEAST_BASE64 = 200  # characters; a shorter cell is a file name, unless it begins as an image does and has no dot
+_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "data:image/")  # PNG, JPEG, GIF, WebP
 
 
 def hash_of(text: str) -> str:
@@ -40,6 +41,10 @@ class Row:
     @property
     def picture(self) -> str | None:
         """A short name of the image, by which answers are clustered."""
-        if self.image is None or len(self.image) < _LEAST_BASE64:
+        if self.image is None or not _is_inline(self.image):
             return self.image
         return f"base64:{hash_of(self.image)}"
+
+
+def _is_inline(cell: str) -> bool:
+    return len(cell) >= _LEAST_BASE64 or (cell.startswith(_BEGINNINGS) and "." not in cell)

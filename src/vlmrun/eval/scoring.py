@@ -38,11 +38,13 @@ def card(
     config: BenchmarkConfig,
     rows: Sequence[Answered],
     spoken: Mapping[str, Any] | None = None,
+    run: str = "",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores of one benchmark, and a line for every question with how its answer was read.
 
     Args:
         spoken: the protocol; None: of answers that another program made.
+        run: the recipe whose published number is shown; without one of that name all are.
     """
     metric = metric_of(config)
     strict, of_strict = _read(metric, rows, "strict")
@@ -67,9 +69,15 @@ def card(
         "categories": _categories(rows, strict),
         "confusion": _confusion(rows, strict),
         "note": config.note,
-        "published": config.published,
+        **published(config, run),
     }
     return found, lines
+
+
+def published(config: BenchmarkConfig, run: str) -> dict[str, Any]:
+    """Published numbers of a set, of one recipe alone where it has one, and the number of ours that they belong to."""
+    known = config.published
+    return {"published": {run: known[run]} if run in known else known, "published_of": config.published_of}
 
 
 def _interval(
@@ -77,11 +85,13 @@ def _interval(
 ) -> list[float] | None:
     """95 % of `value`, images drawn as wholes: a bootstrap of a mean, the grouped jackknife of any other score."""
     clusters = [row.image or row.id for row in rows]
-    if value == mean(mark.score for mark in marks):
+    if metric.scale == 1.0 and value == mean(mark.score for mark in marks):
         found = statistics.interval([mark.score for mark in marks], clusters)
     else:
         pairs = list(zip(rows, marks, strict=True))
-        found = statistics.grouped(lambda kept: metric.summary([pairs[at] for at in kept], "strict")["value"], clusters)
+        found = statistics.grouped(
+            lambda kept: metric.summary([pairs[at] for at in kept], "strict")["value"], clusters, most=metric.scale
+        )
     return None if found is None else [found.low, found.high]
 
 

@@ -1,7 +1,7 @@
 """Intervals and tests for scores: questions about one image stand or fall together, so that images are drawn.
 
-The bootstrap of Efron (1979), over clusters; the sign-flip test of paired differences. Pure Python: a score needs no
-numpy.
+The bootstrap of Efron (1979), over clusters; where all clusters agree, which it makes nothing of, the exact bound of
+Clopper and Pearson (1934); the sign-flip test of paired differences. Pure Python: a score needs no numpy.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ class Interval:
     high: float
 
 
-def interval(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0) -> Interval | None:
+def interval(
+    values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0, least: float = 0.0
+) -> Interval | None:
     """The mean's 95 % interval by drawing clusters; None with fewer than two clusters.
 
     Args:
-        values: one a question.
+        values: one a question, from `least` to 1.
         clusters: what each belongs to, such as its image.
     """
     sums: dict[Hashable, float] = defaultdict(float)
@@ -42,6 +44,8 @@ def interval(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 
         sizes[cluster] += 1
     if len(sums) < 2:
         return None
+    if min(values) == max(values):
+        return agreed(values[0], len(sums), least)
     total, size = list(sums.values()), list(sizes.values())
     equal = len(set(size)) == 1
     means = []
@@ -52,15 +56,24 @@ def interval(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 
     return _quantiles(means)
 
 
+def agreed(value: float, n_clusters: int, least: float = 0.0, most: float = 1.0) -> Interval:
+    """The interval where every cluster that was seen gives one value: n of n right is no proof of 100 %.
+
+    So many of all clusters may give another value that n of them agree in one case of 40 (Clopper and Pearson).
+    """
+    others = 1.0 - _LOWER ** (1.0 / n_clusters)
+    return Interval(value - others * (value - least), value + others * (most - value))
+
+
 def grouped(
-    value: Callable[[Sequence[int]], float | None], clusters: Sequence[Hashable], seed: int = 0
+    value: Callable[[Sequence[int]], float | None], clusters: Sequence[Hashable], seed: int = 0, most: float = 1.0
 ) -> Interval | None:
     """A 95 % interval of any score by leaving out one of 20 groups of clusters at a time (the grouped jackknife).
 
     For scores that are no mean, such as F1: the bootstrap would compute them a thousand times.
 
     Args:
-        value: the score of the questions at these places; None where it is not defined.
+        value: the score of the questions at these places, from 0 to `most`; None where it is not defined.
     """
     listed = list(dict.fromkeys(clusters))
     n_groups = min(_GROUPS, len(listed))
@@ -73,7 +86,9 @@ def grouped(
         return None
     middle = sum(known) / len(known)
     spread = ((len(known) - 1) / len(known) * sum((each - middle) ** 2 for each in known)) ** 0.5
-    return Interval(whole - _STUDENT * spread, whole + _STUDENT * spread)
+    if spread == 0:
+        return agreed(whole, len(listed), most=most)
+    return Interval(max(0.0, whole - _STUDENT * spread), min(most, whole + _STUDENT * spread))
 
 
 def _draws(n: int, seed: int) -> Sequence[Sequence[int]]:
@@ -128,7 +143,7 @@ def paired(
     return Paired(
         n_questions=len(shared),
         difference=sum(differences) / len(differences),
-        interval=interval(differences, groups, seed),
+        interval=interval(differences, groups, seed, least=-1.0),
         p_value=_sign_flips(differences, groups, seed),
         better=sum(value > 0 for value in differences),
         worse=sum(value < 0 for value in differences),

@@ -15,17 +15,19 @@ Row = Mapping[str, Any]
 _RIGHT = 0.5
 
 
-def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]:
+def score(answers: Sequence[Row], control: Sequence[Row] = (), blind: Sequence[Row] = ()) -> dict[str, Any]:
     """Exact match, beside what guessing and looking at the wrong image reach.
 
     Args:
         answers: rows with `expected`, `answer`, `category` and `split`, and `also_expected` where several answers are
             right.
         control: rows of the same questions asked with other questions' images.
+        blind: rows of the same questions asked without images.
 
     Returns:
         `seen` (all splits but `unseen`) and `unseen`, each None or a group with `n_questions`, `accuracy`, its 95 %
-        `interval`, `chance`, `shuffled` and the same (without interval) per category; `splits`: a group for each split.
+        `interval`, `chance`, `shuffled` and the same (without interval) per category, and `blind` where that was asked;
+        `splits`: a group for each split.
     """
     unscored = sum(not row["expected"] for row in answers)
     answers = [row for row in answers if row["expected"]]
@@ -33,11 +35,16 @@ def score(answers: Sequence[Row], control: Sequence[Row] = ()) -> dict[str, Any]
     by_split = _groups(answers, "split")
     control_by_split = _groups(control, "split")
     splits = {name: _group(rows, control_by_split.get(name, [])) for name, rows in sorted(by_split.items())}
+    seen, unseen = _seen(answers, control, splits), splits.get(UNSEEN)
+    for group, is_unseen in ((seen, False), (unseen, True)):
+        rows = [row for row in blind if row["expected"] and (row["split"] == UNSEEN) is is_unseen]
+        if group is not None and rows:
+            group["blind"] = _share(rows)
     return {
         "n_questions": len(answers) + unscored,
         **({"n_without_answer": unscored} if unscored else {}),
-        "seen": _seen(answers, control, splits),
-        "unseen": splits.get(UNSEEN),
+        "seen": seen,
+        "unseen": unseen,
         "splits": splits,
     }
 

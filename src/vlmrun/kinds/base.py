@@ -38,8 +38,8 @@ class Kind(Generic[S]):
         stage: its node of the configuration; marks in it name parents and data (`config/marks.py`).
         version: raised when the code makes something else from the same configuration; part of every key.
         back: the module that carries it out, `execute(job) -> Result | None`, imported by workers only.
-        trains: whether it runs on every rank, under watch, and leaves a loss curve and checkpoints.
-        shares: whether the ranks of one node share its work, without being watched.
+        shares: whether all ranks of all nodes share its work; else it is one process of the first node.
+        trains: whether it is watched meanwhile, and leaves a loss curve and checkpoints.
         makes_model: whether further stages can start from what it makes.
         answers: whether it leaves answers to questions, which reports show.
         objective: the number of its summary that a sweep judges it by.
@@ -49,8 +49,8 @@ class Kind(Generic[S]):
     stage: ClassVar[type[StageNode]] = StageNode
     version: ClassVar[int] = 1
     back: ClassVar[str] = ""
-    trains: ClassVar[bool] = False
     shares: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     makes_model: ClassVar[bool] = True
     answers: ClassVar[bool] = False
     objective: ClassVar[str | None] = None

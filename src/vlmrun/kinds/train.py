@@ -10,6 +10,7 @@ class _Train(Kind[TrainStage]):
     stage = TrainStage
     version = 4
     back = "vlmrun.stages.train"
+    shares = True
     trains = True
     objective = "loss"
     numbers = (

@@ -20,7 +20,8 @@ from vlmrun.model.head import Head
 from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, grids_of, tiling
-from vlmrun.model.towers.base import Tower
+from vlmrun.model.tower_cache import TowerCache
+from vlmrun.model.towers.base import Grids, Tower
 from vlmrun.model.ulysses import Ulysses
 
 
@@ -62,6 +63,7 @@ class VLM(nn.Module):
         self.image_tokens = tiling(connector.tokens(tower.n_patches), tiles)
         self.sequence: Ulysses | None = None  # when several ranks share every sequence of a training batch
         self.head = Head(llm)  # how losses are computed: from full logits, unless training asks for another way
+        self.tower_cache: TowerCache | None = None  # where features of a frozen tower are kept
         self.tower_no_grad = False  # compat.tower_no_grad: whatever is tuned, no gradient reaches the tower
 
     @property
@@ -216,7 +218,7 @@ class VLM(nn.Module):
         # Images of their own shapes; a tower and a connector that take them are given them.
         shapes = () if (grids := grids_of(layouts)) is None else (grids,)
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-            layers = self.tower(pixels.to(self.tower.dtype), *shapes)  # one [S, P, Dv] for each requested layer
+            layers = self._layers(pixels.to(self.tower.dtype), *shapes)  # one [S, P, Dv] for each requested layer
         # An identity has no parameters; it hands features to the LLM as they will be added there.
         weight = next(self.connector.parameters(), None)
         dtype = self.llm.get_input_embeddings().weight.dtype if weight is None else weight.dtype  # type: ignore[operator]
@@ -225,6 +227,12 @@ class VLM(nn.Module):
         rows = self.image_tokens.merged(features, layouts, newline)  # [rows, D]
         # In the graph on every rank, whether or not an image of this batch was cut.
         return rows if newline is None else rows + newline.sum() * 0
+
+    def _layers(self, pixels: torch.Tensor, *shapes: Grids) -> list[torch.Tensor]:
+        if self.tower_cache is None:
+            layers: list[torch.Tensor] = self.tower(pixels, *shapes)
+            return layers
+        return self.tower_cache.features(self.tower, pixels)
 
     @staticmethod
     def _is_blank(mask: torch.Tensor, pixels: torch.Tensor | None) -> bool:

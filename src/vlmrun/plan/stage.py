@@ -9,11 +9,12 @@ from vlmrun.arch.counts import Counts
 from vlmrun.arch.sizes import Shapes
 from vlmrun.config.schema import HardwareConfig, StageNode, TrainStage
 from vlmrun.kinds.needs import Needs
-from vlmrun.plan import advice, disk, memory, time
+from vlmrun.plan import advice, disk, features, memory, time
 from vlmrun.plan.activations import Batch
 from vlmrun.plan.advice import Suggestion
 from vlmrun.plan.counts import counts
 from vlmrun.plan.disk import Disk
+from vlmrun.plan.features import Features
 from vlmrun.plan.lengths import Samples, Source
 from vlmrun.plan.memory import Memory
 from vlmrun.plan.time import Duration, Rates
@@ -52,6 +53,7 @@ class TrainPlan:
     suggestions: tuple[Suggestion, ...]
     duration: Duration | None
     disk: Disk
+    features: Features | None  # kept under tower_cache
 
     @property
     def fits(self) -> bool | None:
@@ -116,6 +118,7 @@ def train(
         suggestions=tuple(advice.suggestions(name, stage, hardware, planned)),
         duration=work,
         disk=disk.train(shapes, stage, hardware, work.steps if work is not None else None),
+        features=features.kept(shapes, stage, hardware, samples, work, rates),
     )
 
 

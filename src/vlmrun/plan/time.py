@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vlmrun.arch.sizes import Linear, Shapes
+from vlmrun.arch.sizes import Linear, Shapes, Tower
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, Packing, TrainStage
 from vlmrun.hardware import gpus
@@ -95,13 +95,17 @@ def per_sample(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samp
 def _vision(shapes: Shapes, stage: TrainStage, samples: Samples) -> tuple[float, float, float]:
     """Of tower and connector: forward, backward, recomputed."""
     tower, sees = shapes.tower, stage.tune.sees
-    rows = tower.tokens
-    products = 2.0 * rows * (4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate)
-    square = tower.blocks * (products + 4.0 * rows * rows * tower.hidden)
-    eye = samples.squares * tower.squares * square
+    eye = samples.squares * tower_flops(tower)
     between = samples.squares * sum(_product(linear, n) for linear, n in shapes.connector.linears)
     learns = (1 + sees) if stage.tune.connector == "full" or sees else 0
     return eye + between, 2 * eye * sees + learns * between, eye * (sees and bool(stage.gradient_checkpointing))
+
+
+def tower_flops(tower: Tower) -> float:
+    """Of one image or tile, at all scales."""
+    rows = tower.tokens
+    products = 2.0 * rows * (4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate)
+    return tower.squares * tower.blocks * (products + 4.0 * rows * rows * tower.hidden)
 
 
 # Share of a row's positions that hold a token, by how many samples of mean length it is long: as `make bench-packing`

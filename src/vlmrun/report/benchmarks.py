@@ -14,10 +14,11 @@ from vlmrun.report import html as page
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
 
-_TITLES = ("benchmark", "score", "95 % interval", "upstream's reading", "shuffled", "answered", "doubtful", "protocol",
-           "published")  # fmt: skip
-_STYLES = ("", "right", "", "right", "right", "right", "right", "", "")
+_TITLES = ("benchmark", "score", "95 % interval", "upstream's reading", "shuffled", "blind", "answered", "doubtful",
+           "protocol", "published")  # fmt: skip
+_STYLES = ("", "right", "", "right", "right", "right", "right", "right", "", "")
 _MOST_LABELS = 12
+_MOST_RECIPES = 3
 
 
 def cards(folder: Path) -> dict[str, dict[str, Any]]:
@@ -28,9 +29,15 @@ def cards(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: card for name, card in found.items() if isinstance(card, dict) and "value" in card}
 
 
+def elsewhere(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sets of an evaluate stage that a server or a judge scores, as scorecards without a score."""
+    found = _scores(folder).get("unscored") or {}
+    return {name: {"value": None, **card} for name, card in found.items()} if isinstance(found, dict) else {}
+
+
 def write(stages: Mapping[str, Path], stream: IO[str]) -> None:
     """One table of all scores of a run's evaluate stages."""
-    found = {stage: {**_exact_match(folder), **cards(folder)} for stage, folder in stages.items()}
+    found = {stage: {**_exact_match(folder), **cards(folder), **elsewhere(folder)} for stage, folder in stages.items()}
     lines = [[stage, *_line(name, card)] for stage, each in found.items() for name, card in each.items()]
     if lines:
         tables.write(Grid("scores", [Column("stage"), *_columns()], lines), stream)
@@ -54,6 +61,7 @@ def _exact_match(folder: Path) -> dict[str, dict[str, Any]]:
             "value": group["accuracy"],
             "interval": group.get("interval"),
             "shuffled": group.get("shuffled"),
+            "blind": group.get("blind"),
             "n_questions": group["n_questions"],
             "n_answered": group["n_questions"],
             "protocol": held.get("protocol"),
@@ -74,10 +82,11 @@ def _scores(folder: Path) -> dict[str, Any]:
 def show(name: str, folder: Path) -> Markup:
     """Tables of one evaluate stage; empty without benchmarks."""
     found = cards(folder)
-    if not found:
+    shown = {**found, **elsewhere(folder)}
+    if not shown:
         return Markup()
-    body = page.table(list(_TITLES), [_line(each, card) for each, card in found.items()], list(_STYLES))
-    notes = "; ".join(f"{each}: {card['note']}" for each, card in found.items() if card.get("note"))
+    body = page.table(list(_TITLES), [_line(each, card) for each, card in shown.items()], list(_STYLES))
+    notes = "; ".join(f"{each}: {card['note']}" for each, card in shown.items() if card.get("note"))
     more = [_categories(each, card) + _confusion(each, card) for each, card in found.items()]
     return page.card(name, body, notes) + Markup().join(more)
 
@@ -95,15 +104,26 @@ def _line(name: str, card: dict[str, Any]) -> list[str]:
     upstream = card.get("upstream") or {}
     return [
         name,
-        text(card["value"], scale),
+        f"by its {card['by']}" if card.get("by") else text(card["value"], scale) or "not defined",
         " .. ".join(text(bound, scale) for bound in bounds),
         text(upstream.get("value"), scale) or ("ends without a score" if upstream.get("stops") else ""),
         text(card.get("shuffled"), scale),
+        text(card.get("blind"), scale),
         f"{card.get('n_answered')}/{card.get('n_questions')}",
         str(card.get("n_doubtful", "")),
         str((card.get("protocol") or {}).get("id", "")),
-        "; ".join(f"{model} {number:g}" for model, number in (card.get("published") or {}).items()),
+        _published(card, scale),
     ]
+
+
+def _published(card: Mapping[str, Any], scale: float) -> str:
+    """What is published; behind the number of ours that it compares with, where that is not the score."""
+    numbers = [f"{recipe} {number:g}" for recipe, number in (card.get("published") or {}).items()]
+    if len(numbers) > _MOST_RECIPES:
+        numbers = [*numbers[: _MOST_RECIPES - 1], f"{len(numbers) - _MOST_RECIPES + 1} more in {SCORES}"]
+    name = card.get("published_of")
+    ours = text((card.get("strict") or {}).get(name), scale) if name else ""
+    return "; ".join([*([f"{name} {ours}"] if ours and numbers else []), *numbers])
 
 
 def _categories(name: str, card: dict[str, Any]) -> Markup:

@@ -9,6 +9,7 @@ from vlmrun.config import derived
 from vlmrun.config.schema import TrainStage
 from vlmrun.plan import memory, time
 from vlmrun.plan import run as planning
+from vlmrun.plan.features import DISK_BYTES_PER_SECOND
 from vlmrun.plan.stage import OtherPlan, TrainPlan
 from vlmrun.report import tables
 from vlmrun.report.tables import Column, Grid
@@ -31,6 +32,7 @@ def show(found: planning.Plan, asked: planning.Options, stream: IO[str]) -> None
         tables.write(_others(others, found.run.hardware.gpu), stream)
     for one in trained:
         _advise(one, stream)
+        _say_features(one, stream)
     stream.write("\nassumed:\n")
     for line in assumptions(found, asked):
         stream.write(f"  {line}\n")
@@ -140,6 +142,21 @@ def _advise(one: TrainPlan, stream: IO[str]) -> None:
         stream.write(f"  {words}  ->  {_gib(suggestion.needed)} GiB{away}, {fits}{other}\n")
 
 
+def _say_features(one: TrainPlan, stream: IO[str]) -> None:
+    """What tower_cache takes, saves, and whether that pays."""
+    found = one.features
+    if found is None:
+        return
+    size = tables.bytes_text(found.n_bytes)
+    rates = f"{found.reading * 1e3:.2g} ms to read, {found.seconds * 1e3:.2g} ms to compute"
+    stream.write(f"\n{one.name}: tower_cache takes {size}; an image's features take {rates}.\n")
+    if not found.pays:
+        stream.write(f"  It does not pay: stage.{one.name}.tower_cache=null\n")
+        return
+    later = f"each later run of these images {found.flops / 1e18:.3g}"
+    stream.write(f"  It saves {found.saved / 1e18:.3g} EFLOP in this run, {later}.\n")
+
+
 def assumptions(found: planning.Plan, asked: planning.Options) -> list[str]:
     """What is not known but taken for granted, a sentence each."""
     said = [f"sizes of {path} as published (its folder is not here)" for path in found.stood_in]
@@ -175,6 +192,9 @@ def _of_stage(asked: object, one: TrainPlan) -> list[str]:
         said.append(f"{one.name}: {n:.1f} samples in a row of {asked.packing.length} tokens, {fill:.1%} of it filled")
     if one.duration is not None and one.duration.held_out is None:
         said.append(f"{one.name}: evaluation is not counted: not known how many samples; eval.max_samples or --records")
+    if one.features is not None:
+        rate = f"{DISK_BYTES_PER_SECOND / 1e9:g} GB a second"
+        said.append(f"{one.name}: a node's disk reads {rate}, no two images are equal (tower_cache)")
     if one.memory.drive:
         said.append(f"{one.name}: what the drive's buffers take in host memory is not counted")
     return said

@@ -27,8 +27,7 @@ def command(job: StageJob, port: int, visible: str = "", attempt: int = 0, node:
     """
     worker = ["-m", "vlmrun.worker", str(job.path / JOB_FILE)]
     launcher = job.hardware.launcher
-    front = kinds.of(job.stage)
-    if not (front.trains or front.shares) or launcher == "inline":
+    if not kinds.of(job.stage).shares or launcher == "inline":
         return [sys.executable, *worker]
     if launcher == "torchrun":
         return [sys.executable, "-m", "vlmrun.torchrun", *_torchrun(job, port, attempt, node), *worker]

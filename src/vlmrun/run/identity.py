@@ -6,6 +6,7 @@ changed value is another folder). What only moves work about is marked `Volatile
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,10 +31,16 @@ _MODEL_FILES = (*_PART_FILES, "*.pt", "*.gguf")
 
 
 def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
-    """Stage name -> key, for stages in order. Data files must exist by now (the checks see to it)."""
+    """Stage name -> key, for stages in order.
+
+    A stage whose files are not here has none, and neither has what starts from it: the checks see to it that this is
+    none of the stages that are run.
+    """
     found: dict[str, str] = {}
     for item in planned:
-        found[item.name] = _hash(_identity(item, run, found))
+        if all(parent is None or parent in found for parent in item.parents.values()):
+            with contextlib.suppress(FileNotFoundError):
+                found[item.name] = _hash(_identity(item, run, found))
     return found
 
 

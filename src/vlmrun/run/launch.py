@@ -64,7 +64,7 @@ def _attempt(job: StageJob, lock_fd: int, watch: Watch, attempt: int, crew: Crew
     failure = job.path / FAILURE_FILE
     failure.unlink(missing_ok=True)
     port = _free_port()
-    if kinds.of(job.stage).trains:
+    if kinds.of(job.stage).shares:
         crew.start(job.name, attempt, port)
     code, stopped = once(job, Start(port, attempt, crew.node), crew.guard, watch, lock_fd)
     error = error_from_dict(json.loads(failure.read_text("utf-8"))) if failure.is_file() else None

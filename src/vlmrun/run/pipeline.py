@@ -17,7 +17,7 @@ from vlmrun.cluster.node import Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig, DataConfig, HardwareConfig, RunConfig
-from vlmrun.errors import CheckpointError
+from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.graph import Planned
 from vlmrun.outcome import Outcome
 from vlmrun.run import identity, launch
@@ -47,7 +47,17 @@ class Run:
         return {**self.keys, "the hardware": self.config.hardware.model_dump_json()}
 
     def stage_folder(self, name: str) -> Path:
-        """The folder of one of the run's stages."""
+        """The folder of one of the run's stages.
+
+        Raises:
+            ConfigError: for a stage without a key.
+        """
+        if name not in self.keys:
+            raise ConfigError(
+                f"stage {name!r}, or one that it starts from, reads a file that is not here",
+                f"stage.{name}",
+                "vlmrun check with the same overrides, but without only, names the file",
+            )
         return store.folder(self.root, name, self.keys[name])
 
 
@@ -63,7 +73,7 @@ def execute(run: Run, crew: Crew = NOBODY) -> list[Outcome]:
     """Runs what is not finished yet, parents first.
 
     Args:
-        crew: the other nodes that train with this one.
+        crew: the other nodes that work with this one.
 
     Raises:
         VlmrunError: the first stage's error; what was finished before it stays finished.
@@ -84,8 +94,8 @@ def make_data(run: Run, names: Collection[str]) -> None:
             _one(run, item, "[data]", NOBODY)
 
 
-def train_along(run: Run, node: Node) -> None:
-    """On a node that is not the first: starts its ranks of whatever node 0 trains, until the run is over.
+def work_along(run: Run, node: Node) -> None:
+    """On a node that is not the first: starts its ranks of whatever node 0 starts, until the run is over.
 
     Raises:
         VlmrunError: what went wrong there, or between here and there.
@@ -154,8 +164,8 @@ def job_of(run: Run, item: Planned) -> StageJob:
 
 
 def _hardware(item: Planned, hardware: HardwareConfig) -> HardwareConfig:
-    """Only training spreads over nodes; everything else happens on the first one, with the ranks it has there."""
-    return hardware if kinds.of(item.stage).trains else hardware.model_copy(update={"nodes": 1})
+    """What all ranks share spreads over nodes: training and evaluation; everything else happens on the first one."""
+    return hardware if kinds.of(item.stage).shares else hardware.model_copy(update={"nodes": 1})
 
 
 def _absolute(data: DataConfig, prepared: Path | None) -> DataConfig:

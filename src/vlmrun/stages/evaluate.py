@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,15 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import Asking, BenchmarkConfig, DataConfig, EvaluateStage
 from vlmrun.data import templates
 from vlmrun.data.encoder import Encoder
-from vlmrun.data.images.finding import ImageFolder, folder_of
+from vlmrun.data.images.finding import folder_of
 from vlmrun.data.images.seeing import view_of
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.prompts import Prompts
-from vlmrun.data.reading import ImageCheck, list_skipped, rejection_error, usable
-from vlmrun.data.sample import IMAGE_TAG, Question, Rejected, Turn
+from vlmrun.data.reading import list_skipped, rejection_error, usable
+from vlmrun.data.sample import Question, Rejected
 from vlmrun.errors import ConfigError, DataError
-from vlmrun.eval import cards, inline, protocol
-from vlmrun.eval import questions as bench_questions
-from vlmrun.eval.asked import Asked, Benchmark, with_other_pictures, without_pictures
+from vlmrun.eval import cards, protocol, sets
+from vlmrun.eval.asked import Asked, with_other_pictures, without_pictures
 from vlmrun.eval.predict import Asker, Ranks
 from vlmrun.eval.progress import progress
 from vlmrun.eval.vqa import score
@@ -60,7 +58,7 @@ def execute(job: StageJob) -> Result | None:
         controls: dict[str, tuple[str, list[Asked]]] = {}
         if job.stage.shuffle_control:
             controls["shuffled"] = (SHUFFLED, with_other_pictures(found, job.stage.seed))
-        if blind := without_pictures(found):
+        if blind := without_pictures(found, every=job.stage.blind_control):
             controls["blind"] = (BLIND, blind)
         with progress("answers") as report:
             answers = asker.predict(found, job.path / ANSWERS, report)
@@ -85,13 +83,17 @@ def _scored(
 ) -> Result:
     plain = {one.data for one in found if one.benchmark is None}
     rows, shuffled = ([row for row in each if row["data"] in plain] for each in (answers, others.get("shuffled", [])))
-    scores = score(rows, shuffled)
+    scores = score(rows, shuffled, [row for row in others.get("blind", []) if row["data"] in plain])
     encoder = asker.prompts.encoder
     if plain:
         scores["protocol"] = protocol.of_questions(
             template=encoder.template.name, image_aspect=encoder.aspect, max_new_tokens=asker.max_new_tokens
         )
-    made, marks = cards.make(found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect)
+    made, marks = cards.make(
+        found, answers, others, template=encoder.template.name, image_aspect=encoder.aspect, run=job.run
+    )
+    if elsewhere := cards.unscored(found, answers, job.run):
+        scores["unscored"] = elsewhere
     if made:
         scores["benchmarks"] = made
         artifact.write_text(job.path / MARKS, "".join(json.dumps(mark) + "\n" for mark in marks))
@@ -144,10 +146,12 @@ def questions(job: StageJob) -> list[Asked]:
     for name in job.stage.data:
         config = job.data[name]
         if isinstance(config, BenchmarkConfig):
-            found += _chosen(_of_benchmark(job, name, config), job.stage)
+            asked, rejected = sets.asked(name, config, job.path / _PICTURES)
+            _refuse(job, rejected, len(asked), skip=config.on_error == "skip")
+            found += sets.chosen(asked, job.stage.max_samples, job.stage.seed)
         else:
             plain += _of_data(job, name, config)
-    found = [*_chosen(plain, job.stage), *found]
+    found = [*sets.chosen(plain, job.stage.max_samples, job.stage.seed), *found]
     if not found:
         raise DataError("no question in the data", ", ".join(job.stage.data), "look at the files")
     return [
@@ -155,13 +159,6 @@ def questions(job: StageJob) -> list[Asked]:
         for asked in found
         for draw in range(1 if asked.benchmark is None else asked.benchmark.config.generation.answers)
     ]
-
-
-def _chosen(found: list[Asked], stage: Asking) -> list[Asked]:
-    limit = stage.max_samples
-    if limit is None or limit >= len(found):
-        return found
-    return [found[i] for i in sorted(random.Random(stage.seed).sample(range(len(found)), limit))]
 
 
 def _of_data(job: StageJob, name: str, config: DataConfig) -> list[Asked]:
@@ -190,34 +187,6 @@ def _refuse(job: StageJob, rejected: list[Rejected], n_samples: int, *, skip: bo
         list_skipped(job.path / SKIPPED, [record.to_dict() for record in rejected])
 
 
-def _of_benchmark(job: StageJob, name: str, config: BenchmarkConfig) -> list[Asked]:
-    skip = config.on_error == "skip"
-    found: list[Asked] = []
-    rejected: list[Rejected] = []
-    for place, row in enumerate(bench_questions.read(config, need_gold=config.metric is not None)):
-        root, picture = folder_of(config), row.image
-        if picture is not None and row.picture != picture:
-            root, picture = ImageFolder(job.path / _PICTURES), inline.unpack(picture, job.path / _PICTURES)
-        text = row.text if picture is None else f"{IMAGE_TAG}\n{row.text}"
-        golds = row.fields.get("answers") or row.fields.get("answer", "")
-        question = Question(
-            id=row.id,
-            images=() if picture is None else (picture,),
-            turns=(Turn("user", text),),
-            source=(config.annotations, place),
-            answer=" | ".join(map(str, golds)) if isinstance(golds, list) else str(golds),
-            category=row.category,
-            split="test",
-        )
-        problem = ImageCheck(root).check(question, suggesting=False)
-        if not isinstance(problem, Rejected):
-            found.append(Asked(question, root, name, skip, Benchmark(config, row)))
-        else:
-            rejected.append(problem)
-    _refuse(job, rejected, len(found), skip=skip)
-    return found
-
-
 def summary(scores: dict[str, Any], seconds: float, n_answers: int | None = None) -> dict[str, Any]:
     """What a table shows of scores; of each benchmark its score by its name."""
     seen, unseen = scores["seen"] or {}, scores["unseen"] or {}
@@ -242,4 +211,13 @@ def _tell(scores: dict[str, Any]) -> None:
             n_questions = group["n_questions"]
             log.info("%s: %s of %d (chance %s, shuffled %s)", label, accuracy, n_questions, chance, shuffled)
     for name, card in scores.get("benchmarks", {}).items():
-        log.info("%s: %s, 95 %% %s, protocol %s", name, card["value"], card["interval"], card["protocol"]["id"])
+        log.info("%s: %s, protocol %s", name, _told(card), card["protocol"]["id"])
+
+
+def _told(card: dict[str, Any]) -> str:
+    """A score with its interval, in per cent or in its own points."""
+    bounds = [card["value"], *(card["interval"] or ())]
+    if card["value"] is None:
+        return "not defined for these answers"
+    value, *ends = (f"{100 * each:.1f}" if card["scale"] == 1.0 else f"{each:.1f}" for each in bounds)
+    return value + (f", 95 % {ends[0]} to {ends[1]}" if ends else "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from vlmrun.config.job import StageJob
+from vlmrun.config.schema import TrainStage
 from vlmrun.names import HELD_OUT, METRICS, SAMPLES, SKIPPED, WEIGHTS
 from vlmrun.outcome import Result
+from vlmrun.stages import meanwhile
 from vlmrun.train import setup
 from vlmrun.train.log import data_wait
 
 
 def execute(job: StageJob) -> Result | None:
     """Trains, and tells what a table shows; None on ranks other than 0."""
-    trained = setup.train(job)
+    assert isinstance(job.stage, TrainStage)
+    trained = setup.train(job, meanwhile.questions(job, job.stage))
     if trained is None:
         return None
     losses = [row.loss for row in trained.rows if row.loss is not None]
@@ -30,6 +33,7 @@ def execute(job: StageJob) -> Result | None:
     }
     if trained.score is not None:
         summary |= {"eval_loss": trained.score["loss"], "eval_exact_match": trained.score["exact_match"]}
+        summary |= {f"eval_{name}": value for name, value in trained.score.get("benchmarks", {}).items()}
     if trained.best is not None:
         summary["best_step"] = trained.best
     if trained.stopped:

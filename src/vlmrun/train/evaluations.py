@@ -13,7 +13,7 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.data.sampler import Schedule
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import Tracker
-from vlmrun.train.scores import By, Record
+from vlmrun.train.scores import Record
 
 log = logs.get(__name__)
 
@@ -55,7 +55,7 @@ class Evaluations:
         if self._evaluator is None:
             return None
         score, _ = self._evaluator.evaluate(self._schedule.steps)
-        log.info("%s  averaged weights: held-out loss %.4f", self._name, score.loss)
+        log.info("%s  averaged weights: %s", self._name, score.line.partition(": ")[2])
         return asdict(score)
 
     def is_over(self, finished: int) -> bool:
@@ -68,10 +68,11 @@ class Evaluations:
     def why(self) -> str:
         """The reason of that, in a sentence."""
         assert self._stage.eval is not None
-        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {_CALLED[self._by]}"
+        called = _CALLED.get(self._by, f"score of {self._by}")
+        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {called}"
 
     @property
-    def _by(self) -> By:
+    def _by(self) -> str:
         return self._stage.keep_best or "loss"
 
     def _is_due(self, finished: int) -> bool:

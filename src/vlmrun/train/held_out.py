@@ -1,4 +1,4 @@
-"""Evaluation during training: the loss of held-out data, and some answers, without changing what is trained.
+"""Evaluation during training: the loss of held-out data, some answers, and benchmarks, without changing the training.
 
 Every step seeds its random numbers, so it does not matter what is drawn in between (nothing is); modes are put back as
 they were, and gradients are off. Which samples are looked at, and in which batches, does not change from one evaluation
@@ -18,15 +18,17 @@ import torch
 from torch import nn
 
 from vlmrun import heartbeat
-from vlmrun.config.schema import TrainStage
-from vlmrun.data.collate import Collator
+from vlmrun.config.job import StageJob
+from vlmrun.config.schema import BenchmarkConfig
 from vlmrun.data.dataset import Dataset, Item
 from vlmrun.data.prompts import Prompts
 from vlmrun.data.sample import IMAGE_TAG, same_answer
 from vlmrun.errors import DataError
 from vlmrun.model.loss import count
 from vlmrun.train import dist
+from vlmrun.train.benchmarks import Questions
 from vlmrun.train.engine.base import Engine
+from vlmrun.train.samples import Samples
 from vlmrun.train.scores import Score
 
 
@@ -34,7 +36,8 @@ class Evaluator:
     """Held-out data, and how a model under training is tried on it.
 
     Args:
-        dataset: of the stage's `eval.data`.
+        dataset: of the stage's `eval.data` but for benchmarks; None: there is none.
+        benchmarks: those among `eval.data`.
         autocast: whether the engine runs its forward passes under bf16 autocast.
 
     Raises:
@@ -42,15 +45,19 @@ class Evaluator:
     """
 
     def __init__(
-        self, engine: Engine, dataset: Dataset, collator: Collator, stage: TrainStage, *, autocast: bool
+        self, engine: Engine, dataset: Dataset | None, benchmarks: Questions | None, samples: Samples, *, autocast: bool
     ) -> None:
+        stage = samples.stage
         assert stage.eval is not None
         self.asked = stage.eval
-        self._engine, self._dataset, self._collator, self._autocast = engine, dataset, collator, autocast
-        self._chosen = _choice(len(dataset), self.asked.max_samples, stage.seed)
+        self._engine, self._collator, self._autocast = engine, samples.collator, autocast
+        self._prompts = Prompts(samples.encoder)
+        self._held_out = dataset
+        self._chosen = [] if dataset is None else _choice(len(dataset), self.asked.max_samples, stage.seed)
         self._batches = _cut(self._chosen, stage.micro_batch)
-        self._prompts = Prompts(dataset.encoder) if self.asked.generate else None
         self._questions = _cut(self._askable(), stage.micro_batch)
+        self._benchmarks = benchmarks
+        self._asks = [] if benchmarks is None else benchmarks.usable(self._prompts)
 
     def evaluate(self, step: int) -> tuple[Score, list[dict[str, Any]]]:
         """The score of the model as it is, and on rank 0 a row for each generated answer. A collective."""
@@ -59,6 +66,7 @@ class Evaluator:
             loss, n_tokens = self._loss()
             with self._engine.readable():
                 rows = self._answers()
+                found = self._scores()
         matches = [same_answer(row["answer"], row["expected"]) for row in rows]
         score = Score(
             step=step,
@@ -67,11 +75,19 @@ class Evaluator:
             supervised_tokens=n_tokens,
             samples=len(self._chosen),
             seconds=time.monotonic() - began,
+            benchmarks=found,
         )
         return score, [{"step": step, **row} for row in rows]
 
-    def _loss(self) -> tuple[float, int]:
+    @property
+    def _dataset(self) -> Dataset:
+        assert self._held_out is not None
+        return self._held_out
+
+    def _loss(self) -> tuple[float | None, int]:
         """Mean over all supervised tokens of all ranks, and how many they are."""
+        if self._held_out is None:
+            return None, 0
         sums = torch.zeros(2, dtype=torch.float64)
         for batch, counts in _mine(self._batches):
             heartbeat.beat("evaluate")
@@ -88,14 +104,28 @@ class Evaluator:
         for batch, counts in _mine(self._questions):
             heartbeat.beat("evaluate")
             items = [self._item(index) for index in batch]
-            texts = self._generate(items)
+            texts = self._generate(items, self.asked.max_new_tokens)
             if counts:
                 mine.append([self._row(index, text) for index, text in zip(batch, texts, strict=True)])
         rounds = itertools.zip_longest(*dist.gather_objects(mine)[:: dist.replicas()], fillvalue=[])
         return [row for turn in rounds for batch in turn for row in batch]
 
-    def _generate(self, items: Sequence[Item]) -> list[str]:
-        assert self._prompts is not None
+    def _scores(self) -> dict[str, float | None]:
+        """The score of every benchmark, on every rank."""
+        benchmarks = self._benchmarks
+        if benchmarks is None:
+            return {}
+        mine: dict[int, str] = {}
+        for batch, counts in _mine(self._asks):
+            heartbeat.beat("evaluate")
+            items = [benchmarks.item(place, self._prompts) for place in batch]
+            texts = self._generate(items, benchmarks.asks[batch[0]].max_new_tokens)
+            if counts:
+                mine |= dict(zip(batch, texts, strict=True))
+        texts_by_place = {place: text for part in dist.gather_objects(mine) for place, text in part.items()}
+        return benchmarks.score(texts_by_place)
+
+    def _generate(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
         batch = self._prompts.collate(items)
         place = next(self._engine.vlm.parameters()).device
         with self._engine.readable(), torch.autocast(place.type, torch.bfloat16, enabled=self._autocast):
@@ -104,7 +134,7 @@ class Evaluator:
                 batch["input_ids"].to(place),
                 batch["attention_mask"].to(place),
                 batch["pixels"].to(place),
-                max_new_tokens=self.asked.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 eos_ids=self._prompts.stop_ids,
                 layouts=batch["layouts"],
                 together=dist.world() > 1,
@@ -124,13 +154,14 @@ class Evaluator:
 
     def _item(self, index: int) -> Item:
         """The prompt of a sample: all but its last answer."""
-        assert self._prompts is not None
         sample, item = self._dataset.sample(index), self._dataset[index]
         return self._prompts.item(sample.turns[:-1], item.pixels, sample.where, item.layouts, sample=sample)
 
     def _askable(self) -> list[int]:
         """The first samples that end with an answer, and whose prompt fits."""
         found: list[int] = []
+        if self._held_out is None:
+            return found
         for index in self._chosen:
             if len(found) == self.asked.generate:
                 break
@@ -149,6 +180,17 @@ class Evaluator:
         except DataError:  # the prompt alone is too long
             return False
         return True
+
+
+def create(engine: Engine, job: StageJob, samples: Samples, benchmarks: Questions | None) -> Evaluator | None:
+    """The evaluator of a train stage; None where it is not evaluated."""
+    stage = samples.stage
+    if stage.eval is None:
+        return None
+    plain = [name for name in stage.eval.data if not isinstance(job.data[name], BenchmarkConfig)]
+    dataset = samples.held_out(plain) if plain else None
+    autocast = stage.engine == "plain" and job.hardware.precision == "bf16"
+    return Evaluator(engine, dataset, benchmarks, samples, autocast=autocast)
 
 
 def _mine(batches: Sequence[list[int]]) -> Iterator[tuple[list[int], bool]]:

@@ -18,6 +18,7 @@ from vlmrun.model import new_tokens, offload_checkpoints, parts, quantize, recom
 from vlmrun.model.head import Head, causal_lm
 from vlmrun.model.parts import Loaded
 from vlmrun.model.tiles import tiling
+from vlmrun.model.tower_cache import TowerCache
 from vlmrun.model.towers import fp16
 from vlmrun.model.ulysses import Ulysses
 from vlmrun.train import dist
@@ -86,8 +87,18 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
     # FSDP moves block by block what it has cut, and ZeRO-3 has cut it already.
     if stage.engine == "plain" or (config is not None and stage.zero != 3):
         loaded.vlm.to(dist.device(job.hardware))
+    if stage.tower_cache is not None:
+        folder = Path(stage.tower_cache).expanduser()
+        computed = [attention, job.hardware.tf32, stage.compat.fp16_tower]
+        loaded.vlm.tower_cache = TowerCache(folder, loaded.vlm.tower, computed)
     del alive
     return loaded
+
+
+def release(loaded: Loaded) -> None:
+    """Closes what training kept open beside the model."""
+    if loaded.vlm.tower_cache is not None:
+        loaded.vlm.tower_cache.close()
 
 
 def _cut_as_asked(loaded: Loaded, tiles: Tiles | Slices | None) -> None:

@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlmrun import artifact
 from vlmrun.names import HELD_OUT, SAMPLES
 from vlmrun.train import dist
 
-By = Literal["loss", "exact_match"]
-
 
 @dataclass(frozen=True)
 class Score:
-    """One evaluation. `exact_match` is None when no answer was generated."""
+    """One evaluation.
+
+    Args:
+        loss: None without held-out data other than benchmarks.
+        exact_match: None when no answer was generated.
+        benchmarks: the score of each; None where it is not defined.
+    """
 
     step: int
-    loss: float
+    loss: float | None
     exact_match: float | None
     supervised_tokens: int
     samples: int
     seconds: float
+    benchmarks: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def numbers(self) -> dict[str, float]:
         """What a curve is drawn of."""
-        known = {"loss": self.loss, "exact_match": self.exact_match}
+        known = {"loss": self.loss, "exact_match": self.exact_match, **self.benchmarks}
         return {name: value for name, value in known.items() if value is not None}
 
     @property
     def line(self) -> str:
-        """`held-out loss 0.412, 12 of 32 answers right` in few words."""
-        right = "" if self.exact_match is None else f", {self.exact_match:.1%} of the answers right"
-        return f"step {self.step}: held-out loss {self.loss:.4f}{right} ({self.seconds:.1f} s)"
+        """`held-out loss 0.412, 12.5% of the answers right, pope 0.71` in few words."""
+        said = [] if self.loss is None else [f"held-out loss {self.loss:.4f}"]
+        said += [] if self.exact_match is None else [f"{self.exact_match:.1%} of the answers right"]
+        said += [f"{name} {value:.4g}" for name, value in self.benchmarks.items() if value is not None]
+        return f"step {self.step}: {', '.join(said)} ({self.seconds:.1f} s)"
 
 
 class Record:
@@ -59,7 +66,8 @@ class Record:
 
     def add(self, score: Score, samples: list[dict[str, Any]]) -> None:
         """Appends one evaluation."""
-        self._scores.append(asdict(score))
+        row = asdict(score)
+        self._scores.append(row if score.benchmarks else {key: row[key] for key in row if key != "benchmarks"})
         self._samples += samples
         self._write()
 
@@ -67,12 +75,12 @@ class Record:
         """Whether the model of a step has been evaluated."""
         return any(row["step"] == step for row in self._scores)
 
-    def best(self, by: By) -> int | None:
+    def best(self, by: str) -> int | None:
         """The step of the best evaluation so far, the first of equal ones; the model before training is none."""
         known = [(number, step) for step, number in self._numbers(by) if step > 0 and not math.isnan(number)]
         return min(known)[1] if known else None
 
-    def without_gain(self, by: By, least: float) -> int:
+    def without_gain(self, by: str, least: float) -> int:
         """How many evaluations in a row, the last one included, were not better by `least` than the best before them.
 
         One that is not a number is never better.
@@ -85,10 +93,10 @@ class Record:
             best = min(best, number) if missed == 0 else best
         return missed
 
-    def _numbers(self, by: By) -> list[tuple[int, float]]:
+    def _numbers(self, by: str) -> list[tuple[int, float]]:
         """Step and number of every evaluation that has it; lower is better."""
         sign = 1 if by == "loss" else -1
-        return [(row["step"], sign * row[by]) for row in self._scores if row[by] is not None]
+        return [(score.step, sign * score.numbers[by]) for score in self.scores if by in score.numbers]
 
     def of(self, step: int) -> dict[str, Any] | None:
         """The row of a step."""

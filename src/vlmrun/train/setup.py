@@ -15,14 +15,14 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.names import METRICS, PARTS, WEIGHTS
-from vlmrun.train import audit, dist, facts, loop, model, optim
+from vlmrun.train import audit, dist, facts, held_out, loop, model, optim
+from vlmrun.train.benchmarks import Questions
 from vlmrun.train.checkpoint import commit, reshard
 from vlmrun.train.checkpoint.policy import Saver
 from vlmrun.train.ema import Ema
 from vlmrun.train.engine import create
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.evaluations import Evaluations
-from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import Row, Tracker, read
 from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
@@ -48,10 +48,13 @@ class Trained:
     stopped: bool  # before all steps, by eval.patience
 
 
-def train(job: StageJob) -> Trained | None:
+def train(job: StageJob, benchmarks: Questions | None = None) -> Trained | None:
     """Carries out a train stage: fills `checkpoints/`, `metrics.jsonl` and `weights/` of the job's folder.
 
     Every rank calls it; rank 0 gets the result. Called again after a crash it resumes from the newest checkpoint.
+
+    Args:
+        benchmarks: of the stage's `eval.data`.
     """
     stage = job.stage
     assert isinstance(stage, TrainStage)
@@ -59,11 +62,12 @@ def train(job: StageJob) -> Trained | None:
         heartbeat.beat("load")
         config = model.deepspeed_config(job, stage)
         loaded = model.load(job, stage, config)
-        run = _Run(job, stage, loaded, config)
+        run = _Run(job, loaded, config, benchmarks)
         run.resume()
         run.train()
         run.prove()
         run.export()
+        model.release(loaded)
         dist.barrier()
         if dist.is_main():
             shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
@@ -85,8 +89,10 @@ def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
 class _Run:
     """The assembled pieces of one training."""
 
-    def __init__(self, job: StageJob, stage: TrainStage, loaded: Loaded, config: dict[str, Any] | None) -> None:
-        self.job, self.stage, self.loaded = job, stage, loaded
+    def __init__(self, job: StageJob, loaded: Loaded, config: dict[str, Any] | None, asked: Questions | None) -> None:
+        assert isinstance(job.stage, TrainStage)
+        stage = job.stage
+        self.job, self.stage, self.loaded, self.benchmarks = job, stage, loaded, asked
         self.counts = audit.count(loaded.vlm, stage.tune)
         audit.check(self.counts)
         log.info("%s", audit.table(self.counts))
@@ -114,7 +120,8 @@ class _Run:
             self._load(found)
             self.done = found.step
             log.info("%s goes on from step %d of %d", self.job.name, found.step, self.schedule.steps)
-        self.evaluations = Evaluations(self.job, self.stage, self._evaluator(), self.schedule, self.done)
+        evaluator = held_out.create(self.engine, self.job, self.samples, self.benchmarks)
+        self.evaluations = Evaluations(self.job, self.stage, evaluator, self.schedule, self.done)
         self.saver.best = self.evaluations.best
 
     def train(self) -> None:
@@ -220,14 +227,6 @@ class _Run:
         self.engine.load(folder)
         if self.ema is not None:
             self.ema.load(folder)
-
-    def _evaluator(self) -> Evaluator | None:
-        stage = self.stage
-        if stage.eval is None:
-            return None
-        autocast = stage.engine == "plain" and self.job.hardware.precision == "bf16"
-        dataset = self.samples.held_out(stage.eval.data)
-        return Evaluator(self.engine, dataset, self.samples.collator, stage, autocast=autocast)
 
     def _evaluate(self, finished: int) -> bool:
         is_best = self.evaluations.evaluate(finished, self.trackers)

@@ -155,6 +155,17 @@ RULES = {
         "+stage.lora.lora.rank_pattern={*a: 4}",
         "* repeats nothing | the end of a layer's name",
     ),
+    "features of a trained tower": (
+        ["stage.instruct.tune.tower=full", "stage.instruct.tower_cache=features"],
+        "its features change with every update",
+    ),
+    "features of a sharded tower": (
+        ["stage.lora.zero=3", "stage.lora.tower_cache=features"],
+        "ZeRO-3 shards the tower",
+    ),
+    "features in a file": ("stage.lora.tower_cache=/dev/null/features", "/dev/null is not a folder"),
+    "images kept in a file": ("stage.lora.image_cache=/etc/hosts", "/etc/hosts is not a folder"),
+    "features nowhere": ("stage.lora.tower_cache=' '", "tower_cache is empty"),
     "lora on random weights": (["model/llm=pico", "stage.lora.init_from=null"], "lie in no folder"),
     "lora targets": ("stage.lora.lora.targets=[q_prj]", "did you mean 'q_proj'?"),
     "lora no targets": ("stage.lora.lora.targets=[]", "LoRA has no targets"),

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from vlmrun.checks import benchmarks as rules
+from vlmrun.checks import table
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.schema import BenchmarkConfig, DataConfig
 from vlmrun.config.validate import validate
@@ -59,7 +60,7 @@ def broken(*changes):
         *("stage.benchmarks.init_from=instruct", "stage.benchmarks.data=[mmbench]"),
     )
     run = run.model_copy(update={"data": {**run.data, "mmbench": config(*changes)}})
-    return [problem for rule in rules.RULES for problem in rule.find(run)]
+    return table.problems(rules.RULES, run)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,38 @@ def test_values_that_do_not_go_together_are_told(changes, what):
 def test_values_that_do_are_not():
     for changes in ([], ["generation.temperature=0.7", "generation.answers=3", "generation.top_p=0.9"]):
         assert broken(*changes) == []
+
+
+WATCHED = "stage.instruct.eval={steps: 1, data: [pope], max_samples: 8, generate: 0, max_new_tokens: 4, patience: null}"
+PATIENT = "stage.instruct.eval.patience=2"
+
+
+def watched(*changes):
+    """What the rules say of a training that is asked benchmarks meanwhile."""
+    sets = "benchmark=[pope,vqav2]"
+    return table.problems(rules.RULES, run_of("+recipe=llava15_7b", sets, WATCHED, *changes), here=False)
+
+
+def test_a_training_may_keep_the_best_model_by_a_benchmark():
+    assert watched(PATIENT, "stage.instruct.keep_best=pope") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "fix"),
+    [
+        (["stage.instruct.keep_best=poep"], "give no poep to choose by", "did you mean 'pope'"),
+        (["stage.instruct.keep_best=loss"], "give no loss to choose by", "pope"),
+        ([PATIENT], "give no loss to choose by", "pope"),
+        (["stage.instruct.eval.generate=4"], "there are none", "generate=0"),
+        (["stage.instruct.eval.data=[pope,vqav2]"], "vqav2 is scored by its server", "with a metric"),
+        (["data.pope.generation.num_beams=3"], "greedy and in one pass", "num_beams=1"),
+        (["data.pope.generation.temperature=0.5"], "greedy and in one pass", "temperature=0"),
+    ],
+)
+def test_what_a_training_cannot_be_asked_is_told(changes, what, fix):
+    (problem,) = watched(*changes)
+    assert what in problem.what
+    assert fix in problem.fix
 
 
 def test_the_key_knows_how_a_set_is_asked_and_its_gold(tmp_path):

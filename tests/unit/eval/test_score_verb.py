@@ -241,6 +241,29 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert hits >= 34
 
 
+@pytest.mark.parametrize(("right", "low", "high"), [(1.0, 0.691503, 1.0), (0.0, 0.0, 0.308497)])
+def test_ten_of_ten_is_no_proof_of_all(right, low, high):
+    """Clopper and Pearson's bounds of 10 of 10 and 0 of 10."""
+    found = statistics.interval([right] * 20, [n // 2 for n in range(20)])
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert statistics.grouped(lambda kept: right, list(range(10))) == pytest.approx(found)
+
+
+def test_intervals_stay_within_what_a_score_can_be():
+    scores = [1.0] * 38 + [0.0] * 2
+    found = statistics.grouped(lambda kept: sum(scores[at] for at in kept) / len(kept), list(range(40)))
+    assert 0 < found.low < 0.95 < found.high <= 1.0
+    agreed = statistics.agreed(2800.0, 100, most=2800.0)
+    assert agreed.low == pytest.approx(2800 * 0.025**0.01)
+    assert agreed.high == 2800.0
+
+
+def test_no_difference_seen_is_no_proof_of_none():
+    few, many = (statistics.paired(same, same, {}) for same in ({str(n): 1.0 for n in range(k)} for k in (10, 1000)))
+    assert few.interval.low == -few.interval.high
+    assert few.interval.high > 10 * many.interval.high > 0
+
+
 def test_paired_comparison():
     first = {str(n): float(n % 2) for n in range(100)}
     same = statistics.paired(first, first, {})

@@ -5,7 +5,8 @@ import pytest
 from vlmrun import graph
 from vlmrun.config.marks import is_volatile
 from vlmrun.config.schema import HardwareConfig, TrainStage
-from vlmrun.run import identity
+from vlmrun.errors import ConfigError
+from vlmrun.run import identity, pipeline
 
 
 def keys(run):
@@ -27,7 +28,7 @@ VOLATILE = {
     "save_total_limit": "3", "log_steps": "9", "workers": "1", "offload": "cpu",
     "loss_head": "plain", "loss_chunk": "999",
     "prefetch": "3",
-    "image_cache": "pictures",
+    "image_cache": "pictures", "tower_cache": "features",
     "image_background": "'#000000'",  # of data that vlmrun draws
     "deepspeed": "{reduce_bucket_size: 5000}", "offload_checkpoints": "true",
     "save_async": "false",
@@ -241,3 +242,12 @@ def test_ignored_keys_are_in_keys_only_when_given(own):
     entry = "data.shapes_captions"
     assert changed(own(), own(f"{entry}.ignore_keys=[]")) == set()
     assert "pretrain" in changed(own(), own(f"{entry}.ignore_keys=[foo]"))
+
+
+def test_a_stage_whose_data_are_not_here_has_no_key_and_all_others_keep_theirs(smoke):
+    config = smoke("data.shapes_lora_a.prepare=null", "data.shapes_lora_a.annotations=none.json")
+    found, all_keys = keys(config), keys(smoke())
+    gone = {"lora", "merge", "average", "eval_merge", "eval_average"}
+    assert found == {name: key for name, key in all_keys.items() if name not in gone}
+    with pytest.raises(ConfigError, match=r"stage 'merge', or one that it starts from, reads a file that is not here"):
+        pipeline.prepare(config).stage_folder("merge")

@@ -61,8 +61,9 @@ class BenchmarkConfig(DataConfig):
     # A name, or the dotted path of a module with a `METRIC`; null: scored elsewhere, by its server or by a judge.
     metric: Annotated[str, AfterValidator(_named)] | None
     submission: Literal["vqav2", "vizwiz", "gqa", "mm_vet", "seed", "mmbench", "docvqa", "mme"] | None
-    blind_control: bool  # ask again without the images
-    published: Annotated[dict[str, float], Volatile]  # model -> its published number, shown beside ours
+    blind_control: bool  # ask again without the images, also where the stage does not
+    published: Annotated[dict[str, float], Volatile]  # recipe -> its published number, shown beside ours
+    published_of: Annotated[str | None, Volatile]  # the number of ours that they compare with; null: the score
     note: Annotated[str | None, Volatile]  # shown beside a score
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vlmrun.config.marks import Contents, Parent, Source, Volatile
+from vlmrun.config.marks import Contents, Neutral, Parent, Source, Volatile
 from vlmrun.config.schema.average import Method, Rule, Weights
 from vlmrun.config.schema.base import Aspect, Few, Kept, Positive, Seed, Signed, Target
 from vlmrun.config.schema.stage import StageNode
@@ -58,6 +58,7 @@ class EvaluateStage(StageNode):
     batch: Annotated[Few, Volatile]
     max_samples: Positive | None
     shuffle_control: bool  # ask again with every question given another question's image
+    blind_control: Annotated[bool, Neutral(False)]  # ask again without the images
     seed: Seed
 
 

@@ -167,6 +167,8 @@ class TrainStage(StageNode):
     image_background: Annotated[Color, Neutral("#ffffff"), Volatile(unless=_seen)]  # behind transparent images
     image_decode: Literal["exact", "draft"]  # draft: JPEGs at a fraction of their size; faster, other last bits
     image_cache: Annotated[str | None, Volatile]  # folder for prepared images, shared by ranks, workers and runs
+    # folder for features of a frozen tower, shared by ranks and runs
+    tower_cache: Annotated[str | None, Neutral(None), Volatile]
     tune: Tune
     lora: Lora | None
     tower_lora: Annotated[Lora | None, Neutral(None)]  # of tune.tower: lora; null: as lora
@@ -191,7 +193,9 @@ class TrainStage(StageNode):
     save_total_limit: Annotated[Positive, Volatile]
     save_async: Annotated[bool, Volatile]  # sync, hash and name a written checkpoint while training continues
     eval: Annotated[HeldOut | None, Volatile(unless=_evaluations)]  # in the key with keep_best or patience
-    keep_best: Literal["loss", "exact_match"] | None  # the model of the best evaluation is the result; null: the last
+    keep_best: (
+        str | None
+    )  # by what the best evaluation's model is the result: loss, exact_match, a benchmark; null: last
     log_steps: Annotated[Positive, Volatile]
     workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank
     prefetch: Annotated[Few, Volatile]  # micro batches that each of them makes ahead

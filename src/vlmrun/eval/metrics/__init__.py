@@ -10,8 +10,14 @@ from vlmrun.eval.metrics.base import Metric, accuracy
 METRICS: dict[str, Metric] = {
     "exact": Metric(simple.exact, accuracy, reads="equal but for case and space around"),
     "vqa": Metric(vqa.soft, accuracy, needs=("answers",), reads="agreement with ten people, after the VQA clean-up"),
-    "gqa": Metric(gqa.mark, gqa.summary, reads="equal, lower case, no full stop at the end"),
-    "scienceqa": Metric(scienceqa.mark, scienceqa.summary, needs=("answer", "choices"), reads="letter of an option"),
+    "gqa": Metric(gqa.mark, gqa.summary, wrong=gqa.wrong, reads="equal, lower case, no full stop at the end"),
+    "scienceqa": Metric(
+        scienceqa.mark,
+        scienceqa.summary,
+        needs=("answer", "choices"),
+        wrong=scienceqa.wrong,
+        reads="letter of an option",
+    ),
     "pope": Metric(yes_no.pope, yes_no.pope_summary, reads="yes or no"),
     "mme": Metric(mme.mme, mme.mme_summary, scale=2800.0, reads="yes or no, two questions an image"),
     "letter": Metric(options.letter, options.by_type, reads="letter of an option"),

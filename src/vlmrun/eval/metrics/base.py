@@ -64,6 +64,7 @@ class Metric:
         mark: scores a single answer; raises UpstreamStops under upstream parity where the original script ends.
         summary: `value` (the number that is compared) and whatever else the family reports.
         needs: keys that every question must have.
+        wrong: what of a question's other values the metric cannot use, in a few words; None when it can use them all.
         version: raised when a score can change; part of the protocol.
         scale: what `value` is at most.
     """
@@ -73,6 +74,7 @@ class Metric:
     needs: tuple[str, ...] = ("answer",)
     version: int = 1
     scale: float = 1.0
+    wrong: Callable[[Mapping[str, Any]], str | None] = lambda gold: None
     reads: str = ""  # how answers are read, in a few words, for tables
 
 

@@ -43,8 +43,26 @@ def mark(row: Answered, parity: Parity) -> Mark:
 
 def steps(question: Mapping[str, Any]) -> int:
     """Reasoning steps of a question."""
-    operations = (f"{step['operation']}: {step['argument']}" for step in question.get("semantic", ()))
+    operations = (f"{step['operation']}: {step['argument']}" for step in question.get("semantic") or ())
     return sum(not any(free in operation for free in _FREE_STEPS) for operation in operations)
+
+
+def wrong(question: Mapping[str, Any]) -> str | None:
+    """GQA's own fields, where a question has them, are as GQA has them."""
+    types, groups_of, semantic = (question.get(key) for key in ("types", "groups", "semantic"))
+    if types is not None and not (isinstance(types, dict) and {"structural", "semantic"} <= types.keys()):
+        return "`types` is not an object with `structural` and `semantic`"
+    if groups_of is not None and not isinstance(groups_of, dict):
+        return "`groups` is not an object"
+    if types is not None and not (isinstance(semantic, list | None) and all(map(_is_step, semantic or ()))):
+        return "`semantic` is not a list of steps with `operation` and `argument`"
+    if types is not None and "question" not in question:
+        return "`types` without `question`"
+    return None
+
+
+def _is_step(step: Any) -> bool:
+    return isinstance(step, dict) and {"operation", "argument"} <= step.keys()
 
 
 def _structural(question: Mapping[str, Any]) -> str:
@@ -66,7 +84,7 @@ def summary(marked: Sequence[Marked], parity: Parity) -> Summary:
     """
     balanced = [pair for pair in marked if pair[0].gold.get("isBalanced", True)]
     found: Summary = {"value": mean(mark.score for _, mark in balanced), "n_balanced": len(balanced)}
-    if not all("types" in row.gold for row, _ in balanced):
+    if not all(row.gold.get("types") is not None for row, _ in balanced):
         return found
     is_open = groups(balanced, lambda pair: _structural(pair[0].gold) == "query")
     distribution = chi_square(balanced)
@@ -96,6 +114,7 @@ def chi_square(marked: Sequence[Marked]) -> float | None:
     for row, mark in marked:
         group = (row.gold.get("groups") or {}).get("global")
         if group is not None:
+            group = str(group)
             gold[group][str(row.gold["answer"])] += 1
             given[group][mark.read_as or ""] += 1
     total = weighted = 0.0

@@ -72,7 +72,7 @@ def _is_article(letter: str, text: str) -> bool:
 
 def options_of(gold: Mapping[str, Any]) -> dict[str, str]:
     """Options by letter: columns A, B, ..; `choices` as a list; or SEED's choice_a, choice_b, .."""
-    if isinstance(gold.get("choices"), Sequence) and not isinstance(gold["choices"], str):
+    if isinstance(gold.get("choices"), Sequence) and not isinstance(gold["choices"], str) and gold["choices"]:
         return {LETTERS[place]: str(choice) for place, choice in enumerate(gold["choices"][: len(LETTERS)])}
     columns = {letter: gold.get(letter, gold.get(f"choice_{letter.lower()}")) for letter in LETTERS}
     found = {letter: str(value) for letter, value in columns.items() if value not in (None, "")}

@@ -35,6 +35,16 @@ def index(letter: str, n_choices: int) -> int:
     return LETTERS.index(letter) if letter in tuple(LETTERS[:n_choices]) else -1
 
 
+def wrong(gold: Mapping[str, Any]) -> str | None:
+    """Choices are a list, and the answer is a place in it."""
+    choices, answer = gold["choices"], str(gold["answer"])
+    if not isinstance(choices, list) or not choices:
+        return "`choices` is not a list of texts"
+    if not answer.isdecimal() or int(answer) >= len(choices):
+        return f"`answer` is {answer!r}, not the place of one of {len(choices)} choices, counted from 0"
+    return None
+
+
 def mark(row: Answered, parity: Parity) -> Mark:
     """Whether the answer names the choice with the index `answer`."""
     if row.text is None:
