@@ -63,11 +63,20 @@ def _stage(root: Path, name: str, kind: str, key: str, parents: list[Artifact]) 
             for step in range(1, _STEPS + 1)
         )
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    trained = {"steps": _STEPS, "loss": 3 / _STEPS, "seconds": 20.0}
     made = Artifact(
-        name=name, kind=kind, key=key, run="bench", created=artifact.now(), environment={}, files={},
-        parents=[Parent(name=one.name, key=one.key, path=str(root / f"stages/{one.name}-{one.key}")) for one in parents],
-        summary={"steps": _STEPS, "loss": 3 / _STEPS, "seconds": 20.0} if kind == "train" else {"seconds": 1.0},
-    )  # fmt: skip
+        name=name,
+        kind=kind,
+        key=key,
+        run="bench",
+        created=artifact.now(),
+        environment={},
+        files={},
+        parents=[
+            Parent(name=one.name, key=one.key, path=str(root / f"stages/{one.name}-{one.key}")) for one in parents
+        ],
+        summary=trained if kind == "train" else {"seconds": 1.0},
+    )
     (folder / artifact.NAME).write_text(made.model_dump_json(), "utf-8")
     return made
 

@@ -71,7 +71,7 @@ def _look(root: Path, folder: Path) -> tuple[Found, Row]:
 
 
 def _follow(root: Path, folder: Path, seconds: float) -> None:
-    """Shows what changed. On a terminal the pages stay there after the run's end, for whoever reads them."""
+    """Shows what changed. On a terminal the pages stay there after the run's end, until Ctrl-C."""
     terminal = tables.is_terminal(sys.stdout)
     before = None
     while True:

@@ -121,7 +121,7 @@ def _run(found: Found, row: Row, stamps: Any) -> _Page:
 
 
 def _write_all(place: Path, page: _Page) -> None:
-    """One page that cannot be made, of data that nobody thought of, does not cost the others."""
+    """One page that cannot be made, of data that is damaged in an unexpected way, does not cost the others."""
     try:
         texts = page.make()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
