@@ -13,7 +13,7 @@ run: $(VENV)/ready
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml constraints/cpu.txt constraints/oracles.txt
+$(VENV)/ready: pyproject.toml constraints/cpu.txt constraints/oracles.txt constraints/web.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "error: Python 3.11 or newer is needed; fix: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,8 @@ $(VENV)/ready: pyproject.toml constraints/cpu.txt constraints/oracles.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt --no-deps timm
 	# What tests compare with, behind our own packages; its pins clash with ours.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oracles -r constraints/oracles.txt
+	# The page that tests drive in a browser, as the extra `web` brings it: with an older Pillow, in its own processes.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/web -r constraints/web.txt
 	touch $@
 
 test: check

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.measure import QUIET, Table, parser, show, vlmrun
 
@@ -49,9 +51,10 @@ CLIENTS = (1, 4, 8)
 
 @dataclass(frozen=True)
 class Measured:
-    """Tokens per second over all clients, and seconds to the first token."""
+    """Tokens per second over all clients, the same per second of CPU that the server used, seconds to first tokens."""
 
     tokens: float
+    per_cpu: float
     first: float
 
 
@@ -73,7 +76,7 @@ def main() -> None:
         for name in chosen.model or (["micro"] if chosen.quick else list(SIZES)):
             folder = make(name, Path(scratch) / name)
             rows += measure(name, folder, tokens, rounds)
-    header = ["model", "how", "clients", "tokens/s", "times one", "first token (ms)"]
+    header = ["model", "how", "clients", "tokens/s", "times one", "per CPU s", "times one by CPU", "first token (ms)"]
     notes = [f"answers of {tokens} tokens, {rounds} for each client; the first token of the median question"]
     show(Table("Serving", header, rows, notes), chosen.json)
 
@@ -127,16 +130,18 @@ def measure(name: str, folder: Path, tokens: int, rounds: int) -> list[list[Any]
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     alone = float(done.stdout.split()[-1])
-    rows: list[list[Any]] = [[name, "transformers, one at a time", 1, round(alone, 1), "", ""]]
-    with served(folder) as url:
-        asyncio.run(ask_all(url, 1, tokens, 1, start=10_000))  # what is computed once for all
-        found = {n: asyncio.run(ask_all(url, n, tokens, rounds, start=n * 1000)) for n in CLIENTS}
+    rows: list[list[Any]] = [[name, "transformers, one at a time", 1, round(alone, 1), "", "", "", ""]]
+    with served(folder) as server:
+        asyncio.run(ask_all(server, 1, tokens, 1, start=10_000))  # what is computed once for all
+        found = {n: asyncio.run(ask_all(server, n, tokens, rounds, start=n * 1000)) for n in CLIENTS}
         # Two take turns: each asks while the other is being answered.
         apart = tokens / found[1].tokens / 2
-        pair = asyncio.run(ask_all(url, 2, tokens, rounds, start=90_000, apart=apart))
+        pair = asyncio.run(ask_all(server, 2, tokens, rounds, start=90_000, apart=apart))
+    one = found[1]
     for n, each in sorted({**found, 2: pair}.items()):
-        times = f"{each.tokens / found[1].tokens:.2f}"
-        rows.append([name, "vlmrun serve", n, round(each.tokens, 1), times, round(each.first * 1000, 1)])
+        speeds = [round(each.tokens, 1), f"{each.tokens / one.tokens:.2f}"]
+        speeds += [round(each.per_cpu, 1), f"{each.per_cpu / one.per_cpu:.2f}"]
+        rows.append([name, "vlmrun serve", n, *speeds, round(each.first * 1000, 1)])
     return rows
 
 
@@ -165,15 +170,15 @@ def plain(folder: Path, tokens: int, rounds: int) -> float:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a server of this model."""
+def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of this model: its address and its process."""
     command = [*vlmrun(), "serve", f"m={folder}", "--port=0", "--batch=8"]
     process = subprocess.Popen(command, env=os.environ | QUIET, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         for line in process.stderr:
             if line.startswith("serving at "):
-                yield line.split()[2]
+                yield line.split()[2], psutil.Process(process.pid)
                 return
         raise RuntimeError("the server did not start")
     finally:
@@ -182,19 +187,31 @@ def served(folder: Path) -> Iterator[str]:
         process.stderr.close()
 
 
-async def ask_all(url: str, clients: int, tokens: int, rounds: int, *, start: int, apart: float = 0) -> Measured:
+def cpu_seconds(server: psutil.Process) -> float:
+    """What the server and its workers have used so far."""
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
+
+
+async def ask_all(
+    server: tuple[str, psutil.Process], clients: int, tokens: int, rounds: int, *, start: int, apart: float = 0
+) -> Measured:
     """Every client asks one question after the other; clients begin so many seconds apart."""
+    url, process = server
     firsts: list[float] = []
     got = 0
+    headers = {"Content-Type": "application/json"}
+    where = f"{url}/v1/chat/completions"
+
+    bodies = [[question(start + n * rounds + turn, tokens) for turn in range(rounds)] for n in range(clients)]
 
     async def client(number: int) -> None:
         nonlocal got
         await asyncio.sleep(number * apart)
         async with httpx.AsyncClient(timeout=600, trust_env=False) as session:
-            for turn in range(rounds):
-                body = question(start + number * rounds + turn, tokens)
+            for body in bodies[number]:
                 began, n = time.perf_counter(), 0
-                async with session.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+                async with session.stream("POST", where, content=body, headers=headers) as answer:
                     async for line in answer.aiter_lines():
                         if '"logprobs": {' in line:
                             n += 1
@@ -202,21 +219,23 @@ async def ask_all(url: str, clients: int, tokens: int, rounds: int, *, start: in
                                 firsts.append(time.perf_counter() - began)
                 got += n
 
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds(process)
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return Measured(got / (time.perf_counter() - began), statistics.median(firsts))
+    used = cpu_seconds(process) - used
+    return Measured(got / (time.perf_counter() - began), got / used, statistics.median(firsts))
 
 
-def question(number: int, tokens: int) -> dict[str, Any]:
+def question(number: int, tokens: int) -> str:
     """A question about an image that was not asked about before; log-probabilities let its tokens be counted."""
     file = BytesIO()
     image(number).save(file, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": f"What is number {number}?"}]
-    return {
+    body = {
         "model": "m", "messages": [{"role": "user", "content": parts}], "max_tokens": tokens, "stream": True,
         "logprobs": True, "temperature": 1.0, "seed": number,
     }  # fmt: skip
+    return json.dumps(body)
 
 
 def image(number: int) -> Any:

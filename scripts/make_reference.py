@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from scripts import parsers
+from scripts import families_page, parsers
 from vlmrun.checks import records, rules, sweeps
 from vlmrun.checks.table import Rule
 from vlmrun.cli import app
@@ -35,6 +35,7 @@ OPTIONS = ROOT / "src" / "vlmrun" / "cli" / "completion" / "options.json"
 # Class -> where its keys stand in a run. Comments of conf/ are looked up for the file named.
 NODES = {
     "RunConfig": ("", "config.yaml"),
+    "Service": ("tracking.SERVICE", ""),
     "ModelConfig": ("model", "model/_vlm.yaml"),
     "Target": ("model.llm, model.tower, model.connector, data.NAME.prepare", ""),
     "Tiles": ("model.tiles", ""),
@@ -260,6 +261,7 @@ if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(render(), encoding="utf-8")
     RULES_PAGE.write_text(render_rules(), encoding="utf-8")
+    families_page.PAGE.write_text(families_page.render(), "utf-8")
     COMMANDS_PAGE.write_text(render_commands(), encoding="utf-8")
     OPTIONS.write_text(render_options(), encoding="utf-8")
-    print(*(path.relative_to(ROOT) for path in (PAGE, RULES_PAGE, COMMANDS_PAGE, OPTIONS)))
+    print(*(path.relative_to(ROOT) for path in (PAGE, families_page.PAGE, RULES_PAGE, COMMANDS_PAGE, OPTIONS)))

@@ -37,7 +37,10 @@ from pathlib import Path
 from typing import Any
 
 EXEC = "VLMRUN_TESTS_EXEC"
-MODULES = ("vlmrun", "vlmrun.cli", "vlmrun.worker", "vlmrun.torchrun", "deepspeed.launcher.launch")
+MODULES = (
+    "vlmrun", "vlmrun.cli", "vlmrun.worker", "vlmrun.torchrun", "vlmrun.srun", "deepspeed.launcher.launch",
+    "benchmarks.peers", "benchmarks.questions",  # of these the tests read results, neither seconds nor memory
+)  # fmt: skip
 # Imported before anything is forked: neither the modules above, which run as __main__, nor what starts threads.
 PRELOADED = (
     "deepspeed", "hydra._internal.hydra", "peft", "psutil", "torch.distributed.run",

@@ -14,7 +14,7 @@ from vlmrun import artifact, logs
 from vlmrun.artifact import Artifact
 from vlmrun.config import hub, paths
 from vlmrun.errors import CheckpointError, suggest
-from vlmrun.names import MODEL, WEIGHTS
+from vlmrun.names import LATEST, MODEL, RUN_CONFIG, WEIGHTS
 
 log = logs.get(__name__)
 
@@ -69,6 +69,14 @@ def find(root: Path, reference: str, *, training: bool = False, asked: bool = Fa
     return found
 
 
+def find_run(root: Path, reference: str) -> Path | None:
+    """The folder of a run by `NAME` (its newest), `NAME/NUMBER` or folder; None: there is none."""
+    base = root / "runs" / reference
+    named = () if ".." in Path(reference).parts else (base / LATEST, base)
+    places = (*named, Path(reference).expanduser())
+    return next((place.resolve() for place in places if (place / RUN_CONFIG).is_file()), None)
+
+
 def require_trusted(root: Path, folder: Path, *, asked: bool = False) -> None:
     """Lets a training checkpoint pass when it is below the output root, or when the user says what it is.
 
@@ -113,6 +121,8 @@ def _find(root: Path, reference: str, *, training: bool) -> Path:
     known = artifacts(root)
     matches = [where for where, item in known if reference in (item.name, f"{item.name}-{item.key}", item.key)]
     if matches:
+        if len(matches) > 1:
+            log.warning("%s: %s, the newest of %d stages of this name", reference, matches[-1].name, len(matches))
         return matches[-1]
     found = newest_checkpoint(root, reference) if training else None
     if found is not None:

@@ -59,7 +59,7 @@ def on_two_nodes(folder, *overrides):
     ]  # fmt: skip
     said = [node.communicate(timeout=280) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
-    return said[1][1], said[0][1]
+    return "".join(said[1]), "".join(said[0])
 
 
 def on_srun(vlmrun, folder, *overrides):
@@ -87,7 +87,7 @@ def test_every_launcher_trains_as_one_process_does(vlmrun, tmp_path):
         folder.mkdir()
         done = vlmrun(*TINY, *ONLY, *extra, cwd=folder)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == ""
+        assert done.stdout.startswith("smoke: ")  # the table, and nothing of the ranks before it
         assert "Traceback" not in done.stderr
         curves[name] = losses(folder)
     for name in ("nodes", "srun"):

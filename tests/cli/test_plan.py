@@ -60,8 +60,9 @@ def test_what_does_not_fit_gets_advice_and_check_warns(
 
 
 def test_records_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["+recipe=bunny_llama3_recipe1", "only=[pretrain]"]
+    words = ["+recipe=bunny_llama3_recipe1", "only=[pretrain]", "data.bunny_laion_2m.about.records=null"]
     _, out, _ = plan(capsys, *words)
+    assert "all stages: 0.00 hours of training, 0.0 GPU hours (without 1 of 1," in out
     assert "--records bunny_laion_2m=N" in out
     _, out, _ = plan(capsys, *words, "--records", "bunny_laion_2m=2_000_000", "--json")
     assert json.loads(out)["stages"][0]["work"]["steps"] == 2_000_000 // 256
@@ -87,7 +88,16 @@ def test_evaluation_during_training_is_counted_when_it_is_known(
     asked = (
         f"stage.pretrain.eval={{steps: 100, data: [bunny_695k], max_samples: {told}, generate: 0, max_new_tokens: 8}}"
     )
-    words = ["+recipe=bunny_llama3_recipe1", "only=[pretrain]", asked, "--records", "bunny_laion_2m=100_000", "--json"]
+    unknown = "data.bunny_695k.about.records=null"
+    words = [
+        "+recipe=bunny_llama3_recipe1",
+        "only=[pretrain]",
+        asked,
+        unknown,
+        "--records",
+        "bunny_laion_2m=100_000",
+        "--json",
+    ]
     _, out, _ = plan(capsys, *words)
     found = json.loads(out)
     work, stage = found["stages"][0]["work"], found["stages"][0]["name"]

@@ -26,11 +26,11 @@ def test_every_stage_ends_as_a_verified_artifact(tiny_run):
 def test_progress_the_table_the_report_and_next_commands_are_shown(tiny_run):
     assert "[1/13] shapes: prepare data" in tiny_run.stderr
     for name in STAGES:
-        assert name in tiny_run.stderr
+        assert name in tiny_run.stdout
     assert "trainable" in tiny_run.stderr
     assert (tiny_run.output / "runs" / "smoke" / "report.html").is_file()
-    assert "next:" in tiny_run.stderr
-    assert "vlmrun chat average" in tiny_run.stderr
+    assert "next:" in tiny_run.stdout
+    assert "vlmrun chat average" in tiny_run.stdout
     assert "Warning" not in tiny_run.stderr
     assert "Traceback" not in tiny_run.stderr
 

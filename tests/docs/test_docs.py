@@ -29,7 +29,7 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from scripts import make_reference
+from scripts import families_page, make_reference
 from tests.conftest import ROOT
 from vlmrun import graph
 from vlmrun.cli import app
@@ -318,7 +318,7 @@ def test_the_lines_shown_in_the_readme_are_the_ones_printed(shown, tiny_run):
     printed = [_without_values(_without_overrides(line, tiny_run)) for line in lines]
     missing = [line for line in shown.splitlines() if line != "..." and _without_values(line) not in printed]
     assert not missing, missing
-    kinds = list(_table(tiny_run.stderr))
+    kinds = list(_table(tiny_run.stdout))
     assert list(_table(shown)) == kinds
 
 
@@ -416,6 +416,7 @@ def test_stage_files_named_in_the_readme_are_made(tiny_run):
 
 def test_the_configuration_reference_is_not_stale():
     assert make_reference.render() == make_reference.PAGE.read_text(), "run: python scripts/make_reference.py"
+    assert families_page.render() == families_page.PAGE.read_text(), "run: python scripts/make_reference.py"
     assert make_reference.render_rules() == make_reference.RULES_PAGE.read_text(), (
         "run: python scripts/make_reference.py"
     )

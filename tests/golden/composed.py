@@ -67,7 +67,8 @@ def preset(path):
         config = OmegaConf.masked_copy(config, left)
     else:
         config = config[group] if group in ("model", "hardware") else config[group][name]
-    return flat(OmegaConf.to_container(config, resolve=True))
+    values = flat(OmegaConf.to_container(config, resolve=True))
+    return values | {"tracking": values["tracking"] or []} if group == "config" else values
 
 
 def expected(kept, presets):

@@ -48,6 +48,29 @@ def test_training_ends_with_patience_and_resumes_to_the_same_bits(tmp_path):
     assert (rows(again), weights(again)) == (rows(job), weights(job))
 
 
+def test_training_ends_below_a_loss_on_the_first_records_and_resumes_to_the_same_bits(tmp_path):
+    by_heart = {"max_samples": 4, "lr": 0.02, "connector_lr": 0.02, "schedule": "constant", "engine": "plain"}
+    by_heart |= {"epochs": None, "max_steps": 20}
+    whole = job_with(tmp_path, "whole", **by_heart)
+    assert "stopped_early" not in finish(whole)
+    found = losses(whole)
+    least = sorted(found)[len(found) // 2]
+    expected = 1 + next(step for step, loss in enumerate(found) if loss < least)
+    job = job_with(tmp_path, "early", until_loss=least, **by_heart)
+    summary = finish(job)
+    assert (summary["steps"], summary["stopped_early"]) == (expected, True)
+    assert f"stopped at step {expected} of 20: the loss is below {least:g} (until_loss)" in said(job)
+    assert rows(job)[-1]["epoch"] == expected  # a step is a pass over the four records
+
+    again = job_with(tmp_path, "again", until_loss=least, **by_heart)
+    with pytest.raises(RankError, match="stopped at step"):
+        forked.run(_stopped_at, 1, again.to_json(), expected - 1, group=False)
+    finish(again)
+    assert (losses(again), weights(again)) == (losses(job), weights(job))
+    finish(again)  # nothing is left to train: the last row's loss is known
+    assert losses(again) == losses(job)
+
+
 def test_two_ranks_stop_together(tmp_path):
     changes = WILD | {"engine": "deepspeed", "zero": 2, "micro_batch": 1}
     job = job_with(tmp_path, "two", 2, **changes)

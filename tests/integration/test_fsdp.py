@@ -4,6 +4,7 @@ import pytest
 
 from tests.integration import ranks as forked
 from tests.integration.jobs import compare, execute, make_job, rows, run, tensors, weights
+from tests.pico import pico_model_config
 
 pytestmark = pytest.mark.ranks
 
@@ -72,6 +73,69 @@ def test_resume_is_bit_identical_and_writes_no_pickle(tmp_path):
     assert {file.suffix for file in (saved / "fsdp").iterdir()} == {".safetensors"}
     assert len(list((saved / "fsdp").iterdir())) == 2, "each rank writes its own"
     saved.rename(job.path / "checkpoints" / "step-3")
+    forked.run(execute, 2, job.to_json())
+    assert rows(job) == rows(whole)[3:]
+    assert weights(job) == weights(whole)
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """Rows of two tokens around every image train, and the connector: the reference, and how."""
+    folder = tmp_path_factory.mktemp("rows")
+    model = pico_model_config(folder / "parts").model_copy(update={"image_markers": ["<first>", "<last>"]})
+    changes = {"model": model, "tune": {"llm": "new_tokens", "tower": "freeze", "connector": "full"}, **CLIP}
+    return folder, changes, run(folder, "plain", engine="plain", **changes)
+
+
+ROWS = "llm.model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("n", "more"),
+    [
+        (1, {}),
+        (2, {"micro_batch": 1}),  # gradients of two micro batches are added
+        (2, {"zero": 2, "offload": "cpu"}),
+        (3, {"micro_batch": 2, "global_batch": 6}),  # the new rows begin within a shard, and its last is shorter
+    ],
+)
+def test_rows_of_new_tokens_train_as_in_plain(marked, n, more):
+    folder, changes, truth = marked
+    if "global_batch" in more:
+        truth = run(folder, "larger", engine="plain", **changes, global_batch=more["global_batch"])
+    job = run(folder, f"rows{n}{len(more)}", n, **(FSDP | changes | more))
+    compare(truth, job)
+    expected, found = tensors(truth), tensors(job)
+    assert expected.keys() == found.keys()
+    moved = (expected[ROWS] - found[ROWS]).abs()
+    assert moved[-2:].mean() < 1e-5
+    assert moved[:-2].max() == 0.0, "every other row is bit-equal"
+    begun = found[ROWS][:-2].mean(0)  # what the new rows were made of
+    assert (found[ROWS][-2:] - begun).abs().amax(1).min() > 1e-4, "both have learned"
+    (tokens,) = forked.run(_tokens_of_the_last_rows, 1, str(job.path), group=False)
+    assert tokens == ["<first>", "<last>"]
+
+
+def _tokens_of_the_last_rows(folder):
+    """The tokens of an exported model whose embeddings are its last two rows."""
+    from pathlib import Path
+
+    import torch
+
+    from vlmrun.formats import load as saved
+
+    loaded = saved.load(Path(folder), dtype=torch.float32, attention="sdpa")
+    n = loaded.vlm.llm.get_input_embeddings().weight.shape[0]
+    return loaded.tokenizer.convert_ids_to_tokens([n - 2, n - 1])
+
+
+def test_rows_of_new_tokens_resume_bit_identical(marked):
+    folder, changes, _ = marked
+    changes = FSDP | changes | {"save_steps": 3, "save_total_limit": 9}
+    whole = run(folder, "whole", 2, **changes)
+    job = make_job(folder, "again", ranks_per_node=2, max_steps=6, **changes)
+    (job.path / "checkpoints").mkdir()
+    (whole.path / "checkpoints" / "step-3").rename(job.path / "checkpoints" / "step-3")
     forked.run(execute, 2, job.to_json())
     assert rows(job) == rows(whole)[3:]
     assert weights(job) == weights(whole)

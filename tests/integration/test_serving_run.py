@@ -13,9 +13,10 @@ from tests.serving import serving
 from vlmrun import back, store
 from vlmrun.data.sample import Turn
 from vlmrun.formats.load import describe
-from vlmrun.serve.engine import Engine, Question
+from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Plan, Sampling
 from vlmrun.serve.opening import open_model, open_models
+from vlmrun.serve.question import Question
 from vlmrun.serve.served import Served
 
 pytestmark = pytest.mark.slow

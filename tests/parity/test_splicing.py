@@ -13,7 +13,8 @@ from torch import nn
 from tests.parity.golden import cases, tensors
 from vlmrun.data.collate import Collator
 from vlmrun.data.dataset import Item
-from vlmrun.data.encode import Encoded, kept_tokens
+from vlmrun.data.encode import Encoded
+from vlmrun.data.fits import kept_tokens
 from vlmrun.data.images.fitting import best_grid
 from vlmrun.data.images.transform import ImageLayout
 from vlmrun.errors import ConfigError, DataError

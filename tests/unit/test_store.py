@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.unit import made
 from vlmrun import artifact, locks, store
 from vlmrun.artifact import Artifact
 from vlmrun.errors import CheckpointError, LaunchError
@@ -114,3 +115,16 @@ def test_a_torn_artifact_json_is_an_error_not_a_traceback(tmp_path):
     (folder / artifact.NAME).write_text('{"name": "lora"')
     with pytest.raises(CheckpointError, match=r"artifact\.json cannot be read"):
         store.finished(folder)
+
+
+def test_a_bare_name_says_which_of_several_it_took(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(store.log, "warning", lambda text, *values: said.append(text % values))
+    made.stage(tmp_path, "pretrain", "train", key="a" * 10, minute=1)
+    made.stage(tmp_path, "pretrain", "train", key="b" * 10, minute=2)
+    made.stage(tmp_path, "merge", "merge")
+    assert store.find(tmp_path, "pretrain").name == "pretrain-" + "b" * 10
+    assert said == ["pretrain: pretrain-bbbbbbbbbb, the newest of 2 stages of this name"]
+    store.find(tmp_path, "pretrain-" + "a" * 10)
+    store.find(tmp_path, "merge")
+    assert len(said) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmrun import regular
 from vlmrun.arch import families
-from vlmrun.arch.families import LLAMA_LAYERS
+from vlmrun.arch.family import LLAMA_LAYERS
 from vlmrun.config.paths import locate, read_config
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError
@@ -30,13 +30,16 @@ _COMMON_NAMES = {
 
 @dataclass(frozen=True)
 class LlmFacts:
-    """Of an LLM: width, embedding rows, longest sequence (None: not stated) and linear layers (None: unknown)."""
+    """Of an LLM: width, embedding rows, longest sequence (None: not stated), linear layers (None: unknown), blocks
+    (None: not stated) and the last names of modules that its weights are of (empty: they are not here)."""
 
     hidden_dim: int
     vocab_size: int
     max_positions: int | None
     linear_layers: frozenset[str] | None
     family: str = ""
+    n_blocks: int | None = None
+    modules: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,17 @@ def llm_facts(part: Target) -> LlmFacts:
     linear = frozenset(names) if names else _linear_in_weights(part)
     stated = config.get("max_position_embeddings") is not None
     positions = size(config, "max_position_embeddings") if stated else None
+    n_blocks = size(config, "num_hidden_layers") if config.get("num_hidden_layers") is not None else None
+    path = part.arguments.get("path")
+    tensors = {} if path is None else tensor_shapes(locate(path))
     return LlmFacts(
-        size(config, "hidden_size"), size(config, "vocab_size"), positions, linear, str(config.get("model_type", ""))
+        size(config, "hidden_size"),
+        size(config, "vocab_size"),
+        positions,
+        linear,
+        str(config.get("model_type", "")),
+        n_blocks,
+        frozenset(name.split(".")[-2] for name in tensors if "." in name),
     )
 
 

@@ -1,76 +1,27 @@
 """What is known of each LLM family, a row for each: a new family is one more row.
 
 Everything that treats families differently reads it here: checks, plan, packing, tensor parallelism, formats. A column
-that is `None` is not known; `find` gives such a row for a family that is not in the table.
+that is `None` is not known; `find` gives such a row for a family that is not in the table. Families that the projects
+of upstream used stand here, those that came later in `newer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vlmrun.arch import llms
+from vlmrun.arch import llms, newer
+from vlmrun.arch.family import EVERY, Family, like_llama
 from vlmrun.arch.minicpm import granite_values
 from vlmrun.arch.sizes import Llm
-
-LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_EVERY = ("eager", "sdpa", "flash_attention_2", "xformers")
-
-
-@dataclass(frozen=True)
-class Family:
-    """An LLM family by its `model_type`.
-
-    Attributes:
-        layers: last names of the linear layers of a block; needed where the weights are not there to be read.
-        sizes: from config.json and rows of the embedding to sizes; None: `plan` asks a model without weights.
-        attention: values of `hardware.attention` that transformers computes it with.
-        packable: samples that share a row stay apart. tests/unit/model/test_packed_rows.py tries each.
-        tensor_parallel: transformers plans every shared layer as whole columns or rows, which is what
-            train/engine/tensor_parallel.py cuts. tests/unit/checks/test_engines_rules.py compares with transformers.
-        held_as: from its config.json to that of the family which transformers holds it as.
-        architecture: what its classes are called, in front of `ForCausalLM`.
-        decoder: the attribute of such a class that holds the decoder.
-        template: that its models were published with by upstream's projects.
-        bunny_template: the same under Bunny, where that is another one.
-        upstream: name of a project of upstream that knows it -> the `model_type` that this project gives it.
-        megatron: Megatron-Core's LLaVA can hold it: RMSNorm, gated SiLU, rotary positions, and nothing more.
-    """
-
-    name: str
-    layers: tuple[str, ...] | None = None
-    sizes: Callable[[dict[str, Any], int], Llm | None] | None = None
-    attention: tuple[str, ...] | None = None
-    packable: bool | None = None
-    tensor_parallel: bool | None = None
-    held_as: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    architecture: str | None = None
-    decoder: str = "model"
-    template: str | None = None
-    bunny_template: str | None = None
-    upstream: Mapping[str, str] = field(default_factory=dict)
-    megatron: bool | None = None
-
-    @property
-    def own_attention(self) -> bool:
-        """Whether it attends in a way of its own, in which no other kernel and no other rank can take part."""
-        return self.attention is not None and "sdpa" not in self.attention
-
-    def attention_like(self, wanted: str) -> str:
-        """The wanted attention, or eager, which every family has."""
-        return wanted if self.attention is None or wanted in self.attention else "eager"
 
 
 def _llava(name: str) -> dict[str, str]:
     return {"llava": f"llava_{name}", "denseconnector": f"llava_{name}"}
 
 
-_like_llama = partial(Family, layers=LLAMA_LAYERS, attention=_EVERY, packable=True)
-
 _ROWS = (
-    _like_llama(
+    like_llama(
         "llama",
         sizes=llms.llama,
         tensor_parallel=True,
@@ -80,7 +31,7 @@ _ROWS = (
         upstream=_llava("llama") | {"kollava": "llava", "bunny": "bunny-llama"},
         megatron=True,
     ),
-    _like_llama(
+    like_llama(
         "mistral",
         sizes=llms.mistral,
         tensor_parallel=True,
@@ -104,7 +55,7 @@ _ROWS = (
         "phi",
         layers=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
         sizes=llms.phi,
-        attention=_EVERY,
+        attention=EVERY,
         packable=True,
         tensor_parallel=True,
         architecture="Phi",
@@ -115,14 +66,14 @@ _ROWS = (
         "phi3",
         layers=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
         sizes=llms.phi3,
-        attention=_EVERY,
+        attention=EVERY,
         packable=True,
         tensor_parallel=False,  # q, k and v are one layer, which no rank can take whole columns of
         architecture="Phi3",
         template="bunny",
         upstream={"bunny": "bunny-phi3"},
     ),
-    _like_llama(
+    like_llama(
         "qwen2",
         sizes=llms.qwen2,
         tensor_parallel=True,
@@ -131,15 +82,14 @@ _ROWS = (
         upstream={"bunny": "bunny-qwen2"},
         megatron=True,
     ),
-    _like_llama("qwen3"),
-    _like_llama(
+    like_llama(
         "stablelm",
         sizes=llms.stablelm,
         architecture="StableLM",
         template="bunny",
         upstream={"bunny": "bunny-stablelm"},
     ),
-    _like_llama(
+    like_llama(
         "minicpm",
         sizes=llms.minicpm,
         tensor_parallel=True,
@@ -148,16 +98,18 @@ _ROWS = (
         template="vicuna_v1",
         upstream={"bunny": "bunny-minicpm"},
     ),
-    _like_llama("granite", sizes=llms.llama, tensor_parallel=True),
-    _like_llama("gemma"),
+    like_llama("granite", sizes=llms.llama, tensor_parallel=True),
+    like_llama("gemma", tied=True),
     # Gemma 2 caps its scores, which sdpa does not.
-    Family(
+    like_llama(
         "gemma2",
-        layers=LLAMA_LAYERS,
+        sizes=partial(llms.dense, defaults=llms.GEMMA, out_bias=None, n_norms=4),
         attention=("eager", "flash_attention_2"),
-        packable=True,
         tensor_parallel=True,
+        tied=True,
+        window=4096,
     ),
+    *newer.ROWS,
 )
 FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 
@@ -176,7 +128,8 @@ def is_tied(config: dict[str, Any]) -> bool:
     """Whether an LLM's output head is its input embedding, as its family's layout or its config.json says."""
     known = llm(config)
     config = config.get("text_config", config)
-    return known.tied if known is not None else config.get("tie_word_embeddings") is True
+    stated = config.get("tie_word_embeddings", find(str(config.get("model_type", ""))).tied)
+    return known.tied if known is not None else stated is True
 
 
 def llm(config: dict[str, Any], n_added: int = 0) -> Llm | None:

@@ -5,11 +5,15 @@ Values that a config leaves out are those of transformers 5.23. A test holds the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from vlmrun.arch.sizes import Linear, Llm
+from vlmrun.arch.linears import Linear
+from vlmrun.arch.sizes import Llm
 
 Config = dict[str, Any]
+
+GEMMA = {"head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True}
+GLM = {"head_dim": 128, "num_key_value_heads": 2, "attention_bias": True}
 
 
 def _common(config: Config, vocab: int) -> dict[str, Any]:
@@ -46,6 +50,39 @@ def llama(config: Config, vocab: int) -> Llm:
     bias = bool(config.get("attention_bias", False))
     linears = _attention(sizes, bias, bias) + _gated(sizes, bool(config.get("mlp_bias", False)))
     return Llm(**sizes, linears=linears)
+
+
+def dense(  # noqa: PLR0913 -- what families differ in
+    config: Config,
+    vocab: int,
+    *,
+    defaults: Config | None = None,
+    out_bias: bool | None = False,
+    n_norms: int = 2,
+    heads_normed: Literal["alone", "together"] | None = None,
+    gate_up: bool = False,
+) -> Llm:
+    """Llama with other defaults, biases or norms.
+
+    Args:
+        defaults: values that a config of this family leaves out.
+        out_bias: of attention's last layer; None: as the others'.
+        heads_normed: norms of queries and keys, each head on its own or all heads as one.
+        gate_up: gate and up are one layer.
+    """
+    config = (defaults or {}) | config
+    sizes = _common(config, vocab)
+    bias = bool(config.get("attention_bias", False))
+    mlp = _gated(sizes, bool(config.get("mlp_bias", False)))
+    if gate_up:
+        mlp = (Linear("gate_up_proj", sizes["hidden"], 2 * sizes["intermediate"]), mlp[-1])
+    wide = {"alone": 2, "together": sizes["heads"] + sizes["kv_heads"]}
+    return Llm(
+        **sizes,
+        linears=_attention(sizes, bias, bias if out_bias is None else out_bias) + mlp,
+        n_norms=n_norms,
+        beside=wide[heads_normed] * sizes["head_dim"] if heads_normed else 0,
+    )
 
 
 def mistral(config: Config, vocab: int) -> Llm:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from vlmrun.arch.connectors import Arithmetic, side_of
-from vlmrun.arch.sizes import Connector, Linear, stack
+from vlmrun.arch.linears import Linear
+from vlmrun.arch.sizes import Connector, stack
 from vlmrun.errors import ConfigError, suggest
 
 

@@ -6,27 +6,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from vlmrun import expressions
+from vlmrun.arch.linears import Linear, n_adapters, places
 from vlmrun.config.schema import Lora
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "dense", "Wqkv", "out_proj")
 _ROWS = ("o_proj", "dense", "out_proj", "down_proj", "fc2")  # layers behind attention and behind the MLP's activation
-
-
-class Linear(NamedTuple):
-    """A linear layer: the last part of its name, width in, width out, whether it has a bias."""
-
-    name: str
-    n_in: int
-    n_out: int
-    bias: bool = False
-
-    @property
-    def n_parameters(self) -> int:
-        """Weight and bias."""
-        return self.n_in * self.n_out + self.bias * self.n_out
 
 
 @dataclass(frozen=True)
@@ -38,6 +24,9 @@ class Llm:
         n_norms: of one block.
         fused: q, k and v come out of one product and stay views of it.
         dropout: after attention and MLP, of the residual stream.
+        beside: parameters of a block besides its linear layers and norms, such as norms of queries and keys.
+        varied: linear layers of every block, where blocks differ; `linears` are then those of the largest.
+        experts: parameters of experts that one token goes through, in a block.
         extra: parameters that none of the other fields account for.
     """
 
@@ -58,13 +47,21 @@ class Llm:
     tied: bool = False
     head_bias: bool = False
     dropout: float = 0.0
+    beside: int = 0
+    varied: tuple[tuple[Linear, ...], ...] = ()
+    experts: int = 0
     extra: int = 0
+
+    @property
+    def of_blocks(self) -> tuple[tuple[Linear, ...], ...]:
+        """Linear layers of every block."""
+        return self.varied or (self.linears,) * self.layers
 
     @property
     def n_block(self) -> int:
         """Parameters of one block."""
         norm = self.hidden * (1 + self.norm_bias)
-        return sum(linear.n_parameters for linear in self.linears) + self.n_norms * norm
+        return sum(linear.n_parameters for linear in self.linears) + self.n_norms * norm + self.beside
 
     @property
     def n_embedding(self) -> int:
@@ -98,14 +95,15 @@ class Llm:
             linears=linears,
         )
 
-    def adapted(self, lora: Lora) -> list[Linear]:
+    def adapted(self, lora: Lora, block: Sequence[Linear] | None = None) -> list[Linear]:
         """The linear layers of a block that get an adapter."""
+        linears = self.linears if block is None else block
         if lora.targets == "all-linear":
-            return list(self.linears)
+            return list(linears)
         if isinstance(lora.targets, str):  # an expression: tried on a layer's name in its usual places
             fits = partial(expressions.matches, lora.targets)
-            return [linear for linear in self.linears if any(map(fits, _places(linear.name)))]
-        return [linear for linear in self.linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
+            return [linear for linear in linears if any(map(fits, places(linear.name)))]
+        return [linear for linear in linears if linear.name in [t.split(".")[-1] for t in lora.targets]]
 
     def n_adapter(self, lora: Lora, last: int | None = None) -> int:
         """Parameters of the adapters: A and B, and with DoRA a length for each row.
@@ -113,7 +111,7 @@ class Llm:
         Args:
             last: only the last blocks have some; None: all.
         """
-        return _n_adapters(self.adapted(lora), lora, "model.layers", self.layers, last)
+        return n_adapters([self.adapted(lora, block) for block in self.of_blocks], lora, "model.layers", last)
 
     def n_whole(self, lora: Lora) -> int:
         """Parameters of embedding and head that train whole beside the adapters."""
@@ -122,9 +120,12 @@ class Llm:
 
     def n_bias(self, lora: Lora) -> int:
         """Biases that train beside the adapters."""
-        chosen = {"none": [], "lora_only": self.adapted(lora), "all": list(self.linears)}[lora.bias]
-        inside = self.layers * sum(linear.n_out for linear in chosen if linear.bias)
-        if lora.bias != "all":
+        if lora.bias == "none":
+            return 0
+        every = lora.bias == "all"
+        chosen = [linear for block in self.of_blocks for linear in (block if every else self.adapted(lora, block))]
+        inside = sum(linear.n_out for linear in chosen if linear.bias)
+        if not every:
             return inside
         norms = self.hidden * self.norm_bias
         return inside + norms * (self.layers * self.n_norms + 1) + self.head_bias * self.vocab
@@ -181,7 +182,7 @@ class Tower:
         """Parameters of adapters on the blocks that are run, or on the last of them."""
         every = isinstance(lora.targets, str)  # an expression: at most all of them
         adapted = [linear for linear in self.linears if every or linear.name in lora.targets]
-        return _n_adapters(adapted, lora, "encoder.layers", self.blocks, last)
+        return n_adapters([adapted] * self.blocks, lora, "encoder.layers", last)
 
 
 def vit_block(hidden: int, intermediate: int) -> int:
@@ -222,22 +223,6 @@ class Shapes:
     def n_parameters(self) -> int:
         """Of all parts, without adapters."""
         return self.llm.n_parameters + self.tower.n_parameters + self.connector.n_parameters
-
-
-def _n_adapters(adapted: Sequence[Linear], lora: Lora, stem: str, blocks: int, last: int | None) -> int:
-    """Parameters of adapters in blocks whose layers have their usual names, which patterns of ranks are tried on."""
-    return sum(
-        lora.rank(f"{stem}.{block}.{'self_attn' if linear.name in _ATTENTION else 'mlp'}.{linear.name}")
-        * (linear.n_in + linear.n_out)
-        + lora.dora * linear.n_out
-        for block in range(blocks - min(last or blocks, blocks), blocks)
-        for linear in adapted
-    )
-
-
-def _places(name: str) -> list[str]:
-    """Full names that a linear layer of a block may have."""
-    return [f"llm.model.layers.0.{part}.{name}" for part in ("self_attn", "mlp")]
 
 
 def stack(widths: Sequence[int], rows: int, *, bias: bool = True) -> tuple[tuple[tuple[Linear, int], ...], int]:

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 from vlmrun.config.schema import Slices, Tiles
 from vlmrun.errors import ConfigError
 
+_WORTH_IT = 1.1  # a map that is hardly too large is left as it is
+
 
 class Layout(Protocol):
     """How an image was cut: data's `ImageLayout`."""
@@ -41,10 +43,12 @@ class Counting:
     Args:
         per_tile: features the connector gives for one tile.
         merge: None: images are not cut.
+        max_tiles: a joined map of more features than so many tiles have is made smaller; None: it never is.
     """
 
     per_tile: int
     merge: str | None = None
+    max_tiles: int | None = None
 
     def __call__(self, layout: Layout | None = None) -> int:
         """Image tokens of an image; without a layout those of an ordinary one."""
@@ -55,8 +59,18 @@ class Counting:
         columns, rows = layout.grid
         if self.merge != "spatial_unpad":
             return self.per_tile * (1 + columns * rows)
+        high, wide = self.shown(layout)
+        return self.per_tile + high * (wide + 1)  # a newline ends each row
+
+    def shown(self, layout: Layout) -> tuple[int, int]:
+        """Rows and columns that are kept of the joined map.
+
+        Source: transformers 5.23 models/llava_onevision pack_image_features
+        """
         top, bottom, left, right = self.kept(layout)
-        return self.per_tile + (bottom - top) * (right - left + 1)  # a newline ends each row
+        high, wide = bottom - top, right - left
+        times = 0.0 if self.max_tiles is None else math.sqrt(high * wide / (self.max_tiles * self.side**2))
+        return (int(high // times), int(wide // times)) if times > _WORTH_IT else (high, wide)
 
     def kept(self, layout: Layout) -> tuple[int, int, int, int]:
         """Top, bottom, left and right of what is image in the joined map; the rest shows the black border."""
@@ -118,7 +132,7 @@ def most(per_tile: int, tiles: Tiles | Slices | None, aspect: str | None, edge: 
         return Most(per_tile * pieces, pieces)
     if aspect != "anyres" or not isinstance(tiles, Tiles) or edge is None:
         return Most(per_tile, 1)
-    counting = Counting(per_tile, merge_of(per_tile, tiles))
+    counting = Counting(per_tile, merge_of(per_tile, tiles), tiles.max_tiles)
     grids = [(width // edge, height // edge) for width, height in tiles.grids]  # no multiples: refused elsewhere
     full = [Full(grid, (grid[0] * edge, grid[1] * edge)) for grid in grids if all(grid)]
     return Most(max(map(counting, full), default=per_tile), max(map(n_tiles, full), default=1))

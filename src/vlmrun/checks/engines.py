@@ -74,7 +74,13 @@ def _groups(run: RunConfig) -> Iterator[Problem]:
             "hardware.sequence_parallel",
             "hardware.sequence_parallel=1",
         )
-    window = shape.get("sliding_window")
+    if sequence > 1 and family.beside is not None:
+        yield Problem(
+            f"{family.name} looks at other positions through {family.beside} as well, which ranks cannot share",
+            "hardware.sequence_parallel",
+            "hardware.sequence_parallel=1",
+        )
+    window = shape.get("sliding_window", family.window)
     if sequence > 1 and window and shape.get("use_sliding_window", True) and window < run.model.max_length:
         yield Problem(
             f"the LLM attends to the last {window} tokens only, which sequence_parallel does not do",
@@ -94,10 +100,6 @@ def _fsdp(stage: TrainStage, where: str) -> Iterator[Problem]:
         )
     if stage.tune.llm == "qlora":
         yield Problem("fsdp cannot cut packed weights", f"{where}.engine", f"{where}.engine=deepspeed, {where}.zero=2")
-    if stage.tune.llm == "new_tokens":
-        yield Problem(
-            "fsdp cuts the embedding whose rows are to be trained", f"{where}.engine", f"{where}.engine=deepspeed"
-        )
     if stage.offload == "nvme":
         yield Problem("fsdp offloads to host memory only", f"{where}.offload", f"{where}.offload=cpu")
     if stage.compat.fp16_tower:

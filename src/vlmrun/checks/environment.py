@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from vlmrun.config.schema import HardwareConfig, RunConfig
+from vlmrun.config.schema import HardwareConfig, RunConfig, services
 from vlmrun.errors import Problem
 
 PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "TORCH_CPP_LOG_", "CUDA_", "OMP_")
@@ -68,13 +68,13 @@ def shell(run: RunConfig, env: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem(
             "wandb is asked for offline and online", "tracking", "tracking=[wandb], or tracking=[wandb_online]"
         )
-    for tracker, wanted in (("wandb", "offline"), ("wandb_online", "online")):
-        if tracker in run.tracking and mode not in ("", wanted):
-            others = {"online": "[wandb_online]", "offline": "[wandb]"}
-            fix = f"tracking={others.get(mode, '[]')}, or unset WANDB_MODE"
-            yield Problem(f"WANDB_MODE is {mode}, but {tracker} is {wanted}", "tracking", fix)
-        if tracker in run.tracking and env.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
-            yield Problem(f"WANDB_DISABLED is set, but tracking has {tracker}", "tracking", "tracking=[], or unset it")
+    wandb = services(run.tracking).get("wandb")
+    if wandb is not None and mode not in ("", wandb.mode):
+        others = {"online": "[wandb_online]", "offline": "[wandb]"}
+        fix = f"tracking={others.get(mode, '[]')}, or unset WANDB_MODE"
+        yield Problem(f"WANDB_MODE is {mode}, but tracking has wandb {wandb.mode}", "tracking", fix)
+    if wandb is not None and env.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
+        yield Problem("WANDB_DISABLED is set, but tracking has wandb", "tracking", "tracking=[], or unset it")
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and run.hardware.gpu != "cpu":
         n_visible = _count(visible)
@@ -95,7 +95,7 @@ def _count(visible: str) -> int:
 
 def without_effect(run: RunConfig, env: Mapping[str, str]) -> list[str]:
     """Variables of the user's shell that are meant for this run and do nothing, in words."""
-    has_wandb = bool({"wandb", "wandb_online"} & {*run.tracking})
+    has_wandb = "wandb" in services(run.tracking)
     decided = [name for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_RESUME") if env.get(name)]
     asking = [name for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_NAME", "WANDB_RUN_GROUP") if env.get(name)]
     said = []

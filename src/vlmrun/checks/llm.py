@@ -65,12 +65,39 @@ def _llm(run: RunConfig) -> Iterator[Problem]:
     if tokenizer is not None:
         yield from _vocabulary(run, facts, tokenizer)
     for name, stage in run.stage.items():
-        if isinstance(stage, TrainStage) and stage.lora is not None and stage.tune.adapters:
-            yield from _saved_of_tied(run, stage.lora.modules_to_save, f"stage.{name}.lora.modules_to_save")
-        if isinstance(stage, TrainStage) and stage.lora is not None and isinstance(stage.lora.targets, list):
-            yield from _lora_targets(stage.lora.targets, facts, f"stage.{name}.lora.targets")
-        elif isinstance(stage, TrainStage) and stage.lora is not None:
-            yield from _lora_pattern(str(stage.lora.targets), facts, f"stage.{name}.lora.targets")
+        if isinstance(stage, TrainStage):
+            yield from _trained(stage, run, facts, f"stage.{name}")
+
+
+def _trained(stage: TrainStage, run: RunConfig, facts: parts.LlmFacts, where: str) -> Iterator[Problem]:
+    """Whether the LLM has the blocks, layers and modules that a stage is to train."""
+    yield from _blocks(stage, facts, f"{where}.tune.llm_last")
+    if stage.lora is None:
+        return
+    if stage.tune.adapters:
+        yield from _saved_of_tied(run, stage.lora.modules_to_save, f"{where}.lora.modules_to_save")
+        yield from _saved(stage.lora.modules_to_save, facts, f"{where}.lora.modules_to_save")
+    if isinstance(stage.lora.targets, list):
+        yield from _lora_targets(stage.lora.targets, facts, f"{where}.lora.targets")
+    else:
+        yield from _lora_pattern(str(stage.lora.targets), facts, f"{where}.lora.targets")
+
+
+def _blocks(stage: TrainStage, llm: parts.LlmFacts, where: str) -> Iterator[Problem]:
+    n = stage.tune.llm_last
+    if n is not None and llm.n_blocks is not None and n > llm.n_blocks:
+        yield Problem(f"the LLM has {llm.n_blocks} blocks, not {n}", where, f"{where}={llm.n_blocks} or less, or null")
+
+
+def _saved(modules: list[str], llm: parts.LlmFacts, where: str) -> Iterator[Problem]:
+    """A module that is to train whole must be one; those of a tied head have no tensor of their own."""
+    if not llm.modules:
+        return
+    known = llm.modules.union(_ENDS)
+    for name in modules:
+        if name not in known:
+            fix = suggest(name, known, noun="modules")
+            yield Problem(f"no module of the LLM is called {name!r}", where, fix)
 
 
 def _saved_of_tied(run: RunConfig, modules: list[str], where: str) -> Iterator[Problem]:
@@ -173,8 +200,7 @@ RULES = (
     Rule("head-size", "The attention kernel computes heads of the sizes that LLM and tower have.",
          ("hardware.attention", "model.llm", "model.tower"), _heads, here=True),
     Rule("llm", "The LLM has room for the longest sample, knows the attention and the packing that are asked for, has "
-         "the layers that LoRA names, and a tokenizer with the tokens of template and roles.", ("model.llm",
-         "model.max_length", "model.template", "hardware.attention", "stage.*.packing", "stage.*.lora.targets",
-         "stage.*.lora.modules_to_save"), _llm,
-         here=True),
+         "the blocks and layers that are to be trained, and a tokenizer with the tokens of template and roles.",
+         ("model.llm", "model.max_length", "model.template", "hardware.attention", "stage.*.packing",
+          "stage.*.lora.targets", "stage.*.lora.modules_to_save", "stage.*.tune.llm_last"), _llm, here=True),
 )  # fmt: skip

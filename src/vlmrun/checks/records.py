@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -99,7 +99,7 @@ def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
     if stage.packing is not None or stage.order is not None:  # batches of rows, or of another loader
         return
     weights = stage.data_weights or [1.0] * len(counted)
-    n = sum(round(found.usable * weight) for found, weight in zip(counted, weights, strict=False))
+    n = sum(round(n * weight) for n, weight in zip(_taken(stage, counted), weights, strict=False))
     steps = derived.steps(stage, n)
     if steps == 0:
         passes = "" if stage.epochs is None else f" over {stage.epochs:g} epoch(s)"
@@ -125,7 +125,12 @@ def _length(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
 def usable(stage: TrainStage, run: RunConfig) -> dict[str, int] | None:
     """Usable records of a stage's data, by name; None where some of it is not read here."""
     counted = _all(stage, run)
-    return None if counted is None else {name: a.usable for name, a in zip(stage.data, counted, strict=True)}
+    return None if counted is None else dict(zip(stage.data, _taken(stage, counted), strict=True))
+
+
+def _taken(stage: TrainStage, counted: Sequence[Counted]) -> list[int]:
+    """Records of each source that are trained on: the first `max_samples` of all."""
+    return derived.first_of([found.usable for found in counted], stage.max_samples)
 
 
 def _all(stage: TrainStage, run: RunConfig) -> list[Counted] | None:

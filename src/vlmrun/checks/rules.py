@@ -10,6 +10,7 @@ from vlmrun.checks import (
     converting,
     data,
     engines,
+    families,
     hardware,
     llm,
     merging,
@@ -23,6 +24,7 @@ from vlmrun.checks import (
     sweeps,
     table,
     tied,
+    tracking,
     training,
     tuning,
     values,
@@ -34,6 +36,7 @@ from vlmrun.errors import Problem
 
 RULES: tuple[Rule, ...] = (
     *run.RULES,
+    *families.RULES,
     *llm.RULES,
     *tied.RULES,
     *data.RULES,
@@ -53,6 +56,7 @@ RULES: tuple[Rule, ...] = (
     *vision.RULES,
     *caches.RULES,
     *quantized.RULES,
+    *tracking.RULES,
 )
 
 

@@ -23,6 +23,15 @@ def _order(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
         )
 
 
+def _first(stage: TrainStage, where: str) -> Iterator[Problem]:
+    if stage.max_samples is not None and stage.order is not None:
+        yield Problem(
+            "order is that of whole shards, and max_samples takes the first records of them",
+            f"{where}.max_samples",
+            f"{where}.max_samples=null, or {where}.order=null",
+        )
+
+
 def _pictures(stage: TrainStage, where: str) -> Iterator[Problem]:
     if stage.image_decode == "draft" and stage.image_aspect in ("anyres", "slices"):
         yield Problem(
@@ -140,10 +149,31 @@ def _held_out(stage: TrainStage, where: str) -> Iterator[Problem]:
         )
 
 
+def _ledger(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Problem]:
+    if not stage.record_losses:
+        return
+    if stage.loss_head == "liger":
+        yield Problem(
+            "liger sums the losses of a batch without giving those of its tokens",
+            f"{where}.record_losses",
+            f"{where}.loss_head=chunked, or {where}.record_losses=false",
+        )
+    if run.hardware.sequence_parallel > 1:
+        yield Problem(
+            "several ranks share every sequence, and none of them has all losses of a record",
+            f"{where}.record_losses",
+            f"{where}.record_losses=false, or hardware.sequence_parallel=1",
+        )
+
+
 _TRAIN = (TrainStage,)
 RULES = (
     Rule("order-of-samples", "Each data source has one weight, and transformers' order has one process and no weights.",
          ("stage.*.data", "stage.*.data_weights", "stage.*.compat.transformers_order"), _order, of=_TRAIN),
+    Rule("first-records", "The order of another project's loader is that of all records.",
+         ("stage.*.max_samples", "stage.*.order"), _first, of=_TRAIN, alone=True),
+    Rule("record-losses", "Losses of records are kept where one rank computes that of every token.",
+         ("stage.*.record_losses", "stage.*.loss_head", "hardware.sequence_parallel"), _ledger, of=_TRAIN),
     Rule("drafts", "Images that are cut into tiles or slices are decoded at full size.",
          ("stage.*.image_decode", "stage.*.image_aspect"), _pictures, of=_TRAIN, alone=True),
     Rule("packing", "A row has room for the longest sample, and nothing else orders the samples of packed rows.",

@@ -75,7 +75,7 @@ def _objective(run: RunConfig) -> Iterator[Problem]:
 
 
 def _twice(run: RunConfig) -> Iterator[Problem]:
-    for key, names in (("tracking", [str(name) for name in run.tracking]), ("only", run.only)):
+    for key, names in (("tracking", list(map(str, run.tracking))), ("only", run.only)):
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Problem(f"{name} is named twice", key, f"{key}=[{','.join(dict.fromkeys(names))}]")
 

@@ -31,6 +31,8 @@ VERBS = {
     "site": "vlmrun.cli.site:main",
     "watch": "vlmrun.cli.watch:main",
     "diff": "vlmrun.cli.diff:main",
+    "replay": "vlmrun.cli.replay:main",
+    "doctor": "vlmrun.cli.doctor:main",
     "gc": "vlmrun.cli.gc:main",
     "selftest": "vlmrun.cli.selftest:main",
     "chat": "vlmrun.cli.chat:main",

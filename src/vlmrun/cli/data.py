@@ -1,4 +1,4 @@
-"""`vlmrun data show | lint | prepare`: what is trained, seen before it is trained."""
+"""`vlmrun data show | lint | ledger | prepare`: what is trained, seen before and after."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmrun import artifact, back, graph, logs
-from vlmrun.cli import data_convert, help, train
+from vlmrun.cli import data_convert, help, ledger, train
+from vlmrun.cli import request as requests
 from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
@@ -25,7 +26,7 @@ from vlmrun.inspect import sizes
 from vlmrun.run import pipeline
 
 FOUND_PROBLEMS = DataError.exit_code
-_ACTIONS = ("show", "lint", "prepare", "convert")
+_ACTIONS = ("show", "lint", "ledger", "prepare", "convert")
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"no verb `data {action}`", "command line", suggest(action, _ACTIONS, noun="verbs"))
     logs.setup()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return {"show": show, "lint": lint, "prepare": prepare, "convert": data_convert.main}[action](rest)
+    verbs = {"show": show, "lint": lint, "ledger": ledger.main, "prepare": prepare, "convert": data_convert.main}
+    return verbs[action](rest)
 
 
 def show(arguments: list[str]) -> int:
@@ -50,7 +52,7 @@ def show(arguments: list[str]) -> int:
     numbers = [word for word in words if word.isdecimal()]
     if len(numbers) > 1:
         raise ConfigError(f"two places are given: {', '.join(numbers)}", "command line", "name one record")
-    request = train.read([word for word in words if word not in numbers])
+    request = requests.read([word for word in words if word not in numbers])
     run = _prepared(train.compose(request.overrides, request.config_dirs), options.stage)
     job = _job(run, _train_stage(run.config, options.stage))
     found = back.show_sample(job, int(numbers[0]) if numbers else 0, sizes.of(run.config.model))
@@ -144,7 +146,7 @@ def _file(word: str, options: argparse.Namespace, tally: Tally) -> Iterator[Find
 
 def _all_data(words: Sequence[str], options: argparse.Namespace, tally: Tally) -> Iterator[Iterator[Finding]]:
     """What is wrong with every data entry that a train or evaluate stage reads, by the rules of the first that does."""
-    request = train.read(list(words))
+    request = requests.read(list(words))
     run = _prepared(train.compose(request.overrides, request.config_dirs), None)
     known = sizes.of(run.config.model)
     seen: set[tuple[str, str]] = set()

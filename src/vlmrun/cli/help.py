@@ -28,6 +28,8 @@ results
   site                  pages of all runs, stages and sweeps, for a browser
   watch [RUN]           a run while it works, here and in a browser
   diff A B              what changed between two runs, and what came of it
+  replay RUN            run it again and compare every digest
+  doctor RUN            why a model does not learn: the likeliest causes
   gc                    free the room of stages no run needs
 models
   chat ARTIFACT         talk with a model about an image
@@ -114,6 +116,7 @@ usage: vlmrun data ACTION ...       vlmrun data ACTION --help says more
   show OVERRIDES [INDEX]            one sample as the model will see it
   lint OVERRIDES                    what is wrong with all data of a run
   lint FILE --images DIR            the same of one annotation file
+  ledger STAGE                      which records were trained on, what was lost
   convert FILE OUTPUT --to minicpm  LLaVA JSON to MiniCPM-V JSON (llava: back)
   convert FILE FOLDER --to wds      LLaVA JSON and images to tar shards
   convert FOLDER FOLDER --from wds  tar shards to LLaVA JSON and images

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmrun import logs
+from vlmrun.cli import request as requests
 from vlmrun.cli import train
 from vlmrun.cli.options import new_parser
 from vlmrun.config import derived
@@ -30,7 +31,7 @@ vlmrun plan -m +recipe=llava15_7b hardware=a100_40g,a100_bf16,h100_bf16
 def main(arguments: list[str]) -> int:
     """Plans a run, or with `-m` every point of a sweep. Results go to stdout."""
     options, overrides = _parser().parse_known_args(arguments)
-    request = train.read(overrides)
+    request = requests.read(overrides)
     logs.setup()
     if request.show_config:
         raise ConfigError("plan prints a plan, not the composed run", "command line", "vlmrun OVERRIDES --cfg job")

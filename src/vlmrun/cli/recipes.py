@@ -164,7 +164,8 @@ def _data_lines(name: str, config: DataConfig) -> list[str]:
         f"  {config.annotations}, images in {config.images or 'the shards'}",
     ]
     if config.about is not None:
-        records = f", {config.about.records:,} records" if config.about.records else ""
+        about = "about " if config.about.rounded else ""
+        records = f", {about}{config.about.records:,} records" if config.about.records else ""
         lines += [f"  {config.about.url} (license: {config.about.licence}{records})", f"  {config.about.fetch}"]
     return lines
 

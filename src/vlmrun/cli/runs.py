@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vlmrun import kinds
+from vlmrun import kinds, logs, store
 from vlmrun.cli.options import new_parser, output_option
 from vlmrun.errors import CheckpointError, ConfigError, LaunchError, suggest
+from vlmrun.names import RUN_CONFIG
 from vlmrun.report import tables
 from vlmrun.report.run_table import loss_text, number, share_text
 from vlmrun.report.tables import Column, Grid
 from vlmrun.run import filters, numbers, record
 from vlmrun.run.record import Record
+
+log = logs.get(__name__)
 
 _STATES = ("running", "finished", "failed", "stopped", "interrupted")
 _EXAMPLES = """\
@@ -67,12 +70,14 @@ def find(root: Path, reference: str) -> tuple[Path, Record]:
     Raises:
         CheckpointError: with the nearest names when there is none.
     """
-    for folder in (root / "runs" / reference / numbers.LATEST, root / "runs" / reference, Path(reference).expanduser()):
-        place = folder.resolve()
-        found = record.read(place)
-        if found is not None:
-            return place, found
-    raise _unknown(root, reference)
+    folder = store.find_run(root, reference)
+    found = None if folder is None else record.read(folder)
+    if folder is None or found is None:
+        raise _unknown(root, reference)
+    n_runs = len(numbers.numbered(folder.parent)) if folder.parent == (root / "runs" / reference).resolve() else 1
+    if n_runs > 1:
+        log.warning("%s: %s, the newest of %d runs of this name", reference, label(root, folder), n_runs)
+    return folder, found
 
 
 def _unknown(root: Path, reference: str) -> CheckpointError:
@@ -82,7 +87,7 @@ def _unknown(root: Path, reference: str) -> CheckpointError:
 
 def label(root: Path, folder: Path) -> str:
     """A run as it is called: `NAME/NUMBER`, or the folder of a sweep's point."""
-    place = os.path.relpath(folder, root)
+    place = os.path.relpath(folder, root.resolve() if folder.is_absolute() else root)
     return place.removeprefix("runs" + os.sep)
 
 
@@ -213,7 +218,7 @@ def _remove(root: Path, folder: Path, one: Record, *, force: bool) -> None:
         fix = "stop it first; if it runs no more, as on a machine that is gone: --force"
         raise LaunchError("the run has not ended", str(folder), fix)
     if numbers.numbered(folder):  # made before runs had numbers: other runs are inside
-        for name in (numbers.CONFIG, record.NAME, "report.html", "stages"):
+        for name in (RUN_CONFIG, record.NAME, "report.html", "stages"):
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -21,6 +21,7 @@ _EXAMPLES = """\
 vlmrun serve average                     OpenAI's API on 127.0.0.1:8000
 vlmrun serve average lora --web          two models and a web page
 """
+ENGINES = ("auto", "own", "vllm", "sglang")
 _INSTALL = "pip install 'vlmrun-trainer[serve]'"
 
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser("serve", "Serve models to OpenAI's clients.", _EXAMPLES)
     parser.add_argument("artifacts", nargs="+", metavar="[NAME=]ARTIFACT", help="a stage name, key, or folder")
     parser.add_argument("--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a model")
-    parser.add_argument("--engine", choices=("auto", "own", "vllm"), default="auto", help="what computes the answers")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes the answers")
     parser.add_argument("--workers", type=at_least_one, help="processes (default: one per GPU, or one on the CPU)")
     model_options(parser)
     where = parser.add_argument_group("where")

@@ -5,37 +5,29 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from vlmrun import artifact, graph, kinds, logs
-from vlmrun.checks import environment, records, rules, table
+from vlmrun.checks import environment, rates, records, rules, table
 from vlmrun.checks import hardware as hardware_checks
 from vlmrun.cli import next_commands
+from vlmrun.cli.request import Request, read
 from vlmrun.cluster import leader
 from vlmrun.cluster import node as nodes
 from vlmrun.config import compose as composing
-from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig, TrainStage
 from vlmrun.config.validate import validate
+from vlmrun.doctor import evidence
+from vlmrun.doctor import rules as diagnosis
 from vlmrun.errors import ConfigError, DataError, Problem
+from vlmrun.names import RUN_CONFIG
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
 from vlmrun.site import keep
 
 log = logs.get(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
-
-    overrides: list[str]
-    config_dirs: list[Path]
-    show_config: bool
-    multirun: bool
 
 
 def train(arguments: list[str]) -> int:
@@ -106,7 +98,7 @@ def check(arguments: list[str]) -> int:
 
 def _warnings(config: RunConfig) -> list[str]:
     ignored = environment.without_effect(config, os.environ)
-    return [*planning.warnings(config), *records.unread(config), *ignored]
+    return [*planning.warnings(config), *rates.warnings(config), *records.unread(config), *ignored]
 
 
 def _fault(point: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError | None:
@@ -151,13 +143,24 @@ def _idle(config: RunConfig, item: graph.Planned) -> str:
 
 def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | None = None) -> pipeline.Run:
     """One run from its overrides to its report."""
+    return carry_out(compose(overrides, config_dirs), (overrides, config_dirs), folder)
+
+
+def carry_out(
+    config: RunConfig, command: tuple[Sequence[str], Sequence[Path]], folder: Path | None = None
+) -> pipeline.Run:
+    """One run from its configuration to its report.
+
+    Args:
+        command: the overrides and the folders of `--config-dir` that it was composed of.
+        folder: of the run; None: the one that its name and configuration have.
+    """
     from vlmrun.report import benchmarks, run_page, run_table
 
-    config = compose(overrides, config_dirs)
     graph.require(rules.check(config))
     node = nodes.here(config.hardware, os.environ)
-    for ignored in environment.without_effect(config, os.environ):
-        log.warning("%s", ignored)
+    for warning in [*environment.without_effect(config, os.environ), *rates.warnings(config)]:
+        log.warning("%s", warning)
     planned = pipeline.prepare(config, folder)
     if node.rank > 0:
         pipeline.work_along(planned, node)
@@ -165,14 +168,10 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     if folder is None:
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
-        artifact.write_text(planned.folder / numbers.CONFIG, _text(config))
-    kept = record.kept(planned.folder, config, (overrides, config_dirs), lambda: planned.outcomes)
-    with keep.kept(planned.root), kept:
+        artifact.write_text(planned.folder / RUN_CONFIG, _text(config))
+    with keep.kept(planned.root), record.kept(planned.folder, config, command, lambda: planned.outcomes):
         try:
-            with (
-                keep.kept(planned.root),
-                leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others,
-            ):
+            with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
                 pipeline.execute(planned, others)
         finally:
             if planned.outcomes:
@@ -182,11 +181,25 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path | No
     if not nothing:
         run_page.write(planned.folder, config.name, planned.outcomes)
     report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
-    log.info("nothing to do: every stage was finished; report: %s" if nothing else "report: %s", report)
-    commands = next_commands.lines(planned, overrides, config_dirs)
+    if nothing:
+        log.info("nothing to do: every stage was finished")
+    else:
+        _warn_of_faults(planned)
+    sys.stdout.write(f"report: {report}\n")
+    commands = next_commands.lines(planned, *command)
     if folder is None and commands:  # a point of a sweep is followed by the next point
-        log.info("next:\n%s", "\n".join(f"  {command}" for command in commands))
+        sys.stdout.write("next:\n" + "".join(f"  {line}\n" for line in commands))
+    sys.stdout.flush()
     return planned
+
+
+def _warn_of_faults(made: pipeline.Run) -> None:
+    """What points to a model that has not learned, in a few lines."""
+    said = diagnosis.messages(evidence.read([outcome.folder for outcome in made.outcomes]))
+    for line in said:
+        log.warning("%s", line)
+    if said:
+        log.warning("causes, and what to try: vlmrun doctor %s", os.path.relpath(made.folder))
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
@@ -205,42 +218,6 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> RunConfig:
             problems += [problem for problem in rules.check(config) if problem.where not in told]
         raise ConfigError([*composed.problems, *problems])
     return config
-
-
-def read(arguments: list[str]) -> Request:
-    """Splits our own options, which may stand anywhere, from Hydra's overrides."""
-    overrides: list[str] = []
-    config_dirs: list[Path] = []
-    show_config = multirun = False
-    rest = iter(arguments)
-    for word in rest:
-        name, _, value = word.partition("=")
-        if word in ("-m", "--multirun"):
-            multirun = True
-        elif name in ("--cfg", "-c"):
-            show_config = _expect(value or next(rest, ""), name, "job")
-        elif name in ("--config-dir", "-cd"):
-            config_dirs.append(_folder(value or next(rest, ""), name))
-        elif word.startswith("-"):
-            options = "-m, --cfg job, --config-dir DIR, --help, --version"
-            raise ConfigError(f"no option {word!r}", "command line", f"options: {options}")
-        else:
-            overrides.append(word)
-    return Request(words.readable(overrides), config_dirs, show_config, multirun)
-
-
-def _expect(value: str, option: str, wanted: str) -> bool:
-    if value != wanted:
-        raise ConfigError(f"{option} {value}".strip(), "command line", f"{option} {wanted} prints the composed run")
-    return True
-
-
-def _folder(value: str, option: str) -> Path:
-    if not value or not Path(value).is_dir():
-        raise ConfigError(
-            [Problem(f"no folder {value!r}", f"command line ({option})", "give a folder laid out like conf/")]
-        )
-    return Path(value)
 
 
 def _text(config: RunConfig) -> str:

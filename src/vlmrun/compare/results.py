@@ -117,11 +117,11 @@ def _answers(folder: Path) -> dict[_Id, dict[str, Any]]:
 
 
 def _marks(rows: dict[_Id, dict[str, Any]]) -> dict[str, float]:
-    """What each answer is worth, of the questions that the summary's accuracy is about: no benchmark's."""
+    """What each answer is worth, of the questions that the summary's accuracy is about."""
     return {
-        _joined(id): float(is_match(row))
+        _joined(id): float(row["score"]) if isinstance(row.get("score"), int | float) else float(is_match(row))
         for id, row in rows.items()
-        if row.get("split") != UNSEEN and row.get("expected") and "score" not in row
+        if row.get("split") != UNSEEN and _right(row) is not None
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from vlmrun import artifact, store
 from vlmrun.artifact import Artifact
 from vlmrun.config.job import JOB_FILE
 from vlmrun.errors import CheckpointError, suggest
+from vlmrun.names import RUN_CONFIG
 
-_CONFIG = "config.yaml"
 _STAGES = "stages"
 # Of a stage's job: places on this machine, and names of what `parents` compares by key.
-_PLACES = ("key", "folder", "run", "parents", "prepared")
+_PLACES = ("key", "folder", "run", "parents", "prepared", "composed")
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,21 @@ def find(root: Path, reference: str) -> Side:
     Raises:
         CheckpointError: with the nearest names when there is none, and when a stage's name is a run's name too.
     """
-    path = Path(reference).expanduser()
-    if (path / _CONFIG).is_file():
-        return _run(reference, path)
-    run = root / "runs" / reference
-    is_run = ".." not in Path(reference).parts and not path.is_absolute() and (run / _CONFIG).is_file()
+    run = store.find_run(root, reference)
     try:
         folder = store.find(root, reference)
     except CheckpointError:
-        if is_run:
+        if run is not None:
             return _run(reference, run)
         raise _nothing(root, reference) from None
-    if is_run:
+    if run is not None:
         fix = f"give {run} or {folder}"
         raise CheckpointError(f"{reference!r} names a run and a stage", str(root), fix)
     return _stage(reference, folder)
 
 
 def _nothing(root: Path, reference: str) -> CheckpointError:
-    runs = {place.parent.name for place in (root / "runs").glob(f"*/{_CONFIG}")}
+    runs = {place.parent.name for place in (root / "runs").glob(f"*/{RUN_CONFIG}")}
     stages = {item.name for _, item in store.artifacts(root)}
     return CheckpointError(
         f"no run and no finished stage {reference!r}",
@@ -84,10 +81,13 @@ def _nothing(root: Path, reference: str) -> CheckpointError:
 
 
 def _run(reference: str, folder: Path) -> Side:
+    folder = Path(os.path.relpath(folder))  # shown as people read it
     try:
-        values = yaml.safe_load((folder / _CONFIG).read_text("utf-8"))
+        values = yaml.safe_load((folder / RUN_CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{_CONFIG} cannot be read: {error}", str(folder), "run it again to write it") from error
+        raise CheckpointError(
+            f"{RUN_CONFIG} cannot be read: {error}", str(folder), "run it again to write it"
+        ) from error
     found = (_made(place.resolve()) for place in sorted((folder / _STAGES).glob("*")))
     stages = {made.artifact.name: made for made in found if made is not None}
     return Side(reference, "run", folder, values if isinstance(values, dict) else {}, stages)

@@ -23,7 +23,16 @@ from vlmrun.config.catalog import search_path as search_path
 from vlmrun.errors import Problem, closest, suggest
 
 # What Hydra raises when it refuses an override: ValueError for `group=null`, the others where it did not expect one.
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, TypeError, AttributeError, LookupError)
+_REFUSALS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OSError,
+)  # a name too long for a file
 _MOST_LISTED = 8
 
 
@@ -41,7 +50,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
     """Composes as far as possible and collects what stood in the way."""
     unread = {text: problem for text in overrides if (problem := words.problem(text)) is not None}
     problems = list(unread.values())
-    remaining = [text for text in overrides if text not in unread]
+    remaining = [word for text in overrides if text not in unread for word in _in_place(text)]
     searched = [f"file://{folder}" for folder in search_path(config_dirs)]
     extra = [f"hydra.searchpath=[{','.join(searched)}]"] if searched else []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
@@ -62,6 +71,11 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
     assert isinstance(choices, dict)
     chosen = {str(key): value for key, value in choices.items() if not str(key).startswith("hydra")}
     return Composed(tree, _once(problems), notes, chosen)
+
+
+def _in_place(text: str) -> list[str]:
+    """`tracking={...}` takes the place of a recipe's list, which Hydra would refuse to merge with it."""
+    return ["tracking=null", text] if text.startswith("tracking={") else [text]
 
 
 def _hardware_as_chosen(config: DictConfig, extra: list[str], overrides: list[str]) -> Iterator[str]:

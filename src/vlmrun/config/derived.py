@@ -69,6 +69,14 @@ def warmup_steps(optim: Optim, steps: int) -> int:
     return math.ceil(optim.warmup_ratio * steps)
 
 
+def first_of(counts: Sequence[int], most: int | None) -> list[int]:
+    """Of sources with these counts, how many of each are among the first `most` of all; None: all."""
+    if most is None:
+        return list(counts)
+    before = [0, *itertools.accumulate(counts)]
+    return [max(0, min(count, most - start)) for count, start in zip(counts, before, strict=False)]
+
+
 def steps(stage: TrainStage, n_samples: int) -> int:
     """Updates of a stage on N samples an epoch, without packing; 0 where they fill no batch."""
     if stage.epochs is None:

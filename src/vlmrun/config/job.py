@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from vlmrun.config.schema import Data, HardwareConfig, ModelConfig, Node, Stage, Tracker
+from vlmrun.config.schema import Data, HardwareConfig, ModelConfig, Node, Stage, Tracking
 
 JOB_FILE = "job.json"
 # Environment variable with a folder in which the ranks of one node meet.
@@ -33,7 +33,8 @@ class StageJob(Node):
     parents: dict[str, str]
     prepared: list[str]
     hardware: HardwareConfig
-    tracking: list[Tracker] = Field(default_factory=list)
+    tracking: Tracking = Field(default_factory=list)
+    composed: dict[str, Any] = Field(default_factory=dict)  # the whole run, for the services that get its numbers
 
     @property
     def path(self) -> Path:

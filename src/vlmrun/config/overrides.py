@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from vlmrun.errors import Problem
 
-_UNREADABLE = (HydraException, ValueError, RecursionError)  # a number of too many digits, brackets without end
+UNREADABLE = (HydraException, ValueError, RecursionError)  # a number of too many digits, brackets without end
 _ASSIGNMENT = re.compile(r"((?:\+\+?|~)?[A-Za-z0-9_./@:-]+)=(.*)", re.DOTALL)
 # What begins with a bracket or a quote, or is a call, has a structure of its own; a comma may separate values.
 _STRUCTURE = re.compile(r"""\s*[\[{('"].*|.*,.*|[A-Za-z_]\w*\(.*\)\s*""", re.DOTALL)
@@ -48,7 +48,7 @@ def _readable(word: str) -> str:
 def _can_be_read(word: str) -> bool:
     try:
         parse(word)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return True
 
@@ -71,7 +71,7 @@ def problem(word: str) -> Problem | None:
         return Problem(f"{shown!r} is not UTF-8", place(shown), "rename the file, or give a link with another name")
     try:
         override = parse(word)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         first = str(error).strip().splitlines()[0]
         return Problem(f"cannot read the override {word!r}: {first}", place(word), _as_text(word))
     if not override.key_or_group:

@@ -65,6 +65,9 @@ def _path(location: tuple[int | str, ...], tree: Any) -> str:
     """A dotted key, without what pydantic puts in where it has several models or types to choose from."""
     parts = [str(part) for part in location]
     is_data = len(parts) > 2 and parts[0] == "data" and parts[2] in _DATA
+    if parts[0] == "tracking":
+        del parts[1:2]
+        parts = parts[:-1] if parts[-1] == "[key]" else parts
     if is_data or (len(parts) > 2 and parts[:2] == ["model", "tiles"]):
         del parts[2]
     for place, part in enumerate(parts):

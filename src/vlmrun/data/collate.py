@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,16 @@ from vlmrun.data.dataset import Item
 from vlmrun.data.images.patch_strips import joined
 from vlmrun.data.images.transform import ImageLayout
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
+
+
+class Use(NamedTuple):
+    """What a batch holds of one sample: its number in the dataset, positions, supervised tokens."""
+
+    number: int | None
+    tokens: int
+    supervised: int
+    truncated: bool
+    skipped: bool
 
 
 class Collator:
@@ -47,12 +57,12 @@ class Collator:
         Returns:
             `input_ids`, `labels` [B, L] long; `attention_mask` [B, L] bool, true on real tokens whatever their id;
             `pixels` [S, 3, H, W], all tiles of all images, one blank image when there is none; `layouts`, how each
-            image was cut, None for one that was not; `ids` of the samples; `skipped`: for each
+            image was cut, None for one that was not; `ids` of the samples; `uses`, a `Use` of each; `skipped`: for each
             unusable sample its `id` and `reason`. With `sizes` also `position_ids` [B, L], which begin at 0 with every
             item, and once more with the padding.
         """
         rows = [self.expanded(item) for item in items]
-        lengths = [len(ids) for ids, _ in rows]
+        own, lengths = rows, [len(ids) for ids, _ in rows]
         if sizes is not None:
             rows = _joined(rows, sizes)
         length = max(len(ids) for ids, _ in rows)
@@ -65,6 +75,7 @@ class Collator:
             "pixels": torch.from_numpy(pixels),
             "layouts": [layout for item in items for layout in item.each_layout],
             "ids": [item.id for item in items],
+            "uses": [_use(item, ids, labels) for item, (ids, labels) in zip(items, own, strict=True)],
             "skipped": [{"id": item.id, "reason": item.skipped} for item in items if item.skipped is not None],
         }
         if sizes is None:
@@ -95,6 +106,13 @@ class Collator:
     def _pad(self, row: list[Any], value: Any, length: int) -> list[Any]:
         padding = [value] * (length - len(row))
         return padding + row if self.padding_side == "left" else row + padding
+
+
+def _use(item: Item, ids: list[int], labels: list[int]) -> Use:
+    """Nothing predicts a sample's first token, so that it is not supervised."""
+    n_supervised = sum(label != IGNORE for label in labels[1:])
+    skipped = item.skipped is not None
+    return Use(item.number, len(ids), n_supervised, item.encoded.truncated and not skipped, skipped)
 
 
 def _joined(rows: list[tuple[list[int], list[int]]], sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:

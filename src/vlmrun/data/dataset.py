@@ -23,6 +23,7 @@ class Item:
     Args:
         pixels: all tiles of all images in order, [n_tiles, 3, height, width], float32.
         layouts: how each image was cut; None: none was, and every row of `pixels` is an image.
+        number: of the sample in its dataset, where it comes from one.
         skipped: why nothing of it is supervised (`on_error: skip`), else None.
     """
 
@@ -31,6 +32,7 @@ class Item:
     id: str
     skipped: str | None = None
     layouts: Layouts | None = None
+    number: int | None = None
 
     @property
     def each_layout(self) -> Layouts:
@@ -70,7 +72,7 @@ class Dataset:
 
     def places(self) -> list[int]:
         """The number of every sample's record in its file, or in the line of all shards."""
-        return [self._samples[index].source[1] for index in range(len(self))]
+        return [self.place(index) for index in range(len(self))]
 
     def has_pictures(self) -> bool:
         """Whether any sample has one."""
@@ -83,6 +85,10 @@ class Dataset:
     def name(self, index: int) -> str:
         """The data entry that a sample comes from."""
         return self._samples.names[self._samples.source(index)]
+
+    def place(self, index: int) -> int:
+        """The number of a sample's record in its file, or in the line of all shards."""
+        return self._samples[index].source[1]
 
     def sample_id(self, index: int) -> str:
         """The id that the record can be found by: its own, or file and index."""
@@ -113,7 +119,7 @@ class Dataset:
             return self._unusable(index, error)
         # Under compat.labels only: the place in the batch stays, and the sample is listed.
         skipped = None if encoded.n_supervised else f"{self.encoder.labels_of} drops all labels of this sample"
-        return Item(encoded, pixels, self.sample_id(index), skipped, layouts)
+        return Item(encoded, pixels, self.sample_id(index), skipped, layouts, index)
 
     def text(self, index: int) -> Item:
         """One sample without its pixels, as long as `dataset[index]`; its images are not decoded, only measured.
@@ -147,7 +153,7 @@ class Dataset:
             tokenizer = self.encoder.tokenizer
             stand_in = next((t for t in (tokenizer.eos_token_id, tokenizer.pad_token_id) if t is not None), 0)
             none, _ = self.encoder.blank(0)
-            return Item(Encoded([stand_in], [IGNORE], True, 0), none, self.sample_id(index), reason)
+            return Item(Encoded([stand_in], [IGNORE], True, 0), none, self.sample_id(index), reason, number=index)
         unlearnt = replace(encoded, labels=[IGNORE] * len(encoded.labels), n_supervised=0)
         pixels, layouts = self.encoder.blank(len(self._samples[index].images))
-        return Item(unlearnt, pixels, self.sample_id(index), reason, layouts)
+        return Item(unlearnt, pixels, self.sample_id(index), reason, layouts, index)

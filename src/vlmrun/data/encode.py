@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmrun.data import system, tokenizing
+from vlmrun.data.fits import counted, kept_tokens, misfit
 from vlmrun.data.images import grid
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Piece, Template
-from vlmrun.errors import CheckpointError, DataError, Problem
+from vlmrun.errors import CheckpointError, DataError
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 
 
@@ -101,21 +102,6 @@ def encode_prompt(
     pieces = template.prompt_pieces(turns, images=images)
     ids, _ = tokenize(pieces, tokenizer, images=images, blocks=blocks, image_token=template.image_token)
     return ids
-
-
-def misfit(sample: Sample, template: Template) -> Problem | None:
-    """Why a template cannot show a sample, known before anything is tokenized."""
-    if template.keep_question:
-        return system.missing(template, sample)
-    roles = [turn.role for turn in sample.turns]
-    if sample.images and roles == ["user", "assistant"] and IMAGE_TAG in sample.turns[0].text:
-        return system.missing(template, sample)
-    return Problem(
-        f"template {template.name!r} takes one question with an image and one answer; "
-        f"this record has {len(sample.turns)} turns and {len(sample.images)} images",
-        sample.where,
-        "use this template for captions only, or choose another with stage.*.template",
-    )
 
 
 def tokenize(
@@ -230,21 +216,3 @@ def _overlaps(begin: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
     """Whether a token shares a character with a span; one that covers none counts for the next."""
     end = max(end, begin + 1)
     return any(begin < stop and start < end for start, stop in spans)
-
-
-def kept_tokens(ids: Sequence[int], image_tokens: Sequence[int], max_length: int) -> int:
-    """How many ids fit, each image counting its own tokens; an image that fits in part does not."""
-    length = 0
-    of_images = iter(image_tokens)
-    for index, token in enumerate(ids):
-        length += next(of_images) if token == IMAGE_TOKEN else 1
-        if length > max_length:
-            return index
-    return len(ids)
-
-
-def counted(image_tokens: Sequence[int]) -> str:
-    """Image tokens in an error's words."""
-    if len(set(image_tokens)) == 1:
-        return f"{image_tokens[0]} of them per image"
-    return f"images take {', '.join(str(count) for count in image_tokens)} of them"

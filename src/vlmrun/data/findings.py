@@ -53,6 +53,8 @@ NOTES = {
     "image_turned": "turned by its EXIF orientation (compat.images: upstream leaves it as stored)",
     "image_deep": "16-bit, 32-bit or float gray: scaled to 8 bits (compat.images: upstream clips it to white)",
     "image_colors": "CMYK or LAB colors: converted to RGB",
+    "image_profile": "colors of a profile: converted to sRGB (compat.images: upstream takes the numbers as they are)",
+    "image_profile_broken": "a color profile that is damaged, or for other colors than the image has: ignored",
     "image_animated": "several frames or pages: only the first is seen",
 }
 

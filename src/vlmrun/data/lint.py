@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from vlmrun.data import formats
-from vlmrun.data.encode import encode, misfit
+from vlmrun.data.encode import encode
 from vlmrun.data.findings import Finding, Tally, Wrong, kind_of
+from vlmrun.data.fits import misfit
 from vlmrun.data.formats.image_marks import as_words
 from vlmrun.data.images.examining import N_DECODED, Examiner, Size
 from vlmrun.data.images.finding import ImageFolder

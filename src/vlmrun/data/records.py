@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,8 +14,8 @@ from vlmrun.config.schema import DataConfig
 from vlmrun.data import index
 from vlmrun.data.compat import settings as compat
 from vlmrun.data.dataset import Dataset, Source
-from vlmrun.data.encode import misfit
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.fits import misfit
 from vlmrun.data.images.finding import folder_of
 from vlmrun.data.reading import list_skipped, rejection_error, usable
 from vlmrun.data.sample import Question, Rejected, Sample
@@ -31,6 +32,7 @@ def open_datasets(
     encoder: Encoder,
     skipped: Path | None,
     folder: Path,
+    first: int | None = None,
 ) -> Dataset:
     """Reads and checks all records of the named data, in order, unless `folder` holds their index already.
 
@@ -38,14 +40,15 @@ def open_datasets(
         data: the job's data entries, paths absolute.
         skipped: file that lists records left out under `on_error: skip`; None writes nothing.
         folder: for the index (`data/index.py`); of several ranks one makes it, the others open it.
+        first: only the first N usable records, of all sources together; what comes after them is not read.
 
     Raises:
         DataError: listing the first problems of all records whose data says `on_error: fail`.
     """
     entries = [(name, _entry(data, name)) for name in names]
-    stamp = _stamp(entries, encoder)
+    stamp = _stamp(entries, encoder) if first is None else [_stamp(entries, encoder), first]
     if not index.whole(folder, stamp):
-        _build(entries, encoder, skipped, folder, stamp)
+        _build(entries, encoder, skipped, (folder, stamp), first)
     samples = index.Index(folder)
     configs = [data[name] for name in samples.names]
     sources = [Source(folder_of(c), c.on_error == "skip") for c in configs]
@@ -53,22 +56,28 @@ def open_datasets(
 
 
 def _build(
-    entries: Sequence[tuple[str, DataConfig]], encoder: Encoder, skipped: Path | None, folder: Path, stamp: Any
+    entries: Sequence[tuple[str, DataConfig]],
+    encoder: Encoder,
+    skipped: Path | None,
+    place: tuple[Path, Any],
+    first: int | None,
 ) -> None:
-    """Writes the index of what can be used; nothing when something may not be left out."""
+    """Writes the index of what can be used to a folder, with its stamp; nothing when something may not be left out."""
     wrong: list[Rejected] = []
     left_out: list[Rejected] = []
+
+    rest = itertools.count() if first is None else iter(range(first))  # one number for each record that is taken
 
     def sources() -> Iterator[tuple[str, str, Iterator[Sample]]]:
         for name, config in entries:
             rejected = left_out if config.on_error == "skip" else wrong
-            check = partial(_fitting, encoder)
-            yield name, config.annotations, usable(config, rejected, check, as_it_is=encoder.as_upstream)
+            found = usable(config, rejected, partial(_fitting, encoder), as_it_is=encoder.as_upstream)
+            yield name, config.annotations, (sample for _, sample in zip(rest, found, strict=False))
         # Before the index is called whole.
         if wrong:
             raise rejection_error(wrong)
 
-    made = index.write(folder, sources(), stamp)
+    made = index.write(place[0], sources(), place[1])
     if left_out:
         log.warning("left out %d of %d records (on_error: skip)", len(left_out), len(left_out) + len(made))
         if skipped is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vlmrun.errors import Problem
 
 IMAGE_TAG = "<image>"  # marks in a turn's text where an image goes
+ONE_TAG = f"write {IMAGE_TAG} once for each image"
 
 # system: in readers only, which keep its text apart; unknown: read under compat.records only
 Role = Literal["user", "assistant", "system", "unknown"]
@@ -84,6 +85,12 @@ class Rejected:
     def problem(self) -> Problem:
         """The same as a problem of an error."""
         return Problem(self.what, locate_record(self.source, self.id), self.fix)
+
+
+def misplaced(sample: Sample) -> str | None:
+    """How the tags of a sample differ from its images, in number; a sample without images has words only."""
+    n_tags, n_images = sum(turn.text.count(IMAGE_TAG) for turn in sample.turns), len(sample.images)
+    return None if n_images in (0, n_tags) else f"{n_tags} {IMAGE_TAG} tags in the text for {n_images} images"
 
 
 def same_answer(given: str, expected: str) -> bool:

@@ -68,7 +68,8 @@ class Asker:
 
         Args:
             answers: JSONL of `question_id`, `data`, `image`, `text`, `category`, `split`, `expected`, `answer`, and of
-                benchmarks `score`, `read_as`, `doubtful`. While it is made its rows lie in a folder beside it.
+                benchmarks `score`, `read_as`, `doubtful`; `cut` of an answer that did not end in `max_new_tokens`.
+                While it is made its rows lie in a folder beside it.
             report: called with the numbers of questions done and in all, of this rank's share.
 
         Raises:
@@ -125,27 +126,33 @@ class Asker:
                     raise
                 reason = error.problems[0].what
                 skipped.append({"question_id": question.id, "data": asked.data, "draw": asked.draw, "skipped": reason})
-        texts = self._texts(usable, items) if items else []
-        return [line(asked, text) for asked, text in zip(usable, texts, strict=True)] + skipped
+        said = self._texts(usable, items) if items else []
+        found = [
+            line(asked, text) | ({} if ended else {"cut": True})
+            for asked, (text, ended) in zip(usable, said, strict=True)
+        ]
+        return found + skipped
 
-    def _texts(self, batch: Sequence[Asked], items: Sequence[tuple[Item, Seen]]) -> list[str]:
-        """Answers of a batch, which all questions of are asked in one way."""
+    def _texts(self, batch: Sequence[Asked], items: Sequence[tuple[Item, Seen]]) -> list[tuple[str, bool]]:
+        """Answers of a batch, which all questions of are asked in one way, and whether each has ended."""
         benchmark = batch[0].benchmark
         how = self._plain if benchmark is None else benchmark.config.generation
         if how.likelihood:
             assert benchmark is not None
             letters = [asked.benchmark.row.letters for asked in batch if asked.benchmark is not None]
-            return [self._likeliest(item, named) for item, named in zip(items, letters, strict=True)]
+            return [(self._likeliest(item, named), True) for item, named in zip(items, letters, strict=True)]
         if how.temperature > 0:
             torch.manual_seed(_seed(self.seed, batch[0]))
-        texts = [until_stop(text, how.stop) for text in self._generate(items, how, how.max_new_tokens)]
+        firsts = self._generate(items, how, how.max_new_tokens)
+        texts = [until_stop(text, how.stop) for text, _ in firsts]
         if how.second is None:
-            return texts
+            # A benchmark's answer is as long as its protocol says.
+            return [(text, ended or benchmark is not None) for text, (_, ended) in zip(texts, firsts, strict=True)]
         longer = [
             (self._continued(item, text + how.second), seen) for (item, seen), text in zip(items, texts, strict=True)
         ]
-        seconds = [until_stop(text, how.stop) for text in self._generate(longer, how, how.second_tokens)]
-        return [f"{text}\n The answer is {second}" for text, second in zip(texts, seconds, strict=True)]
+        seconds = [until_stop(text, how.stop) for text, _ in self._generate(longer, how, how.second_tokens)]
+        return [(f"{text}\n The answer is {second}", True) for text, second in zip(texts, seconds, strict=True)]
 
     def _continued(self, item: Item, text: str) -> Item:
         """A prompt whose answer has begun."""
@@ -158,7 +165,9 @@ class Asker:
         found: list[int] = self.prompts.encoder.tokenizer(start + text, add_special_tokens=False)["input_ids"]
         return found
 
-    def _generate(self, items: Sequence[tuple[Item, Seen]], how: Generation, max_new_tokens: int) -> list[str]:
+    def _generate(
+        self, items: Sequence[tuple[Item, Seen]], how: Generation, max_new_tokens: int
+    ) -> list[tuple[str, bool]]:
         tensors, features = self._tensors(items)
         new = self.vlm.generate(
             tensors["input_ids"],
@@ -169,7 +178,7 @@ class Asker:
             features=features,
             sampling=_sampling(how),
         )
-        return [self.prompts.answer(ids) for ids in new.tolist()]
+        return [self.prompts.read(ids) for ids in new.tolist()]
 
     def _likeliest(self, item: tuple[Item, Seen], letters: Sequence[str]) -> str:
         """The letter that the model gives the best chance as the answer's beginning."""

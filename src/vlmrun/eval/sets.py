@@ -13,12 +13,12 @@ from vlmrun.eval import inline, questions
 from vlmrun.eval.asked import Asked, Benchmark
 
 
-def asked(name: str, config: BenchmarkConfig, pictures: Path) -> tuple[list[Asked], list[Rejected]]:
+def asked(name: str, config: BenchmarkConfig, inline_images: Path) -> tuple[list[Asked], list[Rejected]]:
     """All questions of a set, and those whose image is not there.
 
     Args:
         name: of the data entry.
-        pictures: folder for images that stand in the question file.
+        inline_images: folder for images that stand in the question file.
 
     Raises:
         DataError: for a question file or expected answers that cannot be used.
@@ -28,7 +28,7 @@ def asked(name: str, config: BenchmarkConfig, pictures: Path) -> tuple[list[Aske
     for place, row in enumerate(questions.read(config, need_gold=config.metric is not None)):
         root, picture = folder_of(config), row.image
         if picture is not None and row.picture != picture:
-            root, picture = ImageFolder(pictures), inline.unpack(picture, pictures)
+            root, picture = ImageFolder(inline_images), inline.unpack(picture, inline_images)
         text = row.text if picture is None else f"{IMAGE_TAG}\n{row.text}"
         golds = row.fields.get("answers") or row.fields.get("answer", "")
         question = Question(

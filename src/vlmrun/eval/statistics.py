@@ -59,7 +59,7 @@ def interval(
 def agreed(value: float, n_clusters: int, least: float = 0.0, most: float = 1.0) -> Interval:
     """The interval where every cluster that was seen gives one value: n of n right is no proof of 100 %.
 
-    So many of all clusters may give another value that n of them agree in one case of 40 (Clopper and Pearson).
+    The share of clusters that may give another value is such that n agree in one case of 40 (Clopper and Pearson).
     """
     others = 1.0 - _LOWER ** (1.0 / n_clusters)
     return Interval(value - others * (value - least), value + others * (most - value))

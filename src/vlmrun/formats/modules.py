@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -61,8 +61,10 @@ def check(model: Model) -> None:
             continue  # timm's is cut off behind the deepest layer: its own loader compares
         expected, tied = _expected(part, module)
         here = model.part(part)
-        problems += [Problem(f"{part}.{name} is missing") for name in sorted(expected.keys() - here.keys() - tied)]
-        problems += [Problem(f"{part}.{name} is unknown") for name in sorted(here.keys() - expected.keys())]
+        ours = _in_module(module, here, expected)
+        missing = expected.keys() - set(ours.values()) - tied
+        problems += [Problem(f"{part}.{name} is missing") for name in sorted(missing)]
+        problems += [Problem(f"{part}.{name} is unknown") for name in sorted(ours) if ours[name] not in expected]
         problems += [
             Problem(f"{part}.{name} is {list(here[name].shape)}, its configuration says {list(expected[name])}")
             for name in sorted(expected.keys() & here.keys())
@@ -82,7 +84,27 @@ def unknown(part: str, module: nn.Module, names: Iterable[str]) -> list[str]:
     """Of the names that a part's files hold, those that none of its tensors has."""
     if part == "tower" and not isinstance(module, HuggingFaceTower):
         return []  # as `check`
-    return sorted(set(names) - _expected(part, module)[0].keys())
+    expected = _expected(part, module)[0]
+    return sorted(name for name, ours in _in_module(module, names, expected).items() if ours not in expected)
+
+
+def _in_module(module: nn.Module, names: Iterable[str], expected: Collection[str]) -> dict[str, str]:
+    """Names in files -> names of the module: of some families, files hold every expert, the module one tensor of all.
+
+    transformers renames and joins them when it loads, so shapes under another name are for it to compare.
+    """
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    found = {name: name for name in names}
+    odd = [name for name in found if name not in expected]
+    if odd and isinstance(module, PreTrainedModel):
+        changes = get_model_conversion_mapping(module)
+        renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+        joined = [change for change in changes if isinstance(change, WeightConverter)]
+        found |= {name: rename_source_key(name, renamings, joined)[0] for name in odd}
+    return found
 
 
 def _expected(part: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], set[str]]:

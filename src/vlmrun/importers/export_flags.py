@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from vlmrun.config import derived
-from vlmrun.config.schema import RunConfig, TrainStage
+from vlmrun.config.schema import RunConfig, TrainStage, services
 from vlmrun.importers import options
 from vlmrun.importers.launch import table
 
@@ -101,7 +101,7 @@ def common(run: RunConfig, name: str, stage: TrainStage) -> dict[str, Any]:
     """Flags of transformers' Trainer."""
     source = run.data[stage.data[0]]
     optim = stage.optim
-    trackers = [tracker.removesuffix("_online") for tracker in run.tracking]
+    trackers = list(services(run.tracking))
     return {
         "data_path": source.annotations,
         **({"image_folder": source.images} if source.images else {}),

@@ -20,8 +20,9 @@ from vlmrun.formats.load import describe
 from vlmrun.lmms import conversation
 from vlmrun.lmms.conversation import Conversation
 from vlmrun.serve.dialogue import REMEMBERED
-from vlmrun.serve.engine import Engine, Progress, Question
+from vlmrun.serve.engine import Engine
 from vlmrun.serve.opening import open_model
+from vlmrun.serve.question import Progress, Question
 from vlmrun.serve.served import Prompt, Served
 
 

@@ -37,6 +37,8 @@ class Head:
 
     def __init__(self, llm: nn.Module, kind: Kind = "plain", chunk: int = 1) -> None:
         self.chunk = chunk
+        self.listens = False  # whether `losses` is wanted
+        self.losses: Tensor | None = None  # of every supervised token of the last batch, in fp32, one after another
         self.tail = None if kind == "plain" else find_tail(llm)
         self.kind: Kind = "plain" if self.tail is None else kind
         if self.kind != kind:
@@ -48,12 +50,13 @@ class Head:
         Args:
             inputs: of the LLM: embeddings, mask, positions.
         """
-        base: Any = llm if self.tail is None else causal_lm(llm)
+        base: Any = causal_lm(llm)
         head: Any = None if self.tail is None else base.get_output_embeddings()
         if self.tail is None or not _is_plain_linear(head):  # an engine may have replaced it since
-            logits = llm(**inputs, use_cache=False).logits
+            logits = base(**inputs, use_cache=False).logits
             logits = logits.reshape(*labels.shape, -1)  # [B, L, V]; rows may have become one (`packed_rows.inputs`)
             losses = token_losses(logits, labels)  # [n_supervised]
+            self.losses = losses.detach() if self.listens else None
             # Without a supervised token the sum is 0 but keeps its graph, so that every rank runs the same backward.
             return losses.sum() if losses.numel() else logits.sum().float() * 0.0, logits
         # [B, L, D] -> the supervised positions' [n_supervised, D] and [n_supervised]
@@ -64,7 +67,9 @@ class Head:
             return head(hidden), None
 
     def _chunked(self, head: nn.Linear, hidden: Tensor, targets: Tensor, tail: Tail) -> Tensor:
-        how = Chunks(self.chunk, tail, torch.is_grad_enabled())
+        size = (len(hidden),)
+        self.losses = torch.empty(size, dtype=torch.float32, device=hidden.device) if self.listens else None
+        how = Chunks(self.chunk, tail, torch.is_grad_enabled(), self.losses)
         total = chunked_loss(hidden, head.weight, head.bias, targets, how)
         return total
 
@@ -118,6 +123,11 @@ def _probe(base: Any, decoder: nn.Module, head: nn.Linear) -> Tail | None:
     """Calls the LLM with stand-ins for decoder and head, and compares what it makes of their outputs."""
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
+    class Decoded(MoeModelOutputWithPast):  # the type with most fields; those of a single family are None as well
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("_"):
+                raise AttributeError(name)
+
     where: dict[str, Any] = {"device": head.weight.device, "dtype": head.weight.dtype}
     random = torch.Generator().manual_seed(0)
     width = base.get_input_embeddings().embedding_dim
@@ -128,7 +138,7 @@ def _probe(base: Any, decoder: nn.Module, head: nn.Linear) -> Tail | None:
 
     def decode(*given: Any, **named: Any) -> Any:
         seen["embeds"] = named.get("inputs_embeds")
-        return MoeModelOutputWithPast(last_hidden_state=hidden)  # the type with most fields, all of them None
+        return Decoded(last_hidden_state=hidden)
 
     def project(given: Tensor) -> Tensor:
         seen["hidden"] = given

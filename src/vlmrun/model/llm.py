@@ -98,6 +98,7 @@ def _read(folder: Path, *, dtype: torch.dtype, attention: str, quant: quantize.Q
                 "train it with tune.llm: qlora, or give the folder of the full-precision model",
             )
         config = families.read_config(folder)
+        families.require(config, attention, str(folder))
         return pretrained.load(AutoModelForCausalLM, folder, dtype=dtype, attention=attention, config=config)
     return quantize.load(AutoModelForCausalLM, folder, quant, dtype=dtype, attention=attention)
 
@@ -111,6 +112,7 @@ def _create(config: dict[str, Any], vocab_size: int, *, dtype: torch.dtype, atte
         near = suggest(model_type, FAMILIES, noun="common types")
         raise ConfigError(f"unknown model_type {model_type!r}", "model.llm.config.model_type", near)
     made = families.from_values(config)
+    families.require(made, attention, "model.llm.config")
     return pretrained.create(AutoModelForCausalLM, made, dtype=dtype, attention=attention)
 
 

@@ -124,11 +124,13 @@ class Chunks:
     Args:
         size: positions whose logits exist at a time.
         gradients: whether a backward pass will follow.
+        each: [N] in fp32, filled with the loss of every position; None: not asked for.
     """
 
     size: int
     tail: Tail
     gradients: bool
+    each: Tensor | None = None
 
 
 def _by_chunks(
@@ -146,7 +148,8 @@ def _by_chunks(
     for begin in range(0, len(hidden), size):
         part = slice(begin, begin + size)
         rows = hidden[part]
-        loss, grad = _chunk(torch.nn.functional.linear(rows, weight, bias), targets[part], how.tail)
+        each = torch.empty(len(rows), dtype=torch.float32, device=rows.device) if how.each is None else how.each[part]
+        loss, grad = _chunk(torch.nn.functional.linear(rows, weight, bias), targets[part], how.tail, each)
         total += loss
         if grad_bias is not None:
             grad_bias += grad.sum(0, dtype=exact)
@@ -182,25 +185,32 @@ def _set_product(out: Tensor, grad: Tensor, weight: Tensor) -> None:
     out.copy_(grad.mul_(_FP16_SCALE).to(weight.dtype) @ weight).div_(_FP16_SCALE)
 
 
-def _chunk(product: Tensor, targets: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-    """Sum of the losses in fp32, and the gradient of the head's output, in its place unless that is fp16."""
+def _chunk(product: Tensor, targets: Tensor, tail: Tail, each: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses in fp32, and the gradient of the head's output, in its place unless that is fp16.
+
+    Args:
+        each: filled with the losses.
+    """
     grad = product if product.dtype != torch.float16 else torch.empty_like(product, dtype=torch.float32)
     loss = torch.zeros((), dtype=torch.float32, device=product.device)
     most = FP32_LOGITS_CPU if product.device.type == "cpu" else FP32_LOGITS_GPU
     n_rows = max(1, most // product.shape[1])
-    for given, wanted, of_rows in zip(*(whole.split(n_rows) for whole in (product, grad, targets)), strict=True):
-        loss += _rows(given, of_rows.unsqueeze(1), tail, wanted)
+    parts = (whole.split(n_rows) for whole in (product, grad, targets, each))
+    for given, wanted, of_rows, losses in zip(*parts, strict=True):
+        found = _rows(given, of_rows.unsqueeze(1), tail, wanted)
+        losses.copy_(found)
+        loss += found.sum()
     return loss, grad
 
 
 def _rows(product: Tensor, targets: Tensor, tail: Tail, grad: Tensor) -> Tensor:
-    """The same of a few rows; the gradient is written to `grad`, which may be `product`."""
+    """The loss of each of a few rows; the gradient is written to `grad`, which may be `product`."""
     logits = tail(product).float()
     most, picked = logits.amax(1, keepdim=True), logits.gather(1, targets)
     found = torch.softmax(logits, 1)
     found /= found.sum(1, keepdim=True)  # on a CPU the kernel's own sum is ten times less exact
     # The largest probability is e^0 over the sum, so the sum is known to full precision without another pass.
-    loss = (most - picked - found.amax(1, keepdim=True).log()).sum()
+    losses = (most - picked - found.amax(1, keepdim=True).log()).squeeze(1)
     found.scatter_add_(1, targets, -torch.ones_like(picked))
     grad.copy_(found if tail == Tail() else found.mul_(tail.slope(logits)))
-    return loss
+    return losses

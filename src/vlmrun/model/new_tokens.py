@@ -109,7 +109,7 @@ def train_rows(llm: Any, ids: Sequence[int]) -> None:
             "tune.llm: full, or an LLM whose head is a matrix of its own",
         )
     weight.requires_grad_(True)
-    weight.new_rows = tuple(ids)  # what the optimizer must not decay
+    weight.new_rows = tuple(ids)  # for `rows_of`
     kept = torch.zeros(weight.shape[0], 1, dtype=torch.bool)
     kept[list(ids)] = True
 
@@ -117,3 +117,8 @@ def train_rows(llm: Any, ids: Sequence[int]) -> None:
         return gradient.masked_fill(~kept.to(gradient.device), 0.0)
 
     weight.register_hook(only_new)
+
+
+def rows_of(parameter: Tensor) -> tuple[int, ...]:
+    """The rows that alone learn of a parameter; empty when all of it learns or nothing."""
+    return tuple(getattr(parameter, "new_rows", ()))

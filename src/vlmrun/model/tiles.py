@@ -57,7 +57,7 @@ class Tiling(Counting):
         whole = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         if self.merge == "spatial_unpad":
             top, bottom, left, right = self.kept(layout)
-            whole = _ended(whole[top:bottom, left:right], newline)  # [bottom - top, right - left + 1, D]
+            whole = _ended(_resized(whole[top:bottom, left:right], self.shown(layout)), newline)  # [Y, X + 1, D]
         return torch.cat([part[0], whole.flatten(0, 1)])  # [T + Y X, D], with a newline [T + Y (X + 1), D]
 
 
@@ -67,7 +67,7 @@ def tiling(per_tile: int, tiles: Tiles | Slices | None) -> Tiling:
     Raises:
         ConfigError: when the features of a tile form no square map and the tiles are to be joined as maps.
     """
-    return Tiling(per_tile, merge_of(per_tile, tiles))
+    return Tiling(per_tile, merge_of(per_tile, tiles), tiles.max_tiles if isinstance(tiles, Tiles) else None)
 
 
 def grids_of(layouts: Sequence[Layout | None]) -> list[tuple[int, int]] | None:
@@ -80,6 +80,13 @@ def add_newline(connector: nn.Module, tiles: Tiles | Slices | None, llm_dim: int
     """Gives the connector the feature that ends a row, where the way of merging has one."""
     if isinstance(tiles, Tiles) and tiles.merge == "spatial_unpad":
         connector.register_parameter(NEWLINE, nn.Parameter(torch.randn(llm_dim) / llm_dim**0.5))
+
+
+def _resized(map_: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """A map of features made smaller: [Y, X, D] -> [*shape, D]."""
+    if map_.shape[:2] == shape:
+        return map_
+    return nn.functional.interpolate(map_.permute(2, 0, 1)[None], shape, mode="bilinear")[0].permute(1, 2, 0)
 
 
 def _ended(map_: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:

@@ -104,7 +104,15 @@ def wrap(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 by a name that is deprecated there.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
         wrapped: nn.Module = get_peft_model(llm, made, autocast_adapter_dtype=False)
+    if made.target_parameters:
+        asked = sorted(set(config["target_modules"]) - set(made.target_modules or ()))
+        raise ConfigError(
+            f"PEFT would put adapters on every expert instead of the layers {', '.join(asked)}",
+            "stage.*.lora.targets",
+            f"leave them out: [{', '.join(sorted(made.target_modules or ()))}]",
+        )
     dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.is_floating_point())  # not a packed one
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:

@@ -16,7 +16,7 @@ from vlmrun.errors import DataError
 from vlmrun.ids import IMAGE_TOKEN
 from vlmrun.model import packed_rows
 from vlmrun.model.connectors.base import Connector
-from vlmrun.model.head import Head
+from vlmrun.model.head import Head, causal_lm
 from vlmrun.model.loss import count
 from vlmrun.model.splice import splice
 from vlmrun.model.tiles import NEWLINE, grids_of, tiling
@@ -100,7 +100,7 @@ class VLM(nn.Module):
         if position_ids is not None:
             inputs = packed_rows.inputs(self.llm, embeds, position_ids)  # under flash attention one row: [1, B L, D]
         if labels is None:
-            logits = self.llm(**inputs, use_cache=False).logits
+            logits = causal_lm(self.llm)(**inputs, use_cache=False).logits
             return VLMOutput(logits.reshape(*input_ids.shape, -1))  # [B, L, V]
         if self.sequence is not None:
             inputs, labels = self.sequence.cut(inputs, labels)  # this rank's part: [B, L / ranks, D], [B, L / ranks]

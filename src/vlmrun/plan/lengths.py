@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
 from vlmrun.data.formats import reader
 from vlmrun.data.formats.base import records as all_records
@@ -83,11 +84,19 @@ def source(name: str, data: DataConfig, known: Known) -> Source:
             return Source(name, n, text, pictures, most, said)
     told = {
         "--records": known.records.get(name),
-        "about.records": data.about.records if data.about is not None else None,
+        _published(data): data.about.records if data.about is not None else None,
         "prepare.n_train": _drawn(data),
     }
     by, records = next(((by, n) for by, n in told.items() if isinstance(n, int)), ("not known how many records", None))
     return Source(name, records, assumed, 1.0, 1, f"{by}; {assumption}")
+
+
+def _published(data: DataConfig) -> str:
+    """Where a published number of records comes from."""
+    about = data.about
+    if about is None or about.records is None or not about.rounded:
+        return "about.records"
+    return f"about {about.records:,} records, as its name says (about.records)"
 
 
 def _drawn(data: DataConfig) -> int | None:
@@ -156,17 +165,27 @@ class Samples:
 
 
 def together(
-    sources: Sequence[Source], weights: Sequence[float] | None, *, per_picture: int, tiles: int, max_length: int
+    sources: Sequence[Source],
+    weights: Sequence[float] | None,
+    *,
+    per_picture: int,
+    tiles: int,
+    max_length: int,
+    most: int | None = None,
 ) -> Samples:
     """All sources of a stage.
 
     Args:
         per_picture: image tokens of an image.
         tiles: that an image is cut into, the whole one included.
+        most: records of all sources that are trained on (`max_samples`); None: all.
     """
     told = [one.records for one in sources if one.records is not None]
     n_records = told if len(told) == len(sources) else [1] * len(sources)
-    shares = [round(n * weight) for n, weight in zip(n_records, weights or [1.0] * len(sources), strict=True)]
+    shares = [
+        round(n * weight)
+        for n, weight in zip(derived.first_of(n_records, most), weights or [1.0] * len(sources), strict=True)
+    ]
     n = sum(shares)
 
     def mean(values: Sequence[float]) -> float:

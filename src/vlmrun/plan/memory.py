@@ -74,7 +74,7 @@ def _saved(shapes: Shapes, stage: TrainStage) -> int:
     """
     if stage.quant is None or stage.tune.llm != "qlora":
         return 0
-    n_weights = shapes.llm.layers * sum(linear.n_in * linear.n_out for linear in shapes.llm.linears)
+    n_weights = sum(linear.n_in * linear.n_out for block in shapes.llm.of_blocks for linear in block)
     scales = 0.0 if stage.quant.bits == 8 else (1 / 64 + FP32 / (64 * 256) if stage.quant.double else FP32 / 64)
     return 2 * n_weights - int(n_weights * (stage.quant.bits / 8 + scales))
 

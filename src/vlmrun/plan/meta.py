@@ -13,6 +13,7 @@ from torch import nn
 
 from vlmrun.arch import families as known
 from vlmrun.arch import sizes
+from vlmrun.arch.linears import Linear
 from vlmrun.arch.towers import positions, squares
 from vlmrun.build import build, find
 from vlmrun.config import derived
@@ -69,11 +70,8 @@ def _llm(model: Any) -> sizes.Llm:
     """A decoder of equal blocks; what is not inside a block, an embedding or a head counts as `extra`."""
     config: Any = model.config.get_text_config()
     blocks: Any = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-    linears = tuple(
-        sizes.Linear(name.rpartition(".")[2], m.in_features, m.out_features, m.bias is not None)
-        for name, m in blocks[0].named_modules()
-        if isinstance(m, nn.Linear)
-    )
+    of_blocks = tuple(map(_linears, blocks))
+    linears = max(of_blocks, key=lambda block: sum(linear.n_parameters for linear in block))
     heads = config.num_attention_heads
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     first = sizes.Llm(
@@ -85,6 +83,8 @@ def _llm(model: Any) -> sizes.Llm:
         vocab=embedding.weight.shape[0],
         intermediate=max(linear.n_in for linear in linears),
         linears=linears,
+        varied=of_blocks if len(set(of_blocks)) > 1 else (),
+        experts=_experts(blocks, config),
         n_norms=sum("norm" in type(m).__name__.lower() for m in blocks[0].modules()),
         gated=any(linear.name.startswith(("gate", "up")) for linear in linears),
         tied=head is None or head.weight is embedding.weight,
@@ -92,6 +92,22 @@ def _llm(model: Any) -> sizes.Llm:
     )
     total = sum(parameter.numel() for parameter in model.parameters())
     return replace(first, extra=total - first.n_parameters)
+
+
+def _linears(block: nn.Module) -> tuple[Linear, ...]:
+    return tuple(
+        Linear(name.rpartition(".")[2], m.in_features, m.out_features, m.bias is not None)
+        for name, m in block.named_modules()
+        if isinstance(m, nn.Linear)
+    )
+
+
+def _experts(blocks: Any, config: Any) -> int:
+    """Parameters that a token goes through in the experts of a mean block: all experts lie in one tensor."""
+    inside = sum(
+        p.numel() // p.shape[0] for block in blocks for p in block.parameters() if p.dim() == 3 and p.shape[1] > 1
+    )
+    return int(inside * (getattr(config, "num_experts_per_tok", None) or 1) // len(blocks))
 
 
 def _tower(tower: Tower) -> sizes.Tower:
@@ -125,7 +141,7 @@ def _between(model: VLM) -> sizes.Connector:
     connector: Any = model.connector
     rows = max(model.tower.n_patches, connector.tokens(model.tower.n_patches))
     linears = tuple(
-        (sizes.Linear("", m.in_features, m.out_features, m.bias is not None), rows)
+        (Linear("", m.in_features, m.out_features, m.bias is not None), rows)
         for m in connector.modules()
         if isinstance(m, nn.Linear)
     )

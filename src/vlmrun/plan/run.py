@@ -135,7 +135,8 @@ def updates(run: RunConfig, one: TrainStage) -> str | None:
     sources = [lengths.source(name, run.data[name], known) for name in one.data if name in run.data]
     if usable is not None:
         sources = [replace(source, records=usable[source.name]) for source in sources]
-    samples = lengths.together(sources, one.data_weights, per_picture=0, tiles=1, max_length=run.model.max_length)
+    longest, most = run.model.max_length, one.max_samples
+    samples = lengths.together(sources, one.data_weights, per_picture=0, tiles=1, max_length=longest, most=most)
     n = time.steps(one, samples)
     if n is None:
         return None
@@ -163,9 +164,9 @@ def _read(run: RunConfig, one: TrainStage, found: Shapes, options: Options) -> R
     per_tile, edge = found.connector.tokens, found.tower.edge * found.tower.enlarged
     per_picture, tiles = most(per_tile, run.model.tiles, one.image_aspect, edge)
 
-    def together(names: list[str], weights: list[float] | None) -> lengths.Samples:
-        chosen = [sources[name] for name in names]
-        return lengths.together(chosen, weights, per_picture=per_picture, tiles=tiles, max_length=run.model.max_length)
+    def together(names: list[str], weights: list[float] | None, most: int | None) -> lengths.Samples:
+        chosen, longest = [sources[name] for name in names], run.model.max_length
+        return lengths.together(chosen, weights, per_picture=per_picture, tiles=tiles, max_length=longest, most=most)
 
-    held_out = together(one.eval.data, None) if one.eval is not None else None
-    return Read(tuple(sources.values()), together(one.data, one.data_weights), held_out)
+    held_out = together(one.eval.data, None, None) if one.eval is not None else None
+    return Read(tuple(sources.values()), together(one.data, one.data_weights, one.max_samples), held_out)

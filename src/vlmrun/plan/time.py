@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vlmrun.arch.sizes import Linear, Shapes, Tower
+from vlmrun.arch.linears import Linear
+from vlmrun.arch.sizes import Shapes, Tower
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, Packing, TrainStage
 from vlmrun.hardware import gpus
@@ -75,7 +76,8 @@ def per_sample(shapes: Shapes, stage: TrainStage, hardware: HardwareConfig, samp
     square, as is usual where utilisation is stated: under packing the row's, but where attention goes block by block.
     """
     llm, tune, rows = shapes.llm, stage.tune, samples.mean
-    blocks = llm.layers * sum(_product(linear, rows) for linear in llm.linears)
+    blocks = sum(_product(linear, rows) for block in llm.of_blocks for linear in block)
+    blocks += llm.layers * 2.0 * llm.experts * rows
     wide = stage.packing.length if stage.packing and hardware.attention in ("eager", "sdpa") else rows
     scores = llm.layers * 4.0 * rows * wide * llm.heads * llm.head_dim
     head = 2.0 * llm.hidden * llm.vocab * min(samples.text, rows)

@@ -22,6 +22,7 @@ def show(found: planning.Plan, asked: planning.Options, stream: IO[str]) -> None
     trained = [one for one in found.stages if isinstance(one, TrainPlan)]
     others = [one for one in found.stages if isinstance(one, OtherPlan)]
     tables.write(_overview(found, trained), stream)
+    stream.write(f"{totals(found)}\n")
     if trained:
         stream.write("\n")
         tables.write(_terms(trained), stream)
@@ -36,6 +37,20 @@ def show(found: planning.Plan, asked: planning.Options, stream: IO[str]) -> None
     stream.write("\nassumed:\n")
     for line in assumptions(found, asked):
         stream.write(f"  {line}\n")
+
+
+def totals(found: planning.Plan) -> str:
+    """All stages together, in a line."""
+    trained = [one for one in found.stages if isinstance(one, TrainPlan)]
+    known = [one.duration for one in trained if one.duration is not None]
+    disk = sum(one.disk.checkpoints + one.disk.artifact for one in trained)
+    disk += sum(one.needs.disk for one in found.stages if isinstance(one, OtherPlan))
+    hours, gpu_hours, cost = (sum(getattr(work, name) for work in known) for name in ("hours", "gpu_hours", "cost"))
+    said = f"all stages: {_hours(hours)} hours of training, {gpu_hours:,.1f} GPU hours"
+    said += f", ${cost:,.0f}" if cost else ""
+    missing = len(trained) - len(known)
+    said += f" (without {missing} of {len(trained)}, whose number of records is not known)" if missing else ""
+    return f"{said}; {_size(disk)} of disk"
 
 
 def compare(points: Sequence[tuple[str, planning.Plan]], stream: IO[str]) -> None:
@@ -70,14 +85,14 @@ def _line(one: TrainPlan) -> list[str]:
     numbers = ["?"] * 7
     if work is not None:
         cost = f"${work.cost:,.0f}" if work.cost else ""
-        hours = (f"{work.hours:,.2f}" if work.hours < 1 else f"{work.hours:,.1f}", f"{work.gpu_hours:,.1f}")
+        hours = (_hours(work.hours), f"{work.gpu_hours:,.1f}")
         tokens = (_count(work.tokens), _count(work.image_tokens))
         numbers = [f"{work.steps:,}", *tokens, f"{work.flops / 1e18:,.3g}", *hours, cost]
     fits = {True: "yes", False: "NO", None: ""}[one.fits]
     room = "" if one.capacity is None else f"{one.capacity / _GIB:.0f}"
     largest = str(one.fitting) if one.fitting else ("none" if one.capacity is not None else "")
     trained = _count(sum(part.trained for part in one.counts.values()))
-    disk = tables.bytes_text(one.disk.checkpoints + one.disk.artifact)
+    disk = _size(one.disk.checkpoints + one.disk.artifact)
     return [one.name, trained, _gib(one.memory.total), room, fits, str(one.batch.sequences), largest, *numbers, disk]
 
 
@@ -119,9 +134,9 @@ def _others(others: Sequence[OtherPlan], gpu: str) -> Grid:
         [
             one.name,
             one.kind,
-            tables.bytes_text(one.needs.memory),
+            _size(one.needs.memory),
             gpu if one.needs.on_gpu else "computer",
-            tables.bytes_text(one.needs.disk),
+            _size(one.needs.disk),
         ]
         for one in others
     ]
@@ -205,6 +220,18 @@ def _gib(n_bytes: int) -> str:
         return ""
     size = n_bytes / _GIB
     return f"{size:.2f}" if size >= 0.1 else f"{size:.4f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours < 1 else f"{hours:,.1f}"
+
+
+def _size(n_bytes: int) -> str:
+    """In binary units, as memory is: `4.1 GiB`."""
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n_bytes >= 0.1 * limit:
+            return f"{n_bytes / limit:,.1f} {unit}"
+    return f"{n_bytes} B"
 
 
 def _count(n: int) -> str:

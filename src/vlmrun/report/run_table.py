@@ -1,4 +1,4 @@
-"""The table at the end of a run, and the one that compares the trials of a sweep; both on stderr."""
+"""The table at the end of a run, and the one that compares the trials of a sweep; both on stdout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def show(rows: Sequence[Row], title: str) -> None:
     stages = "1 stage" if len(rows) == 1 else f"{len(rows)} stages"
     heading = f"{title}: {stages}{reused}, {seconds:.1f} s of work"
     styles = ["dim" if row.reused else "" for row in rows]
-    tables.write(Grid(heading, columns(rows), cells(rows), styles), sys.stderr)
+    tables.write(Grid(heading, columns(rows), cells(rows), styles), sys.stdout)
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -84,7 +84,7 @@ def compare(jobs: Sequence[Job]) -> None:
     lines = [_compared(job, rows.get(job.number, []), results) for job in jobs]
     n_failed = sum(job.error is not None for job in jobs)
     title = f"sweep of {len(jobs)} trials" + (f", {n_failed} failed" if n_failed else "")
-    tables.write(Grid(title, columns, lines, ["red" if job.error else "" for job in jobs]), sys.stderr)
+    tables.write(Grid(title, columns, lines, ["red" if job.error else "" for job in jobs]), sys.stdout)
 
 
 def number(values: dict[str, Any], name: str) -> float | None:

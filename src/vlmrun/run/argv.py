@@ -11,6 +11,7 @@ from vlmrun import kinds
 from vlmrun.cluster.node import ALONE, Node
 from vlmrun.config import derived
 from vlmrun.config.job import JOB_FILE, StageJob
+from vlmrun.config.schema import services
 
 # Launchers set these. What we were given ourselves is about nodes, and a process that is no rank must not see it.
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -62,7 +63,8 @@ def environment(job: StageJob, base: Mapping[str, str], port: int = 0, node: Nod
     if job.hardware.gpu == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
         env["CUDA_VISIBLE_DEVICES"] = ""
-    if "wandb_online" not in job.tracking:
+    wandb = services(job.tracking).get("wandb")
+    if wandb is None or wandb.mode == "offline":
         env["WANDB_MODE"] = "offline"
     if job.hardware.launcher == "srun":
         env |= {"MASTER_ADDR": node.master, "MASTER_PORT": str(port)}

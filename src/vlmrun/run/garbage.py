@@ -15,9 +15,10 @@ import yaml
 from vlmrun import artifact, locks, store
 from vlmrun.config.job import JOB_FILE
 from vlmrun.errors import CheckpointError
-from vlmrun.run import numbers, record
+from vlmrun.names import RUN_CONFIG
+from vlmrun.run import record
 
-_CONFIGS = (f"runs/*/{numbers.CONFIG}", f"runs/*/*/{numbers.CONFIG}", f"sweeps/*/*/{numbers.CONFIG}")
+_CONFIGS = (f"runs/*/{RUN_CONFIG}", f"runs/*/*/{RUN_CONFIG}", f"sweeps/*/*/{RUN_CONFIG}")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import os
 from pathlib import Path
 
 from vlmrun import artifact, locks, logs
+from vlmrun.names import LATEST, RUN_CONFIG
 
 log = logs.get(__name__)
 
-CONFIG = "config.yaml"
-LATEST = "latest"
 _LAST = ".last"
-_LINKED = (CONFIG, "stages", "report.html")
+_LINKED = (RUN_CONFIG, "stages", "report.html")
 
 
 def claim(base: Path, config: str) -> Path:
@@ -29,7 +28,7 @@ def claim(base: Path, config: str) -> Path:
     base.mkdir(parents=True, exist_ok=True)
     with locks.alone(base):
         known = numbered(base)
-        before = [base] if _is_own(base / CONFIG) else []
+        before = [base] if _is_own(base / RUN_CONFIG) else []
         for folder in [*reversed(known), *before]:
             if _text(folder) == config:
                 lead_to(folder)
@@ -37,7 +36,7 @@ def claim(base: Path, config: str) -> Path:
         highest = max((int(folder.name) for folder in known), default=len(before))
         found = base / str(1 + max(highest, _last(base)))
         artifact.write_text(base / _LAST, found.name)
-        artifact.write_text(found / CONFIG, config)
+        artifact.write_text(found / RUN_CONFIG, config)
         lead_to(found)
     if known or before:
         earlier = (known or before)[-1]
@@ -89,6 +88,6 @@ def _is_own(path: Path) -> bool:
 
 def _text(folder: Path) -> str | None:
     try:
-        return (folder / CONFIG).read_text("utf-8")
+        return (folder / RUN_CONFIG).read_text("utf-8")
     except (OSError, ValueError):
         return None

@@ -160,6 +160,7 @@ def job_of(run: Run, item: Planned) -> StageJob:
         prepared=sorted({str(run.stage_folder(maker)) for maker in item.prepared.values()}),
         hardware=_hardware(item, run.config.hardware),
         tracking=run.config.tracking,
+        composed=run.config.model_dump(mode="json", by_alias=True) if run.config.tracking else {},
     )
 
 

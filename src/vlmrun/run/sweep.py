@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
 from vlmrun import artifact, locks, logs
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logs.get(__name__)
 
+MOST = 10_000  # points of a sweep; each takes half a second to be checked
+
 
 def expand(overrides: Sequence[str], *, ends: bool = False) -> list[tuple[list[str], list[str]]]:
     """All combinations: (all overrides of a point, only those that differ between points).
@@ -29,36 +32,49 @@ def expand(overrides: Sequence[str], *, ends: bool = False) -> list[tuple[list[s
         ends: take the two ends of an `interval`, which a sweeper would choose from.
 
     Raises:
-        ConfigError: for an interval, unless `ends`.
+        ConfigError: for an interval, unless `ends`; for values that cannot be listed, and more points than `MOST`.
     """
     choices: list[list[str]] = []
     swept: list[bool] = []
     for text in overrides:
         try:
             override = words.parse(text)
-        except HydraException:
+        except words.UNREADABLE:
             choices.append([text])  # composing it will say what is wrong
             swept.append(False)
             continue
         if override.is_sweep_override():
-            choices.append(list(_values(override, ends)))
+            choices.append(_values(override, text, ends))
         else:
             choices.append([text])
         swept.append(override.is_sweep_override())
+    if (n := math.prod(map(len, choices))) > MOST:
+        what = f"a sweep of {n:,} points or more; {MOST:,} are the most"
+        raise ConfigError(what, "command line", "list fewer values")
     points = itertools.product(*choices)
     return [(list(point), [text for text, own in zip(point, swept, strict=True) if own]) for point in points]
 
 
-def _values(override: Override, ends: bool) -> Iterator[str]:
+def _values(override: Override, text: str, ends: bool) -> list[str]:
+    """An override for each value, and no more than show that there are too many."""
     key, value = override.get_key_element(), override.value()
+    fix = f"list them: {key}=first,second"
+    if isinstance(value, Glob):
+        raise ConfigError("a pattern names no values here", words.place(text), fix)
     if not isinstance(value, IntervalSweep):
-        yield from (f"{key}={text}" for text in override.sweep_string_iterator())
-    elif ends:
-        yield from (f"{key}={value.start}", f"{key}={value.end}")
-    else:
-        raise ConfigError(
-            "an interval has no points of its own", override.input_line or key, "hydra/sweeper=optuna chooses them"
-        )
+        try:
+            found = [f"{key}={each}" for each in itertools.islice(override.sweep_string_iterator(), MOST + 1)]
+        except (HydraException, ValueError, TypeError, ArithmeticError) as error:
+            why = str(error) if isinstance(error, HydraException | ValueError) else "they are no numbers to count with"
+            raise ConfigError(f"the values cannot be listed: {why}", words.place(text), fix) from error
+        if not found:
+            raise ConfigError("a sweep over no value at all", words.place(text), fix)
+        return found
+    if ends:
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    raise ConfigError(
+        "an interval has no points of its own", override.input_line or key, "hydra/sweeper=optuna chooses them"
+    )
 
 
 def run(

@@ -86,7 +86,7 @@ class OpenAI:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._names()]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self.service.names()]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}."""
@@ -94,19 +94,17 @@ class OpenAI:
         self.service.name_of(name)
         return JSONResponse(self._model(name))
 
-    def _names(self) -> list[str]:
-        return [*self.service.pool.models, *self.service.aliases]
-
     def _model(self, name: str) -> dict[str, Any]:
         root = self.service.name_of(name)
+        facts = self.service.facts(root)
         return {
             "id": name,
             "object": "model",
             "created": self.service.created,
             "owned_by": "vlmrun",
             "root": root,
-            "max_model_len": self.service.pool.models[root]["context"],
-            "image_background": self.service.pool.models[root]["image_background"],
+            "max_model_len": facts["context"],
+            "image_background": facts["image_background"],
         }
 
 

@@ -11,9 +11,9 @@ from vlmrun.data.images.seeing import ON_WHITE, View
 from vlmrun.data.sample import Turn
 from vlmrun.errors import VlmrunError
 from vlmrun.model.parts import Loaded
-from vlmrun.serve import engine
 from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Sampling
+from vlmrun.serve.question import Progress, Question
 from vlmrun.serve.served import Picture, Served, question
 
 Show = Callable[[str], None]
@@ -77,7 +77,7 @@ class Dialogue:
     def _answer(self, turns: list[Turn], pictures: list[Picture], show: Show | None) -> str:
         parts: list[str] = []
 
-        def tell(news: engine.Progress | VlmrunError) -> None:
+        def tell(news: Progress | VlmrunError) -> None:
             if isinstance(news, VlmrunError):
                 raise news
             parts.append(news.text)
@@ -85,5 +85,5 @@ class Dialogue:
                 show(news.text)
 
         prompt = self.model.conversation(turns, pictures)
-        self.engine.answer(engine.Question(self.model, prompt, self.sampling, self.max_new_tokens, tell))
+        self.engine.answer(Question(self.model, prompt, self.sampling, self.max_new_tokens, tell))
         return "".join(parts)

@@ -1,67 +1,26 @@
 """Answers several questions at once: clients that ask join between two tokens, and leaves when answered.
 
-transformers' own continuous batching (`generate_batch`) takes token ids only; image features are embeddings. So each
-prompt is run alone, its keys and values join those of the answers under way, and one forward pass gives each of these
-its next token. What a prompt has in common with an earlier one is not computed again.
+transformers' own continuous batching (`generate_batch`) takes token ids only; image features are embeddings. So
+prompts are run first, their keys and values join those of the answers under way, and one forward pass gives each of
+these its next token. What a prompt has in common with an earlier one is not computed again.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from vlmrun.errors import DataError, LaunchError, VlmrunError
-from vlmrun.serve import rows
+from vlmrun.errors import DataError, LaunchError
+from vlmrun.serve import beginnings, rows
+from vlmrun.serve.beginnings import Beginning
 from vlmrun.serve.growing import Growing
-from vlmrun.serve.messages import Finish, Sampling
+from vlmrun.serve.messages import Finish
+from vlmrun.serve.question import Progress, Question
 from vlmrun.serve.remembered import Features, Prefixes
-from vlmrun.serve.sampling import Chosen, Sampler
-from vlmrun.serve.served import Prompt, Served
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is new of an answer: text that is sure to stay, the tokens chosen, and at the end why it ended."""
-
-    text: str
-    tokens: tuple[Chosen, ...] = ()
-    finish: Finish | None = None
-
-
-@dataclass
-class Question:
-    """A prompt to answer.
-
-    Args:
-        tell: given every `Progress`, and the error if it cannot be answered.
-        stop: strings that end the answer.
-        as_written: the answer continues a text: it is not trimmed, and the template's strings do not end it.
-
-    Attributes:
-        cancelled: set from anywhere; the answer ends with the next token.
-        answered: tokens of the answer so far.
-        reused: tokens of the prompt that were not computed again.
-        image_seconds, first_seconds: spent on the images, and from being submitted to the first token.
-    """
-
-    model: Served
-    prompt: Prompt
-    sampling: Sampling
-    max_tokens: int
-    tell: Callable[[Progress | VlmrunError], None]
-    stop: tuple[str, ...] = ()
-    as_written: bool = False
-    cancelled: bool = False
-    answered: int = 0
-    reused: int = 0
-    image_seconds: float = 0.0
-    first_seconds: float = 0.0
-    submitted: float = field(default_factory=time.monotonic)
+from vlmrun.serve.sampling import Sampler
 
 
 class _Row:
@@ -109,10 +68,10 @@ class _Lane:
     def layers(self, at: int) -> rows.KeysAndValues:
         return rows.taken(self.cache, at, self.rows[at].length)
 
-    def join(self, row: _Row, layers: rows.KeysAndValues) -> None:
+    def join(self, new: Sequence[tuple[_Row, rows.KeysAndValues]]) -> None:
         parts = [self.layers(at) for at in range(len(self.rows))]
-        self.rows.append(row)
-        self.cache = rows.joined([*parts, layers])
+        self.rows += [row for row, _ in new]
+        self.cache = rows.joined([*parts, *(layers for _, layers in new)])
 
     def leave(self, gone: Iterable[int]) -> None:
         away = set(gone)
@@ -151,11 +110,32 @@ class Engine:
         """Puts a question behind those that wait; from any thread."""
         self.waiting.append(question)
 
-    @torch.inference_mode()
     def step(self) -> None:
-        """Takes in one question if there is room, then gives every answer under way its next token."""
-        if self.waiting and self.running < self.batch:
-            self._admit(self.waiting.popleft())
+        """Takes in questions if there is room, then gives every answer under way its next token."""
+        self.admit()
+        self.decode()
+
+    @torch.inference_mode()
+    def admit(self) -> None:
+        """Takes in the question that waits longest, and those behind it that fit into its pass; to first tokens."""
+        begun: list[Beginning] = []
+        while self.waiting and self.running + len(begun) < self.batch:
+            question = self.waiting[0]
+            if not question.cancelled:
+                prefixes = self._prefixes.setdefault(question.model.name, Prefixes(self._remembered))
+                following = Beginning(question, *prefixes.find(question.prompt.key))
+                if begun and not beginnings.fits(following, begun):
+                    break
+                begun.append(following)
+            self.waiting.popleft()
+            if question.cancelled:
+                question.tell(Progress("", (), "cancelled"))
+        if begun:
+            self._begin(begun)
+
+    @torch.inference_mode()
+    def decode(self) -> None:
+        """Gives every answer under way its next token."""
         for lane in self._lanes.values():
             if lane.rows:
                 self._decode(lane)
@@ -166,41 +146,38 @@ class Engine:
         while self.busy:
             self.step()
 
-    def _admit(self, question: Question) -> None:
-        if question.cancelled:
-            question.tell(Progress("", (), "cancelled"))
-            return
-        try:
-            self._begin(question)
-        except DataError as error:
-            question.tell(error)
-        except torch.OutOfMemoryError:
-            question.tell(LaunchError("the device has no memory left for this question", question.model.name, "retry"))
-
-    def _begin(self, question: Question) -> None:
-        model, prompt = question.model, question.prompt
+    def _begin(self, begun: list[Beginning]) -> None:
+        model = begun[0].question.model
         model.activate()
+        try:
+            logits, layers = beginnings.computed(begun, self.features)
+        except (DataError, torch.OutOfMemoryError) as error:
+            if len(begun) > 1:  # one may be to blame, or all of them too many
+                for each in begun:
+                    self._begin([each])
+            elif isinstance(error, DataError):
+                begun[0].question.tell(error)
+            else:
+                what = "the device has no memory left for this question"
+                begun[0].question.tell(LaunchError(what, model.name, "retry"))
+            return
         lane = self._lanes.setdefault(model.name, _Lane(model.n_layers))
-        prefixes = self._prefixes.setdefault(model.name, Prefixes(self._remembered))
-        start, known = prefixes.find(prompt.key)
-        began = time.monotonic()
-        embeds = model.embed(prompt, start, self.features)
-        question.reused, question.image_seconds = start, time.monotonic() - began
-        cache = rows.cache_of(model.n_layers, known)
-        logits = _forward(model, cache, start=[start], n_new=embeds.shape[1], inputs_embeds=embeds)
-        row = _Row(question)
-        layers = rows.taken(cache, 0, row.length)
-        prefixes.keep(prompt.key, layers)
-        question.first_seconds = time.monotonic() - question.submitted
-        if row.take(logits[0]) is None:
-            lane.join(row, layers)
+        joining = []
+        for each, of_row, known in zip(begun, logits, layers, strict=True):
+            row = _Row(each.question)
+            self._prefixes[model.name].keep(each.question.prompt.key, known)
+            each.question.first_seconds = time.monotonic() - each.question.submitted
+            if row.take(of_row) is None:
+                joining.append((row, known))
+        if joining:
+            lane.join(joining)
 
     def _decode(self, lane: _Lane) -> None:
         model = lane.rows[0].question.model
         model.activate()
         ids = torch.tensor([[row.growing.ids[-1]] for row in lane.rows], device=model.device)
-        start = [row.length for row in lane.rows]
-        logits = _forward(model, lane.cache, start=start, n_new=1, input_ids=ids)
+        lengths = [row.length + 1 for row in lane.rows]
+        logits = model.forward(lane.cache, lengths=lengths, n_new=1, input_ids=ids)
         gone = []
         for at, row in enumerate(lane.rows):
             row.length += 1
@@ -217,22 +194,3 @@ class Engine:
         if not row.question.cancelled:
             key = [*row.question.prompt.key, *row.growing.ids[:-1]]
             self._prefixes[row.question.model.name].keep(key, lane.layers(at))
-
-
-def _forward(model: Served, cache: Any, *, start: list[int], n_new: int, **inputs: torch.Tensor | int) -> torch.Tensor:
-    """Logits of the last position of every row, [rows, V].
-
-    Args:
-        start: tokens of each row that the cache has; the rows end together.
-        n_new: further tokens of each row.
-    """
-    longest = max(start)
-    places = torch.arange(-longest, n_new, device=model.device)
-    lengths = torch.tensor(start, device=model.device).unsqueeze(1)
-    inputs["attention_mask"] = (places >= -lengths).long()
-    if "position_ids" in model.takes:
-        inputs["position_ids"] = lengths + torch.arange(n_new, device=model.device)
-    if "logits_to_keep" in model.takes:
-        inputs["logits_to_keep"] = 1
-    logits: torch.Tensor = model.llm(**inputs, past_key_values=cache, use_cache=True).logits
-    return logits[:, -1]

@@ -1,6 +1,6 @@
-"""Who computes the answers: our engine, or vLLM where it is installed, takes the model, and answers as we do.
+"""Who computes the answers: our engine, or vLLM or SGLang where one is installed and answers as we do.
 
-vLLM serves a folder of `vlmrun convert ARTIFACT OUT --to hf_llava` and nothing else of ours: its registry has LLaVA and
+Both serve a folder of `vlmrun convert ARTIFACT OUT --to hf_llava` and nothing else of ours: they have LLaVA and
 LLaVA-NeXT in Hugging Face's form, but no Bunny, no dense connector, no adapters of ours. Free of torch.
 """
 
@@ -14,8 +14,10 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,54 +32,87 @@ from vlmrun.serve.pool import Pool, Work
 
 _TAKEN = ("llava", "llava_next")  # model types of Hugging Face's LLaVA
 _START_SECONDS = 600.0
+_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _QUESTIONS = ("What is in the image?", "Which color is it?", "Describe the image in one sentence.")
 _TOKENS = 16
 
 
-def obstacle(options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str]) -> str | None:
-    """Why vLLM cannot be handed these models; None when it can, as far as that is known before it is started."""
-    if shutil.which("vllm") is None:
-        return "vLLM is not installed"
-    if len(models) != 1:
-        return "vLLM serves one model"
-    config = models[0][1] / "config.json"
-    kind = json.loads(config.read_text("utf-8")).get("model_type") if config.is_file() else None
-    if kind not in _TAKEN:
-        return "vLLM takes exported LLaVA folders only (vlmrun convert ARTIFACT OUT --to hf_llava)"
-    unusual = [name for name, is_set in (("few bits", options.bits), ("--web", options.web)) if is_set]
-    unusual += ["LLaVA's protocol"] if options.llava_protocol else []
-    return f"{' and '.join(unusual)} need our engine" if unusual else None
+@dataclass(frozen=True)
+class Other:
+    """An engine that is not ours.
+
+    Args:
+        program: its command.
+        limit: how many it decodes together, as its option.
+        names: whether a model may have several.
+    """
+
+    name: str
+    program: str
+    folder: tuple[str, ...]
+    limit: str
+    names: bool
+
+    def obstacle(
+        self, options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str]
+    ) -> str | None:
+        """Why it cannot be handed these models; None when it can, as far as that is known before it is started."""
+        if shutil.which(self.program) is None:
+            return f"{self.name} is not installed"
+        if len(models) != 1:
+            return f"{self.name} serves one model"
+        if aliases and not self.names:
+            return f"{self.name} serves a model under one name"
+        config = models[0][1] / "config.json"
+        kind = json.loads(config.read_text("utf-8")).get("model_type") if config.is_file() else None
+        if kind not in _TAKEN:
+            return f"{self.name} takes exported LLaVA folders only (vlmrun convert ARTIFACT OUT --to hf_llava)"
+        unusual = [name for name, is_set in (("few bits", options.bits), ("--web", options.web)) if is_set]
+        unusual += ["LLaVA's protocol"] if options.llava_protocol else []
+        return f"{' and '.join(unusual)} need our engine" if unusual else None
+
+    def command(
+        self, options: argparse.Namespace, model: tuple[str, Path], aliases: Mapping[str, str], port: int
+    ) -> list[str]:
+        """What starts it, without the key: others see a process's arguments."""
+        name, folder = model
+        return [
+            self.program, "serve", *self.folder, str(folder.resolve()), "--host", options.host, "--port", str(port),
+            "--served-model-name", name, *aliases, "--dtype", _DTYPES[options.dtype], self.limit, str(options.batch),
+        ]  # fmt: skip
+
+
+OTHERS = {
+    "vllm": Other("vLLM", "vllm", (), "--max-num-seqs", names=True),
+    "sglang": Other("SGLang", "sglang", ("--model-path",), "--max-running-requests", names=False),
+}
 
 
 def choose(
     options: argparse.Namespace, models: Sequence[tuple[str, Path]], aliases: Mapping[str, str]
-) -> tuple[bool, str]:
-    """Whether to hand over, and the reason in a sentence.
+) -> tuple[Other | None, str]:
+    """Which engine to hand over to, None: ours answers; and the reason in a sentence.
 
     Raises:
-        LaunchError: when vLLM was asked for by name and cannot be taken.
+        LaunchError: when an engine was asked for by name and cannot be taken.
     """
     if options.engine == "own":
-        return False, "engine: our own, as asked for"
-    reason = obstacle(options, models, aliases)
-    if reason is None:
-        return True, "engine: vLLM, which is installed and takes this export; its answers are compared with ours first"
-    if options.engine == "vllm":
-        raise LaunchError(f"vLLM cannot serve this: {reason}", "--engine", "--engine own")
-    return False, f"engine: our own ({reason})"
+        return None, "engine: our own, as asked for"
+    asked = OTHERS if options.engine == "auto" else {options.engine: OTHERS[options.engine]}
+    reasons = []
+    for other in asked.values():
+        reason = other.obstacle(options, models, aliases)
+        if reason is None:
+            sure = "which is installed and takes this export; its answers are compared with ours first"
+            return other, f"engine: {other.name}, {sure}"
+        reasons.append(reason)
+    if options.engine != "auto":
+        raise LaunchError(f"{OTHERS[options.engine].name} cannot serve this: {reasons[0]}", "--engine", "--engine own")
+    return None, f"engine: our own ({'; '.join(dict.fromkeys(reasons))})"
 
 
-def command(options: argparse.Namespace, model: tuple[str, Path], aliases: Mapping[str, str], port: int) -> list[str]:
-    """What starts vLLM; the key travels in its environment (VLLM_API_KEY)."""
-    name, folder = model
-    dtype = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[options.dtype]
-    return [
-        "vllm", "serve", str(folder.resolve()), "--host", options.host, "--port", str(port),
-        "--served-model-name", name, *aliases, "--dtype", dtype, "--max-num-seqs", str(options.batch),
-    ]  # fmt: skip
-
-
-def serve(
+def serve(  # noqa: PLR0913 - what a server is given
+    other: Other,
     options: argparse.Namespace,
     model: tuple[str, Path],
     aliases: Mapping[str, str],
@@ -85,36 +120,39 @@ def serve(
     plan: Plan,
     work: Work,
 ) -> int:
-    """Starts vLLM, compares three greedy answers with ours, and leaves it serving.
+    """Starts another engine, compares three greedy answers with ours, and leaves it serving.
 
     Returns:
-        vLLM's exit code.
+        Its exit code.
 
     Raises:
         LaunchError: when it does not start, or answers otherwise.
     """
     expected = asyncio.run(_ours(plan, work, model[0]))
     port = options.port or _free_port(options.host)
-    environment = {
-        **os.environ,
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        **({"VLLM_API_KEY": key} if key else {}),
-    }
-    process = subprocess.Popen(command(options, model, aliases, port), env=environment)
+    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     url = f"http://{host}:{port}"
-    try:
-        _wait(process, url)
-        found = _theirs(url, model[0], key)
-        if found != expected:
-            what = f"vLLM answers {found!r}, our engine {expected!r}"
-            raise LaunchError(what, "three greedy answers", "--engine own, or --dtype fp32 for both")
-        os.write(2, f"serving at {url} by vLLM: three greedy answers are equal to ours\n".encode())
-        return process.wait()
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryDirectory() as private:
+        command = other.command(options, model, aliases, port)
+        if key and other.program == "vllm":
+            environment["VLLM_API_KEY"] = key
+        elif key:
+            config = Path(private) / "config.yaml"
+            config.write_text(json.dumps({"api-key": key}), "utf-8")  # YAML, too
+            command += ["--config", str(config)]
+        process = subprocess.Popen(command, env=environment)
+        try:
+            _wait(other, process, url)
+            found = _theirs(other, url, model[0], key)
+            if found != expected:
+                what = f"{other.name} answers {found!r}, our engine {expected!r}"
+                raise LaunchError(what, "three greedy answers", "--engine own, or --dtype fp32 for both")
+            os.write(2, f"serving at {url} by {other.name}: three greedy answers are equal to ours\n".encode())
+            return process.wait()
+        finally:
+            process.terminate()
+            process.wait()
 
 
 async def _ours(plan: Plan, work: Work, name: str) -> list[str]:
@@ -131,7 +169,7 @@ async def _ours(plan: Plan, work: Work, name: str) -> list[str]:
         pool.close()
 
 
-def _theirs(url: str, name: str, key: str | None) -> list[str]:
+def _theirs(other: Other, url: str, name: str, key: str | None) -> list[str]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     image = f"data:image/png;base64,{base64.b64encode(_png()).decode()}"
     texts = []
@@ -148,22 +186,24 @@ def _theirs(url: str, name: str, key: str | None) -> list[str]:
         }
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=120, trust_env=False)
         if answer.status_code != 200:
-            raise LaunchError(f"vLLM refuses a question: {answer.text[:300]}", url, "--engine own")
+            raise LaunchError(f"{other.name} refuses a question: {answer.text[:300]}", url, "--engine own")
         texts.append(answer.json()["choices"][0]["message"]["content"].strip())
     return texts
 
 
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait(other: Other, process: subprocess.Popen[bytes], url: str) -> None:
+    output = "look at its output above"
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise LaunchError(f"vLLM ended with code {process.returncode}", "vllm serve", "look at its output above")
+            raise LaunchError(f"{other.name} ended with code {process.returncode}", f"{other.program} serve", output)
         try:
             if httpx.get(f"{url}/health", timeout=2, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.5)
-    raise LaunchError("vLLM does not answer", url, "look at its output above")
+            pass
+        time.sleep(0.5)
+    raise LaunchError(f"{other.name} does not answer", url, output)
 
 
 def _png() -> bytes:

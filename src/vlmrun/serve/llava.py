@@ -26,6 +26,7 @@ from vlmrun.data.sample import IMAGE_TAG
 from vlmrun.serve import image_parts, openai
 from vlmrun.serve.limits import Refused, bad
 from vlmrun.serve.llava_bodies import Beat, Generate, Model, Register, Status, sampling_of
+from vlmrun.serve.llava_models import Models
 from vlmrun.serve.llava_registry import Dispatch, Registry
 from vlmrun.serve.messages import Ask
 from vlmrun.serve.service import Service
@@ -47,6 +48,7 @@ class Door:
         self.service = service
         self.hosts = hosts
         self.registry = Registry(dispatch)
+        service.others = Models(self.registry, service.limits.seconds)
 
     def routes(self) -> list[Route]:
         """For the application."""
@@ -90,8 +92,7 @@ class Door:
 
     async def models(self, request: Request) -> Response:
         """Names of all models, ours first."""
-        ours = [*self.service.pool.models, *self.service.aliases]
-        return JSONResponse({"models": [*ours, *(name for name in self.registry.models() if name not in ours)]})
+        return JSONResponse({"models": self.service.names()})
 
     async def address(self, request: Request) -> Response:
         """Where a model is asked."""

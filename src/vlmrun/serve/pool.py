@@ -91,25 +91,28 @@ class Worker:
         except RuntimeError:
             return
 
-    def _take(self, message: Any) -> None:
+    def _take(self, message: Ready | Failed | list[News | Failed]) -> None:
         if isinstance(message, Ready):
             self.ready, self.deaths = True, 0
             self.pool.on_ready(message)
-        elif isinstance(message, News):
-            pending = self.pending.get(message.id)
-            if pending is not None:
-                pending.told = True
-                if message.finish is not None:
-                    del self.pending[message.id]
-                pending.put(message)
         elif isinstance(message, Failed):
-            error = error_from_dict(message.error)
-            if message.id < 0:
-                self.pool.on_failed(error)
-                return
-            pending = self.pending.pop(message.id, None)
-            if pending is not None:
-                pending.put(error)
+            self.pool.on_failed(error_from_dict(message.error))
+        else:
+            for new in message:
+                self._pass_on(new)
+
+    def _pass_on(self, new: News | Failed) -> None:
+        pending = self.pending.get(new.id)
+        if pending is None:  # its client has left
+            return
+        if isinstance(new, Failed):
+            del self.pending[new.id]
+            pending.put(error_from_dict(new.error))
+            return
+        pending.told = True
+        if new.finish is not None:
+            del self.pending[new.id]
+        pending.put(new)
 
     def _died(self) -> None:
         self.ready = False

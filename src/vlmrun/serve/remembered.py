@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -42,18 +43,18 @@ class Features:
         return made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Known:
     key: list[int | bytes]
     layers: KeysAndValues
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+    marks: list[int]  # of `key`, as `_marks` makes them
+    n_bytes: int
 
 
 class Prefixes:
     """Keys and values of prompts and conversations, so that the next turn begins where the last one ended.
+
+    Every beginning of what is known is found by its mark, in a time that does not grow with what is known.
 
     Args:
         n_bytes: what is kept at most; 0 keeps nothing.
@@ -61,40 +62,58 @@ class Prefixes:
 
     def __init__(self, n_bytes: int) -> None:
         self.room = n_bytes
-        self._known: list[_Known] = []  # the most recently used last
+        self._known: OrderedDict[_Known, None] = OrderedDict()  # the most recently used last
+        self._begins: dict[int, _Known] = {}  # mark -> the most recently used that begins so
+        self._held = 0
         self.reused = 0  # tokens
 
     def find(self, key: Key) -> tuple[int, KeysAndValues | None]:
         """How many first tokens are known, all but one at most, and their keys and values (views)."""
-        best, length = None, 0
-        for known in self._known:
-            n = _common(known.key, key)
-            if n > length:
-                best, length = known, n
-        length = min(length, len(key) - 1)
-        if best is None or length < 1:
-            return 0, None
-        self._known.remove(best)
-        self._known.append(best)
-        self.reused += length
-        return length, [(keys[:, :, :length], values[:, :, :length]) for keys, values in best.layers]
+        for mark in reversed(_marks(key[:-1])):
+            known = self._begins.get(mark)
+            if known is not None:
+                length = min(common(known.key, key), len(key) - 1)
+                self._use(known)
+                self.reused += length
+                return length, [(keys[:, :, :length], values[:, :, :length]) for keys, values in known.layers]
+        return 0, None
 
     def keep(self, key: Key, layers: KeysAndValues) -> None:
         """Copies what was computed for `key`; replaces what it begins with."""
         size = sum(keys.nbytes + values.nbytes for keys, values in layers)
-        if size > self.room:
+        marks = _marks(key)
+        if size > self.room or marks[-1] in self._begins:
             return
-        whole = list(key)
-        if any(known.key[: len(whole)] == whole for known in self._known):
-            return
-        self._known = [known for known in self._known if known.key != whole[: len(known.key)]]
-        self._known.append(_Known(whole, [(keys.clone(), values.clone()) for keys, values in layers]))
-        held = sum(known.n_bytes for known in self._known)
-        while held > self.room:
-            held -= self._known.pop(0).n_bytes
+        for length, mark in enumerate(marks, start=1):
+            known = self._begins.get(mark)
+            if known is not None and len(known.key) == length:
+                self._forget(known)
+        copies = [(keys.clone(), values.clone()) for keys, values in layers]
+        self._use(_Known(list(key), copies, marks, size))
+        self._held += size
+        while self._held > self.room:
+            self._forget(next(iter(self._known)))
+
+    def _use(self, known: _Known) -> None:
+        self._known[known] = None
+        self._known.move_to_end(known)
+        self._begins.update(dict.fromkeys(known.marks, known))
+
+    def _forget(self, known: _Known) -> None:
+        del self._known[known]
+        self._held -= known.n_bytes
+        for mark in known.marks:
+            if self._begins[mark] is known:
+                del self._begins[mark]
 
 
-def _common(first: Key, second: Key) -> int:
+def _marks(key: Key) -> list[int]:
+    """A hash of every beginning of `key`, the shortest first."""
+    return list(accumulate(key, lambda mark, token: hash((mark, token)), initial=0))[1:]
+
+
+def common(first: Key, second: Key) -> int:
+    """First tokens that two prompts share."""
     n = 0
     for one, other in zip(first, second, strict=False):
         if one != other:

@@ -87,16 +87,21 @@ def taken(cache: Cache, row: int, length: int) -> KeysAndValues:
 
 def joined(parts: Sequence[KeysAndValues]) -> Cache:
     """One cache of several rows, which end together; shorter ones have zeros before them."""
+    return Cache(layers=[RoomyLayer(*pair) for pair in stacked(parts)])
+
+
+def stacked(parts: Sequence[KeysAndValues]) -> KeysAndValues:
+    """Several rows in one, as `joined`."""
     longest = max(part[0][0].shape[-2] for part in parts)
 
-    def stacked(layer: int, which: int) -> torch.Tensor:
+    def whole(layer: int, which: int) -> torch.Tensor:
         tensors = [part[layer][which] for part in parts]
         first = tensors[0]
-        whole = first.new_zeros((sum(len(t) for t in tensors), first.shape[1], longest, first.shape[3]))
+        made = first.new_zeros((sum(len(t) for t in tensors), first.shape[1], longest, first.shape[3]))
         at = 0
         for tensor in tensors:
-            whole[at : at + len(tensor), :, longest - tensor.shape[-2] :] = tensor
+            made[at : at + len(tensor), :, longest - tensor.shape[-2] :] = tensor
             at += len(tensor)
-        return whole
+        return made
 
-    return Cache(layers=[RoomyLayer(stacked(layer, 0), stacked(layer, 1)) for layer in range(len(parts[0]))])
+    return [(whole(layer, 0), whole(layer, 1)) for layer in range(len(parts[0]))]

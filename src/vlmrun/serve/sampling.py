@@ -9,6 +9,8 @@ import torch
 
 from vlmrun.serve.messages import Sampling
 
+_FEW = 1024  # tokens
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -60,10 +62,14 @@ class Sampler:
             scaled = scaled.masked_fill(scaled < scaled.topk(self.sampling.top_k).values[-1], -torch.inf)
         probabilities = scaled.softmax(0)
         if self.sampling.top_p < 1:
-            ordered, places = probabilities.sort(descending=True)
+            ordered, places = _likeliest(probabilities, self.sampling.top_p)
             # Kept is every token that the likelier ones leave short of `top_p`: always the first.
-            probabilities = probabilities.index_fill(0, places[ordered.cumsum(0) - ordered >= self.sampling.top_p], 0)
-        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+            kept = ordered.cumsum(0) - ordered < self.sampling.top_p
+            probabilities = torch.zeros_like(probabilities).index_copy(0, places[kept], ordered[kept])
+        # Where one uniform number falls in the running sum; `multinomial` draws a number for every token there is.
+        sums = probabilities.double().cumsum(0)
+        place = torch.rand(1, dtype=torch.float64, generator=self.generator) * sums[-1]
+        return int(torch.searchsorted(sums, place, right=True))
 
     def _reported(self, token: int, logits: torch.Tensor) -> Chosen:
         if self.sampling.top_logprobs is None:
@@ -72,3 +78,12 @@ class Sampler:
         values, ids = logprobs.topk(self.sampling.top_logprobs)
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Chosen(token, float(logprobs[token]), top)
+
+
+def _likeliest(probabilities: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens that have this share together, and maybe some more, in order: seldom all must be sorted."""
+    if len(probabilities) > _FEW:
+        ordered, places = probabilities.topk(_FEW)
+        if ordered.sum() > share:
+            return ordered, places
+    return probabilities.sort(descending=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.cache_utils import Cache
 
 from vlmrun.config import derived
 from vlmrun.config.schema.base import Aspect
@@ -86,6 +87,7 @@ class Served:
         )
         self.vlm = loaded.vlm.eval()
         self.llm: Any = causal_lm(loaded.vlm.llm)
+        self.device = next(self.vlm.parameters()).device
         self.n_layers = count_layers(self.llm, name)
         parameters = inspect.signature(self.llm.forward).parameters
         self.takes = {"position_ids", "logits_to_keep"} & set(parameters)
@@ -108,11 +110,6 @@ class Served:
     def view(self) -> View:
         """How its images are to be opened."""
         return self.prompts.encoder.view
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return next(self.vlm.parameters()).device
 
     def picture(self, image: Image.Image) -> Picture:
         """One RGB image, made ready for the tower."""
@@ -150,6 +147,26 @@ class Served:
             return embeds
         rows = torch.cat([self._features(picture, features) for picture in prompt.pictures])[-n_places:]
         return embeds.masked_scatter(mask.unsqueeze(-1).expand_as(embeds), rows.to(embeds.dtype))
+
+    def forward(
+        self, cache: Cache, *, lengths: Sequence[int], n_new: int, **inputs: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Logits of the last position of every row, [rows, V].
+
+        Args:
+            cache: of all rows, which end together.
+            lengths: tokens of each row when the new ones are there; what stands before them is not seen.
+            n_new: positions that are new, in every row.
+        """
+        rows = torch.tensor(lengths, device=self.device).unsqueeze(1)
+        places = torch.arange(-max(0, max(lengths) - n_new), n_new, device=self.device)
+        inputs["attention_mask"] = (places >= n_new - rows).long()
+        if "position_ids" in self.takes:
+            inputs["position_ids"] = (rows - n_new + torch.arange(n_new, device=self.device)).clamp(min=0)
+        if "logits_to_keep" in self.takes:
+            inputs["logits_to_keep"] = 1
+        logits: torch.Tensor = self.llm(**inputs, past_key_values=cache, use_cache=True).logits
+        return logits[:, -1]
 
     def _features(self, picture: Picture, features: Features) -> torch.Tensor:
         def make() -> torch.Tensor:

@@ -14,6 +14,7 @@ from vlmrun import logs
 from vlmrun.errors import Problem, VlmrunError, suggest
 from vlmrun.serve.guard import Bodies, Scope
 from vlmrun.serve.limits import Limits, Refused, bad, refused
+from vlmrun.serve.llava_models import Models
 from vlmrun.serve.messages import Ask, News, Token, Usage
 from vlmrun.serve.metrics import Metrics
 from vlmrun.serve.pool import Pool
@@ -29,6 +30,9 @@ class Service:
 
     Args:
         aliases: further names of models.
+
+    Attributes:
+        others: models of other servers, where a door to them is open.
     """
 
     def __init__(self, pool: Pool, limits: Limits, aliases: Mapping[str, str]) -> None:
@@ -37,6 +41,7 @@ class Service:
         self.aliases = dict(aliases)
         self.metrics = Metrics()
         self.bodies = Bodies(limits)
+        self.others: Models | None = None
         self.admitted = 0
         self.created = int(time.time())
 
@@ -47,10 +52,29 @@ class Service:
             Refused: when there is none of that name.
         """
         found = self.aliases.get(model, model)
-        if found not in self.pool.models:
-            fix = suggest(model, [*self.pool.models, *self.aliases], noun="models")
-            raise bad(f"no model {model!r}"[:200], "model", fix, 404, "model_not_found")
+        if found not in self.pool.models and found not in self._others():
+            raise bad(
+                f"no model {model!r}"[:200],
+                "model",
+                suggest(model, self.names(), noun="models"),
+                404,
+                "model_not_found",
+            )
         return found
+
+    def names(self) -> list[str]:
+        """Of all models: ours, their aliases, those of other servers."""
+        ours = [*self.pool.models, *self.aliases]
+        return [*ours, *(name for name in self._others() if name not in ours)]
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a model, by its own name, says of itself."""
+        if name in self.pool.models or self.others is None:
+            return self.pool.models[name]
+        return self.others.facts(name)
+
+    def _others(self) -> list[str]:
+        return [] if self.others is None else self.others.names()
 
     def admit(self, scope: Scope) -> None:
         """Takes a place among those who run or wait; `over` gives it back.
@@ -83,8 +107,10 @@ class Service:
             Refused: when one cannot be answered.
         """
         last: dict[int, Usage] = {}
+        far = asks[0].model not in self.pool.models
+        answers = self.others.answers(asks) if far and self.others is not None else self.pool.answers(asks)
         try:
-            async with asyncio.timeout(self.limits.seconds), contextlib.aclosing(self.pool.answers(asks)) as news:
+            async with asyncio.timeout(self.limits.seconds), contextlib.aclosing(answers) as news:
                 async for place, new in news:
                     last[place] = new.usage
                     yield place, new

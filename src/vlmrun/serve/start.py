@@ -35,10 +35,10 @@ def main(
         work: what each worker process does.
     """
     workers = plans(options, models)
-    handed_over, reason = handover.choose(options, models, aliases)
+    other, reason = handover.choose(options, models, aliases)
     sys.stderr.write(f"{reason}\n")
-    if handed_over:
-        return handover.serve(options, models[0], aliases, key, workers[0], work)
+    if other is not None:
+        return handover.serve(other, options, models[0], aliases, key, workers[0], work)
     limits = Limits(
         running=options.batch * len(workers),
         queue=options.queue,

@@ -17,9 +17,10 @@ from vlmrun.data.images.opening import MOST_PIXELS
 from vlmrun.data.images.seeing import color
 from vlmrun.errors import DataError, VlmrunError
 from vlmrun.serve import messages
-from vlmrun.serve.engine import Engine, Progress, Question
+from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Ask, Cancel, Failed, News, Plan, Ready, Usage
 from vlmrun.serve.opening import open_models
+from vlmrun.serve.question import Progress, Question
 from vlmrun.serve.sampling import Chosen
 from vlmrun.serve.served import Served
 
@@ -61,6 +62,7 @@ class _Worker:
         self.asked: dict[int, Question | None] = {}  # None: being made ready
         self.left: set[int] = set()
         self.wake = threading.Event()
+        self.news: list[News | Failed] = []
         self.sending = threading.Lock()
 
     def run(self) -> None:
@@ -69,7 +71,10 @@ class _Worker:
             self.wake.wait()
             self.wake.clear()
             while self.engine.busy:
-                self.engine.step()
+                self.engine.admit()
+                self._flush()  # first tokens do not wait for the next ones of the others
+                self.engine.decode()
+                self._flush()
 
     def _listen(self) -> None:
         with ThreadPoolExecutor(1) as ready:  # one: Python's warning filters, which decoding sets, are no thread's own
@@ -96,6 +101,7 @@ class _Worker:
             question = self._question(ask)
         except VlmrunError as error:
             self._tell(ask.id, error)
+            self._flush()
             return
         self.asked[ask.id] = question
         question.cancelled = ask.id in self.left
@@ -144,11 +150,19 @@ class _Worker:
         if last:
             self.asked.pop(id, None)
             self.left.discard(id)
-        try:
-            with self.sending:
-                self.pipe.send(message)
-        except OSError:
-            os._exit(0)
+        with self.sending:
+            self.news.append(message)
+
+    def _flush(self) -> None:
+        """Sends what is new of all answers at once."""
+        with self.sending:
+            news, self.news = self.news, []
+            if not news:
+                return
+            try:
+                self.pipe.send(news)
+            except OSError:
+                os._exit(0)
 
 
 def _fatal(done: Future[None]) -> None:

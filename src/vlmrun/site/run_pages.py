@@ -11,15 +11,16 @@ from markupsafe import Markup
 from vlmrun import kinds
 from vlmrun.compare import results
 from vlmrun.compare.sides import Made
+from vlmrun.names import RUN_CONFIG
 from vlmrun.outcome import Outcome
 from vlmrun.report import html, run_page, tables
 from vlmrun.report.run_table import share_text
-from vlmrun.run import numbers, record
+from vlmrun.run import record
 from vlmrun.run.record import Record
 from vlmrun.site import lineage, lines, links, pages, stage_page
 from vlmrun.site.found import Found, Row, read_artifact
 
-_FILES = (record.NAME, numbers.CONFIG)
+_FILES = (record.NAME, RUN_CONFIG)
 
 
 def make(found: Found, row: Row, one: Record) -> tuple[str, str]:

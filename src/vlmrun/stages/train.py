@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
-from vlmrun.names import HELD_OUT, METRICS, SAMPLES, SKIPPED, WEIGHTS
+from vlmrun.names import HELD_OUT, LEDGER, METRICS, SAMPLES, SKIPPED, WEIGHTS
 from vlmrun.outcome import Result
 from vlmrun.stages import meanwhile
 from vlmrun.train import setup
@@ -39,5 +39,5 @@ def execute(job: StageJob) -> Result | None:
     if trained.stopped:
         summary["stopped_early"] = True
     roots = [WEIGHTS, METRICS]
-    roots += [name for name in (SKIPPED, HELD_OUT, SAMPLES) if (job.path / name).is_file()]
+    roots += [name for name in (SKIPPED, LEDGER, HELD_OUT, SAMPLES) if (job.path / name).is_file()]
     return Result(summary, tuple(roots))

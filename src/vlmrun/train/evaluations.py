@@ -32,6 +32,7 @@ class Evaluations:
         self, job: StageJob, stage: TrainStage, evaluator: Evaluator | None, schedule: Schedule, done: int
     ) -> None:
         self.record = Record(job.path, done)
+        self._reached = False
         self._name, self._stage, self._evaluator, self._schedule = job.name, stage, evaluator, schedule
 
     @property
@@ -58,15 +59,20 @@ class Evaluations:
         log.info("%s  averaged weights: %s", self._name, score.line.partition(": ")[2])
         return asdict(score)
 
-    def is_over(self, finished: int) -> bool:
-        """Whether training ends after N steps because of `eval.patience`."""
-        asked = self._stage.eval
+    def is_over(self, finished: int, loss: float | None) -> bool:
+        """Whether training ends after N steps because of `eval.patience`, or of `until_loss` and its last loss."""
+        asked, least = self._stage.eval, self._stage.until_loss
+        if least is not None and loss is not None and loss < least:
+            self._reached = True
+            return True
         if asked is None or asked.patience is None or not self.record.has(finished):
             return False
         return self.record.without_gain(self._by, asked.min_delta) >= asked.patience
 
     def why(self) -> str:
         """The reason of that, in a sentence."""
+        if self._reached:
+            return f"the loss is below {self._stage.until_loss:g} (until_loss)"
         assert self._stage.eval is not None
         called = _CALLED.get(self._by, f"score of {self._by}")
         return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {called}"

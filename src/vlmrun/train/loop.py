@@ -41,7 +41,7 @@ def run(engine: Engine, plan: Plan) -> int:
     overflows = 0
     plan.evaluate(plan.done)
     finished = plan.done
-    if finished and plan.is_over(finished):
+    if finished and plan.is_over(finished, plan.loss):
         return finished
     with noting_signals() as asked, _sealing(plan.saver), contextlib.closing(_closing(plan.batches)) as batches:
         began = asked_for = time.perf_counter()
@@ -67,7 +67,7 @@ def run(engine: Engine, plan: Plan) -> int:
             if not totals.overflow:
                 plan.updated(finished)
             _keep(plan, finished, totals)
-            if plan.is_over(finished):
+            if plan.is_over(finished, totals.loss):
                 break
             heartbeat.beat("data")
             asked_for = time.perf_counter()
@@ -91,7 +91,7 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
     is_best = plan.evaluate(finished)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.
     due = derived.is_due(plan.stage.save_steps, finished, plan.steps, plan.epoch)
-    if finished == plan.steps or plan.is_over(finished) or is_best or due or totals.save:
+    if finished == plan.steps or plan.is_over(finished, totals.loss) or is_best or due or totals.save:
         plan.saver.save(finished)
     if totals.save:
         plan.saver.finish()
@@ -132,8 +132,9 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
     if totals.overflow:
         message = "step %d: the gradients overflowed fp16 at loss scale %g; no update, the next ones are scaled less"
         log.info(message, row.step, row.loss_scale or 1.0)
-    for batch in micro_batches:
+    for batch, losses in zip(micro_batches, totals.losses, strict=True):
         plan.skipped(batch["skipped"])
+        plan.used(row.step, batch["uses"], losses)
     if totals.empty:
         log.warning("step %d: micro batches without supervised tokens teach nothing: %s", row.step, shown(totals.empty))
     for tracker in plan.trackers:

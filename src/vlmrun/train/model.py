@@ -21,6 +21,7 @@ from vlmrun.model.tiles import tiling
 from vlmrun.model.tower_cache import TowerCache
 from vlmrun.model.towers import fp16
 from vlmrun.model.ulysses import Ulysses
+from vlmrun.names import PARTS
 from vlmrun.train import dist
 from vlmrun.train.engine.deepspeed import require_drive, start_deepspeed
 from vlmrun.weights.native import weights_folder
@@ -73,6 +74,7 @@ def load(job: StageJob, stage: TrainStage, config: dict[str, Any] | None) -> Loa
         new_rows=rows,
     )
     loaded.vlm.head = Head(loaded.vlm.llm, stage.loss_head, stage.loss_chunk)
+    loaded.vlm.head.listens = stage.record_losses
     loaded.vlm.tower_no_grad = stage.compat.tower_no_grad
     if stage.compat.fp16_tower and job.hardware.precision != "bf16":
         fp16.to_half(loaded.vlm.tower)
@@ -158,3 +160,15 @@ def _llm_width(job: StageJob, stage: TrainStage) -> int:
         return config_files.width_of(config_files.config_of(job.model.llm))
     weights = weights_folder(Path(job.parents[stage.init_from]))
     return config_files.width_of(read_config(str(weights / "llm")))
+
+
+def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
+    """The parts that are saved from memory: a random one is in no folder it could be linked from, trained or not."""
+    changed = {"full", "new_tokens"}
+    return [
+        part
+        for part in PARTS
+        # Adapters of the tower are folded into it; those of the LLM are saved beside it.
+        if getattr(stage.tune, part) in (changed | {"lora"} if part == "tower" else changed)
+        or loaded.sources[part] is None
+    ]

@@ -17,6 +17,7 @@ from torch import nn
 from vlmrun import logs
 from vlmrun.config import derived
 from vlmrun.config.schema import Compat, Optim
+from vlmrun.model import new_tokens
 from vlmrun.names import PARTS
 from vlmrun.train import cpu_adam, dist
 
@@ -200,7 +201,7 @@ def _undecayed(vlm: nn.Module, *, listed: bool) -> set[str]:
     """Names of biases and norms; only of norms that old transformers listed as such, when `listed`."""
     names = {name for name, _ in vlm.named_parameters() if "bias" in name.rpartition(".")[2]}
     # Of a matrix only whose new rows learn, decay would move the others.
-    names |= {name for name, parameter in vlm.named_parameters() if hasattr(parameter, "new_rows")}
+    names |= {name for name, parameter in vlm.named_parameters() if new_tokens.rows_of(parameter)}
     for prefix, module in vlm.named_modules():
         kind = type(module).__name__
         if kind in _LISTED_NORMS if listed else "norm" in kind.lower():

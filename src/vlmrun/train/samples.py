@@ -18,8 +18,8 @@ from vlmrun.data.collate import Collator, dropped_token
 from vlmrun.data.compat import settings
 from vlmrun.data.dataset import Dataset
 from vlmrun.data.encoder import Encoder
+from vlmrun.data.images import seeing
 from vlmrun.data.images.cache import PictureCache
-from vlmrun.data.images.seeing import view_of
 from vlmrun.data.images.transform import ImageTransform
 from vlmrun.data.loader import Reading, batches
 from vlmrun.data.packing import PackedSchedule
@@ -63,7 +63,7 @@ class Samples:
         self.job, self.stage, self.loaded = job, stage, loaded
         self.template = template_of(job.model, stage)
         self.encoder = self._encoder()
-        self.dataset = self._open(stage.data, job.path / INDEX)
+        self.dataset = self._open(stage.data, job.path / INDEX, stage.max_samples)
         self._check_images()
         self.collator = self._collator()
         self.schedule = self._schedule()
@@ -104,7 +104,7 @@ class Samples:
             image_tokens=self.loaded.vlm.image_tokens,
             max_length=self.job.model.max_length,
             compat=self.stage.compat,
-            view=view_of(derived.image_background(self.stage)),
+            view=seeing.view_of(derived.image_background(self.stage)),
             draft=_FINER * max(transform.size) if self.stage.image_decode == "draft" else None,
             pictures=self._pictures(),
             slices=derived.slices(self.loaded.model),
@@ -117,13 +117,16 @@ class Samples:
         tiles = self.loaded.model.tiles
         known = [self.loaded.preprocessor, tiles and tiles.model_dump()]
         asked = [stage.image_aspect, stage.image_decode, derived.image_background(stage)]
-        preparation = json.dumps([*known, *asked], sort_keys=True)
+        version = [] if asked[-1] is None else [seeing.VERSION]
+        preparation = json.dumps([*known, *asked, *version], sort_keys=True)
         return PictureCache(Path(stage.image_cache).expanduser(), preparation)
 
-    def _open(self, names: list[str], folder: Path) -> Dataset:
+    def _open(self, names: list[str], folder: Path, first: int | None = None) -> Dataset:
         skipped = self.job.path / SKIPPED
         with dist.main_first():  # it reads the annotation files; the others open the index it made
-            return open_datasets(self.job.data, names, encoder=self.encoder, skipped=skipped, folder=folder)
+            return open_datasets(
+                self.job.data, names, encoder=self.encoder, skipped=skipped, folder=folder, first=first
+            )
 
     def _collator(self) -> Collator:
         tokenizer, quirks, vlm = self.loaded.tokenizer, self.stage.compat, self.loaded.vlm
@@ -137,12 +140,12 @@ class Samples:
 
     def _check_images(self) -> None:
         """A tower or connector learns nothing from text alone."""
-        seeing = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
-        if seeing and not self.dataset.has_pictures():
+        learning = [part for part in ("tower", "connector") if getattr(self.stage.tune, part) != "freeze"]
+        if learning and not self.dataset.has_pictures():
             raise ConfigError(
-                f"the {' and the '.join(seeing)} cannot learn: no record has an image",
+                f"the {' and the '.join(learning)} cannot learn: no record has an image",
                 f"data {', '.join(self.stage.data)}",
-                f"freeze it (tune.{seeing[0]}: freeze), or choose data with images",
+                f"freeze it (tune.{learning[0]}: freeze), or choose data with images",
             )
 
     def _schedule(self) -> Schedule:

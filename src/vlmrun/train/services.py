@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmrun.config.job import StageJob
+from vlmrun.config.schema import Service
 from vlmrun.train.log import Row, Tracker, numbers
 from vlmrun.train.scores import Score
 
+PROJECT = "vlmrun"  # of all runs, where none is named: within one they can be compared
 # Behind the name of a wandb file: `wandb sync --sync-all` passes over it.
 _SYNCED = ".synced"
 
@@ -38,7 +40,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """A wandb run in `logs/wandb`. Offline unless `wandb_online` was asked for by name.
+    """A wandb run in `logs/wandb`. Offline unless `mode: online` was asked for.
 
     One training run is one wandb run, whose id is the stage's key. Online, a resumed training run continues it. wandb
     cannot continue an offline run, so a resumed one writes everything before its checkpoint again, into a file that
@@ -50,20 +52,24 @@ class WandB(Tracker):
         before: rows and evaluations up to the checkpoint that the run resumes from.
     """
 
-    def __init__(self, job: StageJob, folder: Path, before: list[Row | Score], *, online: bool) -> None:
+    def __init__(self, job: StageJob, folder: Path, before: list[Row | Score], service: Service) -> None:
         import wandb
+
+        online = service.mode == "online"
 
         folder.mkdir(parents=True, exist_ok=True)
         earlier = [] if online else list(_unsynced(folder))
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or job.run,
+            project=os.environ.get("WANDB_PROJECT") or service.project or PROJECT,
+            entity=service.entity,  # null: $WANDB_ENTITY, or the account's own
             name=os.environ.get("WANDB_NAME") or f"{job.run}/{job.name}",
-            group=os.environ.get("WANDB_RUN_GROUP") or job.run,
+            group=os.environ.get("WANDB_RUN_GROUP") or service.group or job.run,
+            tags=service.tags or None,
             id=f"{job.name}-{job.key}"[:64],
             resume="allow" if online else None,
             dir=str(folder),
             mode="online" if online else "offline",
-            config=job.stage.model_dump(),
+            config=(job.composed or {"stage": {job.name: job.stage.model_dump()}}) | {"key": job.key},
             settings=wandb.Settings(
                 silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True
             ),

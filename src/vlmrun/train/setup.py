@@ -14,7 +14,7 @@ from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
-from vlmrun.names import METRICS, PARTS, WEIGHTS
+from vlmrun.names import METRICS, WEIGHTS
 from vlmrun.train import audit, dist, facts, held_out, loop, model, optim
 from vlmrun.train.benchmarks import Questions
 from vlmrun.train.checkpoint import commit, reshard
@@ -23,6 +23,7 @@ from vlmrun.train.ema import Ema
 from vlmrun.train.engine import create
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.evaluations import Evaluations
+from vlmrun.train.ledger import Ledger
 from vlmrun.train.log import Row, Tracker, read
 from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
@@ -70,20 +71,9 @@ def train(job: StageJob, benchmarks: Questions | None = None) -> Trained | None:
         model.release(loaded)
         dist.barrier()
         if dist.is_main():
+            run.ledger.finish(run.samples.dataset)
             shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
         return run.result() if dist.is_main() else None
-
-
-def whole_parts(loaded: Loaded, stage: TrainStage) -> list[str]:
-    """The parts that are saved from memory: a random one is in no folder it could be linked from, trained or not."""
-    changed = {"full", "new_tokens"}
-    return [
-        part
-        for part in PARTS
-        # Adapters of the tower are folded into it; those of the LLM are saved beside it.
-        if getattr(stage.tune, part) in (changed | {"lora"} if part == "tower" else changed)
-        or loaded.sources[part] is None
-    ]
 
 
 class _Run:
@@ -112,6 +102,7 @@ class _Run:
         self.done = self.end = 0
         self.score: dict[str, Any] | None = None  # of averaged weights, which are evaluated once
         self.trackers: list[Tracker] = []
+        self.ledger = Ledger(job)
 
     def resume(self) -> None:
         """Resumes from the newest complete checkpoint, if there is one."""
@@ -145,15 +136,25 @@ class _Run:
             evaluate=self._evaluate,
             updated=self.ema.update if self.ema is not None else (lambda finished: None),
             is_over=self.evaluations.is_over,
+            loss=self._last_loss(),
             skipped=self.samples.list_skipped,
+            used=self.ledger.add,
             trackers=self.trackers,
         )
         self._set_modes()
+        self.ledger.open(self.done)
         try:
             self.end = loop.run(self.engine, plan)
         finally:
+            self.ledger.close()
             for tracker in self.trackers:
                 tracker.close()
+
+    def _last_loss(self) -> float | None:
+        """Of the step that the run resumes after. A collective."""
+        rows = read(self.job.path / METRICS) if dist.is_main() and self.stage.until_loss is not None else ()
+        found: float | None = dist.broadcast_object({row.step: row.loss for row in rows}.get(self.done))
+        return found
 
     def prove(self) -> None:
         """Makes sure that the last checkpoint can be read back, then takes the model that is to be the result."""
@@ -177,7 +178,7 @@ class _Run:
         heartbeat.beat("export")
         tuning = self.stage.tune
         adapter = self.engine.gather("llm", trainable=True) if tuning.adapters else iter(())
-        tensors = {part: self.engine.gather(part) for part in whole_parts(self.loaded, self.stage)}
+        tensors = {part: self.engine.gather(part) for part in model.whole_parts(self.loaded, self.stage)}
         if tuning.tower == "lora":
             tensors["tower"] = tower_adapter.folded(self.loaded.vlm.tower, tensors["tower"])
         state = dict(adapter)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from vlmrun import logs
 from vlmrun.config.job import StageJob
+from vlmrun.config.schema import Service, services
 from vlmrun.names import METRICS
+from vlmrun.train.accelerated import Accelerated, Named
 from vlmrun.train.log import Metrics, Row, Tracker, read
 from vlmrun.train.progress import Bar, Lines
 from vlmrun.train.scores import Score
-from vlmrun.train.services import TensorBoard, WandB
+from vlmrun.train.services import PROJECT, TensorBoard, WandB
 
 
 class Thinned(Tracker):
@@ -49,17 +51,25 @@ def open_trackers(job: StageJob, every: int, steps: int, done: int, scores: list
         scores: evaluations up to there.
     """
     found: list[Tracker] = [Metrics(job.path / METRICS, done)]
-    folder = job.path / "logs"
-    if "tensorboard" in job.tracking:
-        place = os.environ.get("TENSORBOARD_DIR")
-        events = Path(place).expanduser() / f"{job.name}-{job.key}" if place else folder / "tensorboard"
-        found.append(Thinned(TensorBoard(events, done), every, steps))
-    if "wandb" in job.tracking or "wandb_online" in job.tracking:
-        rows = [row for row in read(job.path / METRICS) if is_due(row, every, steps)]
-        before: list[Row | Score] = [*rows, *scores]
-        before.sort(key=lambda one: one.step)  # a row stays before the evaluation of its step
-        online = "wandb_online" in job.tracking
-        found.append(Thinned(WandB(job, folder / "wandb", before, online=online), every, steps))
+    asked = services(job.tracking)
+    rows = [row for row in read(job.path / METRICS) if is_due(row, every, steps)]
+    before: list[Row | Score] = sorted([*rows, *scores], key=lambda one: one.step)  # a row before its evaluation
+    for name, service in asked.items():
+        found.append(Thinned(_open(name, service, job, done, before), every, steps))
     progress = Bar if logs.is_terminal() else Lines
     found.append(progress(job.name, done, steps))
     return found
+
+
+def _open(name: str, service: Service, job: StageJob, done: int, before: list[Row | Score]) -> Tracker:
+    """One service."""
+    folder = job.path / "logs"
+    if name == "tensorboard":
+        place = os.environ.get("TENSORBOARD_DIR")
+        events = Path(place).expanduser() / f"{job.name}-{job.key}" if place else folder / "tensorboard"
+        return TensorBoard(events, done)
+    if name == "wandb":
+        return WandB(job, folder / "wandb", before, service)
+    root = job.path.parent.parent / "tracking" / name  # one for all runs, or nothing could be compared
+    named = Named(f"{job.run}/{job.name}", service.project or PROJECT, service.group or job.run, root, service)
+    return Accelerated(name, named, job.composed or job.stage.model_dump(), before)

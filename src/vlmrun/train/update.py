@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,6 +39,7 @@ class Totals:
     named: bool  # the checkpoint that was being synced and hashed is ready for its name, on all ranks
     overflow: bool
     loss_scale: float | None
+    losses: list[torch.Tensor | None]  # of each of this rank's micro batches, where the head listens
 
 
 # Factor on the learning rates, and the weight decay where it changes.
@@ -50,10 +52,13 @@ def update(engine: Engine, plan: Plan, micro_batches: list[Batch], pace: Pace, a
     counts = [count(batch["labels"]) for batch in micro_batches]
     n_tokens = int(sum_over_ranks({"tokens": sum(counts)})["tokens"]) if stage.loss == "token_mean" else sum(counts)
     window = loss.Window(stage.loss, counts, n_tokens, dist.data_world())
-    values = []
+    values: list[torch.Tensor] = []
+    losses: list[torch.Tensor | None] = []
+    head: Any = engine.vlm.head
     for batch, n_supervised in zip(micro_batches, counts, strict=True):
         heartbeat.beat("forward")
         value = window.add(engine.forward(batch), n_supervised)
+        losses.append(head.losses)
         heartbeat.beat("backward")
         engine.backward(value)
         values.append(value.detach())
@@ -99,6 +104,7 @@ def update(engine: Engine, plan: Plan, micro_batches: list[Batch], pace: Pace, a
         named=plan.saver.waits and not sums["works"],
         overflow=norm is None,
         loss_scale=scale,
+        losses=losses,
     )
 
 

@@ -17,7 +17,8 @@ NUMBERS = '''
 from dataclasses import dataclass
 
 from vlmrun.arch.connectors import Arithmetic
-from vlmrun.arch.sizes import Connector, Linear
+from vlmrun.arch.linears import Linear
+from vlmrun.arch.sizes import Connector
 from vlmrun.arch.towers import Arithmetic as TowerArithmetic
 from vlmrun.arch.towers import Facts
 from vlmrun.errors import ConfigError

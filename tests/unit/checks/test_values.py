@@ -66,6 +66,11 @@ RULES = {
         "liger-kernel is not installed | pip install 'vlmrun-trainer[gpu]'",
     ),
     "nothing trained": ("stage.pretrain.tune.connector=freeze", "every part is frozen"),
+    "more blocks than there are": ("stage.instruct.tune.llm_last=99", "blocks, not 99"),
+    "module to save that is none": (
+        "stage.lora.lora.modules_to_save=[q_prj]",
+        "no module of the LLM is called 'q_prj' | did you mean 'q_proj'",
+    ),
     "lora without values": ("stage.lora.lora=null", "lora has no values"),
     "lora values unused": ("stage.lora.tune.llm=full", "tune.llm is full"),
     "qlora without values": (["stage.lora.tune.llm=qlora", "stage.lora.lora=null"], "tune.llm is qlora, but lora has"),

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose as hydra_compose
 
+from vlmrun.config import compose as composing
 from vlmrun.config.compose import compose, conf_dir
 from vlmrun.config.validate import validate
 
@@ -155,3 +157,20 @@ def test_an_attention_kernel_that_a_model_needs_stays():
     chosen = compose(["+recipe=llava_mpt_7b", "hardware=h100_bf16"])
     assert chosen.tree["hardware"]["attention"] == "eager"
     assert "hardware.attention stays eager" in chosen.notes[0]
+
+
+def test_a_wrong_override_among_many_is_found_in_a_few_compositions(monkeypatch):
+    counted = []
+
+    def counting(*given, **named):
+        counted.append(named)
+        return hydra_compose(*given, **named)
+
+    monkeypatch.setattr(composing, "hydra_compose", counting)
+    right = [f"stage.lora.{name}" for name in ("seed=1", "seed=2", "max_steps=3", "save_steps=4", "workers=0")] * 6
+    for place in (0, 17, 30):
+        counted.clear()
+        wrong = [*right[:place], "stage.lora.optim.lrr=1", *right[place:]]
+        (problem,) = problems_of("+recipe=smoke", *wrong)
+        assert "unknown key 'lrr'" in problem.what
+        assert len(counted) <= 3 + 6  # all of them, without it, and to explain it; and 32 are halved six times

@@ -72,7 +72,8 @@ def test_a_name_that_is_not_utf_8_is_refused():
 
 
 ODD = ("~stage", "~data", "~hydra", "~", "=", "+=", "@=1", "stage@x=y", "seed=${seed}", "+x@y=1", "a", "+",
-       "stage=null", "+recipe={a:1}", "model=[a]", "data=[a,a]", "seed=" + "9" * 5000, "a=" + "[" * 2000)  # fmt: skip
+       "stage=null", "+recipe={a:1}", "model=[a]", "data=[a,a]", "seed=" + "9" * 5000, "a=" + "[" * 2000,
+       "model=" + "x" * 5000)  # fmt: skip
 KEYS = ("stage", "model", "model/llm", "model.llm.tokens", "stage.lora", "seed", "hardware.env")
 VALUES = ("", "null", "1", "[1]", "{a: 1}", "{pad: [1]}", "{}", "[]", "a,b", "${x}", "true", "é")
 words = st.one_of(

@@ -107,6 +107,14 @@ def test_an_end_token_that_the_tokenizer_adds_itself_is_left_out():
         assert one == other
 
 
+@pytest.mark.parametrize("n_tags", [0, 1, 3])
+@pytest.mark.parametrize("blocks", [None, ["<image>\0tile\0</image>"] * 2])
+def test_tags_that_do_not_fit_the_images_are_a_data_error(n_tags, blocks):
+    spoken = sample("<image>" * n_tags + "What?", "red", images=2)
+    with pytest.raises(DataError, match=rf"{n_tags} <image> tags in the text for 2 images(.|\n)*file.json\[3\]"):
+        encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[4] * 2, max_length=LONG, blocks=blocks)
+
+
 def test_length_counts_expanded_images_and_is_cut():
     spoken = sample("<image>\nWhat?", "a small blue square on the left", images=1)
     whole = encode(spoken, TEMPLATES["micro"], tokenizer(), image_tokens=[10] * 9, max_length=LONG)

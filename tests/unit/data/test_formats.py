@@ -224,6 +224,29 @@ def test_formats_by_name(monkeypatch, tmp_path):
         formats.reader("my_format_c")
 
 
+PLUGIN = """
+from vlmrun.data.sample import Sample, Turn
+
+
+def read(path):
+    for number, tags in enumerate((1, 2, 0)):
+        question = Turn("user", "<image>" * tags + "What?")
+        yield Sample(str(number), ("a.png",), (question, Turn("assistant", "red")), (str(path), number))
+    yield Sample("3", (), (Turn("user", "What is <image>?"), Turn("assistant", "a word")), (str(path), 3))
+"""
+
+
+def test_a_plugins_record_has_a_tag_for_every_image(tmp_path, monkeypatch):
+    (tmp_path / "tagged_formats").mkdir()
+    (tmp_path / "tagged_formats" / "odd.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VLMRUN_ALLOW", "tagged_formats")
+    found = list(formats.reader("tagged_formats.odd")(tmp_path / "data"))
+    assert [isinstance(each, Rejected) for each in found] == [False, True, True, False]
+    assert found[1].what == "2 <image> tags in the text for 1 images"
+    assert found[2].problem.where == f"{tmp_path / 'data'}[2] (id '2')"
+
+
 @given(
     records=st.lists(
         st.recursive(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from vlmrun.data import index
 from vlmrun.data.compat import settings
-from vlmrun.data.encode import encode, misfit
+from vlmrun.data.encode import encode
+from vlmrun.data.fits import misfit
 from vlmrun.data.formats import llava
 from vlmrun.data.lint import Rules, lint
 from vlmrun.data.prompts import Prompts

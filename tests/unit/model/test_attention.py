@@ -14,7 +14,7 @@ import yaml
 from tests.pico import pico_vlm
 from vlmrun.arch import families
 from vlmrun.config.compose import conf_dir
-from vlmrun.errors import CheckpointError, ConfigError
+from vlmrun.errors import ConfigError
 from vlmrun.model import attention
 from vlmrun.model.attention import packed_rows
 from vlmrun.model.llm import load
@@ -219,7 +219,7 @@ def test_what_xformers_cannot_compute_is_refused(monkeypatch):
 
 def test_a_family_without_the_attention_asked_for_is_refused_and_not_a_crash():
     config = {"model_type": "gemma2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    with pytest.raises(CheckpointError, match=r"(?s)Gemma2ForCausalLM does not support.*another hardware.attention"):
+    with pytest.raises(ConfigError, match=r"(?s)Gemma2ForCausalLM of transformers knows no.*hardware.attention=eager"):
         load(None, config, "builtin:micro-llm", dtype=torch.float32, attention="sdpa")
 
 
@@ -237,7 +237,8 @@ def test_the_families_that_cannot_have_it_are_known():
             continue
         model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]]
         known = {"eager", *(["sdpa", "xformers"] if model._supports_sdpa else [])}
-        known |= {"flash_attention_2"} if model._supports_flash_attn else set()
+        own_kernels = model._compatible_flash_implementations or ["flash_attention_2"]
+        known |= {"flash_attention_2"} & set(own_kernels) if model._supports_flash_attn else set()
         assert set(family.attention or ()) == known, name
         assert family.own_attention == (not model._supports_sdpa), name
 

@@ -10,43 +10,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from tests.pico import LLAMA, N_PATCHES, pico_vlm
+from tests import families
+from tests.families import TINY, WITHOUT_ROW
+from tests.pico import N_PATCHES, pico_vlm
 from vlmrun.ids import IGNORE, IMAGE_TOKEN
 from vlmrun.model.head import Head, find_tail
 from vlmrun.model.loss import ChunkedLoss, Chunks, Tail, count, supervised
 
 TAILS = [Tail(), Tail(divide=8.0), Tail(times=0.0625), Tail(cap=3.0), Tail(divide=0.5, cap=2.0)]
-FAMILIES = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {"head_dim": 8},
-    "phi": {},  # its head has a bias
-    "phi3": {"pad_token_id": 0},
-    "stablelm": {},
-    "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
-    "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
-    "cohere": {"logit_scale": 0.25},
-    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
-    "gpt_neox": {"tie_word_embeddings": False},
-    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
-}
+FAMILIES = [*TINY, *WITHOUT_ROW]
 
 
 def make_llm(family, **changes):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = {"vocab_size": 61, **LLAMA, **FAMILIES[family], **changes}
-    attention = "eager" if family in ("mpt", "gemma2") else "sdpa"
-    config = AutoConfig.for_model(family, **values)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    head = made.get_output_embeddings()
-    if head.bias is not None:
-        nn.init.normal_(head.bias)
-    return made
+    return families.make_llm(family, **{"vocab_size": 61, **changes})
 
 
 def _gradients(total, leaves):
@@ -205,7 +181,12 @@ def test_a_head_in_bf16_needs_no_sum_in_fp32_for_few_positions():
 @pytest.mark.parametrize("trained", [True, False])
 def test_every_family_has_the_loss_and_gradients_of_its_own_logits(family, trained):
     llm = make_llm(family).requires_grad_(trained)
-    expected = {"granite": Tail(divide=3.0), "cohere": Tail(times=0.25), "gemma2": Tail(cap=2.0)}
+    expected = {
+        "granite": Tail(divide=3.0),
+        "cohere": Tail(times=0.25),
+        "gemma2": Tail(cap=2.0),
+        "cohere2": Tail(times=0.25),
+    }
     assert find_tail(llm) == expected.get(family, Tail())
     embeds = torch.randn(2, 7, 32, requires_grad=True)
     labels = torch.randint(0, 61, (2, 7))

@@ -58,8 +58,9 @@ def _positions(rows, length):
 @pytest.mark.parametrize("attention", ["eager", "sdpa", STAND_IN])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_of_a_row_are_as_if_alone(family, attention):
-    if family == "gemma2" and attention == "sdpa":
-        pytest.skip("transformers has no sdpa for Gemma 2")
+    known = families.find(family).attention
+    if attention.replace(STAND_IN, "flash_attention_2") not in known:
+        pytest.skip(f"transformers has no {attention} for {family}")
     llm = make_llm(family).eval()
     llm.config._attn_implementation = attention
     rows = [[4, 1, 3], [5, 2]]  # two rows, padded to nine
@@ -86,8 +87,10 @@ def test_samples_of_a_row_are_as_if_alone(family, attention):
     changed = embeds.detach().clone()
     changed[0, :4] = 7.0
     other = run(changed)
-    assert torch.equal(other[0, 4:], packed[0, 4:]), "the first sample changes no bit of those behind it"
-    assert torch.equal(other[1], packed[1])
+    # Experts compute what they are given in one product, whose order of sums depends on how much that is.
+    exactly = {"atol": 1e-5, "rtol": 1e-5} if families.find(family).experts else {"atol": 0.0, "rtol": 0.0}
+    torch.testing.assert_close(other[0, 4:], packed[0, 4:], **exactly)
+    torch.testing.assert_close(other[1], packed[1], **exactly)
     assert not torch.equal(other[0, :4], packed[0, :4])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.plan.made import hardware, llava_7b, stage
-from vlmrun.arch.sizes import Linear
+from vlmrun.arch.linears import Linear
 from vlmrun.config.schema import Packing
 from vlmrun.hardware import gpus
 from vlmrun.plan import advice, disk, memory, time

@@ -46,10 +46,10 @@ def test_a_summary_has_what_a_kind_has_and_none_elsewhere(outcomes):
 def test_a_pipe_gets_aligned_text_without_boxes_or_colour(outcomes, capsys):
     run_table.show(run_table.summary(outcomes), "demo")
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.isascii()
-    assert "\x1b" not in captured.err
-    title, head, train, merge, judged = captured.err.splitlines()
+    assert captured.err == ""
+    assert captured.out.isascii()
+    assert "\x1b" not in captured.out
+    title, head, train, merge, judged = captured.out.splitlines()
     assert title == "demo: 3 stages, 1 of them reused, 4.2 s of work"
     assert train.split() == ["pretrain", "train", "3", "1.5000", "12.5", "reused", "outputs/stages/pretrain-0000000365"]
     assert judged.split()[2:7] == ["75.0%", "50.0%", "25.0%", "31.0%", "3.2"]
@@ -59,14 +59,14 @@ def test_a_pipe_gets_aligned_text_without_boxes_or_colour(outcomes, capsys):
 
 def test_a_column_nobody_fills_is_left_out(tmp_path, capsys):
     run_table.show(run_table.summary([made.outcome(made.train(tmp_path, "pretrain", [1.0]))]), "demo")
-    head = capsys.readouterr().err.splitlines()[1]
+    head = capsys.readouterr().out.splitlines()[1]
     assert "loss" in head
     assert "accuracy" not in head
 
 
 def test_a_run_without_stages_has_an_empty_table(capsys):
     run_table.show([], "demo")
-    assert capsys.readouterr().err.startswith("demo: 0 stages")
+    assert capsys.readouterr().out.startswith("demo: 0 stages")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_sweep_compares_accuracy_and_says_why_a_trial_failed(outcomes, tmp_pat
     ]
     jobs[0].folder.mkdir(parents=True)
     run_table.compare(jobs)
-    title, head, good, bad = capsys.readouterr().err.splitlines()
+    title, head, good, bad = capsys.readouterr().out.splitlines()
     assert title == "sweep of 2 trials, 1 failed"
     assert head.split() == ["trial", "overrides", "state", "judge", "ran", "reused", "run"]
     assert good.split() == ["0", "lr=1e-3", "ok", "75.0%", "2", "1", "sweep/0"]
@@ -134,11 +134,11 @@ def test_a_sweep_compares_accuracy_and_says_why_a_trial_failed(outcomes, tmp_pat
 
 def test_a_sweep_without_evaluation_shows_the_last_loss(outcomes, tmp_path, capsys):
     run_table.compare([Job(0, [], tmp_path, outcomes[:2], None)])
-    head, line = capsys.readouterr().err.splitlines()[1:]
+    head, line = capsys.readouterr().out.splitlines()[1:]
     assert "loss" in head
     assert "1.5000" in line
 
 
 def test_a_very_long_error_does_not_break_the_table(tmp_path, capsys):
     run_table.compare([Job(0, [], tmp_path, [], DataError("x" * 500))])
-    assert "x" * 67 + "..." in capsys.readouterr().err
+    assert "x" * 67 + "..." in capsys.readouterr().out

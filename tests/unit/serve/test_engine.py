@@ -6,14 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from PIL import Image
 
 from tests.pico import pico_loaded
 from vlmrun.data.templates import TEMPLATES
 from vlmrun.errors import CheckpointError, DataError
 from vlmrun.serve import rows
-from vlmrun.serve.engine import Engine, Question
+from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Sampling
+from vlmrun.serve.question import Question
+from vlmrun.serve.remembered import Prefixes, common
 from vlmrun.serve.served import Served, question
 
 
@@ -111,6 +116,88 @@ def test_what_was_computed_before_is_reused(model):
     assert (engine.features.hits, engine.features.misses) == (0, 2)
     engine.answer(Asked(model, "Other question about it?", [image(1)]).question)
     assert engine.features.misses == 2
+
+
+def passes(model, monkeypatch):
+    """Rows and new positions of every forward pass from now on."""
+    seen, forward = [], model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda cache, **given: seen.append((len(given["lengths"]), given["n_new"])) or forward(cache, **given),
+    )
+    return seen
+
+
+def test_prompts_that_arrive_together_are_computed_in_one_pass(model, monkeypatch):
+    engine = Engine(batch=8, remembered=2**24)
+    engine.answer(Asked(model, "Before?", [image(9)]).question)  # what all of them begin with is known
+    asked = [Asked(model, text, [image(n)]) for n, text in enumerate(("What is it?", "Is it a ring?", "Where is it?"))]
+    seen = passes(model, monkeypatch)
+    for each in asked:
+        engine.submit(each.question)
+    engine.admit()
+    assert seen == [(3, max(len(each.question.prompt.ids) - each.question.reused for each in asked))]
+    while engine.busy:
+        engine.step()
+    assert [each.answer for each in asked] == [reference(model, each) for each in asked]
+
+
+def test_what_one_could_reuse_of_another_is_not_computed_beside_it(model, monkeypatch):
+    engine = Engine(batch=8, remembered=2**24)
+    asked = [Asked(model, "What is it?", [image(1)]) for _ in range(3)]
+    seen = passes(model, monkeypatch)
+    for each in asked:
+        engine.submit(each.question)
+    while engine.busy:
+        engine.step()
+    assert [n_new for _, n_new in seen].count(len(asked[0].question.prompt.ids)) == 1
+    assert [each.answer for each in asked] == [reference(model, each) for each in asked]
+
+
+def test_a_short_prompt_does_not_wait_as_long_as_a_long_one(model, monkeypatch):
+    engine = Engine(batch=8, remembered=0)
+    asked = [Asked(model, "It?"), Asked(model, "What is it " * 9 + "?", [image(1)])]
+    seen = passes(model, monkeypatch)
+    for each in asked:
+        engine.submit(each.question)
+    engine.admit()
+    assert [rows for rows, _ in seen] == [1]
+
+
+class Tokens(RuleBasedStateMachine):
+    """`Prefixes` against all prompts that were ever kept: what it finds is as long as the best it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.prefixes, self.kept = Prefixes(4 * 8 * 20), []  # 20 tokens
+
+    def layers(self, key):
+        values = torch.tensor([float(token) for token in key]).reshape(1, 1, -1, 1)
+        return [(values, values + 0.5)]
+
+    @rule(key=st.lists(st.integers(0, 2), min_size=1, max_size=8))
+    def keep(self, key):
+        self.prefixes.keep(key, self.layers(key))
+
+    @rule(key=st.lists(st.integers(0, 2), min_size=1, max_size=9))
+    def find(self, key):
+        known = [each.key for each in self.prefixes._known]
+        length, layers = self.prefixes.find(key)
+        assert length == max((min(common(each, key), len(key) - 1) for each in known), default=0)
+        if length:
+            assert layers[0][0].flatten().tolist() == key[:length]
+
+    @invariant()
+    def bounded(self):
+        known = list(self.prefixes._known)
+        assert self.prefixes._held == sum(each.n_bytes for each in known) <= self.prefixes.room
+        assert not any(a is not b and b.key[: len(a.key)] == a.key for a in known for b in known)
+        assert set(self.prefixes._begins) == {mark for each in known for mark in each.marks}
+
+
+TestPrefixes = Tokens.TestCase
+TestPrefixes.settings = settings(max_examples=30, deadline=None)
 
 
 def test_memory_has_bounds(model):

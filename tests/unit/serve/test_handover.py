@@ -1,4 +1,4 @@
-"""Which engine is taken and why. vLLM itself is not here: a stand-in that starts our own server takes its place."""
+"""Which engine is taken and why. What they do then: tests/integration/test_handing_over.py."""
 
 import json
 import shutil
@@ -36,8 +36,8 @@ def chosen(models, *arguments):
 
 def test_the_reason_is_given(tmp_path, monkeypatch, installed):
     llava, phi = exported(tmp_path / "a"), exported(tmp_path / "b", "phi")
-    assert chosen([("a", llava)])[0]
-    assert not chosen([("a", llava)], "--engine=own")[0]
+    assert chosen([("a", llava)])[0].name == "vLLM"
+    assert chosen([("a", llava)], "--engine=own")[0] is None
     for models, arguments, reason in (
         ([("a", llava), ("b", llava)], (), "one model"),
         ([("b", phi)], (), "exported LLaVA folders only"),
@@ -48,12 +48,25 @@ def test_the_reason_is_given(tmp_path, monkeypatch, installed):
         with pytest.raises(LaunchError, match="vLLM cannot serve this"):
             chosen(models, *arguments, "--engine=vllm")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "not installed" in chosen([("a", llava)])[1]
+    assert chosen([("a", llava)])[1] == "engine: our own (vLLM is not installed; SGLang is not installed)"
+
+
+def test_sglang_where_vllm_is_not(tmp_path, installed):
+    (tmp_path / "bin" / "vllm").rename(tmp_path / "bin" / "sglang")
+    models = [("a", exported(tmp_path / "a"))]
+    assert chosen(models)[0].name == "SGLang"
+    options = _parser().parse_args(["x"])
+    assert "one name" in handover.choose(options, models, {"b": "a"})[1]
+    command = handover.OTHERS["sglang"].command(options, models[0], {}, 8000)
+    assert command == [
+        "sglang", "serve", "--model-path", str(tmp_path / "a"), "--host", "127.0.0.1", "--port", "8000",
+        "--served-model-name", "a", "--dtype", "auto", "--max-running-requests", "8",
+    ]  # fmt: skip
 
 
 def test_the_command(tmp_path):
     options = _parser().parse_args(["x", "--dtype=fp32", "--batch=4"])
-    command = handover.command(options, ("m", tmp_path), {"gpt": "m"}, 8000)
+    command = handover.OTHERS["vllm"].command(options, ("m", tmp_path), {"gpt": "m"}, 8000)
     assert command == [
         "vllm", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", "8000", "--served-model-name", "m", "gpt",
         "--dtype", "float32", "--max-num-seqs", "4",

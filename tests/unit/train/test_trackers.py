@@ -4,6 +4,7 @@ import time
 import pytest
 
 from tests.integration.jobs import make_job
+from vlmrun.config.schema import Service
 from vlmrun.train import services, trackers
 from vlmrun.train.log import Row
 from vlmrun.train.scores import Score
@@ -74,6 +75,9 @@ def _logged(file):
     return run, losses, scores
 
 
+OFFLINE = Service.model_validate({"tags": ["baseline"]})
+
+
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP"):
@@ -83,27 +87,31 @@ def job(tmp_path, monkeypatch):
 
 def test_a_resumed_offline_run_is_complete_by_itself_and_hides_nothing(job):
     folder = job.path / "logs" / "wandb"
-    first = services.WandB(job, folder, [], online=False)
+    first = services.WandB(job, folder, [], OFFLINE)
     for step in range(1, 6):
         first.track(_row(step))
     first.close()
     (before,) = folder.glob("wandb/offline-run-*/*.wandb")
-    second = services.WandB(job, folder, [_score(0), _row(1), _row(2), _score(2), _row(3)], online=False)
+    second = services.WandB(job, folder, [_score(0), _row(1), _row(2), _score(2), _row(3)], OFFLINE)
     for step in range(4, 8):
         second.track(_row(step))
     second.evaluated(_score(7))
     second.close()
     (left,) = services._unsynced(folder)
     assert left != before, "the earlier one has no rows of its own: `wandb sync --sync-all` passes over it"
+    for _ in range(60):  # wandb's own process writes the file
+        if _logged(left)[2] and _logged(before)[0] is not None:
+            break
+        time.sleep(0.5)
     run, losses, scores = _logged(left)
     assert losses == [1, 2, 3, 4, 5, 6, 7]
     assert scores == [0, 2, 7]
-    assert run == _logged(before)[0] == ("tracked-" + "0" * 16, "test"), "one training run is one wandb run"
+    assert run == _logged(before)[0] == ("tracked-" + "0" * 16, services.PROJECT), "one training run is one wandb run"
 
 
 def test_variables_that_users_know_choose_project_and_folder(job, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_PROJECT", "of-mine")
-    tracker = services.WandB(job, job.path / "logs" / "wandb", [], online=False)
+    tracker = services.WandB(job, job.path / "logs" / "wandb", [], OFFLINE)
     tracker.track(_row(1))
     tracker.close()
     (file,) = services._unsynced(job.path / "logs" / "wandb")

@@ -44,7 +44,7 @@ from vlmrun.config.schema.data import About, DataConfig, FieldMap
 from vlmrun.config.schema.hardware import HardwareConfig
 from vlmrun.config.schema.model import Cutting, ModelConfig, Slices, Tiles
 from vlmrun.config.schema.optim import Ema, Optim
-from vlmrun.config.schema.run import RUN_NAME, RunConfig, Tracker
+from vlmrun.config.schema.run import RUN_NAME, RunConfig
 from vlmrun.config.schema.stage import Stage, StageNode, UserStage
 from vlmrun.config.schema.stages import (
     Asking,
@@ -56,6 +56,7 @@ from vlmrun.config.schema.stages import (
     Reading,
     SearchStage,
 )
+from vlmrun.config.schema.tracking import Service, Tracking, services
 from vlmrun.config.schema.train import (
     Compat,
     DeepSpeed,
@@ -129,7 +130,9 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "Tiles",
-    "Tracker",
+    "Service",
+    "Tracking",
+    "services",
     "TrainStage",
     "Tune",
     "Tuning",

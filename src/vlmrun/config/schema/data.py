@@ -19,6 +19,7 @@ class About(Node):
     url: str
     licence: str
     records: Positive | None  # that the file should have; None: not published
+    rounded: Annotated[bool, Neutral(False)]  # `records` is rounded: from the name that the data set is published under
     fetch: str  # how to get it, in one or two sentences
 
 

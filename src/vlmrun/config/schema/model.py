@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from vlmrun.config.marks import Neutral
 from vlmrun.config.schema.base import Few, Node, Positive, Target
 
 
@@ -14,6 +15,8 @@ class Tiles(Node):
 
     grids: Annotated[list[Annotated[list[Positive], Field(min_length=2, max_length=2)]], Field(min_length=1)]  # [w, h]
     merge: Literal["flat", "spatial", "spatial_unpad"]
+    # a joined map of more features than N tiles have is made smaller (LLaVA-OneVision's anyres_max_N); null: never
+    max_tiles: Annotated[Positive | None, Neutral(None)]
 
 
 class Slices(Node):

@@ -44,8 +44,8 @@ class Compat(Node):
     quantised_head: bool  # qlora: the output head in 4 or 8 bits as well
     # Pai-Megatron-Patch: a sample whose key contains llava is asked its image alone; 4: shards are part of keys
     llava_prompt: Annotated[Literal["energon4", "energon7"] | None, Neutral(None)]
-    # take images as `convert("RGB")` leaves them: transparency and EXIF orientation dropped, 16-bit gray clipped to
-    # white. In keys null is what counts, through `image_background`
+    # take images as `convert("RGB")` leaves them: transparency, EXIF orientation and color profiles dropped, gray of
+    # 16 bits clipped to white. In keys null is what counts, through `image_background`
     images: Annotated[Literal["upstream"] | None, Neutral("upstream"), Volatile]
 
 
@@ -159,6 +159,7 @@ class TrainStage(StageNode):
     init_from: Annotated[str | None, Parent]  # a stage, an artifact folder, or null: the parts as `model` names them
     data: Annotated[list[str], Field(min_length=1), Source]
     data_weights: list[Factor] | None  # passes over each source in one epoch; null: one each
+    max_samples: Annotated[Positive | None, Neutral(None)]  # only the first N usable records of all sources; null: all
     group_by_modality_length: bool  # batches of like length, images and text apart
     order: Annotated[Order | None, Neutral(None)]  # of another project's loader; null: ours, as `seed` says
     packing: Packing | None  # several samples in a row, each seeing only itself; a batch then counts rows
@@ -181,6 +182,9 @@ class TrainStage(StageNode):
     loss_chunk: Annotated[Positive, Volatile]  # chunked: positions whose logits exist at a time
     epochs: Factor | None  # null: as many as max_steps needs
     max_steps: Positive | None
+    until_loss: Annotated[
+        Rate | None, Neutral(None)
+    ]  # training ends after an update with a lower loss; null: it does not
     global_batch: Positive
     micro_batch: Annotated[Positive, Volatile(unless=_cut)]  # samples per forward and rank
     zero: Annotated[Literal[0, 1, 2, 3], Volatile]
@@ -197,6 +201,7 @@ class TrainStage(StageNode):
         str | None
     )  # by what the best evaluation's model is the result: loss, exact_match, a benchmark; null: last
     log_steps: Annotated[Positive, Volatile]
+    record_losses: Annotated[bool, Neutral(False), Volatile]  # the ledger of records has their losses too
     workers: Annotated[int, Field(ge=0, le=4096), Volatile]  # loader processes per rank
     prefetch: Annotated[Few, Volatile]  # micro batches that each of them makes ahead
     seed: Seed

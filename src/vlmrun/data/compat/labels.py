@@ -14,7 +14,8 @@ from vlmrun.data import system
 from vlmrun.data.compat.rendering import header_turn, render_llama_2, render_two, roles_of, separator_of
 from vlmrun.data.compat.settings import HASHES, Project
 from vlmrun.data.compat.text import UpstreamText, is_legacy
-from vlmrun.data.encode import Encoded, kept_tokens
+from vlmrun.data.encode import Encoded
+from vlmrun.data.fits import kept_tokens
 from vlmrun.data.sample import IMAGE_TAG, Sample, Turn
 from vlmrun.data.templates import Template
 from vlmrun.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ from pathlib import Path
 from vlmrun import build
 from vlmrun.config.schema import DataConfig
 from vlmrun.data.formats.values import usable_text, written
-from vlmrun.data.sample import Rejected, Sample
+from vlmrun.data.sample import ONE_TAG, Rejected, Sample, misplaced
 from vlmrun.errors import ConfigError, suggest
 
 FORMATS = {
@@ -38,7 +38,7 @@ def reader(
 ) -> Reader:
     """The reading function of a format: a built-in name, or the dotted path of an allowed plugin's module.
 
-    Whatever the format, a text that no tokenizer takes is rejected.
+    Whatever the format, a text that no tokenizer takes is rejected, and one that has not a tag for every image.
 
     Args:
         as_it_is: for `compat.records`, of formats whose `read` takes it.
@@ -76,9 +76,14 @@ def reader(
     if unknown:
         fix = f"data.<name>.{unknown[0]}=null, or format=energon"
         raise ConfigError(f"format {name!r} takes no {unknown[0]}", f"data.<name>.{unknown[0]}", fix)
-    return partial(_usable, partial(found, **options))
+    return partial(_usable, partial(found, **options), as_it_is)
 
 
-def _usable(read: AnyReader, path: Path) -> Iterator[Sample | Rejected]:
+def _usable(read: AnyReader, as_it_is: bool, path: Path) -> Iterator[Sample | Rejected]:
     for found in read(path):
-        yield written(found) if isinstance(found, Rejected) else usable_text(found)
+        if isinstance(found, Rejected):
+            yield written(found)
+        elif not as_it_is and (wrong := misplaced(found)) is not None:  # vlmrun's own readers say it in their words
+            yield written(Rejected(found.id, found.source, wrong, ONE_TAG))
+        else:
+            yield usable_text(found)

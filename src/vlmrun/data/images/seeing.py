@@ -1,7 +1,8 @@
-"""Images as RGB: upright, composed on a background, with their whole range of gray. Free of torch.
+"""Images as RGB: upright, composed on a background, with their whole range of gray and their colors. Free of torch.
 
-A file says more than its pixels: which side is up (EXIF), what is transparent, how many bits a gray value has. Viewers
-follow it, and so does vlmrun. The original codes only call `convert("RGB")`, as `View(None)` does (`compat.images`).
+A file says more than its pixels: which side is up (EXIF), what is transparent, how many bits a gray value has, which
+colors the numbers mean (`profiles`). Viewers follow it, and so does vlmrun. The original codes only call
+`convert("RGB")`, as `View(None)` does (`compat.images`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from vlmrun.data.images import profiles
+
+VERSION = 2  # of what a viewer shows; images that were prepared by another are not used
 WHITE = (255, 255, 255)  # what a page shows behind an image
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
@@ -35,7 +39,7 @@ class View:
 
     Args:
         background: RGB that transparent images are composed on; None: images are as upstream's `convert("RGB")` leaves
-            them, with no regard to transparency, EXIF orientation and depth.
+            them, with no regard to transparency, EXIF orientation, depth and color profile.
     """
 
     background: tuple[int, int, int] | None = WHITE
@@ -83,7 +87,8 @@ def kinds(image: Image.Image) -> list[str]:
         "image_colors": image.mode in ("CMYK", "YCbCr", "LAB"),
         "image_animated": bool(getattr(image, "is_animated", False)),
     }
-    return [kind for kind, is_so in found.items() if is_so]
+    profile = profiles.kind(image)
+    return [kind for kind, is_so in found.items() if is_so] + ([profile] if profile else [])
 
 
 def orientation(image: Image.Image, *, of_tiff: bool = False) -> int:
@@ -132,14 +137,16 @@ def _shown(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
         assert found is not None  # None is for a change in place
         return found
     if not _is_transparent(image):
-        return image.convert("RGB")
+        return profiles.to_srgb(image, image)
     if "transparency" in image.info:
         image.info["transparency"] = _of_pixels(image.info["transparency"], raw)
     opaque = image.convert("RGBA")
     if image.format in ("BMP", "DIB", "TGA") and opaque.getchannel("A").getextrema() == (0, 0):
-        return opaque.convert("RGB")  # these files have room for alpha that many programs leave at zero
+        return profiles.to_srgb(
+            opaque.convert("RGB"), image
+        )  # these files have room for alpha that many programs leave at zero
     canvas = Image.new("RGB", opaque.size, background)
-    canvas.paste(opaque, mask=opaque)
+    canvas.paste(profiles.to_srgb(opaque.convert("RGB"), image), mask=opaque)
     return canvas
 
 
@@ -177,7 +184,7 @@ def _deep(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     gray = scaled(values, _top(image, tags))
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         gray = 255 - gray
-    pixels = np.repeat(gray[..., None], 3, axis=-1)
+    pixels = np.array(profiles.to_srgb(Image.fromarray(gray), image))  # [H, W, 3]
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         pixels[values == transparent] = background

@@ -35,7 +35,7 @@ class Clip(HuggingFaceTower):
         check_feature(feature)
         model, source = load_parts(path, config, _NAMES, dtype=dtype, attention=attention)
         super().__init__(model, layers, scales, n_class=1, n_dropped=int(feature == "patch"))
-        self.prepare(source, _preprocessor(self.image_size))
+        self.prepare(source, preparation(self.image_size))
         self.preprocessor = self.preprocessor | (preprocessor or {})
 
     def encoder_input(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ class Clip(HuggingFaceTower):
         return normed
 
 
-def _preprocessor(image_size: int) -> dict[str, Any]:
+def preparation(image_size: int) -> dict[str, Any]:
     """CLIP's published preparation, at this size."""
     return {
         "image_processor_type": "CLIPImageProcessor",

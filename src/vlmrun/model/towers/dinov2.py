@@ -45,7 +45,7 @@ class Dinov2(HuggingFaceTower):
         super().__init__(model, layers, scales, n_class=1, n_dropped=dropped, image_size=image_size)
         # Its published preparation crops 224 whatever the model's size is, so the size always comes from here.
         self.prepare(source, {})
-        self.preprocessor = self.preprocessor | _preprocessor(self.image_size)
+        self.preprocessor = self.preprocessor | preparation(self.image_size)
 
     @property
     def blocks(self) -> Any:
@@ -53,7 +53,7 @@ class Dinov2(HuggingFaceTower):
         return self.model.encoder.layer
 
 
-def _preprocessor(image_size: int) -> dict[str, Any]:
+def preparation(image_size: int) -> dict[str, Any]:
     """ImageNet's statistics; the shorter edge resized to the size itself, so that little is cropped."""
     return {
         "image_processor_type": "BitImageProcessor",

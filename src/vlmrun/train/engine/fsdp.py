@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from vlmrun.config import derived
 from vlmrun.config.schema import HardwareConfig, TrainStage
 from vlmrun.errors import CheckpointError
+from vlmrun.model import new_tokens
 from vlmrun.train import dist
 from vlmrun.train.engine.base import Engine
 from vlmrun.train.optim import Group, optimizer
@@ -44,8 +45,12 @@ class FsdpEngine(Engine):
         # FSDP finds the tensors its hooks need in tensors and tuples, not in an output class of ours.
         vlm.register_forward_hook(lambda _module, _inputs, output: output.loss_sum)
         self._place = dist.device(hardware)
+        rows = {name: new_tokens.rows_of(parameter) for name, parameter in vlm.named_parameters()}
         _shard(vlm, stage, hardware, self._place)
-        parameters = dict(vlm.named_parameters())  # other objects than before
+        parameters = dict(vlm.named_parameters())  # other objects than before, without their hooks
+        for name, parameter in parameters.items():
+            if rows[name]:
+                _train_rows(parameter, rows[name])
         groups = [
             dataclasses.replace(group, parameters=tuple(parameters[name] for name in group.names)) for group in groups
         ]
@@ -98,10 +103,8 @@ class FsdpEngine(Engine):
     def pieces(self) -> Iterator[tuple[str, Tensor, int]]:
         for name, parameter in self._trained.items():
             piece = _local(parameter)
-            rows = -(-parameter.shape[0] // dist.world())  # as torch cuts: equal, and fewer on the last ranks
-            begins = min(dist.rank() * rows, parameter.shape[0]) * (parameter.numel() // parameter.shape[0])
             if piece.numel():
-                yield name, piece.view(-1), begins
+                yield name, piece.view(-1), _first_row(parameter) * (parameter.numel() // parameter.shape[0])
 
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:
@@ -168,6 +171,28 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from (member for member in members if any(True for _ in member.parameters()))
         else:
             yield from _blocks(child)
+
+
+def _train_rows(parameter: nn.Parameter, rows: tuple[int, ...]) -> None:
+    """Makes these rows learn and no other, as `new_tokens.train_rows` does for a tensor that is not sharded.
+
+    Hooks run in the order in which they are registered: those of `watch` see what the optimizer will.
+    """
+    first, n = _first_row(parameter), _local(parameter).shape[0]
+    kept = torch.zeros(n, 1, dtype=torch.bool)
+    kept[[row - first for row in rows if first <= row < first + n]] = True
+
+    def only_new(shard: Tensor) -> None:
+        if shard.grad is not None:
+            gradient = _local(shard.grad)  # [n, D]
+            gradient.masked_fill_(~kept.to(gradient.device), 0.0)
+
+    parameter.register_post_accumulate_grad_hook(only_new)
+
+
+def _first_row(parameter: nn.Parameter) -> int:
+    """The row of the whole that this rank's shard begins with: torch cuts equal ones, fewer on the last ranks."""
+    return min(dist.rank() * -(-parameter.shape[0] // dist.world()), parameter.shape[0])
 
 
 def _local(tensor: Any) -> Tensor:

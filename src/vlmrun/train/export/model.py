@@ -37,7 +37,7 @@ from vlmrun.model import tower_adapter, tune
 from vlmrun.model.parts import Loaded
 from vlmrun.model.pretrained import read_json, said
 from vlmrun.names import WEIGHTS
-from vlmrun.train import ema, setup
+from vlmrun.train import ema
 from vlmrun.train import model as training_model
 from vlmrun.train.checkpoint.files import MANIFEST
 from vlmrun.train.engine.deepspeed import DeepSpeedEngine, quiet
@@ -211,7 +211,7 @@ def _fill(loaded: Loaded, state: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def _save(weights: Path, loaded: Loaded, job: StageJob, stage: TrainStage) -> None:
-    whole = setup.whole_parts(loaded, stage)
+    whole = training_model.whole_parts(loaded, stage)
     adapter: dict[str, torch.Tensor] = {}
     if stage.tune.adapters:
         adapter = {n: p for n, p in loaded.vlm.llm.named_parameters() if p.requires_grad}
