@@ -35,6 +35,7 @@ class Config:
 def run(root, name, number, folders=(), error=None, **values):
     folder = root / "runs" / name / str(number)
     folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"name: {name}\n")
     outcomes = [Outcome(read(each).name, read(each), each, reused=False) for each in folders]
     config = Config(name, {"name": name, **values})
     ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
