@@ -43,7 +43,7 @@ class Counting:
     Args:
         per_tile: features the connector gives for one tile.
         merge: None: images are not cut.
-        max_tiles: a joined map of more features than so many tiles have is made smaller; None: it never is.
+        max_tiles: a joined map of more features than N tiles have is made smaller; None: it never is.
     """
 
     per_tile: int

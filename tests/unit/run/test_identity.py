@@ -28,7 +28,7 @@ VOLATILE = {
     "save_total_limit": "3", "log_steps": "9", "workers": "1", "offload": "cpu",
     "loss_head": "plain", "loss_chunk": "999",
     "prefetch": "3",
-    "image_cache": "pictures", "tower_cache": "features",
+    "image_cache": "pictures", "tower_cache": "features", "record_losses": "true",
     "image_background": "'#000000'",  # of data that vlmrun draws
     "deepspeed": "{reduce_bucket_size: 5000}", "offload_checkpoints": "true",
     "save_async": "false",

@@ -125,7 +125,7 @@ class Abstractor(Connector):
         self.readout = nn.Sequential(nn.Linear(hidden, llm_dim), nn.SiLU(), nn.Linear(llm_dim, llm_dim))
 
     def forward(self, layers: list[torch.Tensor]) -> torch.Tensor:
-        """Mixes neighbours and projects."""
+        """Mixes neighbors and projects."""
         features = torch.cat(layers, dim=-1)
         side = side_of(features.shape[1], "the C-Abstractor")
         map_ = self.before(features.transpose(1, 2).unflatten(2, (side, side)))  # [N, H, side, side]

@@ -62,7 +62,7 @@ _ELSEWHERE = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "
 class Vit(HuggingFaceTower):
     """Patch features of any family of `ROWS`; class and register tokens are left out.
 
-    Blocks take different arguments by family, so the model runs whole and what its blocks give is taken on the way.
+    Blocks take different arguments by family, so the model runs whole and hooks take what its blocks give.
 
     Args:
         image_size: edge of the images, where the family's positions take another than the weights were made for.
