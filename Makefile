@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: docs-site fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-score bench-tower-cache gpu gpu-wheels test-serving demo micro clean test-import
+.PHONY: docs-site fetch-tokenizers run setup test test-quick check fmt docs bench bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-site bench-score bench-tower-cache gpu gpu-wheels test-serving demo micro clean test-import
 
 run: $(VENV)/ready
 	$(BIN)/vlmrun +recipe=smoke
@@ -43,7 +43,7 @@ fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-score bench-tower-cache
+bench: bench-startup bench-overhead bench-accuracy bench-lint bench-index bench-peers bench-loss bench-packing bench-merge bench-plan bench-serving bench-questions bench-site bench-score bench-tower-cache
 
 bench-startup: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
@@ -70,6 +70,9 @@ bench-plan: $(VENV)/ready
 bench-questions: $(VENV)/ready
 	$(BIN)/python -m benchmarks.questions
 	$(BIN)/python -m benchmarks.questions --model 135m
+
+bench-site: $(VENV)/ready
+	$(BIN)/python -m benchmarks.site
 
 bench-score: $(VENV)/ready
 	$(BIN)/python -m benchmarks.score

@@ -35,6 +35,7 @@ def test_the_wheel_holds_conf_and_micro_weights(built):
     assert "vlmrun/assets/micro-llm/model.safetensors" in names
     assert "vlmrun/assets/micro-tower/model.safetensors" in names
     assert {"vlmrun/report/templates/report.html", "vlmrun/report/templates/review.js"} <= set(names)
+    assert {f"vlmrun/report/static/{name}" for name in ("uPlot.iife.min.js", "uPlot.LICENSE", "site.js")} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "outputs"))]
 
 

@@ -188,3 +188,14 @@ def test_every_benchmark_has_a_quick_form_that_is_run():
     run = set(re.findall(r'_quick\("(\w+)"', Path(__file__).read_text("utf-8")))
     assert with_main
     assert run == with_main
+
+
+def test_site(tmp_path):
+    _, rows = _quick("site", tmp_path / "figures.json")
+    assert [row["command"] for row in rows] == [
+        "vlmrun runs",
+        "vlmrun site, first build",
+        "vlmrun site, nothing changed",
+        "vlmrun site, one more run",
+    ]
+    assert all(row["seconds"] > 0 for row in rows)

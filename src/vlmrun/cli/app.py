@@ -28,6 +28,8 @@ VERBS = {
     "completion": "vlmrun.cli.completion.verb:main",
     "ls": "vlmrun.cli.ls:main",
     "runs": "vlmrun.cli.runs:main",
+    "site": "vlmrun.cli.site:main",
+    "watch": "vlmrun.cli.watch:main",
     "diff": "vlmrun.cli.diff:main",
     "replay": "vlmrun.cli.replay:main",
     "doctor": "vlmrun.cli.doctor:main",

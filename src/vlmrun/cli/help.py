@@ -25,6 +25,8 @@ where to start
 results
   ls [ARTIFACT]         finished stages; of one: where it came from
   runs [NAME]           what was run, and what came of it
+  site                  pages of all runs, stages and sweeps, for a browser
+  watch [RUN]           a run while it works, here and in a browser
   diff A B              what changed between two runs, and what came of it
   replay RUN            run it again and compare every digest
   doctor RUN            why a model does not learn: the likeliest causes

@@ -25,6 +25,7 @@ from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.names import RUN_CONFIG
 from vlmrun.plan import run as planning
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
+from vlmrun.site import keep
 
 log = logs.get(__name__)
 
@@ -168,7 +169,7 @@ def carry_out(
         planned.folder = numbers.claim(planned.root / "runs" / config.name, _text(config))
     else:
         artifact.write_text(planned.folder / RUN_CONFIG, _text(config))
-    with record.kept(planned.folder, config, command, lambda: planned.outcomes):
+    with keep.kept(planned.root), record.kept(planned.folder, config, command, lambda: planned.outcomes):
         try:
             with leader.lead(node, planned.root, planned.identity, config.hardware.timeout_seconds) as others:
                 pipeline.execute(planned, others)

@@ -61,7 +61,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 def show(folder: Path, count: int) -> tuple[list[Shown], int]:
     """Some answers of an evaluate stage, and how many there are in all."""
     answers = [row for row in rows(folder / ANSWERS) if all(isinstance(row.get(name), str) for name in _TEXTS)]
-    roots = _image_roots(folder)
+    roots = image_roots(folder)
     return [_shown(row, roots) for row in choose(answers, count)], len(answers)
 
 
@@ -69,7 +69,7 @@ def tried(folder: Path, count: int) -> tuple[list[Shown], int | None]:
     """The first answers of a training's last evaluation, and its step."""
     found = [row for row in rows(folder / SAMPLES) if all(isinstance(row.get(name), str) for name in _TRIED)]
     last = max((row["step"] for row in found if isinstance(row.get("step"), int)), default=None)
-    roots = _image_roots(folder)
+    roots = image_roots(folder)
     told = [{**row, "text": row["question"], "category": row["data"], "split": ""} for row in found]
     return [_shown(row, roots) for row in told if row.get("step") == last][:count], last
 
@@ -104,7 +104,7 @@ def _mixed(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]
 
 
 def _shown(row: dict[str, Any], roots: dict[str, ImageFolder]) -> Shown:
-    picture, note, small = _picture(roots.get(row["data"]), row.get("image"))
+    content, note, small = picture(roots.get(row["data"]), row.get("image"))
     return Shown(
         question=row["text"],
         expected=row["expected"],
@@ -112,13 +112,14 @@ def _shown(row: dict[str, Any], roots: dict[str, ImageFolder]) -> Shown:
         category=row["category"],
         correct=is_match(row),
         unseen=row["split"] == UNSEEN,
-        picture=picture,
+        picture=content,
         note=note,
         small=small,
     )
 
 
-def _picture(root: ImageFolder | None, name: object) -> tuple[str | None, str, bool]:
+def picture(root: ImageFolder | None, name: object) -> tuple[str | None, str, bool]:
+    """An image as a data URI, or None; what to say in its place; whether it is drawn from few pixels."""
     if not isinstance(name, str):
         return None, "no image", False
     missing = (None, "image not found", False)
@@ -137,7 +138,7 @@ def _picture(root: ImageFolder | None, name: object) -> tuple[str | None, str, b
     return f"data:{mime};base64,{base64.b64encode(content).decode()}", "", len(content) < 4096
 
 
-def _image_roots(folder: Path) -> dict[str, ImageFolder]:
+def image_roots(folder: Path) -> dict[str, ImageFolder]:
     """Data name -> images folder, as the stage's job says; read leniently, for a report outlives its schema."""
     try:
         data = json.loads((folder / JOB_FILE).read_text("utf-8"))["data"]

@@ -34,25 +34,31 @@ _MEASURES = (
 
 def write(run_folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
     """Writes the report of a run; what is missing on disk is said in it, and stops nothing."""
-    rows = summary(outcomes)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    rows = summary(outcomes)
     sections = [
-        _facts(rows),
-        _stages(rows),
-        _losses(outcomes),
-        _searches(outcomes),
-        _benchmarks(outcomes),
-        _accuracy(rows),
-        _categories(outcomes),
-        _pictures(outcomes),
-        _on_the_way(outcomes),
-        _lineage(outcomes),
-        _environment(outcomes),
-        _digests(outcomes),
+        *(_facts(rows), _stages(rows), losses(outcomes)),
+        *(*_scores(rows, outcomes), pictures(outcomes), _on_the_way(outcomes)),
+        *(_lineage(outcomes), *origins(outcomes)),
     ]
     path = run_folder / NAME
     artifact.write_text(path, page.document(title, f"vlmrun report, {made}", [text for text in sections if text]))
     return path
+
+
+def results(outcomes: Sequence[Outcome]) -> list[Markup]:
+    """What came of the stages, in numbers."""
+    rows = summary(outcomes)
+    return [_facts(rows), _stages(rows), *_scores(rows, outcomes), _on_the_way(outcomes)]
+
+
+def origins(outcomes: Sequence[Outcome]) -> list[Markup]:
+    """Versions and digests."""
+    return [_environment(outcomes), _digests(outcomes)]
+
+
+def _scores(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[Markup]:
+    return [_searches(outcomes), _benchmarks(outcomes), _accuracy(rows), _categories(outcomes)]
 
 
 def _kind(outcome: Outcome) -> AnyKind:
@@ -85,7 +91,8 @@ def _stages(rows: Sequence[Row]) -> Markup:
     return page.section("Stages", "", page.card("", body)) if lines else Markup()
 
 
-def _losses(outcomes: Sequence[Outcome]) -> Markup:
+def losses(outcomes: Sequence[Outcome]) -> Markup:
+    """The loss curve of every training."""
     cards = []
     for outcome in outcomes:
         if not _kind(outcome).trains:
@@ -97,7 +104,7 @@ def _losses(outcomes: Sequence[Outcome]) -> Markup:
         curve = svg.curve([point for point in points if point], outcome.name, [point for point in tried if point])
         cards.append(page.card(outcome.name, curve, note))
     note = (
-        "Faint: the loss of every step (of a long run, means of a few). Strong: smoothed, with its last value. "
+        "Faint: the loss of every step (of a long run, means of a few). Strong: smoothed. In figures: the last step's. "
         "Dots: on held-out data, where a stage asks for it."
     )
     return page.section("Loss", note, page.charts(cards)) if cards else Markup()
@@ -163,8 +170,8 @@ def _seen(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _pictures(outcomes: Sequence[Outcome]) -> Markup:
-    """Of the last evaluation: in a recipe's order, that of its final model."""
+def pictures(outcomes: Sequence[Outcome]) -> Markup:
+    """Some answers of the last evaluation: in a recipe's order, that of its final model."""
     evaluated = [outcome for outcome in outcomes if _kind(outcome).answers]
     if not evaluated:
         return Markup()

@@ -121,6 +121,11 @@ def _count_text(count: float | None) -> str:
     return "" if count is None else f"{count:.0f}"
 
 
+def text(style: str, value: float | None) -> str:
+    """A number as tables show those of its style (`kinds.base.Number`)."""
+    return _STYLES[style](value)
+
+
 _STYLES = {"count": _count_text, "loss": loss_text, "share": share_text}
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from vlmrun.report import html as page
+from vlmrun.report.run_table import loss_text
 
 Point = tuple[float, float]
 
@@ -54,13 +55,17 @@ class _Frame:
 
 
 def curve(
-    points: Sequence[tuple[float, float | None]], label: str, held_out: Sequence[tuple[float, float | None]] = ()
+    points: Sequence[tuple[float, float | None]],
+    label: str,
+    held_out: Sequence[tuple[float, float | None]] = (),
+    last: float | None = None,
 ) -> Markup:
-    """A loss curve: raw values faintly, a smoothed line over them, the last smoothed value in words.
+    """A loss curve: raw values faintly, a smoothed line over them, the loss of the last step in figures.
 
     Args:
         points: (step, loss); a loss that is None or not finite leaves a gap.
         held_out: the same of evaluations during training: dots, joined by a line.
+        last: the loss of the last step, where the points are means of several.
     """
     lines = [_thinned(line) for line in _unbroken(points)]
     known = [point for line in lines for point in line]
@@ -77,10 +82,11 @@ def curve(
     parts += [
         _circle("tried-dot", frame.across(x), frame.up(y), 3, f"held-out loss {y:#.3g} at step {x:g}") for x, y in tried
     ]
+    said = loss_text(_unbroken(points)[-1][-1][1] if last is None else last)  # of one step, as table and log have it
     x, y = smooth[-1]
     parts.append(_circle("dot", frame.across(x), frame.up(y), 3.5))
-    parts.append(_text("value", frame.across(x) + 8, frame.up(y) + 4, f"{y:#.3g}"))
-    return _svg(_WIDTH, _HEIGHT, f"loss of {label} by step, last {y:#.3g}", parts)
+    parts.append(_text("value", frame.across(x) + 8, frame.up(y) + 4, said))
+    return _svg(_WIDTH, _HEIGHT, f"loss of {label} by step, last {said}", parts)
 
 
 def trend(points: Sequence[Point], across: str, best: float) -> Markup:

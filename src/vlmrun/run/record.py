@@ -182,12 +182,19 @@ def _logged() -> Iterator[None]:
         log.warning("the run's record is not kept: %s", error)
 
 
-def all_of(root: Path) -> Iterator[tuple[Path, Record]]:
-    """Every run below an output root, in no order: those of a name, and points of sweeps."""
+def folders(root: Path) -> Iterator[Path]:
+    """The folder of every run below an output root, in no order: those of a name, and points of sweeps."""
     for pattern in (f"runs/*/*/{NAME}", f"runs/*/{NAME}", f"sweeps/*/*/{NAME}"):
         for path in root.glob(pattern):
-            if not path.parent.is_symlink() and not path.is_symlink() and (found := read(path.parent)) is not None:
-                yield path.parent, found
+            if not path.parent.is_symlink() and not path.is_symlink():
+                yield path.parent
+
+
+def all_of(root: Path) -> Iterator[tuple[Path, Record]]:
+    """Every run that has a record which can be read."""
+    for folder in folders(root):
+        if (found := read(folder)) is not None:
+            yield folder, found
 
 
 def _launch(folder: Path, number: int, command: tuple[Sequence[str], Sequence[Path]]) -> Launch:
