@@ -22,7 +22,7 @@ from vlmrun.selftest.running import Outcome
 
 _EXAMPLES = """\
 vlmrun selftest                    what runs on this machine, GPU or not
-vlmrun selftest --gpu              the same; without a GPU it exits with 5, and why
+vlmrun selftest --gpu              the same; without a GPU it exits with 5
 vlmrun selftest --only '*flash*'   some of the checks
 vlmrun selftest --list             what there is, and what this machine lacks
 """
