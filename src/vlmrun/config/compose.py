@@ -16,6 +16,7 @@ from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from vlmrun.config import overrides as words
 from vlmrun.config.catalog import conf_dir as conf_dir
@@ -48,6 +49,13 @@ class Composed:
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:
     """Composes as far as possible and collects what stood in the way."""
+    try:
+        return _composed(overrides, config_dirs)
+    except YAMLError as error:  # of a file, of which nothing can be read
+        return Composed({}, [_malformed(error)])
+
+
+def _composed(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
     unread = {text: problem for text in overrides if (problem := words.problem(text)) is not None}
     problems = list(unread.values())
     remaining = [word for text in overrides if text not in unread for word in _in_place(text)]
@@ -103,6 +111,13 @@ def _hardware_as_chosen(config: DictConfig, extra: list[str], overrides: list[st
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _malformed(error: YAMLError) -> Problem:
+    """A configuration file that is no YAML, or has a key twice."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    what = error.problem if isinstance(error, MarkedYAMLError) and error.problem else _first_line(error)
+    return Problem(f"malformed YAML: {what}", f"{mark.name}:{mark.line + 1}" if mark else "", "fix the file there")
 
 
 def _first_failing(extra: list[str], overrides: list[str], error: Exception) -> tuple[int, Exception | None]:
@@ -162,9 +177,10 @@ def _unknown_key(key: str, culprit: str, extra: list[str], others: list[str]) ->
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig):
-            return Problem(
-                f"{'.'.join(parts[:depth])!r} has no keys of its own", words.place(culprit), "give it a plain value"
-            )
+            above = ".".join(parts[:depth])
+            what = f"{above!r} is null" if node is None else f"{above!r} has no keys of its own"
+            fix = _written_out(above, parts[depth:], culprit) if node is None else "give it a plain value"
+            return Problem(what, words.place(culprit), fix)
         if part not in node:
             place = ".".join(parts[:depth]) or "the run"
             return Problem(
@@ -172,6 +188,14 @@ def _unknown_key(key: str, culprit: str, extra: list[str], others: list[str]) ->
             )
         node = node._get_node(part) if OmegaConf.is_missing(node, part) else node[part]
     return Problem(f"cannot set {key!r}", words.place(culprit), "check the kind of value with --cfg job")
+
+
+def _written_out(above: str, keys: list[str], culprit: str) -> str:
+    """What sets keys below one that is null: `'above={key: value}'`."""
+    value = culprit.partition("=")[2]
+    for key in reversed(keys):
+        value = f"{{{key}: {value}}}"
+    return f"'{above}={value}'"
 
 
 def _likely(parts: list[str], depth: int, tree: DictConfig, node: DictConfig) -> str:

@@ -174,3 +174,23 @@ def test_a_wrong_override_among_many_is_found_in_a_few_compositions(monkeypatch)
         (problem,) = problems_of("+recipe=smoke", *wrong)
         assert "unknown key 'lrr'" in problem.what
         assert len(counted) <= 3 + 6  # all of them, without it, and to explain it; and 32 are halved six times
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "line"),
+    [("name: a\nname: b\n", "found duplicate key name", 3), ("name: [a\n", "expected ',' or ']'", 3),
+     ("name: 'a\n", "found unexpected end of stream", 3), ("a: b: c\n", "mapping values are not allowed here", 2)],
+)  # fmt: skip
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, text, said, line):
+    (tmp_path / "recipe").mkdir()
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.write_text(f"# @package _global_\n{text}")
+    for overrides in (["+recipe=mine"], ["+recipe=mine", "hardware=none"], ["hardware=none", "+recipe=mine"]):
+        (problem,) = compose(overrides, [tmp_path]).problems
+        assert said in problem.what
+        assert problem.where == f"{file}:{line}"
+
+
+def test_a_key_below_null_is_told_how_to_write_it():
+    (problem,) = compose(["tracking.wandb.project=x"]).problems
+    assert (problem.what, problem.fix) == ("'tracking' is null", "'tracking={wandb: {project: x}}'")
