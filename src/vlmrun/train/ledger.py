@@ -25,7 +25,6 @@ from vlmrun.config.schema import TrainStage
 from vlmrun.data import ledger
 from vlmrun.data.collate import Use
 from vlmrun.data.dataset import Dataset
-from vlmrun.errors import DataError
 from vlmrun.names import LEDGER, METRICS, SKIPPED
 from vlmrun.train import dist
 from vlmrun.train.log import read
@@ -112,21 +111,21 @@ class Ledger:
         try:
             self._cut(done)
             self._require(done)
-        except (OSError, DataError) as error:
+        except (OSError, ValueError) as error:
             _tell(error)
             shutil.rmtree(self._folder, ignore_errors=True)
             return False
         return True
 
     def _require(self, steps: int) -> None:
-        """Raises DataError unless there are notes of every sample of N steps, as far as metrics.jsonl tells them."""
+        """Raises ValueError unless there are notes of every sample of N steps, as far as metrics.jsonl tells them."""
         noted = np.zeros(steps + 1, dtype=np.int64)
         for piece in self._notes():
             np.add.at(noted, piece["step"][piece["step"] <= steps], 1)
         used = {row.step: row.samples for row in read(self._job.path / METRICS)}
         for step in range(1, steps + 1):
             if noted[step] == 0 or noted[step] != used.get(step, noted[step]):
-                raise DataError(f"notes of step {step} are missing", str(self._folder), "train the stage again")
+                raise ValueError(f"notes of step {step} are missing ({self._folder})")
 
     def _cut(self, done: int) -> None:
         """Leaves the notes of the first N steps, in one file."""
@@ -158,8 +157,11 @@ class Ledger:
         try:
             yield
         except OSError as error:
-            self._handle = None
             _tell(error)
+            handle, self._handle = self._handle, None
+            with contextlib.suppress(OSError):  # it may try again to write what is left
+                if handle is not None:
+                    handle.close()
 
 
 def _tell(error: Exception) -> None:
