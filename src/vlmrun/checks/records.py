@@ -12,6 +12,7 @@ from vlmrun.checks import schedules
 from vlmrun.checks.table import Rule
 from vlmrun.config import derived
 from vlmrun.config.schema import BenchmarkConfig, DataConfig, Reading, RunConfig, TrainStage
+from vlmrun.data import drawn
 from vlmrun.data.formats import reader
 from vlmrun.data.sample import Rejected
 from vlmrun.errors import ConfigError, DataError, Problem
@@ -161,7 +162,9 @@ def _as_it_is(run: RunConfig, name: str) -> bool:
 
 
 def _counted(data: DataConfig, *, as_it_is: bool) -> Counted | None:
-    """The records of an annotation file; None where they are not read here."""
+    """The records of an annotation file, or of shapes to be drawn; None where they are not read here."""
+    if (made := drawn.n_records(data)) is not None:
+        return Counted(*made, 0, ())
     file = Path(data.annotations).expanduser()
     other = data.prepare is not None or isinstance(data, BenchmarkConfig) or derived.in_shards(data)
     if other or not file.is_file() or file.stat().st_size > MOST_BYTES:

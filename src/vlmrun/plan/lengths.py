@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vlmrun.config import derived
 from vlmrun.config.schema import DataConfig
+from vlmrun.data import drawn
 from vlmrun.data.formats import reader
 from vlmrun.data.formats.base import records as all_records
 from vlmrun.data.sample import IMAGE_TAG, Rejected, Sample
@@ -22,9 +23,6 @@ CHARACTERS_PER_TOKEN = 4  # of English text under the usual vocabularies; other 
 CAPTION = (25, 150)
 CONVERSATION_MEAN = 200
 _PER_TURN = 4  # tokens that a template adds
-# What vlmrun.data.shapes.prepare makes of a training image, and records without one.
-_SHAPES = "vlmrun.data.shapes.prepare"
-_OF_A_PICTURE = {"captions.json": (1, 0), "instruct.json": (2, 16), "lora_a.json": (1, 16), "lora_b.json": (1, 16)}
 _KEY = b'"conversations"'  # once in every record of a LLaVA file: inside text its quotes are escaped
 
 
@@ -85,7 +83,7 @@ def source(name: str, data: DataConfig, known: Known) -> Source:
     told = {
         "--records": known.records.get(name),
         _published(data): data.about.records if data.about is not None else None,
-        "prepare.n_train": _drawn(data),
+        "prepare.n_train": (drawn.n_records(data) or (None,))[0],
     }
     by, records = next(((by, n) for by, n in told.items() if isinstance(n, int)), ("not known how many records", None))
     return Source(name, records, assumed, 1.0, 1, f"{by}; {assumption}")
@@ -97,15 +95,6 @@ def _published(data: DataConfig) -> str:
     if about is None or about.records is None or not about.rounded:
         return "about.records"
     return f"about {about.records:,} records, as its name says (about.records)"
-
-
-def _drawn(data: DataConfig) -> int | None:
-    """Records of the drawn shapes; what another preparer makes is not known before it has run."""
-    known = _OF_A_PICTURE.get(data.annotations)
-    if data.prepare is None or data.prepare.target != _SHAPES or known is None:
-        return None
-    n_train = data.prepare.arguments.get("n_train")
-    return n_train * known[0] + known[1] if isinstance(n_train, int) else None
 
 
 def count(path: Path, format: str) -> int:
