@@ -70,7 +70,8 @@ def test_two_ranks_and_a_stop_make_the_same_rows(tmp_path):
 
 def test_an_interruption_of_two_ranks_changes_no_byte(tmp_path):
     changes = {"record_losses": True, "micro_batch": 1, "zero": 2, "max_samples": 5, "epochs": 6.0, "save_steps": 2}
-    whole = run(tmp_path, "whole", 2, **changes)
+    whole = make_job(tmp_path, "whole", ranks_per_node=2, **changes)
+    finish(whole, 2)
     again = make_job(tmp_path, "again", ranks_per_node=2, **changes)
     with pytest.raises(RankError, match="stopped at step"):
         forked.run(_stopped_at, 2, again.to_json(), 3)
