@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, graph, store
+from vlmrun import artifact, graph, jsonl, store
 from vlmrun.artifact import Artifact
 from vlmrun.config.schema import RunConfig
 from vlmrun.config.validate import validate
@@ -118,7 +118,7 @@ def _is_equal(name: str, *sides: tuple[Path, Artifact]) -> bool:
 
 def _rows(path: Path) -> Iterator[Any]:
     """Rows of a file without the times in them."""
-    for line in path.read_text("utf-8").splitlines():
+    for line in jsonl.lines(path):
         row = json.loads(line)
         yield {key: value for key, value in row.items() if key not in _TIMES} if isinstance(row, dict) else row
 
