@@ -20,7 +20,7 @@ from vlmrun.doctor.finding import Finding
 from vlmrun.doctor.rules import LIKELIEST, Diagnosis
 from vlmrun.run import identity, record
 
-_PLACES = ("annotations", "images", "image_roots", "gold", "prepare")  # of data
+_PLACES = {"annotations", "images", "image_roots", "gold", "prepare"}  # of data
 GUIDE = "docs/guides/why-it-does-not-learn.md"
 _EXAMPLES = """\
 vlmrun doctor smoke              the newest run of a name
@@ -92,8 +92,7 @@ def _is_same(data: Data, other: Data | None) -> bool:
     """Whether a job's data are those of a configuration. The job has their paths in full, and prepared data moved."""
     if other is None or Path(data.annotations).name != Path(other.annotations).name:
         return False
-    first, second = identity.stable(data), identity.stable(other)
-    return all(first.get(key) == second.get(key) for key in {*first, *second} - set(_PLACES))
+    return data.model_dump(exclude=_PLACES) == other.model_dump(exclude=_PLACES)
 
 
 def _print(found: Diagnosis, most: int | None) -> None:

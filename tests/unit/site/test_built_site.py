@@ -15,6 +15,7 @@ from vlmrun.errors import CheckpointError, LaunchError
 from vlmrun.run import record
 from vlmrun.site import build, curves, lineage, lines
 
+
 def test_every_run_and_stage_has_a_page_also_one_that_failed(root, capsys):
     assert site.main(["--output", str(root)]) == 0
     place = root / "site"

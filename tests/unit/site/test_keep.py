@@ -108,5 +108,3 @@ def test_a_folder_of_somebody_else_is_logged_and_left_alone(tmp_path, caplog):
     (said,) = warnings(caplog)
     assert "not a site that vlmrun wrote" in said
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["index.html"]
-
-

@@ -1,4 +1,4 @@
-"""What goes wrong beside the site: a folder of somebody else, a state that lies, stages that vanish, pages that fail."""
+"""Faults beside the site: a folder of somebody else, a state that lies, stages that vanish, pages that fail."""
 
 import json
 
