@@ -42,7 +42,9 @@ class _Handler(SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         if self._is_new:
             self.send_header("Set-Cookie", f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict")
-        self.send_header("Cache-Control", "no-cache")
+        self.send_header(
+            "Cache-Control", "no-store"
+        )  # a page can be written twice in a second, which dates do not tell
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
