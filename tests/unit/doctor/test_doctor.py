@@ -202,7 +202,7 @@ def attempts(smoke, tmp_path):
 
 @pytest.mark.parametrize(
     "other",
-    ["stage.instruct.optim.lr=0.5", "model.llm.hidden=128", "data.shapes_instruct.on_error=skip",
+    ["stage.instruct.optim.lr=0.5", "model.max_length=96", "data.shapes_instruct.on_error=skip",
      "hardware.precision=bf16", "name=other"],
 )  # fmt: skip
 def test_stages_that_another_attempt_has_begun_are_left_out(attempts, tmp_path, other):
