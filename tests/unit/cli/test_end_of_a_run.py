@@ -1,5 +1,6 @@
 """A run whose stages are finished is finished: neither a closed stdout nor damaged files beside it fail it."""
 
+import contextlib
 import json
 import os
 
@@ -27,32 +28,38 @@ def finished(tmp_path, monkeypatch):
     return ["+recipe=smoke", "only=[pretrain]", f"output={tmp_path}"]
 
 
-@pytest.fixture
-def closed(monkeypatch):
+@contextlib.contextmanager
+def closed():
     """A stdout whose reader is gone."""
     ours, theirs = os.pipe()
     os.close(ours)
-    with os.fdopen(theirs, "w") as stream:
-        monkeypatch.setattr("sys.stdout", stream)
-        yield
-        monkeypatch.undo()
+    stream = os.fdopen(theirs, "w")
+    try:
+        with contextlib.redirect_stdout(stream):
+            yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
 
 
-def test_a_closed_stdout_costs_the_print_alone(finished, tmp_path, closed):
-    assert train.train(finished) == 0
+def test_a_closed_stdout_costs_the_print_alone(finished, tmp_path):
+    with closed():
+        assert train.train(finished) == 0
     found = record.read(tmp_path / "runs/smoke/1")
     assert (found.state, list(found.stages)) == ("finished", ["pretrain"])
 
 
-def test_points_of_a_sweep_with_a_closed_stdout_are_finished(finished, tmp_path, closed):
-    assert train.train(["-m", *finished, "seed=1,2"]) == 0
+def test_points_of_a_sweep_with_a_closed_stdout_are_finished(finished, tmp_path):
+    with closed():
+        assert train.train(["-m", *finished, "seed=1,2"]) == 0
     (file,) = (tmp_path / "sweeps").glob("*/sweep.json")
     points = json.loads(file.read_text())
     assert [(point["error"], list(point["stages"])) for point in points] == [(None, ["pretrain"])] * 2
 
 
-def test_a_failed_point_of_a_sweep_with_a_closed_stdout_is_the_exit_code(finished, closed):
-    assert train.train(["-m", *finished, "stage.pretrain.micro_batch=8,0"]) == 2
+def test_a_failed_point_of_a_sweep_with_a_closed_stdout_is_the_exit_code(finished):
+    with closed():
+        assert train.train(["-m", *finished, "stage.pretrain.micro_batch=8,0"]) == 2
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), RecursionError("odd")])

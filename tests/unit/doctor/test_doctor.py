@@ -169,12 +169,13 @@ def test_the_verb_reads_stage_folders(job, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["causes"][0]["rule"] == "rate"
 
 
-@pytest.mark.parametrize("content", [b"no archive", gzip.compress(b"[1]\n"), gzip.compress(b"{}\n{\n"), b"torn"])
-def test_a_damaged_ledger_counts_as_empty(trained, content):
+@pytest.mark.parametrize("how", ["no archive", "no object", "no JSON", "torn"])
+def test_a_damaged_ledger_counts_as_empty(trained, how):
     case = trained(GOOD)
     whole = gzip.compress(b'{"used": 1, "truncated": true}\n' * 999)
-    text = whole[:10] + b"\xff" * 8 + whole[18:] if content == b"torn" else content
-    (case.job.path / "ledger.jsonl.gz").write_bytes(text)
+    torn = whole[:10] + b"\xff" * 8 + whole[18:]
+    contents = {"no object": gzip.compress(b"[1]\n"), "no JSON": gzip.compress(b"{}\n{\n"), "torn": torn}
+    (case.job.path / "ledger.jsonl.gz").write_bytes(contents.get(how, b"no archive"))
     assert case.cut == (0, 0)
 
 
