@@ -43,9 +43,11 @@ class Training:
 
     @cached_property
     def cut(self) -> tuple[int, int]:
-        """Records whose end was cut off, of those that were used."""
-        file = self.job.path / LEDGER
-        used = [bool(row.get("truncated")) for row in ledger_rows.read(file) if row["used"]] if file.is_file() else []
+        """Records whose end was cut off, of those that were used; none of a ledger that is missing or damaged."""
+        try:
+            used = [bool(row.get("truncated")) for row in ledger_rows.read(self.job.path / LEDGER) if row.get("used")]
+        except (AttributeError, CheckpointError, OSError):
+            used = []
         return sum(used), len(used)
 
     @cached_property
