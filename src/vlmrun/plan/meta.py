@@ -138,7 +138,7 @@ def _tower(tower: Tower) -> sizes.Tower:
 
 
 def _between(model: VLM) -> sizes.Connector:
-    """A connector by its linear layers and convolutions, each over all patches or all of its own tokens; the larger is taken."""
+    """A connector by its linear layers and convolutions, each over all patches or all its tokens, which are more."""
     connector: Any = model.connector
     rows = max(model.tower.n_patches, connector.tokens(model.tower.n_patches))
     linears = tuple((layer, rows) for m in connector.modules() if (layer := _layer(m)) is not None)
