@@ -124,3 +124,103 @@ def test_pictures_that_cannot_be_used_are_found_before_the_first_step(tmp_path):
     lenient = job.data["colours"].model_copy(update={"on_error": "skip"})
     job = job.model_copy(update={"data": {**job.data, "colours": lenient}})
     assert finish(job)["eval_colours"] is not None
+
+
+def skipped(job):
+    return [json.loads(line) for line in (job.path / "skipped.jsonl").read_text("utf-8").splitlines()]
+
+
+def lenient(job):
+    data = job.data["colours"].model_copy(update={"on_error": "skip"})
+    return job.model_copy(update={"data": {**job.data, "colours": data}})
+
+
+def test_questions_left_out_are_counted_and_listed_once(tmp_path):
+    job = lenient(watched(tmp_path, "lenient", 2, zero=2, micro_batch=1, max_steps=2))
+    images = tmp_path / "held" / "images"
+    (images / "2.png").unlink()
+    (images / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
+    assert finish(job, 2)["eval_colours"] is not None
+    assert [row["id"] for row in skipped(job)] == ["2", "3"]
+    assert all(row["reason"] and row["source"].endswith("colours.jsonl") for row in skipped(job))
+    assert "left out 1 of 8 questions of colours" in said(job)
+    assert "left out 1 of 7 questions of benchmarks" in said(job)
+
+
+def test_a_set_without_a_question_that_can_be_asked_is_an_error_at_the_start(tmp_path):
+    job = lenient(watched(tmp_path, "none", engine="plain", keep_best="colours"))
+    for file in (tmp_path / "held" / "images").iterdir():
+        file.unlink()
+    with pytest.raises(RankError, match="no question of colours can be asked"):
+        finish(job)
+    assert len(skipped(job)) == 8
+
+
+def _usable(skip):
+    """What each rank makes of four batches whose second holds a question that cannot be asked."""
+    from types import SimpleNamespace
+
+    from vlmrun import heartbeat
+    from vlmrun.errors import DataError
+    from vlmrun.train.benchmarks import Ask, Questions
+
+    class Some(Questions):
+        def item(self, place, prompts):
+            if place == 1:
+                raise DataError("no image", "here", "none")
+
+    asked = SimpleNamespace(id="q", source=("f", 1))
+    beats, listed = [], []
+    heartbeat.beat = lambda phase, step=None: beats.append(phase)
+    questions = Some([Ask("it", asked, None, 1, skip)] * 4, [[0], [1], [2], [3]], lambda texts: {}, ["it"])
+    try:
+        found = questions.usable(None, listed.extend)
+    except DataError as error:
+        return str(error)
+    return found, beats, len(listed)
+
+
+def test_every_rank_knows_of_a_question_that_cannot_be_asked():
+    first, second = forked.run(_usable, 2, False)
+    assert first == second
+    assert "no image" in first
+    kept = [[0], [2], [3]]
+    assert forked.run(_usable, 2, True) == [(kept, ["load"] * 2, 1), (kept, ["load"] * 2, 0)]
+
+
+def _undefined(text, *steps):
+    """Trains with a set whose score is not defined at some steps."""
+    from tests.integration.jobs import execute
+    from vlmrun.train.held_out import Evaluator
+
+    scored, evaluate = Evaluator._scores, Evaluator.evaluate
+    at = []
+
+    def noted(self, step):
+        at.append(step)
+        return evaluate(self, step)
+
+    Evaluator.evaluate = noted
+    Evaluator._scores = lambda self: {"colours": None} if at[-1] in steps else scored(self)
+    return execute(text)
+
+
+def test_a_score_that_is_not_defined_is_warned_of_and_is_never_the_best(tmp_path):
+    usual = watched(tmp_path, "usual", engine="plain", keep_best="colours")
+    best = finish(usual)["best_step"]
+    job = watched(tmp_path, "undefined", engine="plain", keep_best="colours")
+    (summary,) = forked.run(_undefined, 1, job.to_json(), best, group=False)
+    assert summary["best_step"] not in (None, best)
+    assert f"step {best} has no score of colours" in said(job)
+    assert said(job).count("has no score of colours") == 1
+    assert f"step {best}: colours not defined" in said(job)
+
+
+def test_without_any_score_there_is_no_best_model_and_an_error(tmp_path):
+    asked = ASKED | {"patience": 2}
+    job = watched(tmp_path, "never", engine="plain", keep_best="colours", max_steps=3, eval=asked)
+    with pytest.raises(RankError, match="no evaluation gave a score of colours to choose the best model by"):
+        forked.run(_undefined, 1, job.to_json(), 1, 2, 3, group=False)
+    assert said(job).count("has no score of colours") == 3
+    assert (job.path / "checkpoints").is_dir()
+    assert not (job.path / "weights").exists()

@@ -13,6 +13,7 @@ from vlmrun.checks import rules
 from vlmrun.cli import selftest as verb
 from vlmrun.cli import train
 from vlmrun.errors import ConfigError, LaunchError
+from vlmrun.names import METRICS
 from vlmrun.selftest import probe, running
 from vlmrun.selftest.checks import CHECKS, COMMON, REFERENCE, Check
 from vlmrun.selftest.probe import Machine
@@ -78,6 +79,48 @@ def test_without_a_gpu_it_says_so_and_exits_cleanly(capsys):
         verb.main(["--only", "ZeRO-9"])
     assert verb.main(["--list", "--only", "attention*"]) == 0
     assert "attention: flash-attn" in capsys.readouterr().out
+
+
+def _fake(tmp_path, monkeypatch, *, files=1, broken=()):
+    """Trainings that write metrics and nothing else, as many files each; those of checks in `broken` fail."""
+
+    def run(command, *, cwd, **_):
+        failed = any(name in command for name in broken)
+        for number in range(files):
+            place = Path(cwd) / f"outputs/{number}"
+            place.mkdir(parents=True)
+            (place / METRICS).write_text('{"loss": 6.0}\n{"loss": 5.0}\n')
+        return subprocess.CompletedProcess(command, int(failed), "", "error: it broke")
+
+    monkeypatch.setattr(running.subprocess, "run", run)
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_a_run_without_its_one_file_of_metrics_has_failed(tmp_path, monkeypatch, files):
+    _fake(tmp_path, monkeypatch, files=files)
+    (outcome,) = running.run(NONE, tmp_path, [])
+    assert (outcome.state, outcome.why) == ("failed", f"{files} files metrics.jsonl, one was expected")
+
+
+def test_without_a_reference_nothing_else_is_run(tmp_path, monkeypatch):
+    others = [Check("compared", ("a",), 1e-3, gpus=0), Check("falling", ("b",), None, gpus=0)]
+    _fake(tmp_path, monkeypatch)
+    assert [one.state for one in running.run(NONE, tmp_path, others)] == ["passed"] * 3
+    _fake(tmp_path, monkeypatch, broken=["hardware.gpu=cpu"])
+    found = list(running.run(NONE, tmp_path, others))
+    assert [(one.state, one.why) for one in found[1:]] == [("skipped", "no reference")] * 2
+    assert (found[0].state, found[0].why) == ("failed", "it broke")
+
+
+@pytest.mark.slow
+def test_kept_features_are_read(tmp_path):
+    """In the second epoch, with the tower out of use."""
+    (check,) = (check for check in CHECKS if "tower_cache" in "".join(check.overrides))
+    config = train.compose([*COMMON, "hardware.gpu=cpu", *check.overrides], [])
+    stage = config.stage["pretrain"]
+    assert stage.max_steps * stage.global_batch >= 2 * config.data["shapes_captions"].prepare.n_train
+    found = {one.check.name: one for one in running.run(NONE, tmp_path, [check])}
+    assert found[check.name].state == "passed", found[check.name].why
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmrun.arch.connectors import Arithmetic, side_of
+from vlmrun.arch.linears import Linear
 from vlmrun.arch.sizes import Connector, stack
 from vlmrun.errors import ConfigError
 
@@ -108,6 +109,10 @@ class Abstractor(Arithmetic):
 
     def __post_init__(self) -> None:
         side_of(self.n_tokens, "the C-Abstractor's n_tokens")
+        if self.depth < 1:
+            raise ConfigError(f"a connector of depth {self.depth}", "model.connector.depth", "give 1 or more")
+        if self.hidden < 1:
+            raise ConfigError(f"convolutions of {self.hidden} channels", "model.connector.hidden", "1024, for instance")
 
     @property
     def side(self) -> int:
@@ -119,6 +124,32 @@ class Abstractor(Arithmetic):
         side_of(n_patches, "the C-Abstractor")
         return self.n_tokens
 
-    def sizes(self, vision_dim: int, llm_dim: int, n_patches: int) -> Connector | None:
-        """Convolutions are for the model itself to count."""
-        return None
+    def sizes(self, vision_dim: int, llm_dim: int, n_patches: int) -> Connector:
+        """Blocks over all patches, as many over the tokens, and two layers over these."""
+        tokens = self.tokens(n_patches)
+        made = [_block(self.hidden if i else vision_dim, self.hidden, n_patches) for i in range(self.depth)]
+        made += [_block(self.hidden, self.hidden, tokens)] * self.depth
+        linears, saved = stack([self.hidden, llm_dim, llm_dim], tokens)
+        return Connector(
+            tuple(layer for block in made for layer in block.linears) + linears,
+            tokens,
+            saved + sum(block.saved for block in made),
+            sum(block.extra for block in made),
+        )
+
+
+def _block(before: int, width: int, rows: int) -> Connector:
+    """RegNet's block: a convolution is a linear layer over every place, whose input is what it looks at there."""
+    squeezed = max(1, round(before * 0.25))
+    short = before != width
+    linears = (
+        (Linear("", before, width), rows),
+        (Linear("", 9, width), rows),  # 3 x 3 of each channel
+        (Linear("", width, squeezed, bias=True), 1),
+        (Linear("", squeezed, width, bias=True), 1),
+        (Linear("", width, width), rows),
+        *(((Linear("", before, width), rows),) if short else ()),
+    )
+    # The input, and of every width: what norms, SiLUs, convolutions, the product and the sum were given.
+    saved = rows * (before + (9 + short) * width) + 2 * (width + squeezed)
+    return Connector(linears, rows, saved, 2 * width * (3 + short))

@@ -28,14 +28,6 @@ class Layout(Protocol):
         """Rows and columns of patches in every tile, where tiles keep their shape."""
 
 
-class Full(NamedTuple):
-    """The layout of an image that fills its grid."""
-
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    patches: tuple[tuple[int, int], ...] = ()
-
-
 @dataclass(frozen=True)
 class Counting:
     """How many positions an image takes; called with a layout or None.
@@ -62,13 +54,31 @@ class Counting:
         high, wide = self.shown(layout)
         return self.per_tile + high * (wide + 1)  # a newline ends each row
 
+    def most(self, grid: tuple[int, int]) -> int:
+        """Image tokens of the image that takes most of all that fit into a grid.
+
+        With `max_tiles` that is not the one that fills it: a larger map is made smaller, a narrow one has more rows,
+        each with its newline.
+        """
+        columns, rows = grid
+        if self.merge != "spatial_unpad":
+            return self.per_tile * (1 + columns * rows)
+        wide, high = columns * self.side, rows * self.side
+        # Borders are the same on both sides, and on two sides at most.
+        maps = [(high - border, wide) for border in range(0, high, 2)]
+        maps += [(high, wide - border) for border in range(0, wide, 2)]
+        return self.per_tile + max(y * (x + 1) for y, x in (self._made_smaller(*map_) for map_ in maps))
+
     def shown(self, layout: Layout) -> tuple[int, int]:
-        """Rows and columns that are kept of the joined map.
+        """Rows and columns that are kept of the joined map."""
+        top, bottom, left, right = self.kept(layout)
+        return self._made_smaller(bottom - top, right - left)
+
+    def _made_smaller(self, high: int, wide: int) -> tuple[int, int]:
+        """Rows and columns of a map that is too large.
 
         Source: transformers 5.23 models/llava_onevision pack_image_features
         """
-        top, bottom, left, right = self.kept(layout)
-        high, wide = bottom - top, right - left
         times = 0.0 if self.max_tiles is None else math.sqrt(high * wide / (self.max_tiles * self.side**2))
         return (int(high // times), int(wide // times)) if times > _WORTH_IT else (high, wide)
 
@@ -134,5 +144,6 @@ def most(per_tile: int, tiles: Tiles | Slices | None, aspect: str | None, edge: 
         return Most(per_tile, 1)
     counting = Counting(per_tile, merge_of(per_tile, tiles), tiles.max_tiles)
     grids = [(width // edge, height // edge) for width, height in tiles.grids]  # no multiples: refused elsewhere
-    full = [Full(grid, (grid[0] * edge, grid[1] * edge)) for grid in grids if all(grid)]
-    return Most(max(map(counting, full), default=per_tile), max(map(n_tiles, full), default=1))
+    grids = [grid for grid in grids if all(grid)]
+    pieces = max((1 + columns * rows for columns, rows in grids), default=1)
+    return Most(max(map(counting.most, grids), default=per_tile), pieces)

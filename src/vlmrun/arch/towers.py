@@ -234,17 +234,3 @@ class Timm(Arithmetic):
             patches = n_patches(int(edge), int(made.get("patch_size") or named[1]))
         width = made.get("embed_dim", self.config.get("num_features"))
         return Facts(width, made.get("depth"), patches, edge)
-
-
-@dataclass(frozen=True)
-class Vit(Transformer):
-    """Vision transformers of other families, whose config.json may state sizes as [height, width]."""
-
-    def facts(self) -> Facts:
-        """As stated; a size of two equal numbers is one."""
-        values = {key: _one(value) for key, value in self.config.items()}
-        return Arithmetic(values, self.arguments).facts()
-
-
-def _one(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and value and all(each == value[0] for each in value) else value

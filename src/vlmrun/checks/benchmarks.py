@@ -82,6 +82,12 @@ def _meanwhile(stage: TrainStage, run: RunConfig, where: str) -> Iterator[Proble
     sets = {name: data for name in held_out.data if isinstance(data := run.data.get(name), BenchmarkConfig)}
     for name, data in sets.items():
         how = data.generation
+        if name in _PLAIN:
+            yield Problem(
+                f"evaluations call the number of other held-out data {name}, and a benchmark has the same name",
+                f"{where}.eval.data",
+                f"another name under data, for instance {name}_set",
+            )
         if data.metric is None:
             yield Problem(
                 f"{name} is scored by its server or by a judge, not during training",

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +20,7 @@ from yaml import MarkedYAMLError, YAMLError
 from vlmrun.config import overrides as words
 from vlmrun.config.catalog import conf_dir as conf_dir
 from vlmrun.config.catalog import search_path as search_path
+from vlmrun.config.hydra_call import compose as hydra_compose
 from vlmrun.errors import Problem, closest, suggest
 
 # What Hydra raises when it refuses an override: ValueError for `group=null`, the others where it did not expect one.
@@ -32,8 +32,7 @@ _REFUSALS = (
     TypeError,
     AttributeError,
     LookupError,
-    OSError,
-)  # a name too long for a file
+)
 _MOST_LISTED = 8
 
 
@@ -53,6 +52,9 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
         return _composed(overrides, config_dirs)
     except YAMLError as error:  # of a file, of which nothing can be read
         return Composed({}, [_malformed(error)])
+    except OSError as error:
+        what = f"a configuration file cannot be read: {error.strerror}"
+        return Composed({}, [Problem(what, str(error.filename or ""), "nothing is wrong with the overrides")])
 
 
 def _composed(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:

@@ -5,6 +5,7 @@ The only module of this package that loads torch; it is called by name.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -137,15 +138,21 @@ def _tower(tower: Tower) -> sizes.Tower:
 
 
 def _between(model: VLM) -> sizes.Connector:
-    """A connector by its linear layers, each over all patches or all of its own tokens; the larger is taken."""
+    """A connector by its linear layers and convolutions, each over all patches or all its tokens, which are more."""
     connector: Any = model.connector
     rows = max(model.tower.n_patches, connector.tokens(model.tower.n_patches))
-    linears = tuple(
-        (Linear("", m.in_features, m.out_features, m.bias is not None), rows)
-        for m in connector.modules()
-        if isinstance(m, nn.Linear)
-    )
+    linears = tuple((layer, rows) for m in connector.modules() if (layer := _layer(m)) is not None)
     inside = sum(linear.n_parameters for linear, _ in linears)
     total = sum(parameter.numel() for parameter in connector.parameters())
     saved = rows * sum(linear.n_in + linear.n_out for linear, _ in linears)
     return sizes.Connector(linears, connector.tokens(model.tower.n_patches), saved, total - inside)
+
+
+def _layer(module: nn.Module) -> Linear | None:
+    """A linear layer; a convolution is one over what it looks at at a place. None: neither."""
+    if isinstance(module, nn.Linear):
+        return Linear("", module.in_features, module.out_features, module.bias is not None)
+    if isinstance(module, nn.Conv2d):
+        seen = module.in_channels // module.groups * math.prod(module.kernel_size)
+        return Linear("", seen, module.out_channels, module.bias is not None)
+    return None

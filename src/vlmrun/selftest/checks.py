@@ -45,7 +45,7 @@ def _ranks(n: int, *more: str) -> tuple[str, ...]:
 
 
 COMMON = (
-    "+recipe=smoke", "only=[pretrain]", "hardware=cpu", "data.shapes_captions.prepare.n_train=64",
+    "+recipe=smoke", "only=[pretrain]", "hardware=cpu", "data.shapes_captions.prepare.n_train=32",  # two epochs
     *_stage(max_steps="8", global_batch="8", micro_batch="4", log_steps="1", save_steps="100"),
     f"{_STAGE}.optim.lr=1e-3", f"{_STAGE}.tune.llm=full",
 )  # fmt: skip

@@ -65,8 +65,12 @@ def run(machine: Machine, folder: Path, checks: Sequence[Check] = CHECKS) -> Ite
         if reason:
             yield Outcome(check, "skipped", why=reason)
             continue
+        if check is not reference and not truth:
+            yield Outcome(check, "skipped", why="no reference")
+            continue
         outcome = _tried(check, machine, folder, truth)
-        truth = outcome.losses if check is reference else truth
+        if check is reference and outcome.state == "passed":
+            truth = outcome.losses
         yield outcome
 
 
@@ -86,7 +90,10 @@ def _tried(check: Check, machine: Machine, folder: Path, truth: tuple[float, ...
     seconds = time.monotonic() - began
     if done.returncode:
         return Outcome(check, "failed", seconds, why=_said(done.stderr))
-    losses = _losses(place)
+    found = list(place.rglob(METRICS))
+    if len(found) != 1:
+        return Outcome(check, "failed", seconds, why=f"{len(found)} files {METRICS}, one was expected")
+    losses = _losses(found[0])
     off = max((abs(a - b) for a, b in zip(losses, truth, strict=False)), default=None)
     why = _wrong(check, losses, truth, off)
     compared = off if check.tolerance is not None and truth else None
@@ -103,8 +110,7 @@ def _wrong(check: Check, losses: tuple[float, ...], truth: tuple[float, ...], of
     return "" if off <= check.tolerance else f"losses are off by {off:.2g}, allowed are {check.tolerance:g}"
 
 
-def _losses(place: Path) -> tuple[float, ...]:
-    (metrics,) = place.rglob(METRICS)
+def _losses(metrics: Path) -> tuple[float, ...]:
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     return tuple(math.nan if row["loss"] is None else float(row["loss"]) for row in rows if not row.get("overflow"))
 

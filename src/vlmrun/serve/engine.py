@@ -36,10 +36,16 @@ class _Row:
         self.length = len(question.prompt.ids)  # tokens whose keys and values are there
         eos = question.model.prompts.encoder.tokenizer.eos_token_id
         self.ends = {eos} if question.as_written else set(question.model.prompts.stop_ids)
+        self.failed = False
 
-    def take(self, logits: torch.Tensor) -> Finish | None:
-        """Chooses the next token, tells what is new, and says whether and why the answer has ended."""
-        chosen = self.sampler.choose(logits)
+    def take(self, logits: torch.Tensor) -> bool:
+        """Chooses the next token, tells what is new, and says whether the answer has ended, or failed."""
+        try:
+            chosen = self.sampler.choose(logits)
+        except LaunchError as error:
+            self.failed = True
+            self.question.tell(error)
+            return True
         text = self.growing.add(chosen.id)
         finish: Finish | None = None
         if self.question.cancelled:
@@ -51,7 +57,7 @@ class _Row:
         if finish is not None:
             text += self.growing.end()
         self.question.tell(Progress(text, (chosen,), finish))
-        return finish
+        return finish is not None
 
 
 class _Lane:
@@ -149,28 +155,38 @@ class Engine:
     def _begin(self, begun: list[Beginning]) -> None:
         model = begun[0].question.model
         model.activate()
+        failure: DataError | LaunchError | None = None
         try:
             logits, layers = beginnings.computed(begun, self.features)
-        except (DataError, torch.OutOfMemoryError) as error:
-            if len(begun) > 1:  # one may be to blame, or all of them too many
-                for each in begun:
-                    self._begin([each])
-            elif isinstance(error, DataError):
-                begun[0].question.tell(error)
-            else:
-                what = "the device has no memory left for this question"
-                begun[0].question.tell(LaunchError(what, model.name, "retry"))
+        except DataError as error:
+            failure = error.with_traceback(None)
+        except torch.OutOfMemoryError:
+            failure = LaunchError("the device has no memory left for this question", model.name, "retry")
+        if failure is not None:
+            self._begin_alone(begun, failure)  # not inside `except`: its traceback holds the memory of the pass
             return
         lane = self._lanes.setdefault(model.name, _Lane(model.n_layers))
         joining = []
         for each, of_row, known in zip(begun, logits, layers, strict=True):
             row = _Row(each.question)
-            self._prefixes[model.name].keep(each.question.prompt.key, known)
             each.question.first_seconds = time.monotonic() - each.question.submitted
-            if row.take(of_row) is None:
+            ended = row.take(of_row)
+            if not row.failed:
+                self._prefixes[model.name].keep(each.question.prompt.key, known)
+            if not ended:
                 joining.append((row, known))
         if joining:
             lane.join(joining)
+
+    def _begin_alone(self, begun: list[Beginning], failure: DataError | LaunchError) -> None:
+        """One may be to blame, or all of them too many."""
+        if len(begun) == 1:
+            begun[0].question.tell(failure)
+            return
+        if begun[0].question.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        for each in begun:
+            self._begin([each])
 
     def _decode(self, lane: _Lane) -> None:
         model = lane.rows[0].question.model
@@ -181,7 +197,7 @@ class Engine:
         gone = []
         for at, row in enumerate(lane.rows):
             row.length += 1
-            if row.take(logits[at]) is not None:
+            if row.take(logits[at]):
                 gone.append(at)
         for at in gone:
             self._keep(lane, at)
@@ -191,6 +207,6 @@ class Engine:
     def _keep(self, lane: _Lane, at: int) -> None:
         """Remembers prompt and answer for the next turn; the last token has no keys and values yet."""
         row = lane.rows[at]
-        if not row.question.cancelled:
+        if not row.question.cancelled and not row.failed:
             key = [*row.question.prompt.key, *row.growing.ids[:-1]]
             self._prefixes[row.question.model.name].keep(key, lane.layers(at))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlmrun.errors import LaunchError
 from vlmrun.serve.messages import Sampling
 
 _FEW = 1024  # tokens
@@ -38,8 +39,17 @@ class Sampler:
 
         Shape:
             logits [V], any type and device; computed in fp32 on the CPU.
+
+        Raises:
+            LaunchError: when the best of the logits is not finite: any NaN, an infinity, or nothing left to choose.
         """
         raw = logits.float().cpu()
+        if not raw.max().isfinite():
+            raise LaunchError(
+                "the model's logits are not finite: it cannot answer this",
+                "generating an answer",
+                "ask another question; where all fail, its weights or their precision are at fault",
+            )
         scores = self._penalized(raw)
         token = int(scores.argmax()) if self.sampling.temperature == 0 else self._draw(scores)
         self.counts[token] += 1
@@ -57,7 +67,7 @@ class Sampler:
         return logits.index_put((ids,), found - how.frequency_penalty * times - how.presence_penalty)
 
     def _draw(self, logits: torch.Tensor) -> int:
-        scaled = logits / self.sampling.temperature
+        scaled = (logits - logits.max()) / self.sampling.temperature  # a small temperature leaves the best finite
         if 0 < self.sampling.top_k < len(scaled):
             scaled = scaled.masked_fill(scaled < scaled.topk(self.sampling.top_k).values[-1], -torch.inf)
         probabilities = scaled.softmax(0)

@@ -11,6 +11,8 @@ from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
 from vlmrun.data.sampler import Schedule
+from vlmrun.errors import DataError
+from vlmrun.names import HELD_OUT, SKIPPED
 from vlmrun.train.held_out import Evaluator
 from vlmrun.train.log import Tracker
 from vlmrun.train.scores import Record
@@ -55,6 +57,10 @@ class Evaluations:
         for tracker in trackers:
             tracker.evaluated(score)
         log.info("%s  %s", self._name, score.line)
+        chooses = self._stage.keep_best is not None or self._evaluator.asked.patience is not None
+        if chooses and finished > 0 and self._by not in score.numbers:
+            message = "%s  step %d has no %s: it is not the best model, and does not count for eval.patience"
+            log.warning(message, self._name, finished, self._called)
         return finished > 0 and self.best == finished
 
     def score(self) -> dict[str, Any] | None:
@@ -80,8 +86,26 @@ class Evaluations:
         if self._reached:
             return f"the loss is below {self._stage.until_loss:g} (until_loss)"
         assert self._stage.eval is not None
-        called = _CALLED.get(self._by, f"score of {self._by}")
-        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {called}"
+        return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {self._called}"
+
+    def check_best(self) -> None:
+        """Makes sure that the model that is to be the result can be told, when training has ended.
+
+        Raises:
+            DataError: when there were evaluations and none gave the number of `keep_best`.
+        """
+        trained = any(score.step > 0 for score in self.record.scores)
+        if self._stage.keep_best is not None and trained and self.best is None:
+            key = f"stage.{self._name}.keep_best"
+            raise DataError(
+                f"no evaluation gave a {self._called} to choose the best model by",
+                f"{key}={self._stage.keep_best}",
+                f"look at {HELD_OUT} and {SKIPPED}; {key}=null takes the last model; the checkpoints stay",
+            )
+
+    @property
+    def _called(self) -> str:
+        return _CALLED.get(self._by, f"score of {self._by}")
 
     @property
     def _by(self) -> str:

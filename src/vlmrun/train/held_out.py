@@ -57,7 +57,7 @@ class Evaluator:
         self._batches = _cut(self._chosen, stage.micro_batch)
         self._questions = _cut(self._askable(), stage.micro_batch)
         self._benchmarks = benchmarks
-        self._asks = [] if benchmarks is None else benchmarks.usable(self._prompts)
+        self._asks = [] if benchmarks is None else benchmarks.usable(self._prompts, samples.list_skipped)
 
     def evaluate(self, step: int) -> tuple[Score, list[dict[str, Any]]]:
         """The score of the model as it is, and on rank 0 a row for each generated answer. A collective."""

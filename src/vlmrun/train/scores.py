@@ -42,7 +42,7 @@ class Score:
         """`held-out loss 0.412, 12.5% of the answers right, pope 0.71` in few words."""
         said = [] if self.loss is None else [f"held-out loss {self.loss:.4f}"]
         said += [] if self.exact_match is None else [f"{self.exact_match:.1%} of the answers right"]
-        said += [f"{name} {value:.4g}" for name, value in self.benchmarks.items() if value is not None]
+        said += [f"{name} {'not defined' if x is None else f'{x:.4g}'}" for name, x in self.benchmarks.items()]
         return f"step {self.step}: {', '.join(said)} ({self.seconds:.1f} s)"
 
 
@@ -83,7 +83,7 @@ class Record:
     def without_gain(self, by: str, least: float) -> int:
         """How many evaluations in a row, the last one included, were not better by `least` than the best before them.
 
-        One that is not a number is never better.
+        One that is not a number is never better; one without a score tells nothing and is passed over.
         """
         best, missed = math.inf, 0
         for step, number in self._numbers(by):

@@ -163,6 +163,7 @@ class _Run:
             log.info(
                 "%s stopped at step %d of %d: %s", self.job.name, self.end, self.schedule.steps, self.evaluations.why()
             )
+        self.evaluations.check_best()
         best = self.saver.best
         if best is not None and best != self.end:
             self._load(commit.open_step(self.saver.folder, best))

@@ -1,5 +1,7 @@
 """Composition: everything wrong with the command line is found at once, each with the nearest name."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,21 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, text, said, lin
 def test_a_key_below_null_is_told_how_to_write_it():
     (problem,) = compose(["tracking.wandb.project=x"]).problems
     assert (problem.what, problem.fix) == ("'tracking' is null", "'tracking={wandb: {project: x}}'")
+
+
+def test_a_name_too_long_for_a_file_is_a_wrong_override():
+    (problem,) = problems_of("+recipe=smoke", f"model={'x' * 300}")
+    assert "model" in problem.where
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE])
+def test_a_file_that_cannot_be_read_is_no_wrong_override(monkeypatch, code):
+    def failing(*_, **__):
+        raise OSError(code, os.strerror(code), "/somewhere/smoke.yaml")
+
+    monkeypatch.setattr(composing, "hydra_compose", failing)
+    (problem,) = compose(["+recipe=smoke", "stage.lora.seed=1"]).problems
+    assert (problem.what, problem.where) == (
+        f"a configuration file cannot be read: {os.strerror(code)}",
+        "/somewhere/smoke.yaml",
+    )

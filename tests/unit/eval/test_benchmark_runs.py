@@ -118,6 +118,23 @@ def test_what_a_training_cannot_be_asked_is_told(changes, what, fix):
     assert fix in problem.fix
 
 
+@pytest.mark.parametrize("name", ["loss", "exact_match"])
+def test_a_benchmark_is_not_called_like_another_number(name):
+    run = run_of("+recipe=llava15_7b", "benchmark=[pope]", WATCHED)
+    stage = run.stage["instruct"]
+    held_out = stage.eval.model_copy(update={"data": ["pope", name]})
+    run = run.model_copy(
+        update={
+            "data": {**run.data, name: run.data["pope"]},
+            "stage": {**run.stage, "instruct": stage.model_copy(update={"eval": held_out})},
+        }
+    )
+    (problem,) = table.problems(rules.RULES, run, here=False)
+    assert f"the number of other held-out data {name}" in problem.what
+    assert problem.where == "stage.instruct.eval.data"
+    assert f"{name}_set" in problem.fix
+
+
 def test_the_key_knows_how_a_set_is_asked_and_its_gold(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "?"}\n')
     (tmp_path / "gold.json").write_text("{}")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vlmrun.arch import squares as arch
-from vlmrun.arch.tiles import Full
 from vlmrun.config.schema import Tiles
+from vlmrun.data.images.transform import ImageLayout
 from vlmrun.errors import ConfigError
 from vlmrun.model.connectors.squares import Abstractor, Merger, PixelShuffle, Pooled
 from vlmrun.model.tiles import tiling
@@ -119,6 +119,10 @@ def test_maps_that_squares_do_not_cover_are_refused_with_the_squares_that_do():
         arch.PixelShuffle().tokens(729)
     with pytest.raises(ConfigError, match="needs a square map"):
         arch.Abstractor(n_tokens=10)
+    with pytest.raises(ConfigError, match="depth 0"):
+        arch.Abstractor(depth=0)
+    with pytest.raises(ConfigError, match="convolutions of 0 channels"):
+        arch.Abstractor(hidden=0)
 
 
 @pytest.mark.parametrize("size", [(48, 24), (24, 48), (100, 90), (300, 10), (50, 50)])
@@ -131,7 +135,7 @@ def test_anyres_max_is_llava_onevisions(size, most):
     grid = {(48, 24): (2, 1), (24, 48): (1, 2), (100, 90): (2, 2), (300, 10): (2, 1), (50, 50): (2, 2)}[size]
     rule = tiling(36, Tiles(grids=grids, merge="spatial_unpad", max_tiles=most))
     features = torch.randn(1 + grid[0] * grid[1], 36, 8, generator=torch.Generator().manual_seed(1))
-    newline, layout = torch.randn(8), Full(grid, size)
+    newline, layout = torch.randn(8), ImageLayout(grid, size)
     model = SimpleNamespace(config=SimpleNamespace(vision_config=VISION, image_grid_pinpoints=[g[::-1] for g in grids]))
     packed, lengths = LlavaOnevisionModel.pack_image_features(
         model, [features], [torch.tensor([height, width])], newline, f"anyres_max_{most}"

@@ -8,10 +8,11 @@ import transformers
 
 from tests.unit.model.test_square_connectors import _equal
 from vlmrun.arch import towers as arch
+from vlmrun.arch.vits import ROWS
 from vlmrun.config.schema import Target
 from vlmrun.errors import CheckpointError, ConfigError
 from vlmrun.model.pretrained import quietly
-from vlmrun.model.towers.vit import ROWS, Vit
+from vlmrun.model.towers.vit import Vit
 
 HOW = {"dtype": torch.float32, "attention": "eager"}
 SIZES = {
@@ -52,6 +53,30 @@ def test_features_are_the_hidden_states_of_plain_transformers_without_class_and_
         _equal(ours, states[index][:, leading:])
     target = Target.model_validate({"_target_": "vlmrun.model.towers.vit.Vit", "config": config(family)})
     assert arch.facts(target) == arch.Facts(32, 3, 16, 32)
+
+
+@pytest.mark.parametrize("size", [24, 36, 48, 0])
+def test_another_size_is_taken_as_it_is_said_or_refused_before_and_by_the_class(family, size):
+    values = {"_target_": "vlmrun.model.towers.vit.Vit", "config": config(family), "image_size": size}
+    target = Target.model_validate(values)
+    if ROWS[family].resizable and size in (24, 48):
+        features = made(family, image_size=size)(torch.randn(1, 3, size, size))
+        assert features[0].shape[1] == (size // 8) ** 2 == arch.facts(target).n_patches
+        return
+    what = "no multiple of the patch" if ROWS[family].resizable else "takes images of 32 pixels only"
+    for refused in (lambda: made(family, image_size=size), lambda: arch.facts(target)):
+        with pytest.raises(ConfigError, match=what) as caught:
+            refused()
+        assert caught.value.problems[0].where == "model.tower.image_size"
+
+
+def test_the_size_of_the_weights_may_be_said(family):
+    assert made(family, image_size=32)(torch.randn(1, 3, 32, 32))[0].shape[1] == 16
+
+
+def test_aimv2_with_computed_positions_takes_any_size():
+    tower = Vit(config=config("aimv2_vision_model") | {"is_native": True}, image_size=48, **HOW)
+    assert tower(torch.randn(1, 3, 48, 48))[0].shape[1] == 36
 
 
 def test_what_the_features_depend_on_is_what_learns(family):

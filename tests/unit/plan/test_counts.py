@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlmrun.arch import counts, families, published, towers
+from vlmrun.arch.squares import Abstractor
 from vlmrun.cli import train
 from vlmrun.config.compose import conf_dir
 from vlmrun.config.schema import Lora, ModelConfig, Target, Tune
 from vlmrun.model import tune
+from vlmrun.model.connectors import squares as built
 from vlmrun.plan import meta
 from vlmrun.plan import run as planning
 from vlmrun.train import audit
@@ -138,11 +142,40 @@ def test_modules_that_train_whole_beside_adapters_are_counted(saved: list[str]) 
 def test_every_connectors_count(name: str) -> None:
     model = composed("model/llm=pico", "model/tower=pico_clip", "model.tower.config.num_hidden_layers=18",
                      "model.tower.config.image_size=64", f"model/connector={name}")  # fmt: skip
-    # Resamplers and convolutions are for a built model to count: `check` keeps silent about them.
-    found, _ = planning.shapes(model, exact=name.startswith(("abstractor", "resampler")))
+    # Resamplers are for a built model to count: `check` keeps silent about them.
+    found, _ = planning.shapes(model, exact=name.startswith("resampler"))
     assert found is not None
     how = Tune(llm="full", tower="freeze", connector="full" if name != "identity" else "freeze")
     assert counts.counts(found, how, None) == counted(model, how, None)
+
+
+@pytest.mark.parametrize("hidden", [32, 24])
+def test_the_abstractor_is_planned_as_what_it_computes(hidden: int) -> None:
+    """Products as torch counts them and saved elements as autograd keeps them, by arithmetic and off the model."""
+    n_patches, width, llm_dim = 64, 32, 48
+    values = {"n_tokens": 16, "hidden": hidden, "depth": 2}
+    planned = Abstractor(**values).sizes(width, llm_dim, n_patches)
+    connector = built.Abstractor(width, llm_dim, **values)
+    kept: dict[int, int] = {}
+    ours = {parameter.data_ptr() for parameter in connector.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in ours:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    given = torch.randn(1, n_patches, width)
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        made = connector([given])
+    assert made.shape == (1, planned.tokens, llm_dim)
+    products = 2 * sum(rows * linear.n_in * linear.n_out for linear, rows in planned.linears)
+    assert products == counter.get_total_flops()
+    assert planned.saved == pytest.approx(sum(kept.values()), rel=0.15)
+    with torch.device("meta"):
+        tower = SimpleNamespace(n_patches=n_patches)
+        off_model = meta._between(SimpleNamespace(connector=built.Abstractor(width, llm_dim, **values), tower=tower))
+    assert off_model.n_parameters == planned.n_parameters == sum(p.numel() for p in connector.parameters())
+    assert sum(rows * layer.n_in * layer.n_out for layer, rows in off_model.linears) * 2 >= products
 
 
 def test_adapters_of_a_tower_have_ranks_by_pattern() -> None:

@@ -1,6 +1,7 @@
 """The engine's answers are those of transformers' `generate`, whatever is answered beside them."""
 
 import random
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,13 @@ from PIL import Image
 
 from tests.pico import pico_loaded
 from vlmrun.data.templates import TEMPLATES
-from vlmrun.errors import CheckpointError, DataError
-from vlmrun.serve import rows
+from vlmrun.errors import CheckpointError, DataError, LaunchError
+from vlmrun.serve import beginnings, rows
 from vlmrun.serve.engine import Engine
 from vlmrun.serve.messages import Sampling
 from vlmrun.serve.question import Question
 from vlmrun.serve.remembered import Prefixes, common
+from vlmrun.serve.sampling import Sampler
 from vlmrun.serve.served import Served, question
 
 
@@ -322,3 +324,77 @@ def test_other_memories_are_refused():
 
     with pytest.raises(CheckpointError, match="mamba keeps more than keys and values"):
         rows.count_layers(Llm(), "there")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_logits_that_are_not_finite_are_an_error(wrong, temperature):
+    logits = torch.zeros(50)
+    logits[3 if wrong > 0 or wrong != wrong else slice(None)] = wrong
+    with pytest.raises(LaunchError, match="not finite"):
+        Sampler(Sampling(temperature=temperature, seed=0)).choose(logits)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-6])
+def test_a_tiny_temperature_chooses_the_best(temperature):
+    logits = torch.linspace(-20, 20, 50)
+    assert Sampler(Sampling(temperature=temperature, seed=0)).choose(logits).id == 49
+
+
+@pytest.mark.parametrize("at_first", [True, False], ids=["first token", "later token"])
+def test_a_question_whose_logits_are_not_finite_fails_alone(model, monkeypatch, at_first):
+    asked = [Asked(model, "Is it a ring?", [image(1)], sampling=Sampling(temperature=0.8, seed=n)) for n in range(3)]
+    expected = [Asked(model, "Is it a ring?", [image(1)], sampling=each.question.sampling) for each in asked]
+    engine = Engine(batch=3, remembered=2**24)
+    for each in expected:
+        engine.answer(each.question)
+    forward, passes = model.forward, []
+
+    def spoiled(cache, **given):
+        logits = forward(cache, **given)
+        passes.append(len(logits))
+        if len(passes) > 1 and len(logits) == 3 and not at_first:
+            logits[1] = torch.nan
+        if len(passes) == 1 and at_first:
+            logits[:] = torch.nan
+        return logits
+
+    monkeypatch.setattr(model, "forward", spoiled)
+    engine = Engine(batch=3, remembered=2**24)
+    for each in asked:
+        engine.submit(each.question)
+        engine.admit()
+    while engine.busy:
+        engine.step()
+    failed = 0 if at_first else 1
+    assert [type(each.error) for each in asked] == [LaunchError if n == failed else type(None) for n in range(3)]
+    assert "not finite" in str(asked[failed].error)
+    assert asked[failed].finish is None
+    for n in {0, 1, 2} - {failed}:
+        assert asked[n].answer == expected[n].answer
+    if at_first:
+        assert asked[1].question.reused < len(asked[1].question.prompt.ids) - 1, "what has failed is not remembered"
+
+
+def test_questions_that_do_not_fit_together_are_tried_alone_with_the_memory_back(model, monkeypatch):
+    """What the failed pass has computed must be gone before the next one begins."""
+    computed, held, tried = beginnings.computed, [], []
+
+    def short_of_memory(begun, features):
+        tried.append((len(begun), [each() for each in held]))
+        if len(begun) > 1:
+            large = torch.zeros(1000)
+            held.append(weakref.ref(large))
+            raise torch.OutOfMemoryError("no memory")
+        return computed(begun, features)
+
+    engine = Engine(batch=8, remembered=0)
+    monkeypatch.setattr(beginnings, "computed", short_of_memory)
+    asked = [Asked(model, text) for text in ("What is it?", "Where is it?")]
+    for each in asked:
+        engine.submit(each.question)
+    while engine.busy:
+        engine.step()
+    assert tried == [(2, []), (1, [None]), (1, [None])]
+    assert [each.error for each in asked] == [None, None]
+    assert all(each.finish for each in asked)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlmrun.arch import towers as arch
+from vlmrun.arch import vits as arch
+from vlmrun.arch.vits import OTHER_NAMES, ROWS
 from vlmrun.config.paths import locate, read_config
 from vlmrun.errors import CheckpointError, ConfigError, closest
 from vlmrun.model import blocks
@@ -20,41 +20,7 @@ from vlmrun.model.towers.hf import PREPROCESSOR, HuggingFaceTower, load_parts, r
 _STATISTICS = ("image_mean", "image_std", "resample")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A family.
-
-    Attributes:
-        model: its class; the config's is called alike.
-        leading: tokens in front of the patches; registers, where a config names some, come on top.
-        preprocessor: how images are made ready where the folder does not say.
-    """
-
-    model: str
-    leading: int
-    preprocessor: Callable[[int], dict[str, Any]]
-
-    @property
-    def config(self) -> str:
-        """The class of its config."""
-        return self.model.removesuffix("Model") + "Config"
-
-
-ROWS = {
-    "aimv2_vision_model": Row("Aimv2VisionModel", 0, clip.preparation),
-    "dinov2_with_registers": Row("Dinov2WithRegistersModel", 1, dinov2.preparation),
-    "dinov3_vit": Row("DINOv3ViTModel", 1, dinov2.preparation),
-    "internvl_vision": Row("InternVLVisionModel", 1, dinov2.preparation),
-    "metaclip_2_vision_model": Row("MetaClip2VisionModel", 1, clip.preparation),
-    "mlcd_vision_model": Row("MLCDVisionModel", 1, clip.preparation),
-}
-# Whole models whose vision half is read, and what an older release called the same family.
-_OTHER_NAMES = {
-    "aimv2": "aimv2_vision_model",
-    "metaclip_2": "metaclip_2_vision_model",
-    "mlcd": "mlcd_vision_model",
-    "internvl": "internvl_vision",
-}
+_PREPARATIONS = {"clip": clip.preparation, "dinov2": dinov2.preparation}
 _ELSEWHERE = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip",
               "dinov2": "dinov2"}  # fmt: skip
 
@@ -65,7 +31,11 @@ class Vit(HuggingFaceTower):
     Blocks take different arguments by family, so the model runs whole and hooks keep what its blocks give.
 
     Args:
-        image_size: edge of the images, where the family's positions take another than the weights were made for.
+        image_size: edge of the images, where the family's positions take another than the weights were made for;
+            whole patches.
+
+    Raises:
+        ConfigError: for an `image_size` that the family does not take.
     """
 
     ARITHMETIC = arch.Vit
@@ -83,13 +53,14 @@ class Vit(HuggingFaceTower):
     ) -> None:
         name = _family(read_config(path) if path is not None else config or {}, path)
         row = ROWS[name]
-        accepted = (name, *(other for other, same in _OTHER_NAMES.items() if same == name))
+        accepted = (name, *(other for other, same in OTHER_NAMES.items() if same == name))
         model, source = load_parts(path, config, (row.model, row.config, accepted), dtype=dtype, attention=attention)
         for key in ("image_size", "patch_size"):
             setattr(model.config, key, _one(getattr(model.config, key)))
+        arch.check_size(model.config.to_dict(), image_size)
         leading = row.leading + int(getattr(model.config, "num_register_tokens", None) or 0)
         super().__init__(model, layers, scales, n_class=leading, n_dropped=leading, image_size=image_size)
-        self.prepare(source, row.preprocessor(self.image_size))
+        self.prepare(source, _PREPARATIONS[row.prepared_like](self.image_size))
 
     def prepare(self, source: Path | None, preprocessor: dict[str, Any]) -> None:
         """The size always comes from here; of a folder, its statistics are taken."""
@@ -154,7 +125,7 @@ def _family(config: dict[str, Any], path: str | None) -> str:
         CheckpointError: when the folder holds one.
     """
     name = str(config.get("model_type"))
-    name = _OTHER_NAMES.get(name, name)
+    name = OTHER_NAMES.get(name, name)
     if name in ROWS:
         return name
     if name in _ELSEWHERE:
