@@ -260,9 +260,7 @@ def _become(request: Request, files: list[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(request.environment)
-    sys.modules[
-        "numpy"
-    ].random.seed()  # what is not seeded differs between processes, as it does when they are executed
+    sys.modules["numpy"].random.seed()  # what is not seeded differs, as between processes that are executed
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if request.prepare is not None:

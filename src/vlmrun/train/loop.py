@@ -134,7 +134,7 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         log.info(message, row.step, row.loss_scale or 1.0)
     for batch, losses in zip(micro_batches, totals.losses, strict=True):
         plan.skipped(batch["skipped"])
-        plan.used(row.step, batch["uses"], losses)
+        plan.used(row.step, batch.get("uses", []), losses)
     if totals.empty:
         log.warning("step %d: micro batches without supervised tokens teach nothing: %s", row.step, shown(totals.empty))
     heartbeat.beat("track")  # a service may take longer than a step
