@@ -227,7 +227,7 @@ def train(label: str, text: str, channel: Connection) -> None:
             epoch=lambda step: step / endless,
             rate=optim.schedule(stage.optim.model_copy(update={"warmup_ratio": 0.0}), endless),
             saver=Unsaved(),
-            evaluate=lambda _: False,
+            evaluate=lambda *_: False,
             skipped=lambda _: None,
             trackers=[Metrics(job.path / METRICS, 0), Lines(job.name, 0, endless)],
         )

@@ -214,7 +214,7 @@ def _vlmrun(name: str, steps: int, clock: _Clock, folder: Path) -> list[float]:
             epoch=lambda step: step / steps,
             rate=lambda _: 1.0,
             saver=Unsaved(),
-            evaluate=lambda _: False,
+            evaluate=lambda *_: False,
             skipped=lambda _: None,
             trackers=[rows],
         )

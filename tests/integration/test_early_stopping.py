@@ -1,14 +1,12 @@
 """Training that ends when evaluations no longer gain, and evaluations by epoch, by share and before training."""
 
-from dataclasses import asdict
-
 import pytest
 
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, losses, rows, said, weights
 from tests.integration.ranks import RankError
 from tests.integration.test_held_out import HELD_OUT, _stopped_at, finish, job_with, scores
-from vlmrun.train.scores import Record, Score
+from vlmrun.train.scores import Record
 
 pytestmark = pytest.mark.ranks
 

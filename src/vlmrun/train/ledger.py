@@ -85,7 +85,7 @@ class Ledger:
     def finish(self, dataset: Dataset, steps: int) -> None:
         """Writes `ledger.jsonl.gz` and removes the notes; rank 0 only, once all ranks have closed theirs.
 
-        Whatever is wrong with the notes of N steps is told, and there is no ledger then: the training is finished.
+        Whatever is wrong with the notes of N steps is reported, and there is no ledger then: the training is finished.
         """
         if self._folder.is_dir() and not (self._job.path / LEDGER).is_file():
             try:

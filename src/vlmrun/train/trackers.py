@@ -24,7 +24,7 @@ log = logs.get(__name__)
 class Guarded(Tracker):
     """A service that may fail: a full disk, a locked database or a lost network costs its numbers, not the training.
 
-    What it raises first is told in a warning; from then on it gets nothing more.
+    What it raises first is reported in a warning; from then on it gets nothing more.
 
     Args:
         make: opens the service.
