@@ -49,7 +49,7 @@ def build(root: Path) -> Built:
     """Brings the site of an output root up to date; pages of what is gone are removed.
 
     Raises:
-        LaunchError: when the output root is not there, or its folder `site` is somebody else's.
+        LaunchError: when the output root is not there, or vlmrun did not write its folder `site`.
         OSError: when the site's folder cannot be written.
     """
     if not root.is_dir():
