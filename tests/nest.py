@@ -56,6 +56,8 @@ _READ_LATE = (
     "WORLD_SIZE", "CROSS_",
 )  # fmt: skip
 _MOST = 1 << 17  # bytes of a request
+_MOST_FILES = 60  # of a process, beyond the first three
+_SECONDS = 60.0  # that an answer may take
 _ROOM = 12_000  # bytes of the command line that `ps` shows of a process
 _PR_SET_CHILD_SUBREAPER = 36
 _execute = subprocess._fork_exec
@@ -82,6 +84,8 @@ class Nest:
         self.end = end
         self.environment = environment
         self._one_at_a_time = threading.Lock()
+        self._asks = os.getpid()  # a process that is forked elsewhere has the socket too, and may not use it
+        self._broken = False
 
     def fork_exec(self, *given: Any) -> int:
         """In place of `_posixsubprocess.fork_exec`: the pid of a child that was forked, or executed after all."""
@@ -90,9 +94,19 @@ class Nest:
             return _execute(*given)
         p2cread, c2pwrite, errwrite = given[6], given[9], given[11]
         streams = [own if own != -1 else number for number, own in enumerate((p2cread, c2pwrite, errwrite))]
+        message = json.dumps(asdict(request)).encode()
+        if self._broken or self._asks != os.getpid() or len(message) > _MOST or len(request.kept) > _MOST_FILES:
+            return _execute(*given)
         with self._one_at_a_time, _adopting():
-            socket.send_fds(self.end, [json.dumps(asdict(request)).encode()], [*streams, *request.kept])
-            return int(self.end.recv(32))
+            self._broken = True  # until the answer is here: a later one must never be taken for it
+            try:
+                self.end.settimeout(_SECONDS)
+                socket.send_fds(self.end, [message], [*streams, *request.kept])
+                pid = int(self.end.recv(32) or 0)
+            except OSError:
+                pid = 0
+            self._broken = pid == 0
+        return pid or _execute(*given)
 
     def _request(self, args: Any, *given: Any) -> Request | None:
         """What to ask for; None where only exec will do."""
@@ -223,9 +237,10 @@ def _next(end: socket.socket) -> tuple[Request, list[int]]:
                 os.write(write, str(child).encode())
                 os._exit(0)
             break
+        os.close(write)
         os.waitpid(between, 0)
-        end.send(os.read(read, 32))
-        for file in (read, write, *files):
+        end.send(os.read(read, 32) or b"0")  # nothing: it ended before it had a child
+        for file in (read, *files):
             os.close(file)
     for file in (read, write):
         os.close(file)
@@ -245,6 +260,7 @@ def _become(request: Request, files: list[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(request.environment)
+    sys.modules["numpy"].random.seed()  # what is not seeded differs, as between processes that are executed
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if request.prepare is not None:

@@ -8,7 +8,11 @@ from vlmrun.config.compose import compose
 from vlmrun.config.validate import validate
 
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/model/connector").glob("*.yaml") if path.stem != "identity")
-SHALLOW = {"dense_sti": ["model.connector.shallow=[0,1]"], "dense_sci": ["model.connector.shallow=[0,1]"]}
+NEEDED = {
+    "abstractor": ["model.max_length=256"],
+    "dense_sti": ["model.connector.shallow=[0,1]"],
+    "dense_sci": ["model.connector.shallow=[0,1]"],
+}
 
 
 def _problems(*changes):
@@ -19,7 +23,7 @@ def _problems(*changes):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_connector_composes(option):
-    assert _problems(f"model/connector={option}", *SHALLOW.get(option, [])) == []
+    assert _problems(f"model/connector={option}", *NEEDED.get(option, [])) == []
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_evaluation_on_the_way_through_the_real_command(own_data, pretrain, tmp_
     done = pretrain(own_data, *GO, *best, evaluated)
     assert done.returncode == 0, done.stderr
     assert "step 6: held-out loss" in done.stderr
-    assert "held-out" in done.stderr[done.stderr.index("1 stage") :], "in the table"
+    assert "held-out" in done.stdout[done.stdout.index("1 stage") :], "in the table"
     rows = [json.loads(line) for line in (stage_folder(tmp_path) / "eval.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [6, 12]
     report = next((tmp_path / "outputs" / "runs").glob("*/report.html")).read_text()

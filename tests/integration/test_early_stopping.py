@@ -1,12 +1,14 @@
 """Training that ends when evaluations no longer gain, and evaluations by epoch, by share and before training."""
 
+from dataclasses import asdict
+
 import pytest
 
 from tests.integration import ranks as forked
 from tests.integration.jobs import execute, losses, rows, said, weights
 from tests.integration.ranks import RankError
 from tests.integration.test_held_out import HELD_OUT, _stopped_at, finish, job_with, scores
-from vlmrun.train.scores import Record
+from vlmrun.train.scores import Record, Score
 
 pytestmark = pytest.mark.ranks
 
@@ -71,6 +73,22 @@ def test_training_ends_below_a_loss_on_the_first_records_and_resumes_to_the_same
     assert losses(again) == losses(job)
 
 
+def test_the_model_of_until_loss_is_evaluated_whatever_steps_are_due(tmp_path):
+    asked = HELD_OUT | {"steps": 50, "generate": 0}
+    changes = {"lr": 0.02, "connector_lr": 0.02, "schedule": "constant", "engine": "plain", "eval": asked}
+    job = job_with(tmp_path, "early", until_loss=1e6, **changes)
+    summary = finish(job)
+    assert [row["step"] for row in scores(job)] == [1]
+    assert summary["eval_loss"] == scores(job)[0]["loss"]
+
+    again = job_with(tmp_path, "again", until_loss=1e6, **changes)
+    with pytest.raises(RankError, match="stopped at step"):  # before it is evaluated
+        forked.run(_stopped_at, 1, again.to_json(), 1, group=False)
+    assert not (again.path / "eval.jsonl").is_file()
+    finish(again)
+    assert scores(again) == scores(job)
+
+
 def test_two_ranks_stop_together(tmp_path):
     changes = WILD | {"engine": "deepspeed", "zero": 2, "micro_batch": 1}
     job = job_with(tmp_path, "two", 2, **changes)
@@ -100,6 +118,5 @@ def test_evaluations_come_before_training_and_with_every_epoch(tmp_path):
 )
 def test_patience_counts_evaluations_without_a_gain(tmp_path, numbers, least, missed):
     record = Record(tmp_path, 0)
-    before = {"step": 0, "loss": 0.1, "exact_match": None}
-    record._scores = [before, *({"step": n, "loss": loss} for n, loss in enumerate(numbers, 1))]
+    record._scores = [asdict(Score(step, loss, None, 9, 4, 0.1)) for step, loss in enumerate([0.1, *numbers])]
     assert record.without_gain("loss", least) == missed

@@ -68,6 +68,19 @@ def test_two_ranks_and_a_stop_make_the_same_rows(tmp_path):
     assert ledger_of(again) == ledger_of(whole)
 
 
+def test_an_interruption_of_two_ranks_changes_no_byte(tmp_path):
+    changes = {"record_losses": True, "micro_batch": 1, "zero": 2, "max_samples": 5, "epochs": 6.0, "save_steps": 2}
+    whole = make_job(tmp_path, "whole", ranks_per_node=2, **changes)
+    finish(whole, 2)
+    again = make_job(tmp_path, "again", ranks_per_node=2, **changes)
+    with pytest.raises(RankError, match="stopped at step"):
+        forked.run(_stopped_at, 2, again.to_json(), 3)
+    finish(again, 2)
+    first, second = ((job.path / "ledger.jsonl.gz").read_bytes() for job in (whole, again))
+    assert first == second
+    assert any(row["used"] > 2 for row in ledger_of(whole))
+
+
 def test_losses_of_records_change_nothing_and_their_mean_is_the_steps_loss(tmp_path):
     silent = run(tmp_path, "silent", **PLAIN)
     for kind in ("chunked", "plain"):

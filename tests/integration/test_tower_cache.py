@@ -65,12 +65,12 @@ class Eye(Tower):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.weight = torch.nn.Parameter(torch.randn(24, 5, generator=generator), requires_grad=False)
-        self.n_seen = 0
+        self.seen, self.second = [], None
 
     def forward(self, pixels):
-        self.n_seen += len(pixels)
+        self.seen.append(len(pixels))
         hidden = pixels.reshape(len(pixels), 2, 24) @ self.weight
-        return [hidden, hidden[..., :3].tanh()]
+        return [hidden, hidden[..., :3].tanh().to(self.second or hidden.dtype)]
 
     def config_dict(self):
         return {"model_type": "eye"}
@@ -86,18 +86,30 @@ def test_all_layers_come_back_in_their_type(tmp_path, dtype):
     cache = TowerCache(tmp_path, tower, None)
     made = cache.features(tower, pixels)
     read = cache.features(tower, pixels[[4, 0, 0, 5]])
-    assert (tower.n_seen, cache.n_computed, cache.n_read) == (6, 6, 4)
+    assert (len(tower.seen), cache.n_computed, cache.n_read) == (6, 6, 4)
     assert all(torch.equal(mine, theirs[[4, 0, 0, 5]]) for mine, theirs in zip(read, made, strict=True))
     assert [layer.dtype for layer in read] == [dtype, dtype]
     cache.close()
 
 
-def test_a_batch_with_one_unknown_image_is_computed_whole(tmp_path):
+def test_every_unknown_image_is_computed_alone_and_once(tmp_path):
+    """Bits must not depend on what else is in a batch, nor on what was known before it: a resumed run knows more."""
     tower, pixels = Eye(), images(4)
     cache = TowerCache(tmp_path, tower, None)
     cache.features(tower, pixels[:3])
-    cache.features(tower, pixels)
-    assert tower.n_seen == 7
+    cache.features(tower, pixels[[0, 3, 3, 1]])
+    assert tower.seen == [1, 1, 1, 1]
+    cache.close()
+
+
+def test_each_layer_has_its_type(tmp_path):
+    tower = Eye()
+    tower.second = torch.float16
+    cache = TowerCache(tmp_path, tower, None)
+    for _ in range(2):
+        one, two = cache.features(tower, images(2))
+        assert (one.dtype, two.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(two, tower(images(2))[1])
     cache.close()
 
 
@@ -108,7 +120,7 @@ def test_images_that_differ_in_one_bit_are_two(tmp_path):
     cache = TowerCache(tmp_path, tower, None)
     cache.features(tower, pixels)
     cache.features(tower, other)
-    assert tower.n_seen == 2
+    assert len(tower.seen) == 2
     cache.close()
 
 

@@ -165,7 +165,7 @@ def replay(text: str, folder: str) -> dict[str, Any] | None:
         config = model.deepspeed_config(job, job.stage)
         loaded = model.load(job, job.stage, config)
         _begin_as_recorded(loaded.vlm, run)
-        trained = setup._Run(job, job.stage, loaded, config)
+        trained = setup._Run(job, loaded, config, None)
         trained.resume()
         trained.train()
         wanted = load_file(run / "final_trainable.safetensors")

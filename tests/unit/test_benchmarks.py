@@ -190,6 +190,12 @@ def test_every_benchmark_has_a_quick_form_that_is_run():
     assert run == with_main
 
 
+def test_score(tmp_path):
+    _, rows = _quick("score", tmp_path / "figures.json")
+    assert len({row["metric"] for row in rows}) == len(rows) > 3
+    assert all(row["cpu s"] > 0 for row in rows)
+
+
 def test_site(tmp_path):
     _, rows = _quick("site", tmp_path / "figures.json")
     assert [row["command"] for row in rows] == [

@@ -12,12 +12,15 @@ from pathlib import Path
 from vlmrun import store
 from vlmrun.cli.options import new_parser, output_option
 from vlmrun.compare import sides
-from vlmrun.config.job import JOB_FILE
+from vlmrun.config.job import JOB_FILE, StageJob
+from vlmrun.config.schema import Data, RunConfig
+from vlmrun.config.validate import validate
 from vlmrun.doctor import evidence, rules
 from vlmrun.doctor.finding import Finding
 from vlmrun.doctor.rules import LIKELIEST, Diagnosis
-from vlmrun.run import record
+from vlmrun.run import identity, record
 
+_PLACES = {"annotations", "images", "image_roots", "gold", "prepare"}  # of data
 GUIDE = "docs/guides/why-it-does-not-learn.md"
 _EXAMPLES = """\
 vlmrun doctor smoke              the newest run of a name
@@ -61,17 +64,35 @@ def _folders(root: Path, reference: str) -> tuple[list[Path], str | None]:
     if known is None:
         return folders, None
     begun = (path.parent for path in store.stages_dir(root).glob(f"*/{JOB_FILE}"))
+    config, _ = validate(known.config)
     wanted = set(known.config.get("stage", {})) - set(side.stages)
-    unfinished = [path for path in sorted(begun) if not store.finished(path) and _is_of(path, known.name, wanted)]
+    unfinished = [
+        path
+        for path in sorted(begun)
+        if config is not None and not store.finished(path) and _is_of(path, config, wanted)
+    ]
     return [*folders, *unfinished], known.last.error if known.state != "finished" else None
 
 
-def _is_of(folder: Path, run: str, stages: set[str]) -> bool:
+def _is_of(folder: Path, config: RunConfig, stages: set[str]) -> bool:
+    """Whether a stage was begun by this run, and not by another one of the same name: it was asked to do the same."""
     try:
-        job = json.loads((folder / JOB_FILE).read_text("utf-8"))
+        job = StageJob.read(folder / JOB_FILE)
     except (OSError, ValueError):
         return False
-    return isinstance(job, dict) and job.get("run") == run and job.get("name") in stages
+    if job.run != config.name or job.name not in stages:
+        return False
+    asked = identity.stable(job.stage) == identity.stable(config.stage[job.name])
+    same_model = identity.stable(job.model) == identity.stable(config.model)
+    same_model = same_model and job.hardware.precision == config.hardware.precision
+    return asked and same_model and all(_is_same(data, config.data.get(name)) for name, data in job.data.items())
+
+
+def _is_same(data: Data, other: Data | None) -> bool:
+    """Whether a job's data are those of a configuration. The job has their paths in full, and prepared data moved."""
+    if other is None or Path(data.annotations).name != Path(other.annotations).name:
+        return False
+    return data.model_dump(exclude=_PLACES) == other.model_dump(exclude=_PLACES)
 
 
 def _print(found: Diagnosis, most: int | None) -> None:

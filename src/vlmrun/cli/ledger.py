@@ -62,7 +62,10 @@ def main(arguments: list[str]) -> int:
 def _read(folder: Path) -> Iterator[Row]:
     file = folder / LEDGER
     if not file.is_file():
-        what = "this stage has no ledger: it does not train, is not finished, or was trained by an earlier version"
+        what = (
+            "this stage has no ledger: it does not train, is not finished, was trained by an earlier version, or its "
+            "notes were incomplete, which a warning in logs/rank-*.log tells"
+        )
         raise CheckpointError(what, str(file), "name a train stage; vlmrun ls lists them")
     return ledger_rows.read(file)
 

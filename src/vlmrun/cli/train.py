@@ -24,6 +24,7 @@ from vlmrun.doctor import rules as diagnosis
 from vlmrun.errors import ConfigError, DataError, Problem
 from vlmrun.names import RUN_CONFIG
 from vlmrun.plan import run as planning
+from vlmrun.report import tables
 from vlmrun.run import numbers, pipeline, plugins, record, sweep
 from vlmrun.site import keep
 
@@ -175,27 +176,33 @@ def carry_out(
                 pipeline.execute(planned, others)
         finally:
             if planned.outcomes:
-                run_table.show(run_table.summary(planned.outcomes), config.name)
-                benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
+                with tables.printed():
+                    run_table.show(run_table.summary(planned.outcomes), config.name)
+                    benchmarks.write({outcome.name: outcome.folder for outcome in planned.outcomes}, sys.stdout)
     nothing = all(outcome.reused for outcome in planned.outcomes) and (planned.folder / run_page.NAME).is_file()
     if not nothing:
         run_page.write(planned.folder, config.name, planned.outcomes)
     report = planned.folder / run_page.NAME if folder is not None else numbers.report(planned.folder)
     if nothing:
         log.info("nothing to do: every stage was finished")
-    else:
-        _warn_of_faults(planned)
-    sys.stdout.write(f"report: {report}\n")
     commands = next_commands.lines(planned, *command)
-    if folder is None and commands:  # a point of a sweep is followed by the next point
-        sys.stdout.write("next:\n" + "".join(f"  {line}\n" for line in commands))
-    sys.stdout.flush()
+    with tables.printed():
+        sys.stdout.write(f"report: {report}\n")
+        if folder is None and commands:  # a point of a sweep is followed by the next point
+            sys.stdout.write("next:\n" + "".join(f"  {line}\n" for line in commands))
+    if not nothing:
+        _warn_of_faults(planned)
     return planned
 
 
 def _warn_of_faults(made: pipeline.Run) -> None:
     """What points to a model that has not learned, in a few lines."""
-    said = diagnosis.messages(evidence.read([outcome.folder for outcome in made.outcomes]))
+    try:
+        said = diagnosis.messages(evidence.read([outcome.folder for outcome in made.outcomes]))
+    except Exception as error:  # noqa: BLE001 - the run is finished, whatever its files look like
+        what = str(error).partition("\n")[0]
+        log.warning("whether the model has learned was not looked at: %s: %s", type(error).__name__, what)
+        return
     for line in said:
         log.warning("%s", line)
     if said:

@@ -40,12 +40,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     root = Path(options.output)
     folder = find(root, options.run)[0] if options.run else _newest(root)
+    _require_below(root, folder)
     if options.once:
         _show(*_look(root, folder))
         return 0
     build.build(root)
-    with serve.serving(root, options.port) as home:
-        page = home.removesuffix(links.HOME) + links.href("", links.run(str(folder.relative_to(root.resolve()))))
+    with serve.serving(root, options.port) as address:
+        page = address(links.run(str(folder.relative_to(root.resolve()))))
         sys.stderr.write(f"pages: {page}\nCtrl-C ends this, not the run\n")
         try:
             _follow(root, folder, max(0.2, options.seconds))
@@ -59,6 +60,15 @@ def _newest(root: Path) -> Path:
     if not known:
         raise CheckpointError("there is no run to watch", str(root / "runs"), "start one: vlmrun +recipe=smoke")
     return max(known)[1]
+
+
+def _require_below(root: Path, folder: Path) -> None:
+    """A run has pages in the site of its own output root; links followed, for `runs/NAME` may be one."""
+    if not folder.is_relative_to(root.resolve()):
+        own = next((each.parent for each in folder.parents if each.name in ("runs", "sweeps")), "FOLDER")
+        raise CheckpointError(
+            f"the run is not below the output root {root}", str(folder), f"give its own: --output {own}"
+        )
 
 
 def _look(root: Path, folder: Path) -> tuple[Found, Row]:
@@ -76,7 +86,7 @@ def _follow(root: Path, folder: Path, seconds: float) -> None:
     before = None
     while True:
         found, row = _look(root, folder)
-        now = _lines(found, row)
+        now = (row.state, row.error, _lines(found, row))
         if now != before:
             if terminal:
                 sys.stdout.write("\x1b[H\x1b[2J")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmrun import artifact
+from vlmrun import artifact, jsonl
 from vlmrun.data.dataset import Dataset
 
 # What a rank notes of a sample it used: 22 bytes.
@@ -26,6 +26,8 @@ USE = np.dtype(
         ("loss", "<f4"),
     ]
 )
+# Losses are added up as whole numbers of 1 / _UNITS: a sum of floats would depend on its order.
+_UNITS = 2**32
 
 
 class Sums:
@@ -39,31 +41,31 @@ class Sums:
         self.skipped = np.zeros(n_records, dtype=bool)
         self._steps = np.full((2, n_records), [[np.iinfo(np.int64).max], [-1]], dtype=np.int64)
         self.losses = np.full((2, n_records), np.nan)  # of the first use and the last
-        self._total = np.zeros(n_records)
+        self._total = np.zeros(n_records, dtype=np.int64)  # in units of 1 / _UNITS
         self._known = np.zeros(n_records, dtype=np.int64)
 
     def add(self, notes: np.ndarray) -> None:
-        """Adds notes, in any order."""
+        """Adds notes. Their order, which ranks and interruptions change, makes no difference."""
         number = notes["number"]
         np.add.at(self.used, number, 1)
         for name in ("tokens", "supervised"):
-            getattr(self, name)[number] = notes[name]
+            np.maximum.at(getattr(self, name), number, notes[name])
         for name in ("truncated", "skipped"):
             np.logical_or.at(getattr(self, name), number, notes[name])
         notes = notes[~np.isnan(notes["loss"])]
-        np.add.at(self._total, notes["number"], notes["loss"])
+        np.add.at(self._total, notes["number"], np.rint(notes["loss"].astype(np.float64) * _UNITS).astype(np.int64))
         np.add.at(self._known, notes["number"], 1)
         for note in notes:
             self._take(int(note["number"]), int(note["step"]), float(note["loss"]))
 
     def mean(self, number: int) -> float:
         """Mean loss over all uses of a record."""
-        return float(self._total[number] / self._known[number])
+        return float(self._total[number] / _UNITS / self._known[number])
 
     def _take(self, number: int, step: int, loss: float) -> None:
-        if step < self._steps[0, number]:
+        if (step, loss) < (self._steps[0, number], self.losses[0, number]):
             self._steps[0, number], self.losses[0, number] = step, loss
-        if step > self._steps[1, number]:
+        if (step, loss) > (self._steps[1, number], self.losses[1, number]):
             self._steps[1, number], self.losses[1, number] = step, loss
 
 
@@ -74,7 +76,7 @@ def write(path: Path, sums: Sums, dataset: Dataset, skipped: Path, sources: Mapp
         skipped: skipped.jsonl, with the reasons.
         sources: annotation file -> the data entry that a training reads it as.
     """
-    left_out = [json.loads(line) for line in skipped.read_text("utf-8").splitlines()] if skipped.is_file() else []
+    left_out = list(jsonl.rows(skipped))
     reasons = {row["id"]: row["reason"] for row in left_out if "source" not in row}
     with (
         artifact.writing(path) as place,

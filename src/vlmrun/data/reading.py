@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlmrun import logs
+from vlmrun import jsonl, logs
 from vlmrun.config.schema import DataConfig
 from vlmrun.data import formats
 from vlmrun.data.formats.image_marks import as_words
@@ -71,9 +71,12 @@ def rejection_error(rejected: Sequence[Rejected]) -> DataError:
 
 def list_skipped(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Appends entries to a JSONL file, each once however often a run is resumed."""
-    known = set(path.read_text("utf-8").splitlines()) if path.is_file() else set()
+    known = set(jsonl.lines(path))
+    torn = bool(known) and not path.read_bytes().endswith(b"\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as handle:
+        if torn:  # by a kill
+            handle.write("\n")
         for entry in entries:
             line = whole(json.dumps(dict(entry), ensure_ascii=False))
             if line not in known:

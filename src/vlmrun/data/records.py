@@ -66,13 +66,14 @@ def _build(
     wrong: list[Rejected] = []
     left_out: list[Rejected] = []
 
-    rest = itertools.count() if first is None else iter(range(first))  # one number for each record that is taken
-
     def sources() -> Iterator[tuple[str, str, Iterator[Sample]]]:
+        left = first
         for name, config in entries:
             rejected = left_out if config.on_error == "skip" else wrong
             found = usable(config, rejected, partial(_fitting, encoder), as_it_is=encoder.as_upstream)
-            yield name, config.annotations, (sample for _, sample in zip(rest, found, strict=False))
+            numbers = itertools.count()  # one for each record that is taken
+            yield name, config.annotations, (sample for sample, _ in zip(itertools.islice(found, left), numbers))
+            left = None if left is None else left - next(numbers)
         # Before the index is called whole.
         if wrong:
             raise rejection_error(wrong)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlmrun import artifact
+from vlmrun import artifact, jsonl
 from vlmrun.config.job import JOB_FILE, StageJob
 from vlmrun.config.schema import BenchmarkConfig, EvaluateStage, TrainStage
 from vlmrun.data import ledger_rows
@@ -43,9 +43,11 @@ class Training:
 
     @cached_property
     def cut(self) -> tuple[int, int]:
-        """Records whose end was cut off, of those that were used."""
-        file = self.job.path / LEDGER
-        used = [bool(row.get("truncated")) for row in ledger_rows.read(file) if row["used"]] if file.is_file() else []
+        """Records whose end was cut off, of those that were used; none of a ledger that is missing or damaged."""
+        try:
+            used = [bool(row.get("truncated")) for row in ledger_rows.read(self.job.path / LEDGER) if row.get("used")]
+        except (AttributeError, CheckpointError, OSError):
+            used = []
         return sum(used), len(used)
 
     @cached_property
@@ -150,7 +152,7 @@ def read(folders: Sequence[Path], error: str | None = None) -> Case:
         except (OSError, ValueError, ValidationError):
             continue  # a stage of a plugin or of another version
         if isinstance(job.stage, TrainStage):
-            rows, held_out = list(_rows(folder / METRICS)), list(_rows(folder / HELD_OUT))
+            rows, held_out = list(jsonl.rows(folder / METRICS)), list(jsonl.rows(folder / HELD_OUT))
             trainings.append(Training(job.name, job, job.stage, _summary(folder), rows, held_out))
         elif isinstance(job.stage, EvaluateStage):
             found = _evaluation(folder, job, job.stage)
@@ -165,7 +167,7 @@ def _evaluation(folder: Path, job: StageJob, stage: EvaluateStage) -> Evaluation
     answers, shuffled = (
         [
             row
-            for row in _rows(folder / name)
+            for row in jsonl.rows(folder / name)
             if row.get("data") in plain and row.get("split") != "unseen" and row.get("expected")
             and all(isinstance(row.get(key), str) for key in _ANSWERED)
         ]
@@ -195,17 +197,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row

@@ -10,6 +10,7 @@ all processes of a machine share: a file that was cut short is found out, where 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ log = logs.get(__name__)
 KEY_BYTES = 16
 _ENTRY = KEY_BYTES + 4
 _MOST_HEADER = 1 << 16
+_MOST_OPEN = 64
 _RESERVED = 0.05  # share of the disk that is left free
 
 
@@ -62,20 +64,15 @@ class FeatureShards:
         if not self.folder.is_dir():
             return
         for file in sorted(self.folder.glob("*.keys")):
-            if file.stat().st_size > self._seen.get(file, 0) and (self._own is None or file != self._own[0]):
-                self._read_keys(file)
+            with contextlib.suppress(OSError):  # removed meanwhile: a cache may be
+                if file.stat().st_size > self._seen.get(file, 0) and (self._own is None or file != self._own[0]):
+                    self._read_keys(file)
 
-    def all(self, keys: Sequence[bytes]) -> list[bytes] | None:
-        """The rows of all keys, those included that another process has just added; None if one is missing."""
+    def all(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """A row for each key, those included that another process has just added; None for one that is missing."""
         if any(key not in self._rows for key in keys):
             self.refresh()
-        rows: list[bytes] = []
-        for key in keys:
-            row = self.get(key) if key in self._rows else None
-            if row is None:
-                return None
-            rows.append(row)
-        return rows
+        return [self.get(key) for key in keys]
 
     def get(self, key: bytes) -> bytes | None:
         """A row; None for one that is not there or is damaged wherever it is."""
@@ -83,9 +80,7 @@ class FeatureShards:
         while places:
             file, number, checksum = places[-1]
             try:
-                if file not in self._open:
-                    self._open[file] = os.open(file, os.O_RDONLY)
-                row = os.pread(self._open[file], self.n_bytes, number * self.n_bytes)
+                row = os.pread(self._descriptor(file), self.n_bytes, number * self.n_bytes)
                 if len(row) == self.n_bytes and _checksum(key, row) == checksum:
                     return row
                 reason = "they are damaged"
@@ -133,6 +128,14 @@ class FeatureShards:
             os.close(self._own[1])
             os.close(self._own[2])
             self._own = None
+
+    def _descriptor(self, file: Path) -> int:
+        """Of a file of rows. A folder that many runs have added to has more files than a process may open."""
+        if file not in self._open:
+            if len(self._open) == _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[file] = os.open(file, os.O_RDONLY)
+        return self._open[file]
 
     def _begun(self) -> tuple[Path, int, int]:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from vlmrun import logs
 from vlmrun.model.feature_shards import KEY_BYTES, FeatureShards
@@ -24,9 +27,9 @@ _VERSION = 1
 class TowerCache:
     """Answers for a tower where it has seen the same pixels before.
 
-    A batch that holds one image that is not known goes through the tower whole, as it would without a cache: how many
-    images a kernel is given together can change last bits. All that features depend on is part of a name, so a cache
-    never answers for another tower, type, device or way of computing.
+    Each image that is not known goes through the tower alone: how many a kernel is given together can change last bits,
+    and those of a training run must not depend on what was known before, or a resumed run would differ. All that
+    features depend on is part of a name, so a cache never answers for another tower, type, device or way of computing.
 
     Args:
         folder: of the caches of all towers.
@@ -54,15 +57,17 @@ class TowerCache:
         shards = self._shards(pixels)
         keys = self._keys(pixels)
         rows = shards.all(keys)
-        if rows is not None:
-            self.n_read += len(rows)
-            return _unpacked(rows, shards.described, pixels.device)
-        self.n_computed += len(keys)
-        layers: list[torch.Tensor] = tower(pixels)
-        described = [str(layers[0].dtype).removeprefix("torch."), [list(layer.shape[1:]) for layer in layers]]
-        for key, packed in zip(keys, _packed(layers), strict=True):
-            shards.add(key, packed, described)
-        return layers
+        for number, key in enumerate(keys):
+            if rows[number] is None:
+                rows[number] = shards.get(key)  # as an image of this batch may be there twice
+            if rows[number] is None:
+                layers = tower(pixels[number : number + 1])
+                row = rows[number] = _packed(layers)
+                shards.add(key, row, _described(layers))
+                self.n_computed += 1
+            else:
+                self.n_read += 1
+        return _unpacked([row for row in rows if row is not None], shards.described, pixels.device)
 
     def close(self) -> None:
         """Says what it was good for, and closes its files."""
@@ -76,7 +81,8 @@ class TowerCache:
         kind = pixels.device.type
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         device = torch.cuda.get_device_name(pixels.device) if kind == "cuda" else kind
-        known = json.dumps([self._identity, str(pixels.dtype), autocast, device, torch.__version__])
+        versions = [torch.__version__, transformers.__version__]
+        known = json.dumps([self._identity, str(pixels.dtype), autocast, device, versions])
         name = hashlib.sha256(known.encode()).hexdigest()[:32]
         if name not in self._opened:
             self._opened[name] = FeatureShards(self._folder / name)
@@ -101,8 +107,8 @@ def identity(tower: Tower, computed: Any) -> str:
     """A digest of all that decides what a tower makes of pixels: its class, config, layers and weights."""
     digest = hashlib.sha256()
     about = [
-        _VERSION, type(tower).__qualname__, tower.config_dict(), list(tower.layers), tower.image_size, tower.n_patches,
-        tower.hidden_dim, computed,
+        _VERSION, type(tower).__qualname__, _source(type(tower)), tower.config_dict(), list(tower.layers),
+        tower.image_size, tower.n_patches, tower.hidden_dim, computed,
     ]  # fmt: skip
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
@@ -111,14 +117,30 @@ def identity(tower: Tower, computed: Any) -> str:
     return digest.hexdigest()
 
 
-def _packed(layers: Sequence[torch.Tensor]) -> list[bytes]:
-    """The rows of all images, all layers of one together."""
-    flat = torch.cat([layer.flatten(1) for layer in layers], dim=1).cpu().contiguous()
-    return [row.tobytes() for row in flat.view(torch.uint8).numpy()]
+def _source(tower: type[Tower]) -> str:
+    """Digest of the files that a tower's classes are written in: their next version may compute otherwise."""
+    files = {file for one in tower.__mro__ if (file := inspect.getsourcefile(one) if one is not object else None)}
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in sorted(files))).hexdigest()
 
 
-def _unpacked(rows: Sequence[bytes], described: Any, device: torch.device) -> list[torch.Tensor]:
-    dtype, shapes = described
-    data = torch.frombuffer(bytearray(b"".join(rows)), dtype=getattr(torch, dtype)).view(len(rows), -1).to(device)
-    sizes = [n_patches * width for n_patches, width in shapes]
-    return [layer.reshape(len(rows), *shape) for layer, shape in zip(data.split(sizes, dim=1), shapes, strict=True)]
+def _described(layers: Sequence[torch.Tensor]) -> list[Any]:
+    """Type and shape of one image's features, for each layer."""
+    return [[str(layer.dtype).removeprefix("torch."), list(layer.shape[1:])] for layer in layers]
+
+
+def _packed(layers: Sequence[torch.Tensor]) -> bytes:
+    """The features of one image, layer after layer."""
+    return b"".join(layer.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes() for layer in layers)
+
+
+def _unpacked(rows: Sequence[bytes], described: list[Any], device: torch.device) -> list[torch.Tensor]:
+    """One tensor for each layer, of all images."""
+    data = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), -1)
+    layers, begin = [], 0
+    for name, shape in described:
+        dtype: torch.dtype = getattr(torch, name)
+        end = begin + math.prod(shape) * dtype.itemsize
+        piece = data[:, begin:end].contiguous().to(device).view(dtype)
+        layers.append(piece.view(len(rows), *shape))
+        begin = end
+    return layers

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmrun import jsonl
 from vlmrun.config.job import JOB_FILE
 from vlmrun.data.images.finding import ImageFolder, find_image
 from vlmrun.errors import DataError
@@ -45,29 +46,16 @@ class Shown:
     small: bool  # drawn from few pixels: to be enlarged without blurring
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSONL file; a missing file has none, and torn lines are passed over."""
-    if not path.is_file():
-        return
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
-
-
 def show(folder: Path, count: int) -> tuple[list[Shown], int]:
     """Some answers of an evaluate stage, and how many there are in all."""
-    answers = [row for row in rows(folder / ANSWERS) if all(isinstance(row.get(name), str) for name in _TEXTS)]
+    answers = [row for row in jsonl.rows(folder / ANSWERS) if all(isinstance(row.get(name), str) for name in _TEXTS)]
     roots = image_roots(folder)
     return [_shown(row, roots) for row in choose(answers, count)], len(answers)
 
 
 def tried(folder: Path, count: int) -> tuple[list[Shown], int | None]:
     """The first answers of a training's last evaluation, and its step."""
-    found = [row for row in rows(folder / SAMPLES) if all(isinstance(row.get(name), str) for name in _TRIED)]
+    found = [row for row in jsonl.rows(folder / SAMPLES) if all(isinstance(row.get(name), str) for name in _TRIED)]
     last = max((row["step"] for row in found if isinstance(row.get("step"), int)), default=None)
     roots = image_roots(folder)
     told = [{**row, "text": row["question"], "category": row["data"], "split": ""} for row in found]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from vlmrun import artifact, kinds
+from vlmrun import artifact, jsonl, kinds
 from vlmrun.kinds.base import AnyKind
 from vlmrun.names import HELD_OUT, METRICS, SCORES
 from vlmrun.report import answers, benchmarks, search, svg, tables
@@ -97,10 +97,10 @@ def losses(outcomes: Sequence[Outcome]) -> Markup:
     for outcome in outcomes:
         if not _kind(outcome).trains:
             continue
-        points = [_point(row) for row in answers.rows(outcome.folder / METRICS)]
+        points = [_point(row) for row in jsonl.rows(outcome.folder / METRICS)]
         steps = number(outcome.artifact.summary, "steps")
         note = "" if steps is None else f"{steps:.0f} steps"
-        tried = [_point(row) for row in answers.rows(outcome.folder / HELD_OUT)]
+        tried = [_point(row) for row in jsonl.rows(outcome.folder / HELD_OUT)]
         curve = svg.curve([point for point in points if point], outcome.name, [point for point in tried if point])
         cards.append(page.card(outcome.name, curve, note))
     note = (
@@ -189,7 +189,7 @@ def _on_the_way(outcomes: Sequence[Outcome]) -> Markup:
         if shown:
             shares = [
                 f"step {row.get('step')}: {share_text(number(row, 'exact_match'))}"
-                for row in answers.rows(outcome.folder / HELD_OUT)
+                for row in jsonl.rows(outcome.folder / HELD_OUT)
             ]
             cards.append(page.card(f"{outcome.name}, step {step}", page.gallery(shown), "right: " + ", ".join(shares)))
     return page.section("Answers during training", "On held-out data.", *cards)

@@ -7,16 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vlmrun import jsonl
 from vlmrun.names import POINTS
-from vlmrun.report import answers, svg
 from vlmrun.report import html as page
+from vlmrun.report import svg
 from vlmrun.report.run_table import number, share_text
 from vlmrun.report.svg import Bar
 
 
 def show(folder: Path) -> Markup:
     """A curve where the points lie on a line, bars otherwise, and all of them in a table; empty without points."""
-    points = [row for row in answers.rows(folder / POINTS) if _is_point(row)]
+    points = [row for row in jsonl.rows(folder / POINTS) if _is_point(row)]
     if not points:
         return Markup()
     points.sort(key=lambda row: row["point"])

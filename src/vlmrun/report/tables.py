@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -46,6 +48,17 @@ class Grid:
 def is_terminal(stream: IO[str]) -> bool:
     """Whether the stream is a terminal that wants drawings and color (`NO_COLOR` and `CI` say no)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[None]:
+    """For what a run prints: a reader of stdout that is gone, as after `| head`, costs the print and not the run."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # a stdout that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write(grid: Grid, stream: IO[str]) -> None:

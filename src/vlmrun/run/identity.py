@@ -6,7 +6,6 @@ changed value is another folder). What only moves work about is marked `Volatile
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from vlmrun.config import derived, marks
 from vlmrun.config.marks import Contents, Parent, Source
 from vlmrun.config.paths import locate
 from vlmrun.config.schema import BenchmarkConfig, DataConfig, ModelConfig, RunConfig
+from vlmrun.errors import CheckpointError
 from vlmrun.graph import Planned
 
 _WHOLE_BYTES = 1 << 26
@@ -38,9 +38,13 @@ def keys(planned: list[Planned], run: RunConfig) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for item in planned:
-        if all(parent is None or parent in found for parent in item.parents.values()):
-            with contextlib.suppress(FileNotFoundError):
-                found[item.name] = _hash(_identity(item, run, found))
+        if not all(parent is None or parent in found for parent in item.parents.values()):
+            continue
+        try:
+            found[item.name] = _hash(_identity(item, run, found))
+        except (OSError, CheckpointError):
+            if not run.only or item.name in run.only:
+                raise
     return found
 
 

@@ -29,7 +29,7 @@ from vlmrun.config import overrides as words
 from vlmrun.config.schema import RunConfig
 from vlmrun.errors import ConfigError, LaunchError, VlmrunError, error_from_dict, suggest
 from vlmrun.outcome import Job, Outcome
-from vlmrun.report import run_table
+from vlmrun.report import run_table, tables
 from vlmrun.run.pipeline import Run
 from vlmrun.run.sweep import record
 
@@ -92,7 +92,8 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], root: Path, one: 
             raise told from refused
         log.error("%s", told)
     artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
-    run_table.compare(jobs)
+    with tables.printed():
+        run_table.compare(jobs)
     codes = [job.error.exit_code for job in jobs if job.error is not None]
     return next(iter(codes), 0 if refused is None else ConfigError.exit_code)
 

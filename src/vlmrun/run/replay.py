@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, graph, store
+from vlmrun import artifact, graph, jsonl, store
 from vlmrun.artifact import Artifact
-from vlmrun.config.schema import RunConfig
+from vlmrun.config.schema import RunConfig, Stage, TrainStage
 from vlmrun.config.validate import validate
 from vlmrun.errors import CheckpointError, ConfigError, Problem
 from vlmrun.run import record
 from vlmrun.run.record import Record
 
 _FOLDER = "replays"
+_CACHES = {"image_cache": None, "tower_cache": None}
 _LINES = (".jsonl",)  # files whose rows have times in them
 _TIMES = ("seconds", "wait_seconds")
 
@@ -58,7 +59,13 @@ def config_of(found: Record, root: Path) -> RunConfig:
         fix = "an earlier version wrote it: give the command of `vlmrun runs show` again, with today's keys"
         listed = [Problem(each.what, f"{record.NAME}: {each.where}", each.fix or fix) for each in problems]
         raise ConfigError(listed or [Problem("the record holds no configuration", record.NAME, fix)])
-    return config.model_copy(update={"output": str(root), "only": _needed(config)})
+    stages = {name: _without_caches(stage) for name, stage in config.stage.items()}
+    return config.model_copy(update={"output": str(root), "only": _needed(config), "stage": stages})
+
+
+def _without_caches(stage: Stage) -> Stage:
+    """A stage that computes everything again: what the first run left in a cache is not taken from there."""
+    return stage.model_copy(update=_CACHES) if isinstance(stage, TrainStage) else stage
 
 
 def _needed(config: RunConfig) -> list[str]:
@@ -118,7 +125,7 @@ def _is_equal(name: str, *sides: tuple[Path, Artifact]) -> bool:
 
 def _rows(path: Path) -> Iterator[Any]:
     """Rows of a file without the times in them."""
-    for line in path.read_text("utf-8").splitlines():
+    for line in jsonl.lines(path):
         row = json.loads(line)
         yield {key: value for key, value in row.items() if key not in _TIMES} if isinstance(row, dict) else row
 

@@ -93,7 +93,7 @@ def run(
     Returns:
         0, or the exit code of the first failed point.
     """
-    from vlmrun.report import run_table
+    from vlmrun.report import run_table, tables
 
     points = expand(overrides)
     folder = locks.claim(root / "sweeps", time.strftime("%Y-%m-%d_%H-%M-%S"))
@@ -114,7 +114,8 @@ def run(
             log.error("%s", error)
             jobs.append(Job(number, own, where, [], error))
         artifact.write_json(folder / "sweep.json", [record(job) for job in jobs])
-    run_table.compare(jobs)
+    with tables.printed():
+        run_table.compare(jobs)
     return next((job.error.exit_code for job in jobs if job.error is not None), 0)
 
 

@@ -116,12 +116,16 @@ class Watch:
         )  # fmt: skip
 
     def _behind(self, allowed: Callable[[Beat], float]) -> Beat | None:
-        """The one furthest behind, when another has waited for longer than is allowed."""
+        """The one furthest behind, when another has waited for longer than is allowed, and it is not in time itself.
+
+        Rank 0 may keep the others waiting with what only it does: a slow tracker.
+        """
         now = time.monotonic()
         working = [beat for beat in self._last if beat.phase != LEFT and _lives(beat.pid)]
         if not any(now - beat.at > allowed(beat) for beat in working):
             return None
-        return min(working, key=lambda beat: (not _is_stopped(beat.pid), beat.step, _order(beat.phase), beat.at))
+        last = min(working, key=lambda beat: (not _is_stopped(beat.pid), beat.step, _order(beat.phase), beat.at))
+        return last if now - last.at > allowed(last) or _is_stopped(last.pid) else None
 
     def _allowed(self, beat: Beat) -> float:
         assert self._hang is not None

@@ -196,7 +196,7 @@ def _is_history(said: object) -> TypeGuard[list[dict[str, Any]]]:
 def _questions(path: Path) -> Iterator[dict[str, Any]]:
     """Raises DataError naming the first line that is no question."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the questions cannot be read: {error}", str(path), "check the path") from error
     for number, line in enumerate(lines, start=1):

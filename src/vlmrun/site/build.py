@@ -12,14 +12,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vlmrun import __version__, locks, logs
+from vlmrun import __version__, locks
 from vlmrun.errors import LaunchError
 from vlmrun.run import record
 from vlmrun.site import found as finding
 from vlmrun.site import lines, links, pages, run_pages, stage_page
 from vlmrun.site.found import Found, Row
-
-log = logs.get(__name__)
 
 _STATE = ".state.json"
 _ASSETS = ("uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE", "site.css", "site.js", "charts.js", "answers.js",
@@ -40,18 +38,18 @@ class Built:
 
 @dataclass(frozen=True)
 class _Page:
-    """Files of one page, what they are made from, and how."""
+    """Files of one page, what they are made from, and how; None: what it shows is gone meanwhile."""
 
     names: tuple[str, ...]
     inputs: Any
-    make: Callable[[], tuple[str, ...]]
+    make: Callable[[], tuple[str, ...] | None]
 
 
 def build(root: Path) -> Built:
     """Brings the site of an output root up to date; pages of what is gone are removed.
 
     Raises:
-        LaunchError: when the output root is not there.
+        LaunchError: when the output root is not there, or its folder `site` is somebody else's.
         OSError: when the site's folder cannot be written.
     """
     if not root.is_dir():
@@ -59,23 +57,47 @@ def build(root: Path) -> Built:
     place = root / links.FOLDER
     place.mkdir(exist_ok=True)
     with locks.alone(place):
+        _require_ours(place)
         state = lines.read_json(place / _STATE)
         known = (state.get("code") == _code() and state) or {}
         found = finding.look(root.resolve(), known.get("rows") or {})
         built = Built(place / links.HOME, problems=found.problems)
-        before, after = known.get("pages") or {}, dict[str, str]()
+        old, after = _pages_of(state), dict[str, str]()
+        before = old if known else {}
         for page in _pages(found):
             digest = _digest(page.inputs)
             if before.get(page.names[0]) == digest and all((place / name).is_file() for name in page.names):
                 built.kept += 1
             else:
-                _write_all(place, page)
+                texts, fault = _make(page)
+                if texts is None:
+                    continue
+                if fault:
+                    built.problems.append(f"{page.names[0]} {fault}")
+                    digest = ""  # tried again by the next build
+                for name, text in zip(page.names, texts, strict=True):
+                    _write(place / name, text)
                 built.written += 1
             after |= dict.fromkeys(page.names, digest)
-        for name in {*(state.get("pages") or {})} - after.keys():
+        for name in old.keys() - after.keys():
             built.removed += _remove(place, name)
         _write(place / _STATE, json.dumps({"code": _code(), "pages": after, "rows": finding.remember(found)}))
     return built
+
+
+def _require_ours(place: Path) -> None:
+    """Marks a new folder as the site's, so that a build that is ended early leaves one that is known."""
+    if (place / _STATE).is_file():
+        return
+    if any(not item.name.startswith(f".{_STATE}.") for item in place.iterdir()):
+        what = "this folder is not a site that vlmrun wrote, so it is left alone"
+        raise LaunchError(what, str(place), "move it away, or give runs a root of their own: output=FOLDER (--output)")
+    _write(place / _STATE, "{}")
+
+
+def _pages_of(state: dict[str, Any]) -> dict[str, str]:
+    found = state.get("pages")
+    return found if isinstance(found, dict) else {}
 
 
 def _pages(found: Found) -> Iterator[_Page]:
@@ -105,31 +127,31 @@ def _pages(found: Found) -> Iterator[_Page]:
 def _stage(found: Found, name: str, users: list[Row], stamp: Any) -> _Page:
     page = links.stage(name)
     inputs = [stamp, [[row.label, row.state] for row in users[:_MOST_USERS]], len(users)]
-    return _Page((page, links.data(page)), inputs, lambda: stage_page.make(found, name, users))
+
+    def make() -> tuple[str, ...] | None:
+        return stage_page.make(found, name, users) if found.stages[name].is_dir() else None
+
+    return _Page((page, links.data(page)), inputs, make)
 
 
 def _run(found: Found, row: Row, stamps: Any) -> _Page:
     page = links.run(row.folder)
 
-    def make() -> tuple[str, ...]:
+    def make() -> tuple[str, ...] | None:
         one = record.read(found.root / row.folder)
-        if one is None or not one.launches:  # removed meanwhile
-            return ("", "")
-        return run_pages.make(found, row, one)
+        return run_pages.make(found, row, one) if one is not None and one.launches else None
 
     return _Page((page, links.data(page)), [found.stamps[row.label], row.state, stamps], make)
 
 
-def _write_all(place: Path, page: _Page) -> None:
-    """One page that cannot be made, of data that is damaged in an unexpected way, does not cost the others."""
+def _make(page: _Page) -> tuple[tuple[str, ...] | None, str]:
+    """A page's texts, and why they only say that it cannot be shown: that does not cost the other pages."""
     try:
-        texts = page.make()
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        log.warning("%s cannot be shown: %s: %s", page.names[0], type(error).__name__, error)
-        text = pages.document(page.names[0], page.names[0], f"cannot be shown: {type(error).__name__}: {error}", [])
-        texts = (text, *[""] * (len(page.names) - 1))
-    for name, text in zip(page.names, texts, strict=True):
-        _write(place / name, text)
+        return page.make(), ""
+    except Exception as error:  # noqa: BLE001 - damaged data raises anything, and folders vanish beside us
+        fault = f"cannot be shown: {type(error).__name__}: {error}"
+        text = pages.document(page.names[0], page.names[0], fault, [])
+        return (text, *[""] * (len(page.names) - 1)), fault
 
 
 def _write(path: Path, text: str) -> None:
@@ -144,10 +166,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _remove(place: Path, name: str) -> int:
+    """Removes a page that the state names. The state is data: what is not below the site, links followed, is kept."""
     path = place / name
-    if ".." in Path(name).parts or not path.is_file():  # a name of the state file, which is data
+    try:
+        if ".." in path.parts or not path.parent.resolve().is_relative_to(place.resolve()) or not path.is_file():
+            return 0
+        path.unlink()
+    except (OSError, RuntimeError, ValueError):  # no name of a file, a circle of links, gone meanwhile
         return 0
-    path.unlink()
     return 1
 
 

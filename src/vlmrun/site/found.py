@@ -72,15 +72,9 @@ def look(root: Path, known: dict[str, Any]) -> Found:
     for folder in record.folders(root):
         label = os.path.relpath(folder, root).removeprefix("runs" + os.sep)
         stamped = [*stamp([folder / record.NAME]), *stamp([folder / "stages"])]
-        before = known.get(label)
-        if before and before["stamp"] == stamped and before["row"]["state"] == "finished":
-            row = Row(**before["row"])
-        else:
-            one = record.read(folder)
-            if one is None or not one.launches:
-                found.problems.append(f"{folder / record.NAME} cannot be read; the run is left out")
-                continue
-            row = _row(found, label, folder, one)
+        row = _remembered(known.get(label), stamped) or _read(found, label, folder)
+        if row is None:
+            continue
         found.rows.append(row)
         found.stamps[label] = stamped
     found.rows.sort(key=lambda row: row.started, reverse=True)
@@ -136,6 +130,28 @@ def _find_stages(found: Found) -> None:
             found.unfinished[entry.name] = lines.read_json(folder / JOB_FILE)
 
 
+def _remembered(before: Any, stamped: Any) -> Row | None:
+    """The row of a finished run that is as it was."""
+    try:
+        is_same = before["stamp"] == stamped and before["row"]["state"] == "finished"
+        return Row(**before["row"]) if is_same else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _read(found: Found, label: str, folder: Path) -> Row | None:
+    """The row of a run; one that cannot be read is a problem, and costs no other."""
+    one = record.read(folder)
+    if one is None or not one.launches:
+        found.problems.append(f"{folder / record.NAME} cannot be read; the run is left out")
+        return None
+    try:
+        return _row(found, label, folder, one)
+    except Exception as error:  # noqa: BLE001 - damaged data raises anything, and folders vanish beside us
+        found.problems.append(f"{folder} cannot be read; the run is left out: {type(error).__name__}: {error}")
+        return None
+
+
 def _row(found: Found, label: str, folder: Path, one: Record) -> Row:
     last = one.last
     return Row(
@@ -170,12 +186,22 @@ def _stages(found: Found, folder: Path, one: Record) -> dict[str, dict[str, Any]
             place = link.resolve().name
             stages[link.name] = {"id": place, "kind": made.kind, "reused": False, "numbers": made.summary}
     for place, job in found.unfinished.items():
-        begun = (found.stages[place] / JOB_FILE).stat().st_mtime
         stage = job.get("stage")
-        if job.get("run") == one.name and isinstance(stage, dict) and begun >= _seconds(one.last.started):
+        if job.get("run") != one.name or not isinstance(stage, dict):
+            continue
+        begun = _written(found.stages[place] / JOB_FILE)
+        if begun is not None and begun >= _seconds(one.last.started):
             kind = str(stage.get("kind", ""))
             stages.setdefault(str(job.get("name")), {"id": place, "kind": kind, "reused": False, "numbers": {}})
     return stages
+
+
+def _written(path: Path) -> float | None:
+    """When a file was written; None: it is gone, as when `gc` works beside us."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _seconds(started: str) -> float:

@@ -26,11 +26,11 @@ def document(
     Args:
         page: its place in the site.
         state: of what it shows; while that is `running` the page looks for new data.
-        scripts: data that it needs at once, by place in the site.
+        scripts: data that it needs at once, by place in the site; its own is what it looks for again.
     """
     base = "../" * page.count("/")
     found = [links.href(page, script) for script in scripts]
-    own = found[0] if found else ""
+    own = links.data_id(page) if links.data(page) in scripts else ""
     values = {"base": base, "title": title, "subtitle": subtitle, "state": state, "own": own, "scripts": found}
     return str(html.render("site", sections=[text for text in sections if text], **values)) + "\n"
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact, logs
+from vlmrun import artifact, jsonl, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import AverageStage, SearchStage
@@ -93,8 +93,7 @@ def _try(job: StageJob, number: int, point: AverageStage, asked: list[Asked]) ->
         weights.average(point, sources, trial / WEIGHTS, base=base, verify=False)
         with progress(f"answers of point {number + 1}") as report:
             answers = evaluate.asker_of(job, trial).predict(asked, trial / ANSWERS, report)
-        if (trial / SKIPPED).is_file():  # the same at every point, listed once
-            left = (trial / SKIPPED).read_text("utf-8").splitlines()
+        if left := jsonl.lines(trial / SKIPPED):  # the same at every point, listed once
             list_skipped(job.path / SKIPPED, map(json.loads, left))
     finally:
         shutil.rmtree(trial, ignore_errors=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlmrun import logs
+from vlmrun import heartbeat, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import TrainStage
@@ -42,12 +42,18 @@ class Evaluations:
         """The step of the model that is to be the result, with `keep_best`."""
         return None if self._stage.keep_best is None else self.record.best(self._stage.keep_best)
 
-    def evaluate(self, finished: int, trackers: Sequence[Tracker]) -> bool:
-        """Evaluates the model after N steps if that is due, and says whether it is the best so far. A collective."""
-        if self._evaluator is None or self.record.has(finished) or not self._is_due(finished):
+    def evaluate(self, finished: int, loss: float | None, trackers: Sequence[Tracker]) -> bool:
+        """Evaluates the model after N steps if that is due, and says whether it is the best so far. A collective.
+
+        Args:
+            loss: of the last step. Where it is below `until_loss`, the model is the result, and evaluated as the last.
+        """
+        due = self._is_due(finished) or self._is_below(loss)
+        if self._evaluator is None or self.record.has(finished) or not due:
             return False
         score, samples = self._evaluator.evaluate(finished)
         self.record.add(score, samples)
+        heartbeat.beat("track")
         for tracker in trackers:
             tracker.evaluated(score)
         log.info("%s  %s", self._name, score.line)
@@ -67,10 +73,10 @@ class Evaluations:
 
     def is_over(self, finished: int, loss: float | None) -> bool:
         """Whether training ends after N steps because of `eval.patience`, or of `until_loss` and its last loss."""
-        asked, least = self._stage.eval, self._stage.until_loss
-        if least is not None and loss is not None and loss < least:
+        if self._is_below(loss):
             self._reached = True
             return True
+        asked = self._stage.eval
         if asked is None or asked.patience is None or not self.record.has(finished):
             return False
         return self.record.without_gain(self._by, asked.min_delta) >= asked.patience
@@ -105,8 +111,13 @@ class Evaluations:
     def _by(self) -> str:
         return self._stage.keep_best or "loss"
 
+    def _is_below(self, loss: float | None) -> bool:
+        least = self._stage.until_loss
+        return least is not None and loss is not None and loss < least
+
     def _is_due(self, finished: int) -> bool:
-        assert self._stage.eval is not None
+        if self._stage.eval is None:
+            return False
         if finished == 0:
             return self._stage.eval.at_start
         steps = self._schedule.steps

@@ -39,7 +39,7 @@ def run(engine: Engine, plan: Plan) -> int:
     seeing = stage.tune.tower != "freeze" or stage.tune.connector != "freeze"
     proof = Proof(engine.vlm, engine.finest, engine.watch) if plan.done < plan.steps else None
     overflows = 0
-    plan.evaluate(plan.done)
+    plan.evaluate(plan.done, plan.loss)
     finished = plan.done
     if finished and plan.is_over(finished, plan.loss):
         return finished
@@ -88,7 +88,7 @@ def _keep(plan: Plan, finished: int, totals: Totals) -> None:
         raise LaunchError(
             f"stopped at step {finished}; checkpoint saved; the same command resumes there", plan.name, reason="stopped"
         )
-    is_best = plan.evaluate(finished)
+    is_best = plan.evaluate(finished, totals.loss)
     # The last step too: should the disk be too full for the weights, no step has to be repeated.
     due = derived.is_due(plan.stage.save_steps, finished, plan.steps, plan.epoch)
     if finished == plan.steps or plan.is_over(finished, totals.loss) or is_best or due or totals.save:
@@ -134,9 +134,10 @@ def _report(plan: Plan, step: int, micro_batches: list[Batch], totals: Totals, s
         log.info(message, row.step, row.loss_scale or 1.0)
     for batch, losses in zip(micro_batches, totals.losses, strict=True):
         plan.skipped(batch["skipped"])
-        plan.used(row.step, batch["uses"], losses)
+        plan.used(row.step, batch.get("uses", []), losses)
     if totals.empty:
         log.warning("step %d: micro batches without supervised tokens teach nothing: %s", row.step, shown(totals.empty))
+    heartbeat.beat("track")  # a service may take longer than a step
     for tracker in plan.trackers:
         tracker.track(row)
 

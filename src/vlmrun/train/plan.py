@@ -27,8 +27,8 @@ class Plan:
         rate: the schedule's factor, by steps finished.
         weight_decay: by steps finished; None: it stays.
         saver: writes checkpoints.
-        evaluate: evaluates the model after N finished steps on held-out data, if that is due; true when it is the best
-            one so far, which has to be kept.
+        evaluate: evaluates the model after N finished steps on held-out data, if that is due, given the loss of the
+            last one; true when it is the best one so far, which has to be kept.
         updated: called after N finished steps when the last one changed the weights.
         is_over: whether training ends after N finished steps, before all of them (`eval.patience`, `until_loss`), given
             the loss of the last one.
@@ -46,7 +46,7 @@ class Plan:
     epoch: Callable[[int], float]
     rate: Callable[[int], float]
     saver: Saver
-    evaluate: Callable[[int], bool]
+    evaluate: Callable[[int, float | None], bool]
     skipped: Callable[[list[dict[str, Any]]], None]
     used: Callable[[int, list[Use], Tensor | None], None] = lambda step, uses, losses: None
     trackers: list[Tracker] = field(default_factory=list)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmrun import logs
+from vlmrun import jsonl, logs
 from vlmrun.config import derived
 from vlmrun.config.job import StageJob
 from vlmrun.config.schema import ModelConfig, Order, TrainStage
@@ -91,8 +91,7 @@ class Samples:
 
     def n_skipped(self) -> int:
         """How many are noted."""
-        listed = self.job.path / SKIPPED
-        return len(listed.read_text("utf-8").splitlines()) if listed.is_file() else 0
+        return len(jsonl.lines(self.job.path / SKIPPED))
 
     def _encoder(self) -> Encoder:
         transform = ImageTransform(self.loaded.preprocessor, self.loaded.model.tiles)

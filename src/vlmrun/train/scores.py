@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmrun import artifact
+from vlmrun import artifact, jsonl
 from vlmrun.names import HELD_OUT, SAMPLES
 from vlmrun.train import dist
 
@@ -111,4 +111,4 @@ class Record:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Rows of a file of `Record`; none when there is no file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in jsonl.lines(path)]

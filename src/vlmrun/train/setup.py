@@ -27,7 +27,7 @@ from vlmrun.train.ledger import Ledger
 from vlmrun.train.log import Row, Tracker, read
 from vlmrun.train.plan import Plan
 from vlmrun.train.samples import INDEX, Samples
-from vlmrun.train.trackers import open_trackers
+from vlmrun.train.trackers import close, open_trackers
 from vlmrun.weights import native
 
 log = logs.get(__name__)
@@ -71,7 +71,7 @@ def train(job: StageJob, benchmarks: Questions | None = None) -> Trained | None:
         model.release(loaded)
         dist.barrier()
         if dist.is_main():
-            run.ledger.finish(run.samples.dataset)
+            run.ledger.finish(run.samples.dataset, run.end)
             shutil.rmtree(job.path / INDEX, ignore_errors=True)  # large, and made again when wanted
         return run.result() if dist.is_main() else None
 
@@ -147,8 +147,7 @@ class _Run:
             self.end = loop.run(self.engine, plan)
         finally:
             self.ledger.close()
-            for tracker in self.trackers:
-                tracker.close()
+            close(self.trackers)
 
     def _last_loss(self) -> float | None:
         """Of the step that the run resumes after. A collective."""
@@ -221,6 +220,7 @@ class _Run:
             self._read(found.path)
 
     def _write(self, folder: Path) -> None:
+        self.ledger.sync()
         self.engine.save(folder)
         if self.ema is not None:
             self.ema.save(folder)
@@ -230,8 +230,8 @@ class _Run:
         if self.ema is not None:
             self.ema.load(folder)
 
-    def _evaluate(self, finished: int) -> bool:
-        is_best = self.evaluations.evaluate(finished, self.trackers)
+    def _evaluate(self, finished: int, loss: float | None) -> bool:
+        is_best = self.evaluations.evaluate(finished, loss, self.trackers)
         self.saver.best = self.evaluations.best
         return is_best
 

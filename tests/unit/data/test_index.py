@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmrun.data import index
+from vlmrun.data.reading import usable
 from vlmrun.data.records import open_datasets
 from vlmrun.data.sample import Sample, Turn
 
@@ -68,6 +69,31 @@ def test_an_index_is_used_again_until_something_changes(write_data, encoder, tmp
     Path(config.annotations).write_text(json.dumps(records[:7]))
     assert len(opened(config, encoder, folder)) == 7
     assert len(opened(config.model_copy(update={"on_error": "skip"}), encoder, folder)) == 7
+
+
+@pytest.mark.parametrize(
+    ("first", "counts"), [(3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (9, [4, 4, 1]), (99, [4, 4, 4])]
+)
+def test_the_first_records_are_those_of_all_sources_together(write_data, encoder, tmp_path, monkeypatch, first, counts):
+    read = []
+
+    def counted(*args, **kwargs):
+        for sample in usable(*args, **kwargs):
+            read.append(sample.id)
+            yield sample
+
+    monkeypatch.setattr("vlmrun.data.records.usable", counted)
+    config = write_data()
+    records = json.loads(Path(config.annotations).read_text())
+    data = {}
+    for name in "abc":
+        file = Path(config.annotations).with_name(f"{name}.json")
+        file.write_text(json.dumps(records[:4]))
+        data[name] = config.model_copy(update={"annotations": str(file)})
+    folder = tmp_path / "index"
+    open_datasets(data, list(data), encoder=encoder, skipped=None, folder=folder, first=first)
+    assert index.Index(folder).counts == counts
+    assert len(read) == sum(counts), "no record is read that is not taken"
 
 
 def test_a_refused_file_leaves_no_index(write_data, encoder, tmp_path):

@@ -8,11 +8,13 @@ import json
 
 import pytest
 
+from vlmrun import graph
 from vlmrun.checks import rates
 from vlmrun.cli import doctor as verb
 from vlmrun.doctor import evidence
 from vlmrun.doctor.evidence import Case, Evaluation, Training
 from vlmrun.doctor.rules import RULES, diagnose, messages
+from vlmrun.run import identity, pipeline, record
 
 GOOD = [4.0 * 0.97**n for n in range(300)]  # falls to near zero
 
@@ -165,3 +167,49 @@ def test_the_verb_reads_stage_folders(job, tmp_path, capsys, monkeypatch):
     assert max(map(len, said.splitlines())) <= 80
     assert verb.main(["instruct", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["causes"][0]["rule"] == "rate"
+
+
+@pytest.mark.parametrize("how", ["no archive", "no object", "no JSON", "torn"])
+def test_a_damaged_ledger_counts_as_empty(trained, how):
+    case = trained(GOOD)
+    whole = gzip.compress(b'{"used": 1, "truncated": true}\n' * 999)
+    torn = whole[:10] + b"\xff" * 8 + whole[18:]
+    contents = {"no object": gzip.compress(b"[1]\n"), "no JSON": gzip.compress(b"{}\n{\n"), "torn": torn}
+    (case.job.path / "ledger.jsonl.gz").write_bytes(contents.get(how, b"no archive"))
+    assert case.cut == (0, 0)
+
+
+@pytest.fixture
+def attempts(smoke, tmp_path):
+    """A failed run, and how a stage is begun that its folder does not name."""
+    config = smoke(f"output={tmp_path}")
+    folder = tmp_path / "runs" / "smoke" / "1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: smoke\n")
+    with pytest.raises(ValueError, match="full"), record.kept(folder, config, ((), ()), lambda: ()):
+        raise ValueError("the disk is full")
+
+    def begin(name, *overrides):
+        run = smoke(f"output={tmp_path}", *overrides)
+        planned, _ = graph.plan(run)
+        whole = pipeline.Run(run, planned, identity.keys(planned, run), folder)
+        made = pipeline.job_of(whole, next(item for item in planned if item.name == name))
+        made.path.mkdir(parents=True, exist_ok=True)
+        (made.path / "job.json").write_text(made.to_json())
+        return made.path
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["stage.instruct.optim.lr=0.5", "model.max_length=96", "data.shapes_instruct.on_error=skip",
+     "hardware.precision=bf16", "name=other"],
+)  # fmt: skip
+def test_stages_that_another_attempt_has_begun_are_left_out(attempts, tmp_path, other):
+    theirs = attempts("instruct", other)
+    assert verb._folders(tmp_path, "smoke/1") == ([], "the disk is full")
+    ours = attempts("instruct", *(["stage.instruct.log_every=7"] if other != "name=other" else []))
+    found, _ = verb._folders(tmp_path, "smoke/1")
+    assert found == [ours]
+    assert (ours != theirs) == (other != "name=other")

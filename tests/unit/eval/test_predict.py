@@ -47,7 +47,7 @@ def test_rows_and_file(asker, asked, tmp_path):
     assert [row["question_id"] for row in rows] == [f"q{i}" for i in range(10)]
     assert told == [(4, 10), (8, 10), (10, 10)]
     assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()] == rows
-    assert {key: rows[1][key] for key in rows[1] if key != "answer"} == {
+    assert {key: rows[1][key] for key in rows[1] if key not in ("answer", "cut")} == {
         "question_id": "q1",
         "data": "test",
         "image": "1.png",
@@ -56,6 +56,7 @@ def test_rows_and_file(asker, asked, tmp_path):
         "split": "seen",
         "expected": "red",
     }
+    assert all(row.get("cut", True) for row in rows)  # there only where an answer has no end
     assert rows[9]["image"] is None
     assert len({row["answer"] for row in rows}) > 1  # the model looks at its input at all
 

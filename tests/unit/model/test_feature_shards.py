@@ -24,7 +24,7 @@ def row(number, size=24):
 def filled(folder, numbers):
     shards = FeatureShards(folder)
     for number in numbers:
-        if shards.all([key(number)]) is None:
+        if shards.all([key(number)]) == [None]:
             shards.add(key(number), row(number), DESCRIBED)
     shards.close()
     return FeatureShards(folder)
@@ -34,7 +34,7 @@ def test_rows_come_back(tmp_path):
     shards = filled(tmp_path / "cache", range(300))
     assert (len(shards), shards.described, shards.n_bytes) == (300, DESCRIBED, 24)
     assert shards.all([key(7), key(299), key(7)]) == [row(7), row(299), row(7)]
-    assert shards.all([key(7), key(300)]) is None
+    assert shards.all([key(7), key(300)]) == [row(7), None]
     assert shards.get(key(300)) is None
 
 
@@ -118,3 +118,16 @@ def test_a_full_disk_ends_the_keeping_only(tmp_path, monkeypatch, caplog):
         shards.add(key(number), row(number), DESCRIBED)
     assert (shards.get(key(1)), shards.get(key(2))) == (row(1), None)
     assert caplog.text.count("no more features are kept") == 1
+
+
+def test_more_files_than_may_be_open_and_files_that_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmrun.model.feature_shards._MOST_OPEN", 3)
+    for number in range(8):
+        filled(tmp_path, [number]).close()
+    shards = FeatureShards(tmp_path)
+    for _ in range(2):
+        assert shards.all([key(number) for number in range(8)]) == [row(number) for number in range(8)]
+        assert len(shards._open) == 3
+    monkeypatch.setattr("pathlib.Path.glob", lambda folder, pattern: [folder / "gone.keys"])
+    assert shards.all([key(9)]) == [None]
+    shards.close()

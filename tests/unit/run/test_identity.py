@@ -244,10 +244,13 @@ def test_ignored_keys_are_in_keys_only_when_given(own):
     assert "pretrain" in changed(own(), own(f"{entry}.ignore_keys=[foo]"))
 
 
-def test_a_stage_whose_data_are_not_here_has_no_key_and_all_others_keep_theirs(smoke):
-    config = smoke("data.shapes_lora_a.prepare=null", "data.shapes_lora_a.annotations=none.json")
-    found, all_keys = keys(config), keys(smoke())
+@pytest.mark.parametrize("annotations", ["none.json", "/", "/etc/passwd/x.json"])
+def test_a_stage_that_is_left_out_needs_no_files_and_all_others_keep_their_keys(smoke, annotations):
+    words = ["data.shapes_lora_a.prepare=null", f"data.shapes_lora_a.annotations={annotations}"]
+    config = smoke(*words, "only=[pretrain,lora2]")
     gone = {"lora", "merge", "average", "eval_merge", "eval_average"}
-    assert found == {name: key for name, key in all_keys.items() if name not in gone}
+    assert keys(config) == {name: key for name, key in keys(smoke()).items() if name not in gone}
     with pytest.raises(ConfigError, match=r"stage 'merge', or one that it starts from, reads a file that is not here"):
         pipeline.prepare(config).stage_folder("merge")
+    with pytest.raises(OSError, match=annotations):
+        keys(smoke(*words))

@@ -95,3 +95,11 @@ def test_libraries_that_changed_are_named(known):
     assert replay.changed(found) == []
     found.launches[0].versions["torch"] = "1.0"
     assert replay.changed(found) == [f"torch 1.0, now {environment()['torch']}"]
+
+
+def test_nothing_is_taken_from_the_caches_of_the_first_run(known, tmp_path):
+    caches = [f"stage.pretrain.{name}={tmp_path}" for name in ("tower_cache", "image_cache")]
+    found = known(*caches)
+    assert found.config["stage"]["pretrain"]["tower_cache"] == str(tmp_path)
+    stage = replay.config_of(found, tmp_path / "again").stage["pretrain"]
+    assert (stage.tower_cache, stage.image_cache) == (None, None)

@@ -96,6 +96,13 @@ def test_the_rank_furthest_behind_is_named_with_the_others_and_its_last_words(tr
     assert "hardware.hang_seconds" in said
 
 
+def test_ranks_that_wait_for_a_slow_tracker_do_not_hang(training):
+    waiting = (1, 6, "backward", 2.9, 0.1)
+    assert hung(training, (0, 5, "track", 3.0, 0.1), waiting).hung is None
+    late = hung(training, (0, 5, "track", 51.0, 0.1), waiting).hung
+    assert (late.rank, late.phase) == (0, "track")
+
+
 def test_the_first_rank_that_is_gone_without_leaving_is_the_one_that_died(training):
     gone = subprocess.Popen(["true"])
     gone.wait()

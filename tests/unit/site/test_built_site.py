@@ -1,58 +1,19 @@
 """The site: escaped whatever runs are called, incremental, and whole when files are damaged."""
 
-import contextlib
 import json
 import re
-import urllib.error
 import urllib.request
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit import made
 from tests.unit.report.test_run_page import Page
-from vlmrun.artifact import read
+from tests.unit.site.conftest import HOSTILE
 from vlmrun.cli import site, watch
 from vlmrun.errors import CheckpointError, LaunchError
-from vlmrun.outcome import Outcome
 from vlmrun.run import record
-from vlmrun.site import build, curves, lineage, lines, serve
-
-HOSTILE = "</script><script>alert(1)</script>"
-
-
-class Config:
-    """As much of a composed run as a record wants."""
-
-    def __init__(self, name, values):
-        self.name, self._values = name, values
-
-    def model_dump(self, **how):
-        return self._values
-
-
-def run(root, name, number, folders=(), error=None, **values):
-    folder = root / "runs" / name / str(number)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"name: {name}\n")
-    outcomes = [Outcome(read(each).name, read(each), each, reused=False) for each in folders]
-    config = Config(name, {"name": name, **values})
-    ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
-    overrides = [f"{key}={value}" for key, value in values.items()]
-    with ends, record.kept(folder, config, (overrides, ()), lambda: outcomes):
-        if error:
-            raise error
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path):
-    """An output root with a training, a run of it and one that failed."""
-    stage = made.train(tmp_path, "first", [3.0, 2.0, None, 0.5], parents=())
-    run(tmp_path, "demo", 1, [stage], lr=1)
-    run(tmp_path, "demo", 2, error=LaunchError("the <disk> is full", "outputs", "free some"), lr=HOSTILE)
-    return tmp_path
+from vlmrun.site import build, curves, lineage, lines
 
 
 def test_every_run_and_stage_has_a_page_also_one_that_failed(root, capsys):
@@ -174,33 +135,6 @@ def test_one_number_has_one_text_on_a_stages_page(root):
     build.build(root)
     (path,) = (root / "site/stages").glob("first-*.html")
     assert path.read_text().count("0.5000") >= 3, "the facts, the label of the curve and the figure in it"
-
-
-@pytest.fixture
-def home(root):
-    build.build(root)
-    (root / "secret.txt").write_text("x")
-    with serve.serving(root, 0) as address:
-        yield address
-
-
-def status(address, host=None):
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host} if host else {})) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-
-
-def test_the_server_shows_the_site_and_nothing_else(home):
-    base = home.removesuffix("site/index.html")
-    assert home.startswith("http://127.0.0.1:")
-    assert status(home) == 200
-    assert status(base + "runs/demo/1/run.json") == 200
-    for wrong in ("secret.txt", "site/../secret.txt", "site/%2e%2e/secret.txt", "", "runs/", "../secret.txt"):
-        assert status(base + wrong) == 404, wrong
-    assert status(home, "evil.example:80") == 403
 
 
 def test_watch_shows_a_run_once(root, capsys):

@@ -7,6 +7,7 @@ import torch
 
 from tests.integration.jobs import HARDWARE, STAGE
 from tests.pico import pico_vlm
+from vlmrun import heartbeat
 from vlmrun.config.schema import HardwareConfig, Lora, TrainStage, Tune
 from vlmrun.errors import LaunchError, VlmrunError
 from vlmrun.model import tune
@@ -28,6 +29,7 @@ def _batch(index, *, text_only=False, supervised=True):
         "attention_mask": torch.ones_like(ids, dtype=torch.bool),
         "pixels": torch.zeros(1, 3, 16, 16) if text_only else torch.randn(2, 3, 16, 16, generator=made),
         "ids": [f"s{index}a", f"s{index}b"],
+        "uses": [],
         "skipped": [],
     }
 
@@ -89,7 +91,7 @@ def _train(batches, *, done=0, wanted=FULL, saves=None, trackers=None, evaluate=
         epoch=lambda step: step / 10,
         rate=lambda step: 1.0,
         saver=_Saver(saved),
-        evaluate=evaluate or (lambda finished: False),
+        evaluate=evaluate or (lambda finished, loss: False),
         skipped=lambda found: None,
         trackers=[tracker, *(trackers or []), _Rows()],
     )
@@ -128,6 +130,19 @@ def test_an_overflow_is_told_with_the_scale_it_happened_at(monkeypatch):
     ]
 
 
+def test_a_slow_tracker_is_no_part_of_a_step(monkeypatch):
+    beats, seen = [], []
+    monkeypatch.setattr(heartbeat, "beat", lambda phase, step=None: beats.append(phase))
+
+    class Slow(_Rows):
+        def track(self, row):
+            seen.append(beats[-1])
+
+    _train(_steps(2), trackers=[Slow()])
+    assert seen == ["track", "track"]
+    assert beats[-3:] == ["update", "track", "data"]
+
+
 def test_a_run_that_only_overflows_stops():
     class Never(_Overflowing):
         fits = 0.0
@@ -144,11 +159,11 @@ def test_saves_come_at_save_steps_and_at_the_end():
 
 def test_the_best_model_is_saved_whenever_it_comes_and_a_run_that_goes_on_evaluates_what_was_not():
     asked = []
-    saved = _train(_steps(5), save_steps=10, evaluate=lambda finished: asked.append(finished) or finished == 3)[1]
+    saved = _train(_steps(5), save_steps=10, evaluate=lambda finished, _: asked.append(finished) or finished == 3)[1]
     assert saved == [3, 5]
     assert asked == [0, 1, 2, 3, 4, 5], "before the first update too, where that is asked for"
     asked.clear()
-    _train(_steps(2), done=4, evaluate=asked.append)
+    _train(_steps(2), done=4, evaluate=lambda finished, _: asked.append(finished))
     assert asked[0] == 4, "before the first step"
 
 

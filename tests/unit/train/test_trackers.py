@@ -4,6 +4,7 @@ import time
 import pytest
 
 from tests.integration.jobs import make_job
+from vlmrun import heartbeat
 from vlmrun.config.schema import Service
 from vlmrun.train import services, trackers
 from vlmrun.train.log import Row
@@ -40,6 +41,76 @@ def test_services_get_every_nth_row_the_last_one_and_all_evaluations():
     thinned.evaluated(_score(3))
     thinned.close()
     assert notes.found == [2, 4, 5, ("eval", 3), "closed"]
+
+
+class _Failing(_Notes):
+    """A service that raises in one of its calls."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+        self.fail("open")
+
+    def fail(self, where):
+        if where == self.where:
+            raise OSError(28, "No space left on device")
+
+    def track(self, row):
+        super().track(row)
+        self.fail("track")
+
+    def evaluated(self, score):
+        super().evaluated(score)
+        self.fail("evaluated")
+
+    def close(self):
+        super().close()
+        self.fail("close")
+
+
+@pytest.mark.parametrize(
+    ("where", "given"),
+    [
+        ("open", None),
+        ("track", [1, "closed"]),
+        ("evaluated", [1, ("eval", 1), "closed"]),
+        ("close", [1, ("eval", 1), 2, ("eval", 2), "closed"]),
+    ],
+)
+def test_a_service_that_fails_costs_its_own_numbers_only(tmp_path, monkeypatch, caplog, where, given):
+    made = []
+
+    def service(name, *_):
+        made.append(_Failing(where) if name == "wandb" else _Notes())
+        return made[-1]
+
+    monkeypatch.setattr(trackers, "_open", service)
+    job = make_job(tmp_path, "tracked", tracking=["wandb", "tensorboard"])
+    found = trackers.open_trackers(job, 1, 4, 0, [])
+    for step in (1, 2):
+        for tracker in found:
+            tracker.track(_row(step))
+        for tracker in found:
+            tracker.evaluated(_score(step))
+    trackers.close(found)
+    *failing, other = made
+    assert [one.found for one in failing] == ([] if given is None else [given])
+    assert other.found == [1, ("eval", 1), 2, ("eval", 2), "closed"]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("wandb ")
+    assert "No space left on device" in said
+    assert len((job.path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_all_are_closed_whatever_one_raises_and_a_slow_one_is_no_part_of_a_step(monkeypatch):
+    beats = []
+    monkeypatch.setattr(heartbeat, "beat", beats.append)
+    notes = _Notes()
+    with pytest.raises(OSError, match="No space left"):
+        trackers.close([notes, _Failing("close"), notes])
+    assert notes.found == ["closed", "closed"]
+    assert beats == ["track"]
+    assert "track" not in heartbeat.IN_A_STEP
 
 
 def _records(file):

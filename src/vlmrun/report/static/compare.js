@@ -3,7 +3,8 @@
 if (document.getElementById("comparison")) (() => {
   const { make, load, choice, base } = vlmrun, $ = id => document.getElementById(id);
   let labels = {};
-  const chosen = () => location.hash.slice(1).split(",").filter(Boolean);
+  // The address is anybody's: only data of the site's runs are loaded and led to.
+  const chosen = () => { const known = new Set(Object.values(labels)); return location.hash.slice(1).split(",").filter(id => known.has(id)); };
   const go = ids => { location.hash = [...new Set(ids)].join(","); };
   function flat(value, key = "", found = {}) {
     if (value && typeof value === "object" && !(Array.isArray(value) && value.every(each => typeof each !== "object")))

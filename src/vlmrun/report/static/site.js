@@ -105,12 +105,11 @@ const vlmrun = (() => {
   if (document.getElementById("runs")) list();
   const own = document.body.dataset.own;
   if (document.body.dataset.state === "running" && own) {
-    const id = own.replace(base, "");
     setInterval(async () => {
       const mounts = document.querySelector("[data-charts]");
-      const data = await load(id, true).catch(() => null);
+      const data = await load(own, true).catch(() => null);
       if (data && data.state !== "running") location.reload();
-      for (const each of mounts ? mounts.dataset.charts.split(" ") : []) if (each !== id) load(each, true).catch(() => null);
+      for (const each of mounts ? mounts.dataset.charts.split(" ") : []) if (each !== own) load(each, true).catch(() => null);
     }, 5000);
   }
   return { add, load, make, choice, save, on, base };

@@ -48,9 +48,7 @@ class FsdpEngine(Engine):
         rows = {name: new_tokens.rows_of(parameter) for name, parameter in vlm.named_parameters()}
         _shard(vlm, stage, hardware, self._place)
         parameters = dict(vlm.named_parameters())  # other objects than before, without their hooks
-        for name, parameter in parameters.items():
-            if rows[name]:
-                _train_rows(parameter, rows[name])
+        self._masks = [_train_rows(parameter, rows[name]) for name, parameter in parameters.items() if rows[name]]
         groups = [
             dataclasses.replace(group, parameters=tuple(parameters[name] for name in group.names)) for group in groups
         ]
@@ -78,6 +76,8 @@ class FsdpEngine(Engine):
 
     def step(self, factor: float, weight_decay: float | None = None) -> float:
         self._pace(factor, weight_decay)
+        for mask in self._masks:  # once more: under offload some versions of torch copy gradients behind the hooks
+            mask()
         gradients = [_local(p.grad) for p in self._trained.values() if p.grad is not None]
         norm = _norm(gradients)
         if self._max_norm and norm > self._max_norm:
@@ -173,8 +173,10 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def _train_rows(parameter: nn.Parameter, rows: tuple[int, ...]) -> None:
+def _train_rows(parameter: nn.Parameter, rows: tuple[int, ...]) -> Callable[[], None]:
     """Makes these rows learn and no other, as `new_tokens.train_rows` does for a tensor that is not sharded.
+
+    Gives what does so to the gradient that is there.
 
     Hooks run in the order in which they are registered: those of `watch` see what the optimizer will.
     """
@@ -188,6 +190,7 @@ def _train_rows(parameter: nn.Parameter, rows: tuple[int, ...]) -> None:
             gradient.masked_fill_(~kept.to(gradient.device), 0.0)
 
     parameter.register_post_accumulate_grad_hook(only_new)
+    return lambda: only_new(parameter)
 
 
 def _first_row(parameter: nn.Parameter) -> int:
