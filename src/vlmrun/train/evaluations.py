@@ -89,7 +89,7 @@ class Evaluations:
         return f"{self._stage.eval.patience} evaluation(s) in a row did not improve the {self._called}"
 
     def check_best(self) -> None:
-        """Makes sure that the model that is to be the result can be told, when training has ended.
+        """Makes sure that the model that is to be the result is known, when training has ended.
 
         Raises:
             DataError: when there were evaluations and none gave the number of `keep_best`.

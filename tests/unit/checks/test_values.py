@@ -385,6 +385,16 @@ RULES = {
         "model.llm.config: config.json: hidden_size is 'x'",
     ),
     "size of nothing": (["model/tower=pico", "model.tower.config.patch_size=0"], "patch_size is 0"),
+    "size of no whole patches": (["model/tower=pico_dinov3", "model.tower.image_size=36"], "no multiple of the patch"),
+    "size that a family does not take": (
+        [
+            "model/tower=pico_dinov3",
+            "model.tower.config.model_type=metaclip_2_vision_model",
+            "model.tower.image_size=64",
+        ],
+        "takes images of 32 pixels only",
+    ),
+    "depth of an abstractor": (["model/connector=abstractor", "model.connector.depth=0"], "a connector of depth 0"),
     "size not stated": (["model/llm=pico", "~model.llm.config.vocab_size"], "config.json has no 'vocab_size'"),
     "target forbidden": ("model.connector._target_=os.system", "is not allowed"),
     "target name": ("model.connector._target_=vlmrun.model.connectors.mlp.MPL", "did you mean 'MLP'?"),
