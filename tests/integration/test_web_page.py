@@ -116,6 +116,20 @@ def answers(driver, side=0):
     return [row.text for row in driver.find_elements(By.CSS_SELECTOR, f"#chat{side} .bot.message")]
 
 
+def edit(driver, number, text):
+    """Asks one of the questions in other words."""
+
+    def click(name, number=0):
+        buttons = f"document.querySelectorAll('#chat0 button[title={name}]')"
+        driver.execute_script(f"{buttons}[arguments[0]].click()", number)
+
+    click("Edit", number)
+    (box,) = until(lambda: driver.find_elements(By.CSS_SELECTOR, "#chat0 textarea"))
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(text)
+    click("Submit")
+
+
 def rows(log, kind):
     if not log.exists():
         return []
@@ -180,6 +194,10 @@ def test_a_conversation(page, browse, picture):
     ask(driver, "Sure?")
     until(lambda: len(mine("chat")) == 4)
     assert len(mine("chat")[3]["state"]["messages"]) == 4
+    edit(driver, 1, "Really?")
+    until(lambda: len(mine("chat")) == 5)
+    assert mine("chat")[4]["state"]["messages"][2] == ["user", "Really?"]
+    assert len(mine("chat")[4]["state"]["messages"]) == 4
     press(driver, "clear")
     until(lambda: not answers(driver))
     check_quiet(driver)

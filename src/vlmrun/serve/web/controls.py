@@ -55,7 +55,8 @@ class Page:
     def editor(self, side: int) -> Any:
         """Asks an earlier question in other words; what came after it is forgotten."""
 
-        async def edit(talk: Talk, *given: Any, event: gr.EditData) -> AsyncIterator[tuple[Any, ...]]:
+        # The event comes first: gradio puts it among the positional arguments, by its place.
+        async def edit(event: gr.EditData, talk: Talk, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
             number = talk.at(side, _row(event))
             if number is None or not isinstance(event.value, str):
                 yield talk, *_seen(talk)
