@@ -207,6 +207,8 @@ def _likely(parts: list[str], depth: int, tree: DictConfig, node: DictConfig) ->
     if longer:
         more = f" and {len(longer) - _MOST_LISTED} more" if len(longer) > _MOST_LISTED else ""
         return f"give the key in full: {', '.join(longer[:_MOST_LISTED])}{more}"
+    if not names:
+        return f"there are none yet: +{'.'.join(parts)}=... adds it"
     near = closest(parts[depth], names)
     tip = f"did you mean {'.'.join([*parts[:depth], near])!r}? " if near else ""
     return f"{tip}keys: {', '.join(names)}"

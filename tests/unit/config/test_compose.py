@@ -214,3 +214,9 @@ def test_a_file_that_cannot_be_read_is_no_wrong_override(monkeypatch, code):
         f"a configuration file cannot be read: {os.strerror(code)}",
         "/somewhere/smoke.yaml",
     )
+
+
+def test_a_key_of_an_empty_place_is_told_about_the_plus():
+    (problem,) = compose(["+recipe=smoke", "hardware.env.NCCL_DEBUG=INFO"]).problems
+    assert problem.fix == "there are none yet: +hardware.env.NCCL_DEBUG=... adds it"
+    assert not compose(["+recipe=smoke", "+hardware.env.NCCL_DEBUG=INFO"]).problems
