@@ -112,6 +112,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty for one that is missing, damaged, or holds another value."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def describe_files(folder: Path, roots: tuple[str, ...]) -> dict[str, File]:
     """Size and digest of every file below `folder/<root>` (a folder or a file), by path relative to `folder`."""
     found: dict[str, File] = {}

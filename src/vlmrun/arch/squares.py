@@ -37,6 +37,11 @@ class Squares(Arithmetic):
         return (side // self.factor) ** 2
 
 
+def _require_layers(depth: int) -> None:
+    if depth < 1:
+        raise ConfigError(f"a connector of depth {depth}", "model.connector.depth", "give 1 or more")
+
+
 @dataclass(frozen=True)
 class PixelShuffle(Squares):
     """The patches of a square side by side, and linear layers over them."""
@@ -47,8 +52,7 @@ class PixelShuffle(Squares):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth < 1:
-            raise ConfigError(f"a connector of depth {self.depth}", "model.connector.depth", "give 1 or more")
+        _require_layers(self.depth)
 
     def sizes(self, vision_dim: int, llm_dim: int, n_patches: int) -> Connector:
         """Every layer over every square."""
@@ -83,8 +87,7 @@ class Pooled(Squares):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth < 1:
-            raise ConfigError(f"a connector of depth {self.depth}", "model.connector.depth", "give 1 or more")
+        _require_layers(self.depth)
 
     def sizes(self, vision_dim: int, llm_dim: int, n_patches: int) -> Connector:
         """Every layer over every mean."""
@@ -109,8 +112,7 @@ class Abstractor(Arithmetic):
 
     def __post_init__(self) -> None:
         side_of(self.n_tokens, "the C-Abstractor's n_tokens")
-        if self.depth < 1:
-            raise ConfigError(f"a connector of depth {self.depth}", "model.connector.depth", "give 1 or more")
+        _require_layers(self.depth)
         if self.hidden < 1:
             raise ConfigError(f"convolutions of {self.hidden} channels", "model.connector.hidden", "1024, for instance")
 

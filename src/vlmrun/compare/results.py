@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmrun import artifact
 from vlmrun.compare.sides import Made
 from vlmrun.compare.values import ABSENT
 from vlmrun.eval import protocol, scoring, statistics
@@ -74,7 +75,7 @@ def compare(stage: str, first: Made, second: Made) -> Results:
     marks = _marks(rows[0]), _marks(rows[1])
     shared = [id for id in rows[0] if id in rows[1]]
     clusters = {_joined(id): row.get("image") or _joined(id) for id, row in rows[0].items()}
-    scores = _json(first.folder / SCORES), _json(second.folder / SCORES)
+    scores = artifact.read_object(first.folder / SCORES), artifact.read_object(second.folder / SCORES)
     sides = list(_rows(first.folder / MARKS)), list(_rows(second.folder / MARKS))
     files = [{name: file.sha256 for name, file in made.artifact.files.items()} for made in (first, second)]
     return Results(
@@ -155,11 +156,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as lines:
             yield from (json.loads(line) for line in lines if line.strip())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

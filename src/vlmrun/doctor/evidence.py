@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -161,7 +160,7 @@ def read(folders: Sequence[Path], error: str | None = None) -> Case:
 
 
 def _evaluation(folder: Path, job: StageJob, stage: EvaluateStage) -> Evaluation | None:
-    group = _json(folder / SCORES).get("seen")
+    group = artifact.read_object(folder / SCORES).get("seen")
     chance = group.get("chance") if isinstance(group, dict) else None
     plain = [name for name in stage.data if name in job.data and not isinstance(job.data[name], BenchmarkConfig)]
     answers, shuffled = (
@@ -176,7 +175,7 @@ def _evaluation(folder: Path, job: StageJob, stage: EvaluateStage) -> Evaluation
     if not answers or not isinstance(chance, int | float):
         return None
     parent = Path(next(iter(job.parents.values()), ""))
-    return Evaluation(job.name, job, stage, answers, chance, shuffled, _json(parent / WEIGHTS / MODEL))
+    return Evaluation(job.name, job, stage, answers, chance, shuffled, artifact.read_object(parent / WEIGHTS / MODEL))
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -189,11 +188,3 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _images(rows: Rows) -> list[str]:
     return [str(row.get("image") or row["question_id"]) for row in rows]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
